@@ -1,0 +1,149 @@
+# The study's commands; `make help` lists them.
+#
+# Make decides which notebooks to execute (an executed copy in data/runs/ older than what it came from is made anew);
+# the results store decides what to compute. Variables are set on the command line: `make figures PROFILE=smoke`.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+##@ Variables
+PROFILE = embedded## what to run: embedded (laptop, no hub), smoke (seconds), paper (one 80 GB GPU)
+MODEL =## hub id or local folder to study instead of the profile's model
+REVISION =## hub revision of MODEL
+TRUST_REMOTE_CODE =## yes: run code that comes with MODEL
+NOTEBOOKS =## only these, by number or name: "01 02"; all if empty
+VENV = .venv## where the environment lies; empty: use (and install into) the Python that is active, e.g. conda's
+PYTHON =## Python 3.11 to 3.13 to build the environment with; the first one found if empty
+
+##@ Commands
+help: ## show this
+	@awk 'BEGIN { FS = " *=.*## *|:.*## *" } \
+	  /^##@/ { printf "\n%s\n", substr($$0, 5); next } \
+	  /^[A-Za-z_]+( =|:).*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# --- The environment -------------------------------------------------------------------------------------------------
+
+# A loop over what runs, not over what is found: a version manager leaves commands that only say "not installed".
+find_python = for python in $(CANDIDATES); do \
+  if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then echo $$python; break; fi; done
+# Not 3.14: gensim has no wheel for it yet and would have to be compiled.
+CANDIDATES = $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
+# Looked for when first needed, and once.
+builder = $(eval builder := $$(shell $$(find_python)))$(or $(builder),$(error No Python 3.11 to 3.13 by the name of \
+  $(CANDIDATES): install one, or name it with PYTHON=))
+
+PY := $(if $(VENV),$(VENV)/bin/python,python)
+# Written when the environment is complete, so that an interrupted setup is finished by the next call. It holds the
+# place of this clone, which an editable install depends on. Without a VENV each Python has one of its own.
+READY := $(if $(VENV),$(VENV)/ready,build/ready$(shell command -v python | tr -c '[:alnum:]\n' -))
+# There while pip installs: an environment in which pip was killed may look whole to pip, so it is built anew.
+INSTALLING := $(VENV)/installing
+usable := $(shell $(PY) -c '' 2>/dev/null && [ "$$(cat $(READY) 2>/dev/null)" = '$(CURDIR)' ] && echo yes)
+
+setup: $(READY) ## build the environment, fetch the embedded model; repairs a setup that was interrupted
+
+$(READY): pyproject.toml requirements.lock data/requirements-embedded.txt $(if $(usable),,FORCE)
+ifneq ($(VENV),)
+	@if [ -n "$$(ls -A $(VENV) 2>/dev/null)" ] && ! [ -e $(VENV)/pyvenv.cfg -o -e $(INSTALLING) ]; then \
+	  echo "VENV=$(VENV) is something else than a virtual environment: choose another folder"; exit 1; fi
+	@if [ -e $(INSTALLING) ] || ! $(PY) -c 'import pip' 2>/dev/null; then \
+	  echo "Building the environment in $(VENV)"; \
+	  rm -rf $(VENV) && mkdir -p $(VENV) && touch $(INSTALLING) && $(builder) -m venv $(VENV); fi
+	@touch $(INSTALLING)
+endif
+	$(PY) -m pip install --disable-pip-version-check -r requirements.lock
+	$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+ifneq ($(VENV),)
+	@rm $(INSTALLING)
+endif
+	$(PY) -m layer_redundancy.embedded
+	@mkdir -p $(@D) && echo '$(CURDIR)' > $@
+
+# --- Notebooks -------------------------------------------------------------------------------------------------------
+
+export PYTHONHASHSEED := 0
+export TOKENIZERS_PARALLELISM := false
+export JUPYTER_PREFER_ENV_PATH := 1
+
+figures: ## execute the notebooks; their figures and tables go to figures/<PROFILE>/
+
+# Everything below needs to know the folder of the run, so it is asked for (and PROFILE, MODEL and NOTEBOOKS are
+# checked) only for goals that run notebooks, before a minute is spent on setup.
+ifneq ($(filter figures data/runs/%,$(MAKECMDGOALS)),)
+
+# The profiles need nothing but the standard library, so any Python can be asked.
+ask = $(if $(usable),$(PY),$(if $(VENV),$(builder),python)) -m layer_redundancy.run_folder
+ANSWER := $(shell PYTHONPATH=src $(ask) '$(PROFILE)' '$(MODEL)' '$(REVISION)' 2>&1)
+FOLDER := $(patsubst folder=%,%,$(filter folder=%,$(ANSWER)))
+$(if $(FOLDER),,$(error $(ANSWER)))
+
+ALL := $(sort $(basename $(notdir $(wildcard notebooks/[0-9]*.ipynb))))
+$(if $(ALL),,$(error no notebooks in notebooks/))
+pick = $(or $(filter $(1) $(1)_% 0$(1)_%,$(ALL)),$(error no notebook "$(1)": choose from $(ALL)))
+CHOSEN := $(if $(NOTEBOOKS),$(foreach name,$(NOTEBOOKS),$(call pick,$(basename $(notdir $(name))))),$(ALL))
+
+RUNS := $(CHOSEN:%=data/runs/$(FOLDER)/%.ipynb)
+SETTINGS := data/runs/$(FOLDER)/.settings
+CODE := $(wildcard src/layer_redundancy/*.py data/paper/* data/tasks/*)
+# Deleted figures are drawn again, although the executed notebooks are there.
+REDRAW := $(if $(wildcard figures/$(FOLDER)/*),,FORCE)
+# The embedded model and its texts come from packages: looking for news on a hub would only need a network.
+OFFLINE := $(if $(MODEL)$(filter paper,$(PROFILE)),,HF_HUB_OFFLINE=1)
+
+figures: $(RUNS)
+	@echo "Figures and tables: figures/$(FOLDER)/   executed notebooks: data/runs/$(FOLDER)/"
+
+$(RUNS): data/runs/$(FOLDER)/%.ipynb: notebooks/%.ipynb $(CODE) $(SETTINGS) $(READY) $(REDRAW)
+	@$(OFFLINE) $(PY) -m layer_redundancy.run_notebook $< --output $@ --profile $(PROFILE) \
+	  --model '$(MODEL)' --revision '$(REVISION)' $(if $(filter yes,$(TRUST_REMOTE_CODE)),--trust-remote-code)
+
+# What is no part of the folder's name; touched only when it changes.
+$(SETTINGS): FORCE
+	@mkdir -p $(@D)
+	@echo '$(REVISION) $(TRUST_REMOTE_CODE)' | cmp -s - $@ || echo '$(REVISION) $(TRUST_REMOTE_CODE)' > $@
+
+endif
+
+smoke: ## every notebook in small: does it run?
+	@$(MAKE) --no-print-directory figures PROFILE=smoke
+
+# --- Development -----------------------------------------------------------------------------------------------------
+
+test: $(READY) ## unit tests, then every notebook on the smoke profile
+	$(PY) -m pytest
+	@$(MAKE) --no-print-directory smoke
+
+lint: $(READY) ## style of code and notebooks; notebooks are committed without outputs
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m nbstripout --verify $(STRIP) $(wildcard notebooks/*.ipynb) </dev/null
+
+format: $(READY) ## put right what lint finds, where a machine can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(PY) -m nbstripout $(STRIP) $(wildcard notebooks/*.ipynb) </dev/null
+
+STRIP := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version"
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	$(PY) -m jupyterlab notebooks
+
+# uv comes on demand: nobody but who changes a version needs it. torch pins its CUDA packages itself; locking them would
+# make those without a GPU download gigabytes.
+lock: $(READY) ## choose the versions in requirements.lock anew, from pyproject.toml
+	$(PY) -m pip install --quiet uv
+	@mkdir -p build
+	{ echo "# Exact versions of everything that pyproject.toml needs, on every platform; written by \`make lock\`."; \
+	  echo "# CUDA packages are left out: torch pins its own, and only where it needs them."; \
+	  $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
+	    pyproject.toml | grep -Ev '^(cuda-|nvidia-|triton==)'; } > build/lock && mv build/lock requirements.lock
+
+clean: ## remove executed notebooks and figures that are not committed; computed results stay
+	rm -rf data/runs .pytest_cache .ruff_cache .hypothesis
+	find figures -mindepth 1 -maxdepth 1 ! -name embedded ! -name bench -exec rm -rf {} +
+
+distclean: clean ## remove computed results, downloads and the environment too
+	rm -rf data/results data/cache build .venv
+
+FORCE:
+.PHONY: help setup figures smoke test lint format lab lock clean distclean FORCE

@@ -1,0 +1,12 @@
+"""The one exception a user's mistake ends in."""
+
+
+class StudyError(Exception):
+    """A user's mistake or a condition of the machine, told in one line: what is wrong and what to do.
+
+    The notebook runner prints only this message, and so does a cell in JupyterLab: no stack trace follows it.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a stack trace."""
+        return [f"{type(self).__name__}: {self}"]

@@ -1,0 +1,646 @@
+"""Loading a model, and taking it apart: the one place that knows architectures.
+
+A causal language model is, to this study, an embedding, an ordered list of residual blocks, a final norm and a head.
+What a block needs besides its input (masks, rotary angles, ...) is not rebuilt here: the model's own forward is run
+with blocks that only record what they are called with. So masks by layer type, embedding scales and position tables are
+the model's own, whatever the architecture.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from layer_redundancy.errors import StudyError
+from layer_redundancy.memory import keep_freed_memory
+from layer_redundancy.profiles import EMBEDDED_MODEL, Profile
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+# ------------------------------------------------------------------------------------------------ which model is it
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """A model named exactly, without its weights in memory.
+
+    Attributes:
+        name: as the user gave it.
+        source: what transformers loads: a folder, or the hub id.
+        revision: commit on the hub, or the hash that stands for it; printed in captions.
+        fingerprint: sha256 over what decides the weights and their dtype; the store's key.
+        num_hidden_layers: blocks, from the config.
+        max_length: tokens the model was made for, from the config; None where there is no limit (Mamba).
+        trust_remote_code: as the user chose.
+    """
+
+    name: str
+    source: str
+    revision: str
+    fingerprint: str
+    num_hidden_layers: int
+    max_length: int | None = None
+    trust_remote_code: bool = False
+
+
+def identify(profile: Profile) -> ModelIdentity:
+    """Finds out which weights a profile means, downloading no more than a config.
+
+    Raises:
+        StudyError: the model does not exist, is gated, or cannot be reached.
+    """
+    if profile.dtype not in DTYPES:
+        raise StudyError(f"unknown dtype {profile.dtype!r}: choose one of {', '.join(DTYPES)}")
+    local = profile.model == EMBEDDED_MODEL or Path(profile.model).expanduser().is_dir()
+    if local and profile.revision:
+        raise StudyError(f"model {profile.model!r} is not on the hub: it has no revision {profile.revision!r}")
+    if profile.model == EMBEDDED_MODEL:
+        from layer_redundancy import embedded
+
+        source, revision = str(embedded.folder()), embedded.revision()
+        content = f"{embedded.GGUF_SHA256} converted by rules {embedded.CONVERSION_VERSION}"
+    elif local:
+        source = str(Path(profile.model).expanduser().resolve())
+        content = _folder_hash(Path(source))
+        revision = f"local folder, sha256 {content[:8]}"
+    elif profile.model.startswith((".", "/", "~")) or profile.model.count("/") > 1:
+        raise StudyError(f"model {profile.model!r}: no such folder")
+    else:
+        source = profile.model
+        revision = _hub_commit(profile.model, profile.revision)
+        content = f"{source}@{revision}"
+    config = _config(source, None if Path(source).is_dir() else revision, profile.trust_remote_code)
+    text = config.get_text_config()
+    layers = getattr(text, "num_hidden_layers", None)
+    if not layers:
+        raise StudyError(f"model {profile.model!r} ({config.model_type}) has no num_hidden_layers: not a decoder stack")
+    # Not the folder's name: the same weights elsewhere are the same model.
+    fingerprint = hashlib.sha256(json.dumps([content, profile.dtype]).encode()).hexdigest()
+    # context_length is RWKV-4's: its CUDA kernel takes no more, though the recurrence has no end.
+    max_length = getattr(text, "max_position_embeddings", None) or getattr(text, "context_length", None)
+    return ModelIdentity(profile.model, source, revision, fingerprint, layers, max_length, profile.trust_remote_code)
+
+
+def _folder_hash(folder: Path) -> str:
+    """sha256 over the names and bytes of a checkpoint's config and weights."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".bin", ".model", ".py"})
+    if not (folder / "config.json").is_file():
+        raise StudyError(f"model folder {folder} has no config.json: give a folder written by save_pretrained")
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as f:
+            digest.update(f"{path.name}:{hashlib.file_digest(f, 'sha256').hexdigest()};".encode())
+    return digest.hexdigest()
+
+
+def _hub_commit(model: str, revision: str | None) -> str:
+    """The commit a hub revision stands for, from the hub or from the local cache when the hub is out of reach."""
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors(model):
+        config = hf_hub_download(model, "config.json", revision=revision)
+    return Path(config).parent.name  # .../snapshots/<commit>/config.json
+
+
+def _config(source: str, revision: str | None, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    with hub_errors(source, trust_remote_code=trust_remote_code):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def hub_errors(name: str, trust_remote_code: bool = True) -> Iterator[None]:
+    """Turns whatever the hub or transformers throws while `name` is fetched into one line that says what to do."""
+    import httpx
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError as e:
+        raise StudyError(f"{name} is gated: accept its licence on its hub page, then run `hf auth login`") from e
+    except errors.RemoteEntryNotFoundError as e:
+        raise StudyError(f"{name} has no config.json on the hub: it is no transformers checkpoint") from e
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as e:
+        raise StudyError(f"{name}: no such model or revision on the hub (or private): check the id and revision") from e
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError, ConnectionError) as e:
+        raise StudyError(
+            f"{name} is not in the local cache and the hub cannot be reached: check the network and HF_HUB_OFFLINE, "
+            f"or use MODEL={EMBEDDED_MODEL}, which needs no hub"
+        ) from e
+    except errors.HfHubHTTPError as e:
+        raise StudyError(f"{name}: the hub answered {str(e).splitlines()[0]}: try again later") from e
+    except torch.OutOfMemoryError as e:
+        raise StudyError(f"{name} does not fit in this device's memory: use a smaller model or dtype") from e
+    except StudyError:
+        raise
+    except Exception as e:  # a config or weights that make no sense raise almost anything
+        text = " ".join(str(e).split())
+        if isinstance(e, OSError) and e.errno is not None:
+            raise StudyError(f"{name} cannot be read: {text}") from e
+        if not trust_remote_code and "trust_remote_code" in text:
+            raise StudyError(
+                f"{name} ships its own code: read it, then set trust_remote_code=True if you trust it"
+            ) from e
+        raise StudyError(f"{name} cannot be loaded: {text[:300]}") from e
+
+
+def load_tokenizer(identity: ModelIdentity) -> Any:
+    """The model's tokenizer. Raises StudyError where it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    with hub_errors(identity.name, identity.trust_remote_code):
+        tokenizer = AutoTokenizer.from_pretrained(
+            identity.source, revision=_revision(identity), trust_remote_code=identity.trust_remote_code
+        )
+    # Long texts are tokenised whole and cut into blocks by us; the warning about the length would be wrong.
+    tokenizer.model_max_length = int(1e30)
+    return tokenizer
+
+
+def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -> nn.Module:
+    """Loads the weights and checks that the model can be taken apart.
+
+    Args:
+        identity: from `identify`.
+        dtype: float32, bfloat16 or float16.
+        device: "cpu", "cuda", "auto" (all CUDA devices where there are any), or a torch device.
+
+    Returns:
+        The transformers model, in eval mode, gradients off.
+
+    Raises:
+        StudyError: it cannot be loaded, weights are missing, or `check_stack` refuses it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    keep_freed_memory()
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise StudyError("device 'cuda' was asked for, but torch sees no CUDA device: use device='cpu'")
+    # Straight to where it goes, so that a large model need not fit in the host's memory first.
+    sharded = device == "cuda" and torch.cuda.device_count() > 1
+    with hub_errors(identity.name, identity.trust_remote_code):
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            identity.source,
+            output_loading_info=True,
+            revision=_revision(identity),
+            dtype=DTYPES[dtype],
+            trust_remote_code=identity.trust_remote_code,
+            # Pickles only as weights_only; transformers prefers safetensors where both are there.
+            weights_only=True,
+            device_map="auto" if sharded else {"": device},
+        )
+        prepare(model)
+        check_stack(model)
+    stack = decoder_stack(model)
+    if loading["missing_keys"]:
+        # transformers only warns, and goes on with random weights in their place.
+        first = sorted(loading["missing_keys"])[0]
+        raise StudyError(
+            f"{identity.name}: the checkpoint lacks {len(loading['missing_keys'])} weights (first: {first}): its "
+            "config names other blocks than it holds"
+        )
+    beyond = [
+        k for k in sorted(loading["unexpected_keys"]) if (n := re.search(r"\.(\d+)\.", k)) and int(n[1]) >= len(stack)
+    ]
+    if beyond or len(stack) != identity.num_hidden_layers:
+        raise StudyError(
+            f"{identity.name}: the config says {identity.num_hidden_layers} blocks, the checkpoint has others "
+            f"({beyond[0] if beyond else len(stack)}): it would be studied without them"
+        )
+    return model
+
+
+def _revision(identity: ModelIdentity) -> str | None:
+    return None if Path(identity.source).is_dir() else identity.revision
+
+
+def prepare(model: nn.Module) -> nn.Module:
+    """Eval mode, no gradients, no cache by default, and RWKV-4's inference rescaling undone (in place).
+
+    RWKV-4 in transformers divides the weights of later blocks by powers of two for fp16's sake and halves the residual
+    stream every `rescale_every` blocks. Blocks could then not be moved, and hidden states of different depths not be
+    compared; fp32 and bf16 do not need it.
+    """
+    model.eval().requires_grad_(False)
+    if model.config.model_type == "rwkv" and model.config.rescale_every:
+        base = model.base_model
+        if base.layers_are_rescaled:
+            base.training = True  # _rescale_layers multiplies back when it believes that training begins
+            base._rescale_layers()
+            base.training = False
+        model.config.rescale_every = 0
+    return model
+
+
+# ------------------------------------------------------------------------------------------------ taking it apart
+
+# Where transformers keeps the residual blocks, and what comes after them, by architecture.
+LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("model.decoder.layers", ("model.decoder.final_layer_norm", "model.decoder.project_out")),  # OPT
+    ("model.language_model.layers", ("model.language_model.norm",)),  # Gemma-3 with a vision tower
+    ("model.layers", ("model.norm",)),  # Llama, Mistral, Qwen2, Qwen3, Gemma-2, Gemma-3, Phi-3
+    ("transformer.h", ("transformer.ln_f",)),  # GPT-2
+    ("gpt_neox.layers", ("gpt_neox.final_layer_norm",)),  # GPT-NeoX, Pythia
+    ("rwkv.blocks", ("rwkv.ln_out",)),  # RWKV-4
+    ("backbone.layers", ("backbone.norm_f",)),  # Mamba
+)
+
+
+@dataclass(frozen=True)
+class BlockCalls:
+    """What the model's own forward hands to each block besides the hidden states, for one batch of tokens.
+
+    Attributes:
+        calls: for each block, positional and named arguments.
+        cache: the stand-in for a key-value cache among them, or None.
+    """
+
+    calls: tuple[tuple[tuple, dict], ...]
+    cache: Any = None
+
+
+class PrefixKeys:
+    """Takes the place of a cache while one block runs: keeps the keys and values of prefixes, then hands them out.
+
+    Attributes:
+        rows: for each sequence of the batch that continues the prefixes, the row of its prefix; None while the prefixes
+            themselves run.
+    """
+
+    is_updated: ClassVar[dict] = {}  # looked at by GPT-2, which allows for an encoder's cache
+
+    def __init__(self) -> None:
+        self.rows: Tensor | None = None
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """What attention calls with the new keys and values (rows, heads, tokens, size); returns those to attend to."""
+        if self.rows is None:
+            self._keys, self._values = keys, values
+            return keys, values
+        past = [x.index_select(0, self.rows.to(x.device)) for x in (self._keys, self._values)]
+        return torch.cat([past[0], keys], dim=-2), torch.cat([past[1], values], dim=-2)
+
+
+@dataclass(frozen=True)
+class DecoderStack:
+    """A causal language model as embedding, residual blocks, final norm and head.
+
+    Sequences are padded on the right, and no padding mask is used: every architecture here is causal, so real tokens
+    never see what follows them, and whoever reads the results leaves padded positions out. Only prefixes that others
+    continue are padded on the left, and masked.
+
+    Attributes:
+        model: the transformers model the parts belong to.
+        blocks: the residual blocks, in order (the model's own ModuleList).
+        final: modules applied after the last block (the norm; OPT's projection).
+        head: hidden size -> vocabulary.
+        softcap: Gemma-2's final logit soft-capping, or None.
+    """
+
+    model: nn.Module
+    blocks: nn.ModuleList
+    final: tuple[nn.Module, ...]
+    head: nn.Module
+    softcap: float | None
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.model.get_input_embeddings().weight.device
+
+    @torch.no_grad()
+    def start(
+        self, input_ids: Tensor, past: Tensor | None = None, real: Tensor | None = None
+    ) -> tuple[Tensor, BlockCalls]:
+        """Embeds tokens and records what every block is called with.
+
+        Args:
+            input_ids: int64 (batch, tokens).
+            past: bool (batch, P): where the keys of a prefix of P positions, run before, are real; False is padding on
+                the left. `run_block` then needs the PrefixKeys. None: the tokens begin their sequences.
+            real: bool (batch, tokens): likewise for tokens that are themselves prefixes, padded on the left.
+
+        Returns:
+            X_0 (batch, tokens, hidden size), the residual stream before block 0, after the embedding's own scale or
+            norm; and the calls to hand to `run_block`.
+
+        Raises:
+            StudyError: a token that the model has no embedding for.
+        """
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        if input_ids.max() >= vocabulary:  # on CUDA, looking it up would end the process
+            raise StudyError(
+                f"token {input_ids.max().item()} is beyond the model's {vocabulary} embeddings: its tokenizer belongs "
+                "to another model"
+            )
+        calls: list[tuple[tuple, dict]] = []
+        states: list[Tensor] = []
+
+        def recorder(block: nn.Module):
+            def record(hidden_states: Tensor, *args: Any, **kwargs: Any):
+                states.append(hidden_states)
+                calls.append((args, kwargs))
+                return (hidden_states, None, None) if _returns_tuple(block) else hidden_states
+
+            return record
+
+        options: dict[str, Any] = {"use_cache": False}
+        if past is not None or real is not None:
+            real = torch.ones_like(input_ids, dtype=torch.bool) if real is None else real
+            whole = real if past is None else torch.cat([past, real], dim=1)  # (batch, P + tokens)
+            positions = (whole.long().cumsum(1) - 1).clamp_min(0)[:, -input_ids.shape[1] :]
+            options = {
+                "use_cache": True,
+                "past_key_values": _empty_cache(0 if past is None else past.shape[1]),
+                "position_ids": positions.to(self.device),
+                "attention_mask": None if whole.all() else whole.long().to(self.device),
+            }
+        with _attributes(*((block, "forward", recorder(block)) for block in self.blocks)):
+            self.model.base_model(input_ids=input_ids.to(self.device), **options)
+        hidden = states[0]
+        norm = _embedding_norm(self.blocks[0])
+        return (hidden if norm is None else norm(hidden)), BlockCalls(tuple(calls), options.get("past_key_values"))
+
+    @torch.no_grad()
+    def run_block(
+        self,
+        index: int,
+        hidden: Tensor,
+        calls: BlockCalls,
+        keys: PrefixKeys | None = None,
+        attention: "SharedAttention | None" = None,
+    ) -> Tensor:
+        """Block `index` alone: X (batch, tokens, hidden size) -> X of the same shape.
+
+        Args:
+            index: of the block.
+            hidden: X before it.
+            calls: from `start`.
+            keys: keeps or provides the keys and values of prefixes, where `start` was told of them.
+            attention: keeps what `run_block_without_head` needs.
+
+        Raises:
+            StudyError: `attention` of a block that has none.
+        """
+        if attention is not None:
+            projection = _output_projection(self, index)[0]
+            with attention.listening(projection):
+                return self.run_block(index, hidden, calls, keys)
+        block = self.blocks[index]
+        args, kwargs = calls.calls[index]
+        if calls.cache is not None:
+            args = tuple(keys if value is calls.cache else value for value in args)
+            kwargs = {name: keys if value is calls.cache else value for name, value in kwargs.items()}
+        if _embedding_norm(block) is None:
+            out = block(hidden, *args, **kwargs)
+        else:  # RWKV-4 keeps the embedding's norm in block 0; `start` has applied it
+            with _attributes((block, "layer_id", -1)):
+                out = block(hidden, *args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    @torch.no_grad()
+    def run_block_without_head(
+        self, index: int, head: int, hidden: Tensor, calls: BlockCalls, attention: "SharedAttention"
+    ) -> Tensor:
+        """Block `index` without one query head: the same shapes as `run_block`.
+
+        Attention itself is not run again: the head's contribution is taken out of the output projection's result.
+
+        Args:
+            head: of the block's query heads.
+            attention: from `run_block` on the same `hidden`.
+
+        Raises:
+            StudyError: no such head.
+        """
+        _, dim, module = _output_projection(self, index)
+        part, weight = head_slice(self, index, head), head_weight(self, index, head).float()
+        share = attention.inputs[..., part].float() @ (weight.T if dim == 1 else weight)
+        output = (attention.outputs.float() - share).to(attention.outputs.dtype)
+        with _attributes((module, "forward", lambda *_, **__: (output, None))):
+            return self.run_block(index, hidden, calls)
+
+    @torch.no_grad()
+    def finish(self, hidden: Tensor) -> Tensor:
+        """What follows the last block: the final norm (and OPT's projection). Shape (..., hidden size)."""
+        for module in self.final:
+            hidden = module(hidden)
+        return hidden
+
+    @torch.no_grad()
+    def logits(self, finished: Tensor) -> Tensor:
+        """Head and soft-cap on finished states (..., hidden size) -> float32 (..., vocabulary)."""
+        logits = self.head(finished.to(self.head.weight.dtype))
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits.float()
+
+
+def decoder_stack(model: nn.Module) -> DecoderStack:
+    """Takes a transformers causal language model apart.
+
+    Supported, and tested as transformers ships them: Llama, Mistral, Qwen2, Qwen3, Gemma-2, Gemma-3, GPT-2, GPT-NeoX,
+    OPT, Phi-3, RWKV-4, Mamba; other models that share one of these layouts work if `check_stack` agrees.
+
+    Raises:
+        StudyError: no known layout fits.
+    """
+    for blocks_path, final_paths in LAYOUTS:
+        blocks = _submodule(model, blocks_path)
+        if isinstance(blocks, nn.ModuleList):
+            final = tuple(m for m in (_submodule(model, p) for p in final_paths) if m is not None)
+            head = model.get_output_embeddings()
+            if head is None:
+                break
+            softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+            return DecoderStack(model, blocks, final, head, softcap)
+    raise StudyError(
+        f"cannot take {type(model).__name__} apart: its residual blocks are in none of the known places; "
+        "add them to LAYOUTS in models.py"
+    )
+
+
+def check_stack(model: nn.Module, num_tokens: int = 8) -> None:
+    """Runs the blocks by hand on a few tokens and compares with the model's own logits.
+
+    Raises:
+        StudyError: no layout fits, logits are not finite, or the two differ, as they do for an architecture that does
+            something between blocks.
+    """
+    stack = decoder_stack(model)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(1, num_tokens + 1, device=stack.device)[None] * 7 % vocabulary
+    with torch.no_grad():
+        own = model(input_ids=ids, use_cache=False).logits.float()
+    hidden, calls = stack.start(ids)
+    for i in range(len(stack)):
+        hidden = stack.run_block(i, hidden, calls)
+    by_hand = stack.logits(stack.finish(hidden)).to(own.device)
+    if not torch.isfinite(own).all():
+        raise StudyError(f"{type(model).__name__} gives NaN or infinite logits: try dtype float32, or other weights")
+    difference = (own - by_hand).abs().max().item()
+    if difference > 1e-3 * max(1.0, own.abs().max().item()):
+        raise StudyError(
+            f"cannot take {type(model).__name__} apart: its blocks run one by one give other logits than the model "
+            f"(largest difference {difference:.3g})"
+        )
+
+
+def _empty_cache(length: int) -> Any:
+    """A cache that says it holds `length` positions, for the masks and positions that the model derives from it."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    cache = DynamicCache()
+    if length:
+        layer = DynamicLayer()
+        layer.lazy_initialization(torch.zeros(0), torch.zeros(0))
+        layer.keys = layer.values = torch.zeros(1).expand(1, 1, length, 1)
+        cache.layers.append(layer)
+    return cache
+
+
+def has_key_value_cache(model: nn.Module) -> bool:
+    """Whether a prefix can be kept as keys and values; RWKV and Mamba carry a state instead."""
+    return not getattr(model, "_is_stateful", False)
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    for name in path.split("."):
+        module = getattr(module, name, None)
+        if module is None:
+            return None
+    return module
+
+
+def _returns_tuple(block: nn.Module) -> bool:
+    return type(block).__name__ == "RwkvBlock"
+
+
+def _embedding_norm(block: nn.Module) -> nn.Module | None:
+    """RWKV-4's norm of the embedding, which transformers keeps in the first block."""
+    return getattr(block, "pre_ln", None)
+
+
+@contextmanager
+def _attributes(*settings: tuple[Any, str, Any]) -> Iterator[None]:
+    """Sets attributes and puts them back, also on error; what only the class had is deleted from the instance again."""
+    missing = object()
+    saved = [(obj, name, vars(obj).get(name, missing)) for obj, name, _ in settings]
+    try:
+        for obj, name, value in settings:
+            setattr(obj, name, value)
+        yield
+    finally:
+        for obj, name, value in reversed(saved):
+            if value is missing:
+                delattr(obj, name)
+            else:
+                setattr(obj, name, value)
+
+
+def renumber(blocks: Sequence[nn.Module]) -> list[tuple[nn.Module, str, int]]:
+    """Gives every block, and what in it keeps the block's number, its new number (in place).
+
+    Returns:
+        (module, attribute, old value) of everything changed, for whoever wants to undo it.
+    """
+    changed = []
+    for index, block in enumerate(blocks):
+        for module in block.modules():
+            for name in ("layer_idx", "layer_id"):
+                old = vars(module).get(name)
+                if isinstance(old, int) and old != index:
+                    changed.append((module, name, old))
+                    setattr(module, name, index)
+    return changed
+
+
+def move_embedding_norm(old_first: nn.Module, new_first: nn.Module) -> None:
+    """RWKV-4: the embedding's norm lives in whichever block comes first, so it outlives block 0."""
+    if old_first is not new_first and _embedding_norm(old_first) is not None:
+        new_first.pre_ln = old_first.pre_ln
+        del old_first.pre_ln
+
+
+class SharedAttention:
+    """What a block's attention hands to its output projection, and what comes out of it."""
+
+    inputs: Tensor  # (batch, tokens, heads * size)
+    outputs: Tensor  # (batch, tokens, hidden size)
+
+    @contextmanager
+    def listening(self, projection: nn.Module) -> Iterator[None]:
+        """Takes both down while the block runs."""
+
+        def keep(_: nn.Module, args: tuple, output: Tensor) -> None:
+            self.inputs, self.outputs = args[0], output
+
+        handle = projection.register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+# Where a block keeps its attention, the output projection in it, and which dimension of its weight runs over heads.
+_ATTENTION = (
+    ("self_attn", "o_proj", 1),  # Llama, Mistral, Qwen, Gemma, Phi-3
+    ("self_attn", "out_proj", 1),  # OPT
+    ("attn", "c_proj", 0),  # GPT-2: Conv1D stores (in, out)
+    ("attention", "dense", 1),  # GPT-NeoX
+)
+
+
+def _output_projection(stack: DecoderStack, layer: int) -> tuple[nn.Module, int, nn.Module]:
+    """A block's output projection, the dimension of its weight along which heads lie, and its attention.
+
+    Raises:
+        StudyError: the block has no attention (RWKV, Mamba), or a form of it that is not known.
+    """
+    for path, name, dim in _ATTENTION:
+        attention = _submodule(stack.blocks[layer], path)
+        if attention is not None and hasattr(attention, name):
+            return getattr(attention, name), dim, attention
+    raise StudyError(f"block {layer} of {type(stack.model).__name__} has no attention heads to remove")
+
+
+def head_slice(stack: DecoderStack, layer: int, head: int) -> slice:
+    """Where a query head lies in the input of its block's output projection.
+
+    Raises:
+        StudyError: no such head, or the block has none.
+    """
+    projection, dim, _ = _output_projection(stack, layer)
+    num_heads = stack.model.config.get_text_config().num_attention_heads
+    if not 0 <= head < num_heads:
+        raise StudyError(f"head {head} is out of range: block {layer} has query heads 0 to {num_heads - 1}")
+    size = projection.weight.shape[dim] // num_heads
+    return slice(head * size, (head + 1) * size)
+
+
+def head_weight(stack: DecoderStack, layer: int, head: int) -> Tensor:
+    """A query head's part of its block's output projection, a view of the weight.
+
+    Raises:
+        StudyError: as `head_slice`.
+    """
+    projection, dim, _ = _output_projection(stack, layer)
+    part = head_slice(stack, layer, head)
+    return projection.weight.narrow(dim, part.start, part.stop - part.start)

@@ -1,0 +1,17 @@
+"""Where things lie. Nothing else in the project computes a path from the caller's working directory."""
+
+import os
+from pathlib import Path
+
+# The package is installed in place (pip install -e .), so the root is two folders above it; a copy installed
+# elsewhere says where its study lies.
+ROOT = Path(os.environ.get("LAYER_REDUNDANCY_ROOT") or Path(__file__).resolve().parents[2])
+
+NOTEBOOKS = ROOT / "notebooks"
+DATA = ROOT / "data"
+PAPER = DATA / "paper"  # reported numbers, typed from the papers
+TASKS = DATA / "tasks"  # lm-eval task definitions
+CACHE = DATA / "cache"  # downloads and conversions; safe to delete
+RESULTS = DATA / "results"  # the results store and its CSV exports
+RUNS = DATA / "runs"  # executed notebooks
+FIGURES = ROOT / "figures"

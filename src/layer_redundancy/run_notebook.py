@@ -1,0 +1,287 @@
+"""Executes one notebook, so that a copy under its finished name is a run that finished.
+
+`python -m layer_redundancy.run_notebook NOTEBOOK --profile smoke --output data/runs/smoke/NAME.ipynb`
+
+papermill does the work. Three of its habits would mislead here and are put right: it turns the parameter `12e5678`
+into infinity, it only warns of a parameter that the notebook does not have, and it writes the copy of a failed run
+under the same name as that of a good one.
+
+The kernel is this very Python, whatever kernels the user has installed, and starts in the notebook's own folder, as it
+does in JupyterLab: the caller's working directory decides nothing.
+"""
+
+import ast
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import nbformat
+import papermill
+import typer
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillException, PapermillExecutionError, strip_color
+
+from layer_redundancy import profiles
+from layer_redundancy.errors import StudyError
+from layer_redundancy.run_folder import absolute_model
+
+LOG_INTERVAL = 30.0  # seconds between two states of a progress bar in a log
+TRACEBACK_LINES = 15
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class ThisPython(AsyncKernelManager):
+    """Starts the kernel of the Python that runs this.
+
+    A kernelspec of the user's own (~/.local/share/jupyter, JUPYTER_PATH) may be called python3 too and point to another
+    environment. With no folder to search, jupyter_client falls back on the running interpreter.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **settings)
+
+
+class Echo:
+    """Passes on what the cells print, progress bars included.
+
+    A progress bar is a line that is rewritten after a carriage return. A terminal shows each of its states, cut to the
+    terminal's width; a log gets one every LOG_INTERVAL seconds and the last.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._line = ""  # what stands since the last line end
+        self._shown = time.monotonic()  # when a log last got a state
+
+    def write(self, text: str) -> None:
+        for part in re.split(r"([\r\n])", text):
+            if part == "\n":
+                self._emit(f"{self._line}\n")
+                self._line = ""
+            elif part == "\r":
+                self._line = ""
+            else:
+                self._line += part
+        if self._line:
+            self._transient(self._line)
+
+    def status(self, text: str) -> None:
+        """Show a line that the next output replaces."""
+        self._transient(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def close(self) -> None:
+        """End a line that was left open, so that what follows starts on its own."""
+        self._emit(f"{self._line}\n" if self._line else "")
+        self._line = ""
+
+    def _transient(self, text: str) -> None:
+        if self._terminal:
+            self._emit(text[: shutil.get_terminal_size().columns - 1])
+        elif time.monotonic() - self._shown >= LOG_INTERVAL:
+            self._emit(f"{text}\n")
+
+    def _emit(self, text: str) -> None:
+        erase = "\r\x1b[K" if self._terminal else ""
+        self._stream.write(erase + (text if self._terminal else strip_color(text)))
+        self._stream.flush()
+        self._shown = time.monotonic()
+
+
+def typed(name: str, text: str, default: str) -> Any:
+    """The value of `name=text` on the command line, in the type of the default in the notebook's parameters cell.
+
+    Args:
+        name: the parameter.
+        text: its value as written on the command line.
+        default: source text of the default, such as `"''"` or `"0.25"`.
+
+    Raises:
+        StudyError: `text` is no value of that type.
+    """
+    wanted = type(ast.literal_eval(default))
+    if wanted is str:
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted and wanted is not type(None):
+        raise StudyError(f"parameter {name}={text} must be of type {wanted.__name__}, as its default {default} is")
+    return value
+
+
+def known_parameters(notebook: Path) -> dict[str, str]:
+    """Names in the notebook's parameters cell, each with the source text of its default.
+
+    Raises:
+        StudyError: the notebook cannot be read, or is none.
+    """
+    try:
+        found = papermill.inspect_notebook(_unformatted(notebook))
+    except OSError as error:
+        raise StudyError(f"cannot read {notebook}: {error.strerror}") from error
+    except (ValueError, nbformat.ValidationError, PapermillException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StudyError(f"{notebook} is no notebook that can be run: {reason}") from error
+    return {name: entry["default"] for name, entry in found.items()}
+
+
+def collect(known: dict[str, str], given: dict[str, Any], extra: list[str]) -> dict[str, Any]:
+    """Parameters to hand to the notebook.
+
+    Args:
+        known: what the notebook knows, from `known_parameters`.
+        given: profile, model and the like; one that is empty or False is left out where the notebook has none such.
+        extra: further ones as `name=value`.
+
+    Raises:
+        StudyError: a name that the notebook does not know, or a value of another type than its default.
+    """
+    parameters = {name: value for name, value in given.items() if value or name in known}
+    for item in extra:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise StudyError(f"parameter {item!r} must be written name=value")
+        parameters[name] = typed(name, text, known[name]) if name in known else text
+    if unknown := [name for name in parameters if name not in known]:
+        names = ", ".join(known) or "none (it has no parameters cell)"
+        raise StudyError(f"unknown parameter {', '.join(unknown)}: the notebook knows {names}")
+    return parameters
+
+
+def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo) -> None:
+    """Run the notebook; `output` is there afterwards if and only if every cell succeeded.
+
+    A run that did not finish is left beside it as `<name>.failed.ipynb`.
+
+    Raises:
+        StudyError: a cell failed, the kernel died, the disk is full or cannot be written; one line, but for an
+            exception that is no StudyError, which brings its last lines.
+        KeyboardInterrupt: the user stopped the run.
+    """
+    failed = output.with_suffix(".failed.ipynb")
+    # With the process in its name, two runs of the same notebook at once do not write into each other's copy.
+    running = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
+    started = time.time()
+    cells = 0
+
+    def count(cell_index: int, **_: Any) -> None:
+        nonlocal cells
+        cells = cell_index + 1
+        echo.status(f"{notebook.stem}: cell {cells}")
+
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.unlink(missing_ok=True)
+        failed.unlink(missing_ok=True)
+        papermill.execute_notebook(
+            _unformatted(notebook),
+            _unformatted(running),
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=echo,
+            stderr_file=echo,
+            cwd=notebook.parent,
+            kernel_manager_class=ThisPython,
+            # The kernel's own log says nothing of the notebook, and a page of it when a run is interrupted.
+            extra_arguments=["--log-level=CRITICAL"],
+            on_cell_start=count,
+        )
+        # The copy is as old as the start of the run: what was edited meanwhile is newer, and make runs it again.
+        os.utime(running, (started, started))
+        running.replace(output)
+    except PapermillExecutionError as error:
+        raise StudyError(_told(error) + _kept(running, failed)) from error
+    except DeadKernelError as error:
+        reason = f"the kernel died in cell {cells} (out of memory?)"
+        raise StudyError(reason + _kept(running, failed)) from error
+    except OSError as error:
+        raise StudyError(
+            f"cannot write {_shown(output)}: {error.strerror or error}" + _kept(running, failed)
+        ) from error
+    except KeyboardInterrupt:
+        echo.close()
+        typer.echo(f"{notebook.stem}: interrupted in cell {cells}" + _kept(running, failed), err=True)
+        raise
+
+
+def _told(error: PapermillExecutionError) -> str:
+    """What went wrong in a cell: the message of a StudyError, else the last lines of the exception."""
+    if error.ename == StudyError.__name__:
+        return error.evalue
+    traceback = strip_color("\n".join(error.traceback)).splitlines()[-TRACEBACK_LINES:]
+    place = f"cell {error.cell_index + 1} (In [{error.exec_count}]) failed"
+    return "\n".join([f"{place} with {error.ename}", *(f"    {line}" for line in traceback)])
+
+
+def _kept(running: Path, failed: Path) -> str:
+    """Keep the partly executed copy under a name that cannot be taken for a finished one; says where it lies."""
+    with suppress(OSError):
+        running.replace(failed)
+        return f"\n  partly executed copy: {_shown(failed)}"
+    return ""
+
+
+def _shown(path: Path) -> str:
+    """The path as the user would type it."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _unformatted(path: Path) -> str:
+    """The path for papermill, which takes braces in it for format fields."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+@app.command()
+def main(
+    notebook: Annotated[Path, typer.Argument(help="The notebook to execute.")],
+    output: Annotated[Path, typer.Option(help="Where its executed copy goes; made anew.")],
+    profile: Annotated[str, typer.Option(help="smoke, embedded or paper.")] = "embedded",
+    model: Annotated[str, typer.Option(help="Hub id or local folder; the profile's own if empty.")] = "",
+    revision: Annotated[str, typer.Option(help="Hub revision of the model.")] = "",
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="name=value for the notebook's parameters cell.")
+    ] = None,
+) -> None:
+    """Execute a notebook with parameters; exits with 1 and says why when it does not finish."""
+    echo = Echo(sys.stderr)
+    # tqdm, imported by libraries, asks in every notebook for widgets that an executed copy could not show.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
+    # Resolved before anything runs: papermill changes the working directory.
+    notebook, output = notebook.absolute(), output.absolute()
+    try:
+        model = absolute_model(model)
+        profiles.get(profile, model=model, revision=revision)
+        given = {"profile": profile, "model": model, "revision": revision, "trust_remote_code": trust_remote_code}
+        parameters = collect(known_parameters(notebook), given, parameter or [])
+        started = time.monotonic()
+        echo.write(f"{notebook.stem}: started ({', '.join(f'{k}={v}' for k, v in parameters.items() if v)})\n")
+        execute(notebook, output, parameters, echo)
+    except StudyError as error:
+        echo.close()
+        typer.echo(f"{notebook.stem}: {error}", err=True)
+        raise typer.Exit(1) from error
+    echo.write(f"{notebook.stem}: finished in {time.monotonic() - started:.0f} s\n")
+
+
+if __name__ == "__main__":
+    # What stops a batch job leaves no more behind than Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app()

@@ -1,0 +1,318 @@
+"""Evaluates many variants of one model, running what they have in common once.
+
+Variants are sequences of kept blocks; put into a trie, a block runs on a batch once for each distinct sequence of
+blocks before it. Single removal costs about half a forward a variant, removal from the last block one forward in all.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from layer_redundancy import scoring
+from layer_redundancy.batches import Batch, Work, arrange
+from layer_redundancy.memory import halved
+from layer_redundancy.models import DecoderStack, ModelIdentity, has_key_value_cache
+from layer_redundancy.results import Key, Result, Store
+from layer_redundancy.scoring import Measurement, Outputs, ScoredSequence
+from layer_redundancy.variants import Element, Variant, describe, name
+
+
+@dataclass
+class Node:
+    """A node of the trie: the blocks run so far lead here."""
+
+    children: dict[Element, "Node"] = field(default_factory=dict)
+    variant: Variant | None = None
+
+
+def trie(variants: Iterable[Variant]) -> Node:
+    """Puts variants that begin with the same blocks on the same path."""
+    root = Node()
+    for variant in variants:
+        node = root
+        for element in variant:
+            node = node.children.setdefault(element, Node())
+        node.variant = variant
+    return root
+
+
+def num_block_runs(node: Node) -> int:
+    """How often a block runs for one batch."""
+    return sum(1 + num_block_runs(child) for child in node.children.values())
+
+
+State = TypeVar("State")
+
+
+def depth_first(
+    root: Node, state: State, run_block: Callable[[Element, State, dict], State]
+) -> Iterator[tuple[Variant, State]]:
+    """Runs the trie on one batch; yields each variant with what its last block leaves.
+
+    States are kept only where paths branch: no more than the trie is deep, however many variants there are.
+
+    Args:
+        root: of the trie.
+        state: before the first block.
+        run_block: (element, state before it, a dict that all elements after the same state share) -> state after it.
+    """
+    node = root
+    while True:
+        if node.variant is not None:
+            yield node.variant, state
+        if not node.children:
+            return
+        shared: dict = {}
+        *branches, (element, last) = node.children.items()
+        for branch, child in branches:
+            yield from depth_first(child, run_block(branch, state, shared), run_block)
+        state, node = run_block(element, state, shared), last
+
+
+def key(identity: ModelIdentity, variant: Variant, measurement: Measurement) -> Key:
+    """The store's key of one variant's measurement."""
+    return Key(
+        model=identity.fingerprint,
+        variant=name(variant),
+        measurement=measurement.name,
+        data=measurement.data,
+        settings=measurement.settings,
+        version=measurement.version,
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep will do, told before it does it. Block-tokens: tokens times the blocks that run on them.
+
+    Attributes:
+        variants: of the model.
+        block_tokens_naive: one plain forward of every sequence for every variant.
+        block_tokens_shared: what runs here.
+        head_tokens_naive: positions that a plain forward puts through the head.
+        head_tokens: those that are scored, the only ones that go through it here.
+        seconds: estimate from a few blocks and one call of the head, timed on this device.
+        peak_bytes: estimate of the device's memory: weights, states where paths branch, and one forward's workspace.
+    """
+
+    variants: int
+    block_tokens_naive: int
+    block_tokens_shared: int
+    head_tokens_naive: int
+    head_tokens: int
+    seconds: float
+    peak_bytes: int
+
+    def __str__(self) -> str:
+        share = self.block_tokens_shared / self.block_tokens_naive
+        return (
+            f"{self.variants} variants: {self.block_tokens_naive:.3g} block-tokens one by one, "
+            f"{self.block_tokens_shared:.3g} shared ({share:.0%}); head on {self.head_tokens:.3g} of "
+            f"{self.head_tokens_naive:.3g} tokens; about {self.seconds / 60:.1f} min, "
+            f"{self.peak_bytes / 1e9:.1f} GB of memory here"
+        )
+
+
+def plan(
+    stack: DecoderStack, variants: Sequence[Variant], measurements: Sequence[Measurement], batch_tokens: int = 2048
+) -> Plan:
+    """What `run` would do for these variants and measurements with an empty store; runs a few blocks to time them."""
+    variants = list(dict.fromkeys(variants))
+    works = [arrange(m.sequences, has_key_value_cache(stack.model)) for m in measurements]
+    return _plan(stack, [(work, variants) for work in works], batch_tokens)
+
+
+def _plan(stack: DecoderStack, todo: Sequence[tuple[Work, Sequence[Variant]]], batch_tokens: int) -> Plan:
+    naive = shared = head_naive = head = 0
+    seconds, states, config = 0.0, 0, stack.model.config.get_text_config()
+    for work, variants in todo:
+        tokens, scored = (
+            sum(f(s) for s in work.sequences) for f in (lambda s: len(s.input_ids), lambda s: s.num_scored)
+        )
+        root = trie(variants)
+        naive += sum(map(len, variants)) * tokens
+        shared += (block_tokens := num_block_runs(root) * work.num_tokens())
+        head_naive += len(variants) * tokens
+        head += (head_tokens := len(variants) * scored)
+        batch, (block_rate, head_rate) = _timed(stack, work, batch_tokens)
+        seconds += block_tokens / block_rate + head_tokens / head_rate
+        held = sum(s.numel() * s.element_size() for s in batch.start)
+        states = max(states, (num_held(root) + 2) * held)
+    weights = sum(p.numel() * p.element_size() for p in stack.model.parameters())
+    element = stack.model.get_input_embeddings().weight.element_size()
+    width = max(config.hidden_size, getattr(config, "intermediate_size", 0) or 4 * config.hidden_size)
+    workspace = batch_tokens * 4 * width * element + 3 * 4 * scoring.HEAD_ROWS * stack.head.weight.shape[0]
+    distinct = len({v for _, variants in todo for v in variants})
+    return Plan(distinct, naive, shared, head_naive, head, seconds, weights + states + workspace)
+
+
+def _timed(stack: DecoderStack, work: Work, batch_tokens: int) -> tuple[Batch, tuple[float, float]]:
+    """The first batch that fits in memory, and `_rates` on it."""
+    limit = len(work.order)
+    while True:
+        high = work.batch_end(0, batch_tokens, limit)
+        try:
+            chosen = [work.sequences[i] for i in work.order[:high]]
+            batch = Batch(stack, chosen, work.prefixes[:high], batch_tokens)
+            return batch, _rates(stack, batch)
+        except (MemoryError, RuntimeError) as e:
+            limit = halved(high, e, f"one sequence of {len(work.sequences[work.order[0]].input_ids)} tokens")
+
+
+def _rates(stack: DecoderStack, batch: Batch) -> tuple[float, float]:
+    """Block-tokens and head-tokens a second on this device."""
+
+    def seconds(call: Callable[[], object]) -> float:
+        times = []
+        for _ in range(4):  # the first pays for what later ones find ready; others may be disturbed
+            begin = time.perf_counter()
+            call()
+            if stack.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - begin)
+        return min(times)
+
+    middle = len(stack) // 2
+    block = seconds(lambda: batch.run_block(middle, batch.start, {}))
+    # A sequence that asks for every position, so that the head's share of scoring is what is timed.
+    rows = min(scoring.HEAD_ROWS, batch.start[-1].shape[1])
+    probe = ScoredSequence((0,) * rows, ((0,) * rows,))
+    head = seconds(lambda: scoring.score(stack, batch.start[-1][:1, :rows], [probe]))
+    return batch.num_tokens / block, rows / head
+
+
+def num_held(node: Node) -> int:
+    """States kept at once while a trie runs depth-first, besides the current one."""
+    held = 0
+    while node.children:
+        *branches, last = node.children.values()
+        held = max([held, *(1 + num_held(child) for child in branches)])
+        node = last
+    return held
+
+
+def run(
+    identity: ModelIdentity,
+    get_stack: Callable[[], DecoderStack],
+    variants: Sequence[Variant],
+    measurements: Sequence[Measurement],
+    store: Store,
+    batch_tokens: int = 2048,
+    progress: bool = True,
+) -> dict[str, dict[Variant, Result]]:
+    """Measures every variant, taking what the store has and storing the rest.
+
+    A batch's outputs are stored as soon as they are there, so a run killed at any moment continues with the batch it
+    was in. Tokens that sequences begin with in common run once a batch, where the model has a key-value cache; the rest
+    shares batches by length. A batch that does not fit in memory is halved.
+
+    Args:
+        identity: the model.
+        get_stack: loads it; called only if something is missing in the store.
+        variants: what to keep; duplicates are measured once.
+        measurements: what to measure on each.
+        store: where results are and go.
+        batch_tokens: tokens a forward may hold.
+        progress: print the plan, and draw a progress bar with the time left, in block-tokens.
+
+    Returns:
+        measurement name -> variant -> result.
+
+    Raises:
+        StudyError: NaN logits, memory too small for a single sequence, a full disk. What was finished is in the store.
+    """
+    variants = list(dict.fromkeys(variants))
+    results: dict[str, dict[Variant, Result]] = {}
+    missing: list[tuple[Measurement, list[Variant]]] = []
+    for measurement in measurements:
+        found = {v: store.get(key(identity, v, measurement)) for v in variants}
+        results[measurement.name] = found
+        todo = [v for v in variants if found[v] is None]
+        if todo:
+            missing.append((measurement, todo))
+    if missing:
+        stack = get_stack()
+        share = has_key_value_cache(stack.model)
+        plans = [(m, arrange(m.sequences, share), todo) for m, todo in missing]
+        ahead = _plan(stack, [(work, todo) for _, work, todo in plans], batch_tokens)
+        if progress:
+            print(ahead)
+        total = ahead.block_tokens_shared
+        with tqdm(total=total, unit="block-token", unit_scale=True, disable=not progress, mininterval=1.0) as bar:
+            for measurement, work, todo in plans:
+                bar.set_description(measurement.name)
+                done = _measure(identity, stack, measurement, work, todo, store, batch_tokens, bar)
+                results[measurement.name] |= done
+    return results
+
+
+def _measure(
+    identity: ModelIdentity,
+    stack: DecoderStack,
+    measurement: Measurement,
+    work: Work,
+    variants: Sequence[Variant],
+    store: Store,
+    batch_tokens: int,
+    bar: tqdm,
+) -> dict[Variant, Result]:
+    keys = {v: key(identity, v, measurement) for v in variants}
+    done = {v: store.partial(keys[v]) for v in variants}
+    runs = num_block_runs(trie(variants))
+    low, limit = 0, len(work.order)
+    while low < len(work.order):
+        high = work.batch_end(low, batch_tokens, limit)
+        chosen = work.order[low:high]
+        todo = [v for v in variants if any(i not in done[v] for i in chosen)]
+        before = bar.n
+        try:
+            outputs = _run_batch(stack, work, low, high, todo, measurement.name, batch_tokens, bar)
+        except (MemoryError, RuntimeError) as e:
+            width = len(work.sequences[chosen[0]].input_ids)
+            limit = halved(high - low, e, f"{measurement.name}: one sequence of {width} tokens")
+            bar.n = before
+            continue
+        fresh = {v: dict(zip(chosen, outputs[v], strict=True)) for v in todo}
+        store.put_partial({keys[v]: fresh[v] for v in todo})
+        for v in todo:
+            done[v].update(fresh[v])
+        bar.update(before + runs * work.num_tokens(low, high) - bar.n)  # what the store had counts as done
+        low = high
+    results = {}
+    for v in variants:
+        results[v] = measurement.result([done[v][i] for i in range(len(work.sequences))])
+        store.put(keys[v], identity.name, results[v])
+    return results
+
+
+def _run_batch(
+    stack: DecoderStack,
+    work: Work,
+    low: int,
+    high: int,
+    variants: Sequence[Variant],
+    name: str,
+    batch_tokens: int,
+    bar: tqdm,
+) -> dict[Variant, list[Outputs]]:
+    """Outputs of the sequences at the places low..high-1 of the work, for each variant."""
+    if not variants:
+        return {}
+    chosen = [work.sequences[i] for i in work.order[low:high]]
+    batch = Batch(stack, chosen, work.prefixes[low:high], batch_tokens)
+
+    def run_block(element: Element, states: tuple[Tensor, ...], shared: dict) -> tuple[Tensor, ...]:
+        out = batch.run_block(element, states, shared)
+        bar.update(batch.num_tokens)
+        return out
+
+    outputs = {}
+    for variant, states in depth_first(trie(variants), batch.start, run_block):
+        outputs[variant] = batch.score(states)
+        scoring.check_finite(outputs[variant], f"{name}, {describe(len(stack), variant)}")
+    return outputs

@@ -1,0 +1,188 @@
+"""Token blocks: splits are disjoint, blocks are stable, the text is prose."""
+
+import hashlib
+import re
+import struct
+
+import pytest
+from transformers import AutoTokenizer
+
+from layer_redundancy import corpora, embedded, paths
+from layer_redundancy.corpora import articles, token_blocks
+from layer_redundancy.errors import StudyError
+from layer_redundancy.profiles import TextBudget
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(embedded.folder())
+
+
+@pytest.fixture
+def bos_tokenizer():
+    """The same vocabulary, with the beginning-of-sequence token prepended as Llama's tokenizers do."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded.folder())
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    return tokenizer
+
+
+def budget(calibration=4, evaluation=3, length=64, corpus="wikipedia"):
+    return TextBudget(corpus, block_length=length, calibration_blocks=calibration, evaluation_blocks=evaluation)
+
+
+def test_splits_are_disjoint_and_both_large():
+    calibration, evaluation = (articles("wikipedia", split) for split in corpora.SPLITS)
+    assert len(calibration) >= 40 and len(evaluation) >= 40
+    assert not set(calibration) & set(evaluation)
+    paragraphs = [{p for text in side for p in text.split("\n\n")} for side in (calibration, evaluation)]
+    assert not paragraphs[0] & paragraphs[1]
+
+
+def test_text_is_prose_without_wiki_markup():
+    for split in corpora.SPLITS:
+        for text in articles("wikipedia", split):
+            assert not re.search(r"\[\[|\]\]|\{\{|\}\}|<ref|\||'''|==|https?://|^\s*[*#:;!]", text, re.MULTILINE)
+            assert len(text.split()) >= 200
+            for paragraph in text.split("\n\n"):
+                assert paragraph[-1] in ".!?\"'”’)" and "  " not in paragraph and "\n" not in paragraph
+                assert not paragraph[0].islower()
+
+
+def test_prose_keeps_sentences_and_drops_the_rest():
+    sentence = (
+        "'''Anarchism''' is a [[political philosophy|philosophy]] that advocates [[self-governance|self-governed]] "
+        "societies based on voluntary institutions,<ref name=a>A book.</ref> and it was described in 1539 by several "
+        'authors, e.g. in "Political Justice".'
+    )
+    kept = (
+        "Anarchism is a philosophy that advocates self-governed societies based on voluntary institutions, and it was "
+        'described in 1539 by several authors, e.g. in "Political Justice".'
+    )
+    dropped = [
+        "== A heading that is long enough to look like a paragraph but is still only one heading and nothing else. ==",
+        "* " + kept,
+        "{| class=wikitable\n|-\n| a cell || another cell\n|}",
+        kept.replace("philosophy that", "philosophy {{lang|el|ἀναρχία}} that"),
+        kept.replace("Anarchism is", "Anarchism ({{IPA|x}}) is"),
+        kept[:-1] + ", which reads:",
+        "[[File:Flag.png|thumb|200px|A flag of the movement, which was shown in public for the first time in Paris.]]",
+        "Too short.",
+    ]
+    assert corpora.prose("\n\n".join([sentence, *dropped, sentence])) == f"{kept}\n\n{kept}"
+
+
+def test_blocks_have_the_asked_shape_and_count_their_tokens(tokenizer):
+    blocks = token_blocks(budget(), tokenizer, "calibration")
+    assert blocks.input_ids.shape == (4, 64)
+    assert (blocks.num_tokens, blocks.bos) == (256, False)
+    assert token_blocks(budget(), tokenizer, "evaluation").input_ids.shape == (3, 64)
+    text = tokenizer.decode(blocks.input_ids[0])
+    assert any(text in article for article in articles("wikipedia", "calibration"))
+
+
+def test_fewer_blocks_are_the_first_of_more(tokenizer):
+    few, many = (token_blocks(budget(n), tokenizer, "calibration").input_ids for n in (5, 200))
+    assert few.equal(many[:5])
+    assert len({tuple(block) for block in many.tolist()}) == 200
+
+
+def test_first_blocks_come_from_different_articles(tokenizer):
+    texts = articles("wikipedia", "calibration")
+    blocks = token_blocks(budget(32, length=128), tokenizer, "calibration").input_ids
+    # The inside of the block's text: a character may be cut in two at its ends.
+    sources = [[i for i, text in enumerate(texts) if tokenizer.decode(block)[3:-3] in text] for block in blocks]
+    assert all(len(source) == 1 for source in sources)
+    assert len({source[0] for source in sources}) == 32
+
+
+def test_blocks_are_these(tokenizer):
+    """Every published number depends on these tokens; this may change only together with RULES_VERSION or a pin."""
+    blocks = token_blocks(budget(32, 8, 512), tokenizer, "calibration")
+    assert blocks.fingerprint == "44b96dac8625dce8f686c85c7ffbf1bbd2f90c0d72b387a793ed839f94fe983d"
+    other = token_blocks(budget(32, 8, 512), tokenizer, "evaluation")
+    assert other.fingerprint == "aaefd4d2d83bdc31c584c005161509d86eeae9dd30b9644aba0da76ba96c0c1c"
+
+
+def test_fingerprint_is_of_shape_and_ids(tokenizer):
+    blocks = token_blocks(budget(2, length=8), tokenizer, "calibration")
+    numbers = [2, 8, *blocks.input_ids.flatten().tolist()]
+    assert blocks.fingerprint == hashlib.sha256(struct.pack(f"<{len(numbers)}q", *numbers)).hexdigest()
+    assert blocks.fingerprint != token_blocks(budget(1, length=16), tokenizer, "calibration").fingerprint
+
+
+def test_bos_starts_each_block_only_where_the_tokenizer_prepends_it(tokenizer, bos_tokenizer):
+    without = token_blocks(budget(length=63), tokenizer, "calibration").input_ids
+    blocks = token_blocks(budget(length=64), bos_tokenizer, "calibration")
+    assert blocks.bos
+    assert (blocks.input_ids[:, 0] == bos_tokenizer.bos_token_id).all()
+    assert blocks.input_ids[:, 1:].equal(without)  # and nothing but the first token differs
+    assert not (without == tokenizer.bos_token_id).any()
+
+
+def test_cleaned_text_is_cached_and_read_back(tmp_path, monkeypatch):
+    expected = articles("wikipedia", "evaluation")
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    assert articles("wikipedia", "evaluation") == expected
+    (cached,) = paths.CACHE.iterdir()
+    monkeypatch.setattr(corpora, "prose", lambda _: pytest.fail("cleaned a second time"))
+    assert articles("wikipedia", "evaluation") == expected
+    assert f"-v{corpora.RULES_VERSION}-" in cached.name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (budget(100_000), r"gives \d+ calibration blocks of 64 tokens \(\d+ tokens in 46 articles\), not 100000"),
+        (budget(length=1_000_000), r"gives 0 calibration blocks"),
+        (budget(0), "at least 1 block"),
+        (budget(length=1), "at least 1 block"),
+        (budget(corpus="wikitext"), "unknown corpus 'wikitext': choose wikipedia, pg19"),
+        (budget(corpus="pyproject.toml"), "unknown corpus"),
+    ],
+)
+def test_wrong_budgets_are_told_in_one_line(tokenizer, wrong, message):
+    with pytest.raises(StudyError, match=message) as error:
+        token_blocks(wrong, tokenizer, "calibration")
+    assert "\n" not in str(error.value)
+
+
+def test_unreachable_hub_is_told_in_one_line(monkeypatch):
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(StudyError, match="cannot read corpus 'pg19' from the hub") as error:
+        articles("pg19", "calibration")
+    assert "\n" not in str(error.value)
+
+
+def test_own_text_folder_and_file(tmp_path, tokenizer):
+    for i in range(5):
+        (tmp_path / f"{i}.txt").write_text(
+            f"Article {i}. " + f"The number {i} is written here. " * 50, encoding="utf-8"
+        )
+    sides = [articles(str(tmp_path), split) for split in corpora.SPLITS]
+    assert sorted(map(len, sides)) == [2, 3]
+    assert len({text for side in sides for text in side}) == 5
+    assert token_blocks(budget(2, corpus=str(tmp_path)), tokenizer, "calibration").input_ids.shape == (2, 64)
+
+    book = tmp_path / "book.txt"
+    book.write_text("\n\n".join(f"Paragraph {i} " + "word " * 99 for i in range(100)), encoding="utf-8")
+    pieces = [text for split in corpora.SPLITS for text in articles(str(book), split)]
+    assert sorted(len(text.split()) for text in pieces) == sorted([2020] * 4 + [10100 - 4 * 2020])
+    assert sum(text.count("Paragraph") for text in pieces) == 100
+
+
+def test_own_text_that_cannot_be_used_is_told_in_one_line(tmp_path):
+    with pytest.raises(StudyError, match="has 0 articles"):
+        articles(str(tmp_path), "calibration")
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(StudyError, match="must be a readable UTF-8 text file"):
+        articles(str(latin), "calibration")
+    latin.write_text("One paragraph only.", encoding="utf-8")
+    with pytest.raises(StudyError, match="has 1 articles"):
+        articles(str(latin), "calibration")

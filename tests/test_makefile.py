@@ -1,0 +1,300 @@
+"""The Makefile, run by make in a copy of the study whose Python only writes down what it is asked to do.
+
+What make decides (what to build, what to execute again, what to refuse) is real; what would take minutes is not done.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from layer_redundancy import paths, profiles
+
+# In place of a Python: makes environments that hold itself, pretends to install and to execute, fails at what the file
+# `fail` names, and leaves to the real Python the one question the Makefile asks.
+STAND_IN = f"""#!/bin/sh
+case "$*" in
+  "-c "*) exit 0 ;;
+  "-m layer_redundancy.run_folder"*) exec "{sys.executable}" "$@" ;;
+esac
+echo "$@" >> calls
+if [ -e fail ] && echo "$*" | grep -q -e "$(cat fail)"; then exit 1; fi
+case "$*" in
+  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && touch "$3/pyvenv.cfg" ;;
+  "-m layer_redundancy.run_notebook "*) touch "$5" ;;
+esac
+"""
+LONG_AGO = 1_000_000_000
+
+
+class Study:
+    """A copy of the study in a folder of its own, with two empty notebooks."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("Makefile", "pyproject.toml", "requirements.lock", "src/layer_redundancy", "data"):
+            target = root / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if (paths.ROOT / name).is_dir():
+                ignore = shutil.ignore_patterns("__pycache__", "cache", "results", "runs")
+                shutil.copytree(paths.ROOT / name, target, ignore=ignore)
+            else:
+                shutil.copy(paths.ROOT / name, target)
+        (root / "notebooks").mkdir()
+        (root / "notebooks" / "01_first.ipynb").touch()
+        (root / "notebooks" / "02_second.ipynb").touch()
+        (root / "figures" / "embedded").mkdir(parents=True)
+        (root / "figures" / "embedded" / "figure.png").touch()
+        for path in root.rglob("*"):
+            os.utime(path, (LONG_AGO, LONG_AGO))
+        self.python = root.parent / "stand-in"
+        self.python.write_text(STAND_IN)
+        self.python.chmod(0o755)
+
+    def make(self, *arguments: str, python: str | None = None) -> subprocess.CompletedProcess:
+        # What an outer make hands down (its flags, and variables of its command line) is none of this one's business.
+        handed_down = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"}
+        environment = {name: value for name, value in os.environ.items() if name not in handed_down}
+        command = ["make", *arguments, f"PYTHON={python or self.python}"]
+        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
+
+    def calls(self) -> list[str]:
+        """What the stand-in was asked since the last look, each as its first words."""
+        log = self.root / "calls"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return [" ".join(line.split()[1:3]) for line in lines]
+
+    def executed(self) -> list[str]:
+        """The notebooks executed since the last look."""
+        return [Path(call.split()[1]).stem for call in self.calls() if call.startswith("layer_redundancy.run_notebook")]
+
+    def edit(self, name: str) -> None:
+        time.sleep(0.02)  # a file system's clock ticks every few milliseconds
+        (self.root / name).touch()
+
+    def fail_at(self, words: str | None) -> None:
+        (self.root / "fail").unlink(missing_ok=True)
+        if words:
+            (self.root / "fail").write_text(words)
+
+
+PIP = ["pip install", "pip install"]
+SETUP = ["venv .venv", *PIP, "layer_redundancy.embedded"]
+
+
+@pytest.fixture
+def study(tmp_path) -> Study:
+    return Study(tmp_path / "a study")  # a folder with a space, as people have
+
+
+@pytest.fixture
+def ready(study) -> Study:
+    """A study whose environment is there."""
+    assert study.make("setup").returncode == 0
+    assert study.calls() == SETUP
+    return study
+
+
+def test_help_is_the_default_and_names_every_command_and_variable(study):
+    done = study.make()
+    assert done.returncode == 0
+    told = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
+    commands = {"help", "setup", "figures", "smoke", "test", "lint", "format", "lab", "lock", "clean", "distclean"}
+    variables = {"PROFILE", "MODEL", "REVISION", "TRUST_REMOTE_CODE", "NOTEBOOKS", "VENV", "PYTHON"}
+    assert told == commands | variables
+    assert study.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["PROFILE=huge"], "unknown profile 'huge': choose one of smoke, embedded, paper"),
+        (["REVISION=main"], "revision 'main' was given without a model: set MODEL= too"),
+        (["NOTEBOOKS=01 99"], 'no notebook "99": choose from 01_first 02_second'),
+    ],
+)
+def test_a_mistake_is_one_line_before_any_setup(study, arguments, message):
+    done = study.make("figures", *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert study.calls() == []
+    assert not (study.root / ".venv").exists()
+
+
+def test_a_study_without_notebooks_does_not_pass(study):
+    shutil.rmtree(study.root / "notebooks")
+    done = study.make("figures")
+    assert done.returncode != 0
+    assert "no notebooks in notebooks/" in done.stderr
+
+
+def test_a_python_that_is_missing_is_one_line(study):
+    done = study.make("setup", python="no-such-python")
+    assert done.returncode != 0
+    assert "No Python 3.11 to 3.13 by the name of no-such-python" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_setup_is_done_once(ready):
+    assert ready.make("setup").returncode == 0
+    assert ready.calls() == []
+
+
+@pytest.mark.parametrize("changed", ["pyproject.toml", "requirements.lock", "data/requirements-embedded.txt"])
+def test_setup_is_done_again_when_what_it_installs_changes(ready, changed):
+    ready.edit(changed)
+    ready.make("setup")
+    assert ready.calls() == SETUP[1:], "the environment itself stays"
+
+
+def test_a_setup_interrupted_while_pip_installs_is_built_anew(study):
+    study.fail_at("requirements.lock")
+    assert study.make("setup").returncode != 0
+    assert study.calls() == SETUP[:2]
+    study.fail_at(None)
+    assert study.make("setup").returncode == 0
+    assert study.calls() == SETUP
+
+
+def test_a_setup_interrupted_while_the_model_is_fetched_goes_on(study):
+    study.fail_at("layer_redundancy.embedded")
+    assert study.make("setup").returncode != 0
+    study.calls()
+    study.fail_at(None)
+    assert study.make("figures", "NOTEBOOKS=01").returncode == 0
+    assert study.calls() == [*SETUP[1:], "layer_redundancy.run_notebook notebooks/01_first.ipynb"]
+
+
+def test_a_half_made_environment_is_built_anew(study):
+    (study.root / ".venv" / "bin").mkdir(parents=True)
+    (study.root / ".venv" / "pyvenv.cfg").touch()
+    study.make("setup")
+    assert study.calls() == SETUP
+
+
+def test_an_environment_whose_python_is_gone_is_built_anew(ready):
+    (ready.root / ".venv" / "bin" / "python").unlink()
+    ready.make("setup")
+    assert ready.calls() == SETUP
+
+
+def test_a_study_that_was_moved_installs_itself_again(ready):
+    ready.root = ready.root.rename(ready.root.with_name("moved"))
+    ready.make("setup", python="python3")
+    assert ready.calls() == SETUP[1:]
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(study):
+    done = study.make("setup", "VENV=src")
+    assert done.returncode != 0
+    assert "VENV=src is something else than a virtual environment" in done.stdout
+    assert (study.root / "src" / "layer_redundancy" / "profiles.py").exists()
+    assert study.calls() == []
+
+
+def test_the_active_python_can_be_used_instead(study, monkeypatch):
+    tools = study.root / "tools"
+    tools.mkdir()
+    shutil.copy(study.python, tools / "python")
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    assert study.make("figures", "VENV=", "NOTEBOOKS=02").returncode == 0
+    assert study.calls() == [*SETUP[1:], "layer_redundancy.run_notebook notebooks/02_second.ipynb"]
+    assert not (study.root / ".venv").exists()
+    study.make("figures", "VENV=", "NOTEBOOKS=02")
+    assert study.calls() == []
+
+
+@pytest.mark.parametrize("profile", sorted(profiles.PROFILES))
+@pytest.mark.parametrize("model", ["", profiles.EMBEDDED_MODEL, "org/name.v1-7b", "odd name?"])
+def test_the_folder_is_the_one_the_notebooks_write_to(ready, profile, model):
+    done = ready.make("figures", f"PROFILE={profile}", f"MODEL={model}")
+    assert done.returncode == 0, done.stderr
+    folder = profiles.artifact_folder(profiles.get(profile, model=model))
+    assert f"figures/{folder}/" in done.stdout
+    assert (ready.root / "data" / "runs" / folder / "01_first.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("notebooks", "expected"),
+    [
+        ("", ["01_first", "02_second"]),
+        ("2", ["02_second"]),
+        ("02 01", ["02_second", "01_first"]),
+        ("02_second", ["02_second"]),
+        ("notebooks/01_first.ipynb", ["01_first"]),
+    ],
+)
+def test_notebooks_are_chosen_by_number_or_name(ready, notebooks, expected):
+    assert ready.make("figures", f"NOTEBOOKS={notebooks}").returncode == 0
+    assert ready.executed() == expected
+
+
+def test_make_executes_what_changed(ready):
+    everything = ["01_first", "02_second"]
+    ready.make("figures")
+    assert ready.executed() == everything
+    ready.make("figures")
+    assert ready.executed() == []
+    ready.edit("notebooks/02_second.ipynb")
+    ready.make("figures")
+    assert ready.executed() == ["02_second"]
+    ready.edit("src/layer_redundancy/profiles.py")
+    ready.make("figures")
+    assert ready.executed() == everything
+
+
+def test_another_revision_is_executed_again(ready):
+    (ready.root / "figures" / "embedded-org--name" / "figure.png").mkdir(parents=True)
+    ready.make("figures", "MODEL=org/name", "REVISION=v1", "NOTEBOOKS=1")
+    assert ready.executed() == ["01_first"]
+    ready.make("figures", "MODEL=org/name", "REVISION=v1", "NOTEBOOKS=1")
+    assert ready.executed() == []
+    ready.make("figures", "MODEL=org/name", "REVISION=v2", "NOTEBOOKS=1")
+    assert ready.executed() == ["01_first"]
+
+
+def test_deleted_figures_are_drawn_again(ready):
+    ready.make("figures")
+    ready.executed()
+    shutil.rmtree(ready.root / "figures" / "embedded")
+    ready.make("figures")
+    assert ready.executed() == ["01_first", "02_second"]
+
+
+def test_a_failed_notebook_stops_make_and_is_executed_next_time(ready):
+    ready.fail_at("02_second")
+    assert ready.make("figures").returncode != 0
+    assert ready.executed() == ["01_first", "02_second"]
+    ready.fail_at(None)
+    assert ready.make("figures").returncode == 0
+    assert ready.executed() == ["02_second"]
+
+
+def test_test_runs_the_unit_tests_and_then_every_notebook_in_small(ready):
+    assert ready.make("test").returncode == 0
+    expected = [f"layer_redundancy.run_notebook notebooks/{name}.ipynb" for name in ("01_first", "02_second")]
+    assert ready.calls() == ["pytest", *expected]
+    assert (ready.root / "data" / "runs" / "smoke" / "02_second.ipynb").exists()
+
+
+def test_a_failed_unit_test_fails_make(ready):
+    ready.fail_at("pytest")
+    assert ready.make("test").returncode != 0
+    assert ready.calls() == ["pytest"]
+
+
+def test_clean_keeps_what_took_long_and_what_is_committed(study):
+    kept = ["data/results/store.db", "data/cache/model", "figures/embedded/figure.png", "figures/bench/time.csv"]
+    removed = ["data/runs/embedded/01_first.ipynb", "figures/smoke/figure.png", "figures/paper-org--name/figure.png"]
+    for name in kept + removed:
+        (study.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (study.root / name).touch()
+    assert study.make("clean").returncode == 0
+    assert [name for name in kept if not (study.root / name).exists()] == []
+    assert [name for name in removed if (study.root / name).exists()] == []

@@ -1,0 +1,133 @@
+import multiprocessing
+import sqlite3
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from layer_redundancy import files, results
+from layer_redundancy.errors import StudyError
+
+KEY = results.Key("model", "0,1", "perplexity", "data", '{"a": 1}', 1)
+RESULT = results.Result({"perplexity": 23.25}, {"nll": np.arange(3.0)})
+
+
+@pytest.fixture
+def store(tmp_path):
+    with results.Store(tmp_path / "sub" / "results.sqlite") as store:
+        yield store
+
+
+def test_round_trip(store):
+    assert store.get(KEY) is None
+    store.put(KEY, "name", RESULT)
+    with results.Store(store.path) as again:
+        got = again.get(KEY)
+    assert got.summary == {"perplexity": 23.25}
+    np.testing.assert_array_equal(got.arrays["nll"], [0, 1, 2])
+
+
+@pytest.mark.parametrize("part", results.KEY)
+def test_whatever_the_number_depends_on_is_in_the_key(store, part):
+    store.put(KEY, "name", RESULT)
+    other = replace(KEY, **{part: 2 if part == "version" else "other"})
+    assert store.get(other) is None
+
+
+def test_partial_outputs_are_dropped_with_the_result(store):
+    other = replace(KEY, variant="0")
+    store.put_partial({KEY: {0: [[-1.5, True]], 1: [[-2.5, False]]}, other: {0: [[-9, True]]}})
+    store.put_partial({KEY: {4: [[-0.1, True]]}})
+    assert store.partial(KEY) == {0: [[-1.5, True]], 1: [[-2.5, False]], 4: [[-0.1, True]]}
+    store.put(KEY, "name", RESULT)
+    assert store.partial(KEY) == {}
+    assert len(store.partial(replace(KEY, variant="0"))) == 1
+
+
+def test_csv_for_people(store, tmp_path):
+    store.put(KEY, "name", RESULT)
+    store.put(replace(KEY, measurement="task/x"), "name", results.Result({"acc": 0.5, "items": 4}))
+    store.put(replace(KEY, model="other"), "other name", RESULT)
+    assert store.export_csv(tmp_path / "all.csv") == 3
+    assert store.export_csv(tmp_path / "one.csv", model="model") == 2
+    table = pd.read_csv(tmp_path / "one.csv")
+    assert table["measurement"].tolist() == ["perplexity", "task/x"]
+    assert table["acc"].tolist()[1] == 0.5
+
+
+def write(path, number):
+    with results.Store(path) as store:
+        for i in range(40):
+            store.put_partial({replace(KEY, variant=f"{number}"): {i: [[-1.0, True]]}})
+            store.put(replace(KEY, variant=f"{number},{i}"), "name", RESULT)
+
+
+def test_several_processes_write_at_once(store):
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=write, args=(store.path, n)) for n in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(worker.exitcode == 0 for worker in workers)
+    for n in range(3):
+        assert len(store.partial(replace(KEY, variant=f"{n}"))) == 40
+        assert all(store.get(replace(KEY, variant=f"{n},{i}")) is not None for i in range(40))
+
+
+def open_many(folder, barrier):
+    for n in range(60):
+        barrier.wait(timeout=20)
+        results.Store(folder / str(n)).close()
+
+
+def test_several_processes_make_a_store_at_once(tmp_path):
+    """The switch of a new file to write-ahead logging does not wait for another process's: SQLite fails at once."""
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(4)
+    workers = [context.Process(target=open_many, args=(tmp_path, barrier)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+
+
+def test_a_file_that_is_no_store_is_one_line_and_left_alone(tmp_path):
+    path = tmp_path / "results.sqlite"
+    path.write_bytes(b"half written" * 500)
+    with pytest.raises(StudyError, match="damaged or no results store"):
+        results.Store(path)
+    assert path.read_bytes() == b"half written" * 500
+
+
+def test_a_half_written_transaction_is_rolled_back(store):
+    store.put(KEY, "name", RESULT)
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("DELETE FROM results")
+    other.close()  # what a killed process leaves: a transaction without its commit
+    assert store.get(KEY).summary == RESULT.summary
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(store):
+    store.put(KEY, "name", RESULT)
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to run out of space
+    big = results.Result({}, {"x": np.random.default_rng(0).normal(size=100_000)})
+    with pytest.raises(StudyError, match="the disk is full") as e:
+        store.put(replace(KEY, variant="big"), "name", big)
+    assert "\n" not in str(e.value)
+    assert store.get(KEY).summary == RESULT.summary
+    store._db.execute(f"PRAGMA max_page_count = {pages + 1000}")
+    store.put(replace(KEY, variant="big"), "name", big)
+    assert store.get(replace(KEY, variant="big")) is not None
+
+
+def test_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match="cannot be opened"):
+        results.Store(tmp_path / "file" / "results.sqlite")
+    with pytest.raises(StudyError, match="cannot write"):
+        files.write_whole({tmp_path / "file" / "x.csv": b""})

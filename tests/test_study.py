@@ -1,0 +1,148 @@
+"""Both notebooks' path on models that are not the profile's: tiny random ones in local folders."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as tf
+
+from layer_redundancy import embedded, paths, profiles, surgery, variants
+from layer_redundancy.errors import StudyError
+from layer_redundancy.study import Study
+
+
+def checkpoint(folder: Path, kind: str = "llama") -> Path:
+    """A tiny random model that reads the embedded model's tokens."""
+    blocks = 2 if kind == "gpt2" else 5
+    common = {"vocab_size": 49152, "hidden_size": 32, "num_hidden_layers": blocks, "bos_token_id": 1, "eos_token_id": 2}
+    config = {
+        "llama": lambda: tf.LlamaConfig(**common, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2),
+        "gpt2": lambda: tf.GPT2Config(**common, num_attention_heads=4, max_position_embeddings=512),
+        "mamba": lambda: tf.MambaConfig(**common, state_size=8, pad_token_id=0),
+    }[kind]()
+    torch.manual_seed(0)
+    tf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tf.AutoTokenizer.from_pretrained(embedded.folder()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A project folder of its own: the real inputs, but results and figures that nobody else sees."""
+    (tmp_path / "root" / "data").mkdir(parents=True)
+    for name in ("paper", "tasks", "cache", "requirements-embedded.txt"):
+        (tmp_path / "root" / "data" / name).symlink_to(paths.DATA / name)
+    return tmp_path / "root"
+
+
+def execute(name: str, root: Path, model: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "layer_redundancy.run_notebook", str(paths.NOTEBOOKS / f"{name}.ipynb")]
+    command += ["--profile", "smoke", "--model", str(model), "--output", str(root / f"{name}.ipynb")]
+    env = {**os.environ, "LAYER_REDUNDANCY_ROOT": str(root)}
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=root)
+
+
+@pytest.mark.parametrize("name, kind", [("01_layer_importance", "mamba"), ("02_single_layer_removal", "gpt2")])
+def test_notebook_runs_on_a_users_model_and_again_without_loading_it(root, tmp_path, name, kind):
+    model = checkpoint(tmp_path / "model", kind)
+    first = execute(name, root, model)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "loading" in first.stderr
+    figures = root / "figures" / profiles.artifact_folder(profiles.get("smoke", model=str(model)))
+    made = {path.name: path.read_bytes() for path in figures.iterdir()}
+    assert {Path(n).suffix for n in made} == {".png", ".pdf", ".csv", ".md"}
+    again = execute(name, root, model)
+    assert again.returncode == 0 and "loading" not in again.stderr, again.stderr
+    assert {path.name: path.read_bytes() for path in figures.iterdir()} == made, "not byte-reproducible"
+    outputs = json.loads((root / f"{name}.ipynb").read_text())
+    assert outputs["metadata"]["papermill"]["exception"] is None
+
+
+@pytest.fixture
+def study(tmp_path):
+    def build(kind="llama", **changes):
+        folder = tmp_path / "model"
+        if not folder.exists():
+            checkpoint(folder, kind)
+        built = Study("smoke", str(folder), store=tmp_path / "store.sqlite")
+        built.profile = replace(built.profile, **changes)
+        return built
+
+    return build
+
+
+def test_results_are_reused_until_something_changes(study):
+    text = replace(profiles.PROFILES["smoke"].text, block_length=32, calibration_blocks=2, evaluation_blocks=2)
+    first = study(text=text, tasks=())
+    first.activation_sums()
+    first.sweep([first.dense])
+    assert "stack" in vars(first)
+    second = study(text=text, tasks=())
+    second.activation_sums()
+    second.sweep([second.dense])
+    assert "stack" not in vars(second), "the store had everything"
+    second.sweep(variants.single_removal(5)[:1])
+    assert "stack" in vars(second), "a new variant is measured"
+    third = study(text=replace(text, block_length=33), tasks=())
+    third.sweep([third.dense])
+    assert "stack" in vars(third), "another text is measured"
+
+
+def test_caption_names_model_revision_and_text(study):
+    built = study()
+    caption = built.caption(built.evaluation_note())
+    assert "local folder, sha256" in caption and "5 blocks" in caption and "4 blocks of 128 tokens" in caption
+
+
+def test_a_pruned_export_is_studied_like_any_model(study, tmp_path):
+    built = study()
+    surgery.export(built.stack.model, built.tokenizer, [1, 3], tmp_path / "pruned")
+    pruned = Study("smoke", str(tmp_path / "pruned"), store=tmp_path / "store.sqlite")
+    pruned.profile = replace(built.profile, tasks=())
+    assert pruned.num_blocks == 3
+    expected = built.sweep([(0, 2, 4)])["perplexity"][0, 2, 4].summary["perplexity"]
+    assert pruned.sweep([pruned.dense])["perplexity"][0, 1, 2].summary["perplexity"] == pytest.approx(
+        expected, rel=1e-3
+    )
+
+
+def test_export_is_a_csv_for_people(study, monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    built = study(tasks=())
+    built.sweep([built.dense])
+    text = built.export().read_text()
+    assert text.splitlines()[0].startswith("model_name,") and "perplexity" in text
+
+
+def test_a_text_with_too_few_blocks_is_one_line(study):
+    built = study("mamba", text=replace(profiles.PROFILES["smoke"].text, block_length=10**6))
+    with pytest.raises(StudyError, match="calibration blocks of 1000000 tokens") as e:
+        built.activation_sums()
+    assert "\n" not in str(e.value)
+
+
+def test_blocks_longer_than_the_model_takes_are_one_line(study):
+    built = study(text=replace(profiles.PROFILES["smoke"].text, block_length=4096))
+    with pytest.raises(StudyError, match="takes 2048 tokens, the smoke profile's blocks of text have 4096"):
+        built.activation_sums()
+
+
+def test_a_mistake_in_a_notebook_shows_no_stack_trace():
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+
+    with capture_output() as shown:
+        InteractiveShell.instance().run_cell("from layer_redundancy.study import Study; Study('papre')")
+    assert "StudyError: unknown profile 'papre'" in shown.stdout and "Traceback" not in shown.stdout
+
+
+def test_unknown_profile_and_revision_without_model_are_one_line():
+    with pytest.raises(StudyError, match="unknown profile 'papre': choose one of smoke, embedded, paper"):
+        Study("papre")
+    with pytest.raises(StudyError, match="without a model"):
+        Study("smoke", revision="main")

@@ -1,0 +1,376 @@
+import multiprocessing
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tiny_models
+from layer_redundancy import batches, models, scoring, surgery, sweep, variants
+from layer_redundancy.errors import StudyError
+from layer_redundancy.results import Result, Store, settings_text
+from layer_redundancy.scoring import ScoredSequence
+
+
+class Continuations:
+    """A measurement on given sequences; stores the log-likelihoods as they are."""
+
+    version, settings = 1, settings_text({})
+
+    def __init__(self, sequences, name="continuations"):
+        self.sequences, self.name, self.data = sequences, name, str(hash(tuple(sequences)))
+
+    def result(self, outputs):
+        flat = [output for targets in outputs for output in targets]
+        return Result({}, {"logprob": np.array([o[0] for o in flat]), "greedy": np.array([o[1] for o in flat])})
+
+
+def ragged_sequences(seed=0):
+    """Inputs of many lengths, with one long target, several letters, or targets of different lengths."""
+    rng = np.random.default_rng(seed)
+
+    def tokens(n):
+        return tuple(int(t) for t in rng.integers(3, 97, n))
+
+    sequences = []
+    for length in (9, 3, 17, 5, 9, 2):
+        ids = tokens(length)
+        sequences.append(ScoredSequence(ids, (tokens(length),)))
+        sequences.append(ScoredSequence(ids, tuple(tokens(1) for _ in range(4))))
+        sequences.append(ScoredSequence(ids, (tokens(1), tokens(2))))
+    for length in (20, 11):  # beyond the sliding windows of the tiny models
+        shared = tokens(length)
+        sequences += [ScoredSequence(shared + tokens(n), (tokens(1), tokens(min(n, 3)))) for n in (1, 4, 7)]
+    return sequences
+
+
+def plain(model, sequences, removed):
+    """One plain forward of the pruned model a sequence: log-softmax of all logits, then slice."""
+    answers = []
+    with surgery.without_layers(model, removed), torch.no_grad():
+        for s in sequences:
+            logits = model(input_ids=torch.tensor([s.input_ids]), use_cache=False).logits[0].float().log_softmax(-1)
+            for target in s.targets:
+                rows = logits[len(s.input_ids) - len(target) :]
+                at = torch.tensor(target)
+                answers.append((rows[torch.arange(len(at)), at].sum().item(), bool((rows.argmax(-1) == at).all())))
+    return answers
+
+
+def identity(name="tiny", fingerprint="f"):
+    return models.ModelIdentity(name, name, "", fingerprint, 5)
+
+
+@pytest.mark.parametrize("name", tiny_models.CONFIGS)
+def test_sweep_equals_one_plain_forward_a_variant(name, tmp_path):
+    model = models.prepare(tiny_models.build(name))
+    measurement = Continuations(ragged_sequences())
+    plan = [*variants.single_removal(5), *variants.cumulative_removal(5, [3, 1, 4, 0, 2]), (1, 3)]
+    with Store(tmp_path / "s") as store:
+        got = sweep.run(
+            identity(), lambda: models.decoder_stack(model), plan, [measurement], store, batch_tokens=64, progress=False
+        )[measurement.name]
+    assert set(got) == set(plan)
+    for variant, result in got.items():
+        expected = plain(model, measurement.sequences, variants.removed_blocks(5, variant))
+        tokens = np.array([len(t) for s in measurement.sequences for t in s.targets])
+        np.testing.assert_allclose(
+            result.arrays["logprob"] / tokens, np.array([e[0] for e in expected]) / tokens, atol=1e-5
+        )
+        assert result.arrays["greedy"].tolist() == [e[1] for e in expected]
+
+
+variant_sets = st.lists(
+    st.sets(st.integers(0, 4), min_size=1).map(lambda kept: tuple(sorted(kept))), min_size=1, max_size=12, unique=True
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(variant_sets, st.integers(1, 200))
+def test_any_set_of_variants_and_any_batch_size(plan, batch_tokens):
+    model = models.prepare(tiny_models.build("llama"))
+    measurement = Continuations(ragged_sequences()[:7])
+    with Store(Path(":memory:")) as store:
+        got = sweep.run(
+            identity(), lambda: models.decoder_stack(model), plan, [measurement], store, batch_tokens, progress=False
+        )[measurement.name]
+    for variant in plan:
+        expected = plain(model, measurement.sequences, variants.removed_blocks(5, variant))
+        np.testing.assert_allclose(got[variant].arrays["logprob"], [e[0] for e in expected], atol=1e-4)
+
+
+@given(variant_sets)
+def test_a_block_runs_once_for_each_distinct_prefix(plan):
+    runs = []
+
+    def run_block(element, state, shared):
+        runs.append((*state, element))
+        return runs[-1]
+
+    assert dict(sweep.depth_first(sweep.trie(plan), (), run_block)) == {v: v for v in plan}
+    assert sorted(runs) == sorted({v[:n] for v in plan for n in range(1, len(v) + 1)})
+    assert len(runs) == sweep.num_block_runs(sweep.trie(plan))
+
+
+def test_counts_of_known_plans():
+    count = lambda plan: sweep.num_block_runs(sweep.trie(plan))  # noqa: E731
+    assert count(variants.single_removal(30)) == 464  # naive: 30 x 29 = 870
+    assert count(variants.cumulative_removal(30, list(range(29, -1, -1)))) == 30  # naive: 465
+
+
+def test_states_are_held_only_where_paths_branch():
+    alive, peak = [0], [0]
+
+    class State:
+        def __init__(self):
+            alive[0] += 1
+            peak[0] = max(peak[0], alive[0])
+
+        def __del__(self):
+            alive[0] -= 1
+
+    heads = [variants.without_head(40, block, head) for block in range(0, 40, 4) for head in range(8)]
+    for plan in (variants.single_removal(40), heads, [(0, 1, 2), (0, 2), (1, 2), (1,)]):
+        peak[0] = 0
+        for _ in sweep.depth_first(sweep.trie(plan), State(), lambda b, s, _: State()):
+            pass
+        # the caller holds the first state, the loop the one before and the one after a block
+        assert peak[0] <= sweep.num_held(sweep.trie(plan)) + 3
+    assert sweep.num_held(sweep.trie(variants.single_removal(40))) == 1
+
+
+def test_plan_tells_what_will_run(tmp_path, capsys):
+    model, measurement = models.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
+    stack, plan = models.decoder_stack(model), variants.single_removal(5)
+    told = sweep.plan(stack, plan, [measurement], batch_tokens=64)
+    tokens = sum(len(s.input_ids) for s in measurement.sequences)
+    assert told.variants == 5 and told.block_tokens_naive == 20 * tokens
+    assert (
+        told.head_tokens == 5 * sum(s.num_scored for s in measurement.sequences) < told.head_tokens_naive == 5 * tokens
+    )
+    work = batches.arrange(measurement.sequences, True)
+    assert told.block_tokens_shared == 14 * work.num_tokens() < 14 * tokens
+    assert 0 < told.seconds < 60
+    assert told.peak_bytes > sum(p.numel() * 4 for p in model.parameters())
+    assert "5 variants" in str(told) and "\n" not in str(told)
+    with Store(tmp_path / "s") as store:
+        sweep.run(identity(), lambda: stack, plan, [measurement], store)
+        assert "5 variants" in capsys.readouterr().out
+        sweep.run(identity(), lambda: stack, plan, [measurement], store)
+        assert capsys.readouterr().out == ""
+
+
+def test_what_the_store_has_is_not_computed_and_no_model_is_loaded(tmp_path):
+    model, measurement = models.prepare(tiny_models.build("llama")), Continuations(ragged_sequences()[:3])
+    loads = []
+
+    def load():
+        loads.append(1)
+        return models.decoder_stack(model)
+
+    with Store(tmp_path / "s") as store:
+
+        def run(plan, m=measurement, fingerprint="f"):
+            return sweep.run(identity(fingerprint=fingerprint), load, plan, [m], store, progress=False)[m.name]
+
+        first = run(variants.single_removal(5))
+        again = run(variants.single_removal(5))
+        assert len(loads) == 1
+        for v in first:
+            np.testing.assert_array_equal(first[v].arrays["logprob"], again[v].arrays["logprob"])
+        run([*variants.single_removal(5), (0, 1)])  # one more variant
+        assert len(loads) == 2
+        run(variants.single_removal(5), Continuations(ragged_sequences(1)[:3]))  # other tokens
+        assert len(loads) == 3
+        run(variants.single_removal(5), fingerprint="g")  # other weights
+        assert len(loads) == 4
+
+
+def test_nan_logits_are_one_line_and_what_was_finished_stays(tmp_path):
+    model = models.prepare(tiny_models.build("llama"))
+    good, bad = Continuations(ragged_sequences()[:3], "good"), Continuations(ragged_sequences()[3:6], "bad")
+    with Store(tmp_path / "s") as store:
+        stack = lambda: models.decoder_stack(model)  # noqa: E731
+        sweep.run(identity(), stack, [(0, 1)], [good], store, progress=False)
+        model.model.layers[3].mlp.up_proj.weight[0, 0] = float("nan")
+        with pytest.raises(StudyError, match=r"bad, without blocks \[0, 1, 2\]: logits are NaN") as e:
+            sweep.run(identity(), stack, [(0, 1), (3, 4)], [bad], store, progress=False)
+        assert "\n" not in str(e.value)
+        assert store.get(sweep.key(identity(), (0, 1), good)) is not None
+
+
+@pytest.mark.parametrize("name", tiny_models.CONFIGS)
+def test_shared_prefixes_run_once(name):
+    model = models.prepare(tiny_models.build(name))
+    stack, runs = models.decoder_stack(model), []
+
+    class Counted(models.DecoderStack):
+        def run_block(self, index, hidden, *args):
+            runs.append((index, tuple(hidden.shape[:2])))
+            return super().run_block(index, hidden, *args)
+
+    sequences = ragged_sequences()[-6:]
+    work = batches.arrange(sequences, models.has_key_value_cache(model))
+    if name in ("rwkv", "mamba"):
+        assert work.prefixes == (0,) * 6
+        return
+    assert work.prefixes == (20, 20, 20, 11, 11, 11)
+    chosen = [sequences[i] for i in work.order]
+    batch = batches.Batch(Counted(**vars(stack)), chosen, work.prefixes, batch_tokens=28)
+    assert batch.num_tokens == 20 + 11 + 2 * (1 + 4 + 7)
+    states = batch.run_block(0, batch.start, {})
+    # Two prefixes, then the six sequences in forwards of 28 tokens at most, those of similar length together.
+    assert runs == [(0, (2, 20)), (0, (4, 7)), (0, (2, 1))]
+    states = batch.run_block(3, states, {})
+    expected = plain(model, chosen, [1, 2, 4])
+    got = [output for targets in batch.score(states) for output in targets]
+    np.testing.assert_allclose([o[0] for o in got], [e[0] for e in expected], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", tiny_models.ATTENTION)
+def test_heads_share_everything_before_their_block_and_its_attention(name, tmp_path):
+    model, sequences = models.prepare(tiny_models.build(name)), ragged_sequences()
+    plan = [variants.dense(5)] + [variants.without_head(5, block, head) for block in (0, 2, 4) for head in range(4)]
+    measurement, stack = Continuations(sequences), models.decoder_stack(model)
+    with Store(tmp_path / "s") as store:
+        got = sweep.run(identity(), lambda: stack, plan, [measurement], store, 64, progress=False)[measurement.name]
+    for variant in plan[1:]:
+        block, head = next(e for e in variant if isinstance(e, tuple))
+        with surgery.without_head(model, block, head):
+            expected = np.array([e[0] for e in plain(model, sequences, [])])
+        tokens = np.array([len(t) for s in sequences for t in s.targets])
+        np.testing.assert_allclose(got[variant].arrays["logprob"] / tokens, expected / tokens, atol=1e-5)
+        assert np.abs(got[variant].arrays["logprob"] - got[plan[0]].arrays["logprob"]).max() > 1e-3
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_heads_that_are_not_there_are_one_line(tmp_path):
+    measurement = Continuations(ragged_sequences()[:2])
+    for kind, head, message in (("llama", 4, "head 4 is out of range"), ("mamba", 0, "no attention heads to remove")):
+        stack = models.decoder_stack(models.prepare(tiny_models.build(kind)))
+        with Store(tmp_path / kind) as store, pytest.raises(StudyError, match=message):
+            plan = [variants.without_head(5, 1, head)]
+            sweep.run(identity(), lambda: stack, plan, [measurement], store, progress=False)  # noqa: B023
+    with pytest.raises(StudyError, match="block 5 is out of range"):
+        variants.without_head(5, 5, 0)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(tmp_path):
+    model, measurement = models.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
+    stack = models.decoder_stack(model)
+    sizes = []
+
+    class Limited(models.DecoderStack):
+        def run_block(self, index, hidden, *args):
+            sizes.append(len(hidden))
+            if len(hidden) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().run_block(index, hidden, *args)
+
+    def run(store):
+        limited = Limited(**vars(stack))
+        return sweep.run(identity(), lambda: limited, [(0, 1, 4), (0, 2)], [measurement], store, 500, progress=False)
+
+    limit = 100
+    with Store(tmp_path / "a") as store:
+        whole = run(store)[measurement.name]
+    limit = 3
+    with Store(tmp_path / "b") as store:
+        halved = run(store)[measurement.name]
+    assert max(sizes) > 3
+    for v in whole:
+        np.testing.assert_allclose(whole[v].arrays["logprob"], halved[v].arrays["logprob"], atol=1e-4)
+    limit = 0
+    with Store(tmp_path / "c") as store, pytest.raises(StudyError, match="out of memory: one sequence of 27 tokens"):
+        run(store)
+
+
+class Fixed(Continuations):
+    def __init__(self):
+        super().__init__(ragged_sequences())
+        self.data = "the same in every process"
+
+
+FIXED = Fixed()
+
+
+def run_slowly(model, path, conn):
+    """A sweep with pauses, in a process of its own."""
+
+    class Slow(models.DecoderStack):
+        def run_block(self, *args):
+            time.sleep(0.01)
+            return super().run_block(*args)
+
+    stack = Slow(**vars(models.decoder_stack(model)))
+    conn.send("ready")
+    with Store(path) as store:
+        sweep.run(identity(), lambda: stack, variants.single_removal(5), [FIXED], store, 8, progress=False)
+
+
+def num_partial(path):
+    with Store(path) as store:
+        return store._db.execute("SELECT count(*) FROM partial").fetchone()[0]
+
+
+def test_killed_at_random_moments_ends_with_the_same_table(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "killed"
+    model = models.prepare(tiny_models.build("llama"))  # before the forks: they share what it imports
+    kept = [0]
+    for attempt in range(6):
+        ours, theirs = multiprocessing.Pipe()
+        process = multiprocessing.get_context("fork").Process(target=run_slowly, args=(model, path, theirs))
+        process.start()
+        assert ours.recv() == "ready"
+        if attempt < 5:
+            while process.is_alive() and num_partial(path) <= kept[-1]:  # at least a batch further than the last time
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.05))
+            process.kill()
+        process.join()
+        assert process.exitcode == (-signal.SIGKILL if attempt < 5 else 0)
+        kept.append(num_partial(path))
+    assert kept[:6] == sorted(kept[:6]) and kept[-1] == 0
+    with Store(tmp_path / "calm") as calm, Store(path) as store:
+        stack = models.decoder_stack(model)
+        expected = sweep.run(identity(), lambda: stack, variants.single_removal(5), [FIXED], calm, 8, progress=False)
+        for v, result in expected[FIXED.name].items():
+            got = store.get(sweep.key(identity(), v, FIXED))
+            np.testing.assert_array_equal(got.arrays["logprob"], result.arrays["logprob"])
+
+
+def test_targets_may_lie_across_the_heads_chunks(tmp_path, monkeypatch):
+    model, measurement = models.prepare(tiny_models.build("gemma2")), Continuations(ragged_sequences())
+    results = []
+    for rows in (512, 7):
+        monkeypatch.setattr(scoring, "HEAD_ROWS", rows)
+        with Store(tmp_path / str(rows)) as store:
+            stack = models.decoder_stack(model)
+            results.append(sweep.run(identity(), lambda: stack, [(0, 3)], [measurement], store, 200, progress=False))  # noqa: B023
+    whole, chunks = (r[measurement.name][0, 3].arrays for r in results)
+    np.testing.assert_allclose(whole["logprob"], chunks["logprob"], atol=1e-5)
+    assert whole["greedy"].tolist() == chunks["greedy"].tolist()
+
+
+def test_a_token_beyond_the_embeddings_is_one_line(tmp_path):
+    model, measurement = models.prepare(tiny_models.build("llama")), Continuations([ScoredSequence((5, 97), ((6,),))])
+    with (
+        Store(tmp_path / "s") as store,
+        pytest.raises(StudyError, match="token 97 is beyond the model's 97 embeddings"),
+    ):
+        sweep.run(identity(), lambda: models.decoder_stack(model), [(0,)], [measurement], store, progress=False)
+
+
+def test_perplexity_by_hand():
+    blocks = type("Blocks", (), {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 10]]), "fingerprint": "x"})
+    measurement = scoring.Perplexity(blocks)
+    assert [s.input_ids for s in measurement.sequences] == [(5, 6), (8, 9)]
+    assert [s.targets for s in measurement.sequences] == [((6, 7),), ((9, 10),)]
+    result = measurement.result([[(-1.0, True)], [(-3.0, False)]])
+    assert result.summary == {"perplexity": pytest.approx(np.e), "nll": 1.0, "tokens": 4}
+    assert result.arrays["nll"].tolist() == [1.0, 3.0]

@@ -1,0 +1,46 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layer_redundancy import variants
+from layer_redundancy.errors import StudyError
+
+
+def test_known_plans():
+    assert variants.single_removal(3) == [(1, 2), (0, 2), (0, 1)]
+    assert variants.cumulative_removal(4, [2, 1, 0, 3]) == [(0, 1, 2, 3), (0, 1, 3), (0, 3), (3,)]
+    assert variants.block_removal(6, 2, 3) == (0, 1, 5)
+    assert variants.without(4, [-1]) == (0, 1, 2)
+
+
+@given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), max_size=n - 1))))
+def test_removed_and_kept_partition_the_model(case):
+    n, removed = case
+    kept = variants.without(n, removed)
+    assert sorted([*kept, *removed]) == list(range(n))
+    assert variants.removed_blocks(n, kept) == tuple(sorted(removed))
+
+
+@pytest.mark.parametrize(
+    "removed, message",
+    [
+        ([0, 1, 2], "keep at least one"),
+        ([1, 1], "block 1 is to be removed twice"),
+        ([0, -3], "block 0 is to be removed twice"),
+        ([3], "out of range: the model has blocks 0 to 2"),
+        ([-4], "out of range"),
+        (["a"], "no index"),
+    ],
+)
+def test_impossible_removals_are_one_line(removed, message):
+    with pytest.raises(StudyError, match=message):
+        variants.without(3, removed)
+
+
+def test_variants_with_heads_have_names_of_their_own():
+    variant = variants.without_head(4, 2, 1)
+    assert variant == (0, 1, (2, 1), 3)
+    assert variants.name(variant) == "0,1,2-1,3" and variants.name((0, 3)) == "0,3"
+    assert variants.removed_blocks(4, variant) == ()
+    assert variants.describe(4, variant) == "without head 1 of block 2"
+    assert variants.describe(4, (0, 3)) == "without blocks [1, 2]" and variants.describe(2, (0, 1)) == "dense"

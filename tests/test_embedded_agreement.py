@@ -63,11 +63,11 @@ def test_choice_loglikelihoods_equal_lm_evals(loaded, task, limit, tmp_path):
 
 
 def test_bfloat16_is_harmless_for_importance(loaded):
-    """The embedded profile computes in bf16: its scores differ from fp32 by far less than the blocks do."""
+    """The paper profile computes in bf16: scores differ from fp32 by far less than the blocks do."""
     model, tokenizer = loaded
     budget = TextBudget("wikipedia", block_length=128, calibration_blocks=4, evaluation_blocks=1)
     ids = corpora.token_blocks(budget, tokenizer, "calibration").input_ids
-    assert PROFILES["embedded"].dtype == "bfloat16"
+    assert PROFILES["paper"].dtype == "bfloat16"
     half = AutoModelForCausalLM.from_pretrained(embedded.folder(), dtype=torch.bfloat16)
     full, low = (
         importance.scores(activations.collect(models.decoder_stack(m), ids), "block_influence")

@@ -77,6 +77,17 @@ def _measure(name: str) -> Measure:
     return MEASURES[name]
 
 
+def weighted_sums(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(R, S) weights of S rows of values (S, L) -> (R, L), the same to the last bit wherever the operands lie.
+
+    A matrix product's order of summation may depend on their place in memory; differences of 1 - cosine show it.
+    """
+    total = np.zeros((len(weights), values.shape[1]))
+    for weight, value in zip(weights.T, values, strict=True):
+        total += weight[:, None] * value
+    return total
+
+
 def _weighted(sums: ActivationSums, measure: Measure, first_token: bool, weights: np.ndarray) -> np.ndarray:
     """Scores (R, L) for R weightings (R, S) of the sequences."""
     if measure.numerator is None:
@@ -86,9 +97,10 @@ def _weighted(sums: ActivationSums, measure: Measure, first_token: bool, weights
         tokens = np.ones_like(tokens)
     elif not first_token:
         total, tokens = total - measure.first(sums), tokens - 1
-    if (weights @ tokens <= 0).any():
+    counts = weighted_sums(weights, tokens[:, None])
+    if (counts <= 0).any():
         raise StudyError("no token is left: leaving out the first token needs sequences of at least two tokens")
-    mean = (weights @ total) / (weights @ tokens)[:, None]
+    mean = weighted_sums(weights, total) / counts
     return 1 - mean if measure.complement else mean
 
 

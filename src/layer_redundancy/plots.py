@@ -58,6 +58,7 @@ METRICS = {
 
 WIDTH = 9.0  # inches of every figure; a README shows it at about 900 px, so a point of type is 1.4 px there
 CAPTION_SIZE = 7.5
+PNG_DPI = 200
 STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -657,15 +658,25 @@ def _render(figure: Figure, caption: str) -> dict[str, bytes]:
             parse_math=False,
             gid="caption",
         ).set_in_layout(False)
+        _fix_layout(figure)
         files = {}
         for kind, metadata in (
             ("png", {"Software": None}),
             ("pdf", dict.fromkeys(("CreationDate", "Creator", "Producer"))),
         ):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+            figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata)
             files[kind] = buffer.getvalue()
     return files
+
+
+def _fix_layout(figure: Figure) -> None:
+    """Lays the figure out once and keeps that, rounded: the solver's last bits depend on where its variables lie."""
+    figure.set_dpi(PNG_DPI)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position([round(value, 6) for value in axes.get_position(original=True).bounds])
 
 
 def _wrap(text: str, points: float) -> list[str]:

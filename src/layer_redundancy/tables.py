@@ -201,7 +201,7 @@ def depth_claim(costs: np.ndarray, resamples: int, seed: int) -> pd.DataFrame:
     num = len(costs)
     draws = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=resamples) / num
     whole = _depth_statements(costs.mean(0))
-    again = [_depth_statements(mean) for mean in draws @ costs]
+    again = [_depth_statements(mean) for mean in importance.weighted_sums(draws, costs)]
     rows = [
         {
             "statement": name,

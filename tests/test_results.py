@@ -1,5 +1,7 @@
 import multiprocessing
+import platform
 import sqlite3
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -131,3 +133,34 @@ def test_folder_that_cannot_be_made_is_one_line(tmp_path):
         results.Store(tmp_path / "file" / "results.sqlite")
     with pytest.raises(StudyError, match="cannot write"):
         files.write_whole({tmp_path / "file" / "x.csv": b""})
+
+
+def test_a_claim_holds_while_its_process_lives(tmp_path, monkeypatch):
+    ours, theirs = multiprocessing.get_context("fork").Pipe()
+
+    def hold(path, conn):
+        with results.Store(path) as store:
+            assert store.claim("a")
+            conn.send("claimed")
+            conn.recv()
+
+    path = tmp_path / "s"
+    with results.Store(path) as store:
+        assert not store.changed() or not store.changed()
+        process = multiprocessing.get_context("fork").Process(target=hold, args=(path, theirs))
+        process.start()
+        assert ours.recv() == "claimed"
+        assert store.changed() and not store.changed()
+        assert not store.claim("a") and store.claim("b") and store.claim("b")
+        store.release("a")  # not ours to release
+        assert not store.claim("a")
+        with monkeypatch.context() as m:
+            m.setattr(results, "CLAIM_SECONDS", 0)  # not renewed for too long
+            assert store.claim("a")
+        store.release("a")
+        ours.send("go")
+        process.join()
+    with results.Store(path) as store:
+        store._db.execute("INSERT INTO claims VALUES ('dead', ?, ?)", (f"{platform.node()} {process.pid}", time.time()))
+        store._db.execute("INSERT INTO claims VALUES ('far', 'elsewhere 1', ?)", (time.time(),))
+        assert store.claim("dead") and not store.claim("far")

@@ -156,7 +156,9 @@ def test_plan_tells_what_will_run(tmp_path, capsys):
     assert told.block_tokens_shared == 14 * work.num_tokens() < 14 * tokens
     assert 0 < told.seconds < 60
     assert told.peak_bytes > sum(p.numel() * 4 for p in model.parameters())
-    assert "5 variants" in str(told) and "\n" not in str(told)
+    assert "5 variants" in str(told) and "\n" not in str(told) and "cache" not in str(told)
+    mamba = models.decoder_stack(models.prepare(tiny_models.build("mamba")))
+    assert "has no key-value cache" in str(sweep.plan(mamba, plan, [measurement]))
     with Store(tmp_path / "s") as store:
         sweep.run(identity(), lambda: stack, plan, [measurement], store)
         assert "5 variants" in capsys.readouterr().out
@@ -342,6 +344,95 @@ def test_killed_at_random_moments_ends_with_the_same_table(tmp_path):
         for v, result in expected[FIXED.name].items():
             got = store.get(sweep.key(identity(), v, FIXED))
             np.testing.assert_array_equal(got.arrays["logprob"], result.arrays["logprob"])
+
+
+def run_counted(model, path, runs, barrier):
+    """A sweep in a process of its own that counts the blocks it runs."""
+
+    class Counted(models.DecoderStack):
+        def run_block(self, *args):
+            with runs.get_lock():
+                runs.value += 1
+            time.sleep(0.002)
+            return super().run_block(*args)
+
+    stack = Counted(**vars(models.decoder_stack(model)))
+    barrier.wait()
+    with Store(path) as store:
+        sweep.run(identity(), lambda: stack, variants.single_removal(5), [FIXED], store, 8, progress=False)
+
+
+def test_two_processes_share_a_sweep(tmp_path):
+    context = multiprocessing.get_context("fork")
+    model = models.prepare(tiny_models.build("llama"))
+    counts = []
+    for number in (1, 2):
+        runs, barrier = context.Value("i", 0), context.Barrier(number)
+        arguments = (model, tmp_path / str(number), runs, barrier)
+        processes = [context.Process(target=run_counted, args=arguments) for _ in range(number)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+        counts.append(runs.value - 3 * 4 * number)  # each times a block of the longest batch, which has three forwards
+    assert abs(counts[1] - counts[0]) <= 12, counts
+    with Store(tmp_path / "1") as one, Store(tmp_path / "2") as two:
+        for v in variants.single_removal(5):
+            a, b = (store.get(sweep.key(identity(), v, FIXED)).arrays["logprob"] for store in (one, two))
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_batch_is_kept_variant_by_variant(tmp_path, monkeypatch):
+    """Thousands of variants may take hours on one batch: what is done of it survives."""
+    monkeypatch.setattr(sweep, "KEEP_SECONDS", 0)
+    model, measurement = models.prepare(tiny_models.build("llama")), Continuations(ragged_sequences()[:3])
+    stack, runs = models.decoder_stack(model), []
+
+    class Stopped(models.DecoderStack):
+        def run_block(self, index, *args):
+            runs.append(index)
+            if len(runs) == 12:
+                raise KeyboardInterrupt
+            return super().run_block(index, *args)
+
+    plan = variants.single_removal(5)
+    with Store(tmp_path / "s") as store:
+        monkeypatch.setattr(sweep, "_rates", lambda *_: (1.0, 1.0))
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(identity(), lambda: Stopped(**vars(stack)), plan, [measurement], store, 500, progress=False)
+        kept = [v for v in plan if store.partial(sweep.key(identity(), v, measurement))]
+        assert kept == plan[:3], kept
+        runs[:] = [None] * 12
+        got = sweep.run(identity(), lambda: Stopped(**vars(stack)), plan, [measurement], store, 500, progress=False)
+        assert len(runs) - 12 == sweep.num_block_runs(sweep.trie([v for v in plan if v not in kept]))
+    with Store(tmp_path / "calm") as store:
+        calm = sweep.run(identity(), lambda: stack, plan, [measurement], store, 500, progress=False)
+    for v in plan:
+        np.testing.assert_array_equal(
+            got[measurement.name][v].arrays["logprob"], calm[measurement.name][v].arrays["logprob"]
+        )
+
+
+def test_batches_are_smaller_where_memory_is_short(tmp_path, monkeypatch):
+    model, measurement = models.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
+    stack, most = models.decoder_stack(model), []
+
+    class Watched(models.DecoderStack):
+        def run_block(self, index, hidden, *args):
+            most[-1] = max(most[-1], hidden.shape[0] * hidden.shape[1])
+            return super().run_block(index, hidden, *args)
+
+    results = []
+    for free in (10**9, 150_000):
+        most.append(0)
+        monkeypatch.setattr(sweep, "available", lambda _, free=free: free)
+        with Store(tmp_path / str(free)) as store:
+            plan = variants.single_removal(5)
+            got = sweep.run(identity(), lambda: Watched(**vars(stack)), plan, [measurement], store, 500, progress=False)
+            results.append(np.concatenate([got[measurement.name][v].arrays["logprob"] for v in plan]))
+    assert most[1] <= 42 < 80 < most[0], most
+    np.testing.assert_allclose(*results, atol=1e-4)
 
 
 def test_targets_may_lie_across_the_heads_chunks(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor, tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -40,8 +41,15 @@ class Work:
         places = range(low, len(self.order) if high is None else high)
         return sum(map(self.tail, places)) + sum({self.groups[k]: self.prefixes[k] for k in places}.values())
 
-    def batch_end(self, low: int, batch_tokens: int, limit: int) -> int:
-        """Where the batch that begins at place `low` ends: at the tokens it may hold, or at `limit` sequences.
+    def batches(self, batch_tokens: int) -> list[tuple[int, int]]:
+        """All places cut into batches (first place, place after the last)."""
+        ends = [0]
+        while ends[-1] < len(self.order):
+            ends.append(self.batch_end(ends[-1], batch_tokens))
+        return list(pairwise(ends))
+
+    def batch_end(self, low: int, batch_tokens: int) -> int:
+        """Where the batch that begins at place `low` ends: at the tokens it may hold, or after one sequence.
 
         With prefixes it may hold PREFIX_BATCHES forwards, so that a prefix is not run again for a few sequences more
         and sequences of similar length find each other. Sequences with a prefix and sequences without do not mix.
@@ -49,7 +57,7 @@ class Work:
         prefix, room, groups, high = self.prefixes[low], batch_tokens, set(), low
         if prefix:
             room *= PREFIX_BATCHES
-        while high < len(self.order) and high - low < limit and (self.prefixes[high] > 0) == (prefix > 0):
+        while high < len(self.order) and (self.prefixes[high] > 0) == (prefix > 0):
             if not prefix:
                 room -= self.tail(low)  # the longest of the batch
             else:

@@ -3,6 +3,7 @@
 import ctypes
 import sys
 
+import psutil
 import torch
 
 from layer_redundancy.errors import StudyError
@@ -30,6 +31,14 @@ def halved(batch: int, error: BaseException, what: str) -> int:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return batch // 2
+
+
+def available(device: torch.device) -> int:
+    """Bytes that can still be taken on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return psutil.virtual_memory().available
 
 
 def keep_freed_memory() -> None:

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import platform
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from layer_redundancy.errors import StudyError
 from layer_redundancy.files import write_whole
@@ -29,7 +32,9 @@ CREATE TABLE IF NOT EXISTS partial (
     first INTEGER NOT NULL, outputs TEXT NOT NULL,
     PRIMARY KEY (model, variant, measurement, data, settings, version, first)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS claims (work TEXT PRIMARY KEY, owner TEXT NOT NULL, renewed REAL NOT NULL) WITHOUT ROWID;
 """
+CLAIM_SECONDS = 60  # a claim that is not renewed for so long is void
 PATIENCE = 60  # seconds a process waits for another to finish writing
 KEY = ("model", "variant", "measurement", "data", "settings", "version")
 _WHERE = " AND ".join(f"{k} = ?" for k in KEY)
@@ -82,6 +87,7 @@ class Store:
 
     def __init__(self, path: Path):
         self.path = Path(path)
+        self._seen = None
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
@@ -171,6 +177,31 @@ class Store:
             rows = self._db.execute(f"SELECT outputs FROM partial WHERE {_WHERE}", key.values()).fetchall()
         return {int(sequence): output for (text,) in rows for sequence, output in json.loads(text).items()}
 
+    # ------------------------------------------------------------------------------------------------ who does what
+
+    def claim(self, work: str) -> bool:
+        """Says that this process computes something, or still does; False if another process that lives said so.
+
+        A claim ends with `release`, with its process, or when it has not been renewed for a minute.
+        """
+        with self._transaction() as db:
+            row = db.execute("SELECT owner, renewed FROM claims WHERE work = ?", (work,)).fetchone()
+            if row is not None and row[0] != _owner() and _alive(*row):
+                return False
+            db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (work, _owner(), time.time()))
+            return True
+
+    def release(self, work: str) -> None:
+        """Takes back this process's claim."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM claims WHERE work = ? AND owner = ?", (work, _owner()))
+
+    def changed(self) -> bool:
+        """Whether anyone else has written since the last call."""
+        with self._errors():
+            seen, self._seen = self._seen, self._db.execute("PRAGMA data_version").fetchone()[0]
+        return seen != self._seen
+
     # ------------------------------------------------------------------------------------------------ for people
 
     def export_csv(self, path: Path, model: str | None = None) -> int:
@@ -199,6 +230,16 @@ class Store:
 def settings_text(settings: Mapping[str, Any]) -> str:
     """Settings as the store's key holds them: sorted JSON."""
     return json.dumps(dict(settings), sort_keys=True)
+
+
+def _owner() -> str:
+    return f"{platform.node()} {os.getpid()}"
+
+
+def _alive(owner: str, renewed: float) -> bool:
+    """Whether the process that made a claim may still be at work."""
+    node, _, pid = owner.rpartition(" ")
+    return time.time() - renewed < CLAIM_SECONDS and (node != platform.node() or psutil.pid_exists(int(pid)))
 
 
 def _pack(arrays: Mapping[str, np.ndarray]) -> bytes | None:

@@ -4,8 +4,9 @@ Variants are sequences of kept blocks; put into a trie, a block runs on a batch 
 blocks before it. Single removal costs about half a forward a variant, removal from the last block one forward in all.
 """
 
+import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -14,12 +15,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from layer_redundancy import scoring
-from layer_redundancy.batches import Batch, Work, arrange
-from layer_redundancy.memory import halved
+from layer_redundancy.batches import PREFIX_BATCHES, Batch, Work, arrange
+from layer_redundancy.memory import available, halved
 from layer_redundancy.models import DecoderStack, ModelIdentity, has_key_value_cache
 from layer_redundancy.results import Key, Result, Store
 from layer_redundancy.scoring import Measurement, Outputs, ScoredSequence
 from layer_redundancy.variants import Element, Variant, describe, name
+
+KEEP_SECONDS = 5  # how often a batch's outputs go to the store while it runs
+POLL_SECONDS = 0.5  # how often to look whether another process has finished what it is at
 
 
 @dataclass
@@ -98,6 +102,7 @@ class Plan:
         head_tokens: those that are scored, the only ones that go through it here.
         seconds: estimate from a few blocks and one call of the head, timed on this device.
         peak_bytes: estimate of the device's memory: weights, states where paths branch, and one forward's workspace.
+        shares_prefixes: whether prompt prefixes run once; a model without a key-value cache runs them with every item.
     """
 
     variants: int
@@ -107,15 +112,19 @@ class Plan:
     head_tokens: int
     seconds: float
     peak_bytes: int
+    shares_prefixes: bool = True
 
     def __str__(self) -> str:
         share = self.block_tokens_shared / self.block_tokens_naive
-        return (
+        text = (
             f"{self.variants} variants: {self.block_tokens_naive:.3g} block-tokens one by one, "
             f"{self.block_tokens_shared:.3g} shared ({share:.0%}); head on {self.head_tokens:.3g} of "
             f"{self.head_tokens_naive:.3g} tokens; about {self.seconds / 60:.1f} min, "
             f"{self.peak_bytes / 1e9:.1f} GB of memory here"
         )
+        if not self.shares_prefixes:
+            text += "; the model has no key-value cache, so every item runs its whole prompt"
+        return text
 
 
 def plan(
@@ -129,7 +138,7 @@ def plan(
 
 def _plan(stack: DecoderStack, todo: Sequence[tuple[Work, Sequence[Variant]]], batch_tokens: int) -> Plan:
     naive = shared = head_naive = head = 0
-    seconds, states, config = 0.0, 0, stack.model.config.get_text_config()
+    seconds, states = 0.0, 0
     for work, variants in todo:
         tokens, scored = (
             sum(f(s) for s in work.sequences) for f in (lambda s: len(s.input_ids), lambda s: s.num_scored)
@@ -139,29 +148,44 @@ def _plan(stack: DecoderStack, todo: Sequence[tuple[Work, Sequence[Variant]]], b
         shared += (block_tokens := num_block_runs(root) * work.num_tokens())
         head_naive += len(variants) * tokens
         head += (head_tokens := len(variants) * scored)
-        batch, (block_rate, head_rate) = _timed(stack, work, batch_tokens)
+        batch, (block_rate, head_rate) = _timed(stack, work, _fitting(stack, root, batch_tokens))
         seconds += block_tokens / block_rate + head_tokens / head_rate
         held = sum(s.numel() * s.element_size() for s in batch.start)
         states = max(states, (num_held(root) + 2) * held)
     weights = sum(p.numel() * p.element_size() for p in stack.model.parameters())
-    element = stack.model.get_input_embeddings().weight.element_size()
-    width = max(config.hidden_size, getattr(config, "intermediate_size", 0) or 4 * config.hidden_size)
-    workspace = batch_tokens * 4 * width * element + 3 * 4 * scoring.HEAD_ROWS * stack.head.weight.shape[0]
+    workspace = batch_tokens * _workspace(stack) + 3 * 4 * scoring.HEAD_ROWS * stack.head.weight.shape[0]
     distinct = len({v for _, variants in todo for v in variants})
-    return Plan(distinct, naive, shared, head_naive, head, seconds, weights + states + workspace)
+    shares = has_key_value_cache(stack.model)
+    return Plan(distinct, naive, shared, head_naive, head, seconds, weights + states + workspace, shares)
+
+
+def _workspace(stack: DecoderStack) -> int:
+    """Bytes a token that a block's forward takes, roughly: the widest activations of its MLP."""
+    config, element = stack.model.config.get_text_config(), stack.model.get_input_embeddings().weight.element_size()
+    return 4 * element * max(config.hidden_size, getattr(config, "intermediate_size", 0) or 4 * config.hidden_size)
+
+
+def _fitting(stack: DecoderStack, root: Node, batch_tokens: int) -> int:
+    """`batch_tokens`, or as many as half of the free memory holds of states where paths branch and of workspace.
+
+    A GPU says when there is too little; a computer may kill the process instead, so it is not put to the test.
+    """
+    size = stack.model.config.get_text_config().hidden_size
+    state = size * stack.model.get_input_embeddings().weight.element_size() * PREFIX_BATCHES
+    token = (num_held(root) + 2) * state + _workspace(stack)
+    return max(1, min(batch_tokens, available(stack.device) // 2 // token))
 
 
 def _timed(stack: DecoderStack, work: Work, batch_tokens: int) -> tuple[Batch, tuple[float, float]]:
     """The first batch that fits in memory, and `_rates` on it."""
-    limit = len(work.order)
+    high = work.batch_end(0, batch_tokens)
     while True:
-        high = work.batch_end(0, batch_tokens, limit)
         try:
             chosen = [work.sequences[i] for i in work.order[:high]]
             batch = Batch(stack, chosen, work.prefixes[:high], batch_tokens)
             return batch, _rates(stack, batch)
         except (MemoryError, RuntimeError) as e:
-            limit = halved(high, e, f"one sequence of {len(work.sequences[work.order[0]].input_ids)} tokens")
+            high = halved(high, e, f"one sequence of {len(work.sequences[work.order[0]].input_ids)} tokens")
 
 
 def _rates(stack: DecoderStack, batch: Batch) -> tuple[float, float]:
@@ -207,9 +231,12 @@ def run(
 ) -> dict[str, dict[Variant, Result]]:
     """Measures every variant, taking what the store has and storing the rest.
 
-    A batch's outputs are stored as soon as they are there, so a run killed at any moment continues with the batch it
-    was in. Tokens that sequences begin with in common run once a batch, where the model has a key-value cache; the rest
-    shares batches by length. A batch that does not fit in memory is halved.
+    Outputs are stored every few seconds, so a run killed at any moment continues about where it was. Several processes
+    may sweep one store: each takes batches that no other is at, and what one finishes the others do not run.
+
+    Tokens that sequences begin with in common run once a batch, where the model has a key-value cache; the rest shares
+    batches by length. A batch that does not fit in memory is halved; where memory is known to be too little for
+    `batch_tokens`, batches are smaller from the start.
 
     Args:
         identity: the model.
@@ -262,57 +289,103 @@ def _measure(
     bar: tqdm,
 ) -> dict[Variant, Result]:
     keys = {v: key(identity, v, measurement) for v in variants}
-    done = {v: store.partial(keys[v]) for v in variants}
-    runs = num_block_runs(trie(variants))
-    low, limit = 0, len(work.order)
-    while low < len(work.order):
-        high = work.batch_end(low, batch_tokens, limit)
-        chosen = work.order[low:high]
-        todo = [v for v in variants if any(i not in done[v] for i in chosen)]
-        before = bar.n
-        try:
-            outputs = _run_batch(stack, work, low, high, todo, measurement.name, batch_tokens, bar)
-        except (MemoryError, RuntimeError) as e:
-            width = len(work.sequences[chosen[0]].input_ids)
-            limit = halved(high - low, e, f"{measurement.name}: one sequence of {width} tokens")
-            bar.n = before
+    results: dict[Variant, Result] = {}
+    done: dict[Variant, dict[int, Outputs]] = {v: {} for v in variants}
+
+    def look() -> None:
+        """Takes over what the store has by now, from whichever process."""
+        for v in variants:
+            if v not in results:
+                done[v].update(store.partial(keys[v]))
+                # In this order: another process that finishes a variant drops its parts.
+                if (found := store.get(keys[v])) is not None:
+                    results[v] = found
+
+    root = trie(variants)
+    batch_tokens = _fitting(stack, root, batch_tokens)
+    pending = work.batches(batch_tokens)
+    runs, begin, finished = num_block_runs(root), bar.n, 0
+    store.changed()
+    look()
+    while pending:
+        batch = next((b for b in pending if store.claim(_claim(keys[variants[0]], work, b))), None)
+        if batch is None:
+            time.sleep(POLL_SECONDS)
             continue
-        fresh = {v: dict(zip(chosen, outputs[v], strict=True)) for v in todo}
-        store.put_partial({keys[v]: fresh[v] for v in todo})
-        for v in todo:
-            done[v].update(fresh[v])
-        bar.update(before + runs * work.num_tokens(low, high) - bar.n)  # what the store had counts as done
-        low = high
-    results = {}
+        if store.changed():
+            look()
+        low, high = batch
+        chosen = work.order[low:high]
+        todo = [v for v in variants if v not in results and any(i not in done[v] for i in chosen)]
+        at = pending.index(batch)
+        try:
+            _run_batch(stack, work, batch, todo, measurement.name, batch_tokens, keys, done, store, bar)
+        except (MemoryError, RuntimeError) as e:
+            middle = low + halved(
+                high - low, e, f"{measurement.name}: one sequence of {len(work.sequences[chosen[0]].input_ids)} tokens"
+            )
+            pending[at : at + 1] = [(low, middle), (middle, high)]
+        else:
+            del pending[at]
+            finished += runs * work.num_tokens(low, high)
+        finally:
+            store.release(_claim(keys[variants[0]], work, batch))
+        bar.update(begin + finished - bar.n)  # what the store had counts as done
+    if store.changed():
+        look()
     for v in variants:
-        results[v] = measurement.result([done[v][i] for i in range(len(work.sequences))])
-        store.put(keys[v], identity.name, results[v])
+        if v not in results:
+            results[v] = measurement.result([done[v][i] for i in range(len(work.sequences))])
+            store.put(keys[v], identity.name, results[v])
     return results
+
+
+def _claim(key: Key, work: Work, batch: tuple[int, int]) -> str:
+    """What a process says it is computing: these sequences of this measurement, whatever the variants."""
+    return json.dumps([key.model, key.measurement, key.data, key.settings, key.version, work.order[batch[0]]])
 
 
 def _run_batch(
     stack: DecoderStack,
     work: Work,
-    low: int,
-    high: int,
+    places: tuple[int, int],
     variants: Sequence[Variant],
     name: str,
     batch_tokens: int,
+    keys: Mapping[Variant, Key],
+    done: Mapping[Variant, dict[int, Outputs]],
+    store: Store,
     bar: tqdm,
-) -> dict[Variant, list[Outputs]]:
-    """Outputs of the sequences at the places low..high-1 of the work, for each variant."""
+) -> None:
+    """Runs the sequences at places low..high-1 of the work for each variant; outputs go to `done` and to the store."""
     if not variants:
-        return {}
-    chosen = [work.sequences[i] for i in work.order[low:high]]
-    batch = Batch(stack, chosen, work.prefixes[low:high], batch_tokens)
+        return
+    low, high = places
+    order = work.order[low:high]
+    batch = Batch(stack, [work.sequences[i] for i in order], work.prefixes[low:high], batch_tokens)
+    fresh: dict[Variant, dict[int, Outputs]] = {}
+    kept = time.monotonic()
+
+    def keep() -> None:
+        nonlocal kept
+        for variant, outputs in fresh.items():
+            done[variant].update(outputs)
+        store.put_partial({keys[variant]: outputs for variant, outputs in fresh.items()})
+        fresh.clear()
+        kept = time.monotonic()
 
     def run_block(element: Element, states: tuple[Tensor, ...], shared: dict) -> tuple[Tensor, ...]:
         out = batch.run_block(element, states, shared)
         bar.update(batch.num_tokens)
+        if time.monotonic() - kept > KEEP_SECONDS:
+            keep()
+            store.claim(_claim(keys[variants[0]], work, places))
         return out
 
-    outputs = {}
-    for variant, states in depth_first(trie(variants), batch.start, run_block):
-        outputs[variant] = batch.score(states)
-        scoring.check_finite(outputs[variant], f"{name}, {describe(len(stack), variant)}")
-    return outputs
+    try:
+        for variant, states in depth_first(trie(variants), batch.start, run_block):
+            outputs = batch.score(states)
+            scoring.check_finite(outputs, f"{name}, {describe(len(stack), variant)}")
+            fresh[variant] = dict(zip(order, outputs, strict=True))
+    finally:
+        keep()

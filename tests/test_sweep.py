@@ -3,9 +3,11 @@ import signal
 import time
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,6 +84,56 @@ def test_sweep_equals_one_plain_forward_a_variant(name, tmp_path):
             result.arrays["logprob"] / tokens, np.array([e[0] for e in expected]) / tokens, atol=1e-5
         )
         assert result.arrays["greedy"].tolist() == [e[1] for e in expected]
+
+
+def quantized(folder, **settings):
+    """A tiny Llama whose linear layers bitsandbytes has quantized."""
+    tiny_models.build("llama").save_pretrained(folder)
+    config = tf.BitsAndBytesConfig(**settings)
+    return tf.AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=config, device_map={"": "cpu"}, dtype=torch.float32
+    )
+
+
+def offloaded(_):
+    """Weights of each module come only while it runs, as accelerate does where a device_map leaves no room."""
+    return accelerate.cpu_offload(tiny_models.build("llama"), execution_device=torch.device("cpu"))
+
+
+# what -> (builder, largest difference in NLL a token from plain forwards of the same format)
+FORMATS = {
+    "bfloat16": (lambda _: tiny_models.build("llama").to(torch.bfloat16), 0.05),
+    "float16": (lambda _: tiny_models.build("llama").to(torch.float16), 0.01),
+    "nf4": (lambda d: quantized(d, load_in_4bit=True, bnb_4bit_quant_type="nf4"), 1e-5),
+    # Computed in float16, whatever the model's dtype, and activations are rounded to 8 bits a row.
+    "int8": (lambda d: quantized(d, load_in_8bit=True), 0.05),
+    "offloaded": (offloaded, 1e-5),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_other_dtypes_quantized_weights_and_weights_elsewhere(name, tmp_path):
+    build, tolerance = FORMATS[name]
+    model, sequences = models.prepare(build(tmp_path / "model")), ragged_sequences()
+    stack, measurement = models.decoder_stack(model), Continuations(sequences)
+    models.check_stack(model)
+    heads = [variants.without_head(5, block, head) for block, head in ((1, 0), (3, 2))]
+    plan = [variants.dense(5), *variants.single_removal(5), *heads]
+    assert sweep.plan(stack, plan, [measurement]).peak_bytes > 0
+    with Store(tmp_path / "s") as store:
+        got = sweep.run(identity(), lambda: stack, plan, [measurement], store, 64, progress=False)[measurement.name]
+    tokens = np.array([len(t) for s in sequences for t in s.targets])
+    for variant, result in got.items():
+        if variant in heads:
+            block, head = next(e for e in variant if isinstance(e, tuple))
+            with surgery.without_head(model, block, head):
+                expected = plain(model, sequences, [])
+        else:
+            expected = plain(model, sequences, variants.removed_blocks(5, variant))
+        difference = (result.arrays["logprob"] - [e[0] for e in expected]) / tokens
+        assert np.abs(difference).max() < tolerance
+        if variant != plan[0]:
+            assert np.abs(result.arrays["logprob"] - got[plan[0]].arrays["logprob"]).max() > 2 * tolerance
 
 
 variant_sets = st.lists(

@@ -322,7 +322,10 @@ class DecoderStack:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self.model.get_input_embeddings().weight.device
+        embedding = self.model.get_input_embeddings()
+        # Of a model that accelerate keeps in parts, or loads block by block, the hook knows better than the weight.
+        device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+        return embedding.weight.device if device is None else torch.device(device)
 
     @torch.no_grad()
     def start(
@@ -429,10 +432,16 @@ class DecoderStack:
         Raises:
             StudyError: no such head.
         """
-        _, dim, module = _output_projection(self, index)
-        part, weight = head_slice(self, index, head), head_weight(self, index, head).float()
-        share = attention.inputs[..., part].float() @ (weight.T if dim == 1 else weight)
-        output = (attention.outputs.float() - share).to(attention.outputs.dtype)
+        projection, dim, module = _output_projection(self, index)
+        part, weight = head_slice(self, index, head), getattr(projection, "weight", None)
+        if weight is not None and weight.is_floating_point() and weight.device.type != "meta":
+            weight = weight.narrow(dim, part.start, part.stop - part.start).float()
+            share = attention.inputs[..., part].float() @ (weight.T if dim == 1 else weight)
+            output = (attention.outputs.float() - share).to(attention.outputs.dtype)
+        else:  # quantized, or not in memory: only the projection itself can read its weights
+            inputs = attention.inputs.clone()
+            inputs[..., part] = 0
+            output = projection(inputs)
         with _attributes((module, "forward", lambda *_, **__: (output, None))):
             return self.run_block(index, hidden, calls)
 
@@ -446,7 +455,8 @@ class DecoderStack:
     @torch.no_grad()
     def logits(self, finished: Tensor) -> Tensor:
         """Head and soft-cap on finished states (..., hidden size) -> float32 (..., vocabulary)."""
-        logits = self.head(finished.to(self.head.weight.dtype))
+        weight = getattr(self.head, "weight", finished)
+        logits = self.head(finished.to(weight.dtype) if weight.is_floating_point() else finished)
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits.float()
@@ -631,16 +641,15 @@ def head_slice(stack: DecoderStack, layer: int, head: int) -> slice:
     num_heads = stack.model.config.get_text_config().num_attention_heads
     if not 0 <= head < num_heads:
         raise StudyError(f"head {head} is out of range: block {layer} has query heads 0 to {num_heads - 1}")
-    size = projection.weight.shape[dim] // num_heads
+    width = getattr(projection, "in_features", None) or projection.weight.shape[dim]
+    size = width // num_heads
     return slice(head * size, (head + 1) * size)
 
 
-def head_weight(stack: DecoderStack, layer: int, head: int) -> Tensor:
-    """A query head's part of its block's output projection, a view of the weight.
+def output_projection(stack: DecoderStack, layer: int) -> nn.Module:
+    """What a block's attention hands its heads to, side by side as `head_slice` says.
 
     Raises:
-        StudyError: as `head_slice`.
+        StudyError: the block has no attention, or a form of it that is not known.
     """
-    projection, dim, _ = _output_projection(stack, layer)
-    part = head_slice(stack, layer, head)
-    return projection.weight.narrow(dim, part.start, part.stop - part.start)
+    return _output_projection(stack, layer)[0]

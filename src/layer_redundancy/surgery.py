@@ -83,8 +83,9 @@ def _cut_config(config: Any, kept: tuple[int, ...], num_blocks: int) -> Iterator
 def without_head(model: nn.Module, layer: int, head: int) -> Iterator[nn.Module]:
     """The same model without one query head of one block's attention, restored on exit and on error.
 
-    The head's slice of the output projection is set to zero (ShortGPT 4.2): the shape stays, the head's contribution is
-    gone. With grouped-query attention the head's keys and values are shared with other query heads and stay.
+    What the head hands to the output projection is set to zero (ShortGPT 4.2): the shape stays, the head's contribution
+    is gone, and weights in any format, quantized ones too, stay untouched. With grouped-query attention the head's keys
+    and values are shared with other query heads and stay.
 
     Args:
         model: a causal language model whose blocks have attention.
@@ -97,14 +98,18 @@ def without_head(model: nn.Module, layer: int, head: int) -> Iterator[nn.Module]
     stack = models.decoder_stack(model)
     if not 0 <= layer < len(stack):
         raise StudyError(f"block {layer} is out of range: the model has blocks 0 to {len(stack) - 1}")
-    part = models.head_weight(stack, layer, head)
-    with torch.no_grad():
-        saved = part.clone()
-        try:
-            part.zero_()
-            yield model
-        finally:
-            part.copy_(saved)
+    part = models.head_slice(stack, layer, head)
+
+    def silence(_: nn.Module, args: tuple) -> tuple:
+        heads = args[0].clone()
+        heads[..., part] = 0
+        return (heads, *args[1:])
+
+    handle = models.output_projection(stack, layer).register_forward_pre_hook(silence)
+    try:
+        yield model
+    finally:
+        handle.remove()
 
 
 def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Path) -> Path:

@@ -153,7 +153,8 @@ def _plan(stack: DecoderStack, todo: Sequence[tuple[Work, Sequence[Variant]]], b
         held = sum(s.numel() * s.element_size() for s in batch.start)
         states = max(states, (num_held(root) + 2) * held)
     weights = sum(p.numel() * p.element_size() for p in stack.model.parameters())
-    workspace = batch_tokens * _workspace(stack) + 3 * 4 * scoring.HEAD_ROWS * stack.head.weight.shape[0]
+    vocabulary = stack.model.get_input_embeddings().weight.shape[0]
+    workspace = batch_tokens * _workspace(stack) + 3 * 4 * scoring.HEAD_ROWS * vocabulary
     distinct = len({v for _, variants in todo for v in variants})
     shares = has_key_value_cache(stack.model)
     return Plan(distinct, naive, shared, head_naive, head, seconds, weights + states + workspace, shares)

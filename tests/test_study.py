@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers as tf
 
-from layer_redundancy import embedded, paths, profiles, surgery, variants
+from layer_redundancy import embedded, paths, profiles, surgery, sweep, variants
 from layer_redundancy.errors import StudyError
 from layer_redundancy.study import Study
 
@@ -91,6 +91,21 @@ def test_results_are_reused_until_something_changes(study):
     third = study(text=replace(text, block_length=33), tasks=())
     third.sweep([third.dense])
     assert "stack" in vars(third), "another text is measured"
+
+
+def test_deviation_from_plain_forwards_is_rounding_and_is_kept(study):
+    text = replace(profiles.PROFILES["smoke"].text, block_length=32, calibration_blocks=2, evaluation_blocks=2)
+    first = study(text=text, tasks=())
+    chosen = [first.dense, *variants.single_removal(5)[:2]]
+    deviation = first.deviation(chosen)
+    assert deviation < 1e-5
+    second = study(text=text, tasks=())
+    assert second.deviation(chosen) == deviation and "stack" not in vars(second)
+    key = sweep.key(first.identity, first.dense, first.measurements[0])
+    stored = first.store.get(key)
+    stored.arrays["nll"][0] += 31  # of 31 tokens
+    first.store.put(key, "", stored)
+    assert first.deviation(chosen) == pytest.approx(1, abs=1e-4)
 
 
 def test_caption_names_model_revision_and_text(study):

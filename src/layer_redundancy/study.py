@@ -1,13 +1,14 @@
 """What a notebook opens: a profile's model, texts and tasks, loaded when first needed, and the store behind them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from layer_redundancy import activations, corpora, models, paths, plots, profiles, sweep, tasks, variants
+from layer_redundancy import activations, corpora, models, paths, plain, plots, profiles, sweep, tasks, variants
 from layer_redundancy.activations import ActivationSums
 from layer_redundancy.errors import StudyError
 from layer_redundancy.models import DecoderStack, ModelIdentity
@@ -124,6 +125,31 @@ class Study:
             self.store,
             batch_tokens=self.profile.batch_tokens,
         )
+
+    def deviation(self, chosen: Sequence[Variant]) -> float:
+        """How far the sweep's numbers lie from plain forwards of the same model in the same dtype.
+
+        Args:
+            chosen: variants that are run once more, each by itself, on the first block of evaluation text.
+
+        Returns:
+            The largest difference of their mean NLL a token, nats: rounding, since the two do the same in another
+            order.
+        """
+        perplexity = self.measurements[0]
+        swept = self.sweep(chosen)[perplexity.name]
+        differences = []
+        for variant in chosen:
+            key = replace(sweep.key(self.identity, variant, perplexity), measurement="plain_forward")
+            stored = self.store.get(key)
+            if stored is None:
+                with plain.applied(self.stack, variant) as model:
+                    ((nll, _),) = plain.score(model, perplexity.sequences[:1])[0]
+                stored = Result({"nll": -nll / swept[variant].arrays["tokens"][0]})
+                self.store.put(key, self.identity.name, stored)
+            result = swept[variant].arrays
+            differences.append(abs(result["nll"][0] / result["tokens"][0] - stored.summary["nll"]))
+        return float(max(differences))
 
     def caption(self, *parts: str) -> str:
         """What a figure's caption says of the model, and then of this figure."""

@@ -107,6 +107,16 @@ endif
 smoke: ## every notebook in small: does it run?
 	@$(MAKE) --no-print-directory figures PROFILE=smoke
 
+# The peer whose other libraries would not go with ours has a folder of its own.
+PEER := build/short-transformers
+bench: $(READY) $(PEER)/ready ## time shared sweeps against what others do; results go to figures/bench/ (about an hour)
+	@HF_HUB_OFFLINE=1 $(PY) -m layer_redundancy.bench --peer $(PEER)
+
+$(PEER)/ready: data/requirements-bench.txt $(READY)
+	rm -rf $(PEER)
+	$(PY) -m pip install --disable-pip-version-check --no-deps --target $(PEER) -r data/requirements-bench.txt
+	@mkdir -p $(PEER) && touch $@
+
 # --- Development -----------------------------------------------------------------------------------------------------
 
 test: $(READY) ## unit tests, then every notebook on the smoke profile
@@ -146,4 +156,4 @@ distclean: clean ## remove computed results, downloads and the environment too
 	rm -rf data/results data/cache build .venv
 
 FORCE:
-.PHONY: help setup figures smoke test lint format lab lock clean distclean FORCE
+.PHONY: help setup figures smoke bench test lint format lab lock clean distclean FORCE

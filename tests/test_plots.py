@@ -73,6 +73,14 @@ def removal_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     return perplexity, accuracy, pd.DataFrame(dense)
 
 
+def ratio_frame(rows: int) -> pd.DataFrame:
+    ratios = np.geomspace(0.9, 14, rows)
+    columns = {"case": list("abcd" * rows)[:rows], "plan": "x", "peer": "an lm-eval (HFLM) evaluation a variant"}
+    return pd.DataFrame(
+        {"ratio": ratios, "ratio_low": ratios / 1.1, "ratio_high": ratios * 1.2, "target": 1.5, **columns}
+    )
+
+
 FIGURES = {
     "removal_order": lambda n: plots.removal_order(score_frame(n), order_of(score_frame(n))),
     "importance_metrics": lambda n: plots.importance_metrics(metric_frame(n)),
@@ -80,6 +88,7 @@ FIGURES = {
     "angular_grid": lambda n: plots.angular_grid(grid_frame(n)),
     "order_stability": lambda n: plots.order_stability(inclusion_frame(n), rank_frame(n)),
     "rank_intervals": lambda n: plots.rank_intervals(rank_frame(n)),
+    "speed_ratios": lambda n: plots.speed_ratios(ratio_frame(min(n, 10))),
     "single_layer_removal": lambda n: plots.single_layer_removal(*removal_frames(n)),
 }
 

@@ -16,7 +16,7 @@ from layer_redundancy import corpora, embedded, paths, tasks
 from layer_redundancy.errors import StudyError
 from layer_redundancy.profiles import TaskBudget
 
-EMBEDDED = ["mmlu_dev", "mmlu_dev_continuation", "passage_continuation"]
+EMBEDDED = ["mmlu_dev", "mmlu_dev_continuation", "mmlu_dev_fewshot", "passage_continuation"]
 
 ITEMS = """
 import datasets
@@ -144,8 +144,8 @@ def test_embedded_tasks_agree_with_lm_eval(lm, tokenizer, name):
     assert len(frame) == items.num_items == 12
     for metric in items.metric_names:
         assert frame[metric].mean() == results[f"{metric},none"]
-    assert items.metric_names == (("acc",) if name == "mmlu_dev" else ("acc", "acc_norm"))
-    assert items.chance == 0.25 and items.num_fewshot == 0
+    assert items.metric_names == (("acc",) if name in ("mmlu_dev", "mmlu_dev_fewshot") else ("acc", "acc_norm"))
+    assert items.chance == 0.25 and items.num_fewshot == (5 if name == "mmlu_dev_fewshot" else 0)
     assert (frame["gold_logprob"] < 0).all()
 
 
@@ -378,3 +378,12 @@ def test_encoder_is_hflms_own(lm, tokenizer):
     finally:
         del lm._loglikelihood_tokens
     assert tasks._Encoder(tokenizer).loglikelihood(instances, disable_tqdm=True) == seen
+
+
+def test_few_shot_questions_share_five_worked_examples(tokenizer):
+    items = tasks.load(TaskBudget("mmlu_dev_fewshot", limit=50), tokenizer)
+    assert items.num_items == 50 and items.num_fewshot == 5
+    prompts = {item.task.fewshot_context(item.doc, num_fewshot=5) for item in items.items}
+    (shared,) = {prompt.rsplit("\n\n", 1)[0] for prompt in prompts}
+    assert len(prompts) == 50 and shared.count("Answer: ") == 5 and "axles does a standard automobile" in shared
+    assert all(item.doc["subject"] != "miscellaneous" for item in items.items)

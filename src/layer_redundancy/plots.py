@@ -131,6 +131,35 @@ def look(name: str, among: Sequence[str] = ()) -> tuple[str, str]:
 
 
 @_styled
+def speed_ratios(rows: pd.DataFrame) -> Figure:
+    """How much faster shared sweeps are than what others do.
+
+    Args:
+        rows: one row a (case, peer): case, plan, peer, ratio (the peer's seconds over ours, median), ratio_low,
+            ratio_high (of the pairs), target.
+    """
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.3 + 0.42 * len(rows)), layout="constrained")
+    y = np.arange(len(rows))[::-1]
+    axes.hlines(y, rows["ratio_low"], rows["ratio_high"], color=BLUE, lw=2.5, alpha=0.45)
+    axes.plot(rows["ratio"], y, "o", color=BLUE, ms=6, label="median of the pairs; line: smallest to largest")
+    axes.plot(rows["target"], y, "|", color=VERMILLION, ms=15, mew=2, label="target: not below")
+    axes.axvline(1, color=GREY, ls="--", lw=1, label="as fast")
+    for place, row in zip(y, rows.itertuples(), strict=True):
+        axes.annotate(
+            f"{row.ratio:.2f}", (row.ratio_high, place), (8, 0), textcoords="offset points", va="center", size=9
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.margins(x=0.12, y=0.12)
+    axes.set_xlabel("peer's time / time of the shared sweep (more is faster)")
+    axes.set_yticks(y, [f"({case}) {peer}" for case, peer in zip(rows["case"], rows["peer"], strict=True)])
+    _legend_above(axes)
+    return figure
+
+
+@_styled
 def removal_order(scores: pd.DataFrame, order: Sequence[int], highlight: int | None = None) -> Figure:
     """Block Influence of each block, labelled with its place in the removal order (figure 2a of the paper).
 

@@ -1,6 +1,6 @@
 """Benchmark items as scoring requests. lm-eval owns the tasks, the prompts, the tokenisation and the metrics.
 
-Three tasks need no hub (data/tasks/*.yaml); their data is built here. Any other name is looked up among lm-eval's own.
+The tasks of data/tasks/*.yaml need no hub; their data is built here. Any other name is looked up among lm-eval's own.
 """
 
 import difflib
@@ -39,6 +39,7 @@ MMLU_DEFECTS = {
     ("high_school_biology", 0): (True, "options A and C are equal; both are wrong, so the answer D is unharmed"),
 }
 
+SHORT_QUESTION = 160  # characters; about 45 tokens with the letters
 # Sentences of passage_continuation; short enough to be cheap, long enough to say something.
 SENTENCE_WORDS = range(8, 31)
 # A full stop after one of these, after an initial or after an inner full stop (e.g., U.S.) ends no sentence.
@@ -168,7 +169,7 @@ def load(budget: TaskBudget, tokenizer, seed: int = 0, max_length: int | None = 
     """
     if budget.limit is not None and budget.limit < 1:
         raise StudyError(f"limit {budget.limit} of task {budget.name!r}: it must be at least 1, or None for all items")
-    with _quiet():
+    with quiet():
         leaves = _leaves(budget, seed)
         docs = [task.eval_docs for task in leaves]  # once: the property may process all documents at every call
         places = [(leaf, doc_id) for leaf in range(len(leaves)) for doc_id in range(len(docs[leaf]))]
@@ -276,7 +277,7 @@ def _ask(task: Task, doc_id: int, doc: dict) -> tuple[Item, list]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps lm-eval's warnings about its defaults off the screen; errors are still shown."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
@@ -323,6 +324,24 @@ def mmlu_dev(**_) -> dict[str, datasets.Dataset]:
                 }
             )
     return {"test": datasets.Dataset.from_list(rows)}
+
+
+def mmlu_dev_fewshot(**_) -> dict[str, datasets.Dataset]:
+    """`mmlu_dev` with the five questions of one subject as worked examples for the short ones of all others.
+
+    Returns:
+        {"train": the five of the subject miscellaneous, "test": the others of at most SHORT_QUESTION characters, with
+        their options}; columns as in `mmlu_dev`.
+    """
+    whole = mmlu_dev()["test"]
+    return {
+        "train": whole.filter(lambda doc: doc["subject"] == "miscellaneous"),
+        "test": whole.filter(
+            lambda doc: (
+                doc["subject"] != "miscellaneous" and len(doc["question"] + "".join(doc["choices"])) <= SHORT_QUESTION
+            )
+        ),
+    }
 
 
 def passage_continuation(**_) -> dict[str, datasets.Dataset]:

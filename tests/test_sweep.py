@@ -281,7 +281,9 @@ def test_shared_prefixes_run_once(name):
     assert runs == [(0, (2, 20)), (0, (4, 7)), (0, (2, 1))]
     states = batch.run_block(3, states, {})
     expected = plain(model, chosen, [1, 2, 4])
-    got = [output for targets in batch.score(states) for output in targets]
+    ran = [chosen[i] for i in batch.in_order]
+    outputs = dict(zip(batch.in_order, scoring.score(stack, batch.select(states), ran), strict=True))
+    got = [output for i in range(len(chosen)) for output in outputs[i]]
     np.testing.assert_allclose([o[0] for o in got], [e[0] for e in expected], atol=2e-5)
 
 
@@ -454,7 +456,7 @@ def test_a_batch_is_kept_variant_by_variant(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             sweep.run(identity(), lambda: Stopped(**vars(stack)), plan, [measurement], store, 500, progress=False)
         kept = [v for v in plan if store.partial(sweep.key(identity(), v, measurement))]
-        assert kept == plan[:3], kept
+        assert kept == plan[:2], kept
         runs[:] = [None] * 12
         got = sweep.run(identity(), lambda: Stopped(**vars(stack)), plan, [measurement], store, 500, progress=False)
         assert len(runs) - 12 == sweep.num_block_runs(sweep.trie([v for v in plan if v not in kept]))

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from torch import Tensor, tensor
+from torch import Tensor, cat, tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from layer_redundancy import scoring
 from layer_redundancy.models import BlockCalls, DecoderStack, PrefixKeys, SharedAttention
 from layer_redundancy.prefixes import shared_prefixes
-from layer_redundancy.scoring import Outputs, ScoredSequence
+from layer_redundancy.scoring import ScoredSequence
 from layer_redundancy.variants import Element
 
 PREFIX_BATCHES = 4  # forwards that one run of a prefix may serve; a killed sweep loses no more than they take
@@ -166,14 +166,20 @@ class Batch:
             out.append((self.stack.run_block(block, hidden, calls, keys, attention), attention))
         return out
 
-    def score(self, states: tuple[Tensor, ...]) -> list[Outputs]:
-        """Log-likelihoods of all sequences from the states after the last block."""
-        outputs: dict[int, Outputs] = {}
+    def select(self, states: tuple[Tensor, ...]) -> Tensor:
+        """What the head needs of the states after the last block: (N, hidden size), for `in_order`'s sequences."""
+        parts = []
         for (_, _, part), hidden in zip(self.forwards, states, strict=True):
             if part:
                 chosen = [self.sequences[i] for i in part], [self.prefixes[i] for i in part]
-                outputs.update(zip(part, scoring.score(self.stack, hidden, *chosen), strict=True))
-        return [outputs[i] for i in range(len(self.sequences))]
+                rows = scoring.select(self.stack, hidden, *chosen)
+                parts.append(rows if not parts else rows.to(parts[0].device))
+        return cat(parts)
+
+    @property
+    def in_order(self) -> list[int]:
+        """Places of the sequences in the order in which they run."""
+        return [i for _, _, part in self.forwards for i in part]
 
 
 def _padded_left(rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,7 @@ CASES = (
     Case(
         "b", "the same on 50 five-shot questions", "shared", {"plain": 3.0, "hflm": 5.0},
         {"kind": "task", "name": "mmlu_dev_fewshot", "limit": 50},
-        {"kind": "random", "count": 64, "prefix": 640, "length": 96, "targets": 4}, sampled=4,
+        {"kind": "random", "count": 64, "prefix": 640, "length": 96, "targets": 4}, sampled=3,
     ),
     Case(
         "c", "single heads of ten blocks, perplexity", "shared", {"plain": 1.6, "hflm": 1.6},

@@ -64,11 +64,10 @@ class Measurement(Protocol):
         """Outputs of all sequences -> what is stored."""
 
 
-@torch.no_grad()
-def score(
+def select(
     stack: DecoderStack, hidden: Tensor, sequences: Sequence[ScoredSequence], skipped: Sequence[int] | None = None
-) -> list[Outputs]:
-    """Log-likelihoods of every target, from the residual stream after the last block.
+) -> Tensor:
+    """The residual stream at scored positions, after the final norm: what the head needs of a forward.
 
     Args:
         stack: the model taken apart.
@@ -77,15 +76,29 @@ def score(
         skipped: B lengths of prefixes whose states `hidden` does not hold; none if not given.
 
     Returns:
-        For each sequence and target: the float32 sum of log-probabilities (natural log), and whether every token of the
-        target is the most likely one, as lm-eval defines is_greedy.
+        (N, hidden size), those of the first sequence first.
     """
     rows, columns = [], []
     for b, sequence in enumerate(sequences):
         end = len(sequence.input_ids) - (skipped[b] if skipped is not None else 0)
         columns += range(end - sequence.num_scored, end)
         rows += [b] * sequence.num_scored
-    states = stack.finish(hidden[torch.tensor(rows), torch.tensor(columns)])  # (N, d), scored positions only
+    return stack.finish(hidden[torch.tensor(rows), torch.tensor(columns)])
+
+
+@torch.no_grad()
+def score(stack: DecoderStack, states: Tensor, sequences: Sequence[ScoredSequence]) -> list[Outputs]:
+    """Log-likelihoods of every target.
+
+    Args:
+        stack: the model taken apart.
+        states: (N, hidden size) from `select`; of several forwards, one after the other.
+        sequences: theirs, in that order.
+
+    Returns:
+        For each sequence and target: the float32 sum of log-probabilities (natural log), and whether every token of the
+        target is the most likely one, as lm-eval defines is_greedy.
+    """
     wanted, offset = [], 0  # (row of `states`, token) of every target token, in order
     for sequence in sequences:
         offset += sequence.num_scored

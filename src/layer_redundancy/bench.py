@@ -338,7 +338,7 @@ def main(
         rows, note = _run(cases, pairs, peer.resolve(), json.loads(config) if config else None)
     except StudyError as e:
         raise SystemExit(str(e)) from None
-    print(pd.DataFrame(rows).drop(columns="plan").to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+    print(_short(pd.DataFrame(rows)).to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep=""))
     print(note)
 
 
@@ -400,28 +400,27 @@ def _run(names: str, pairs: int, peer: Path, config: dict | None) -> tuple[list[
     return rows, note
 
 
+def _short(table: pd.DataFrame) -> pd.DataFrame:
+    """What a reader looks for; the CSV has the rest."""
+    names = {
+        "case": "case", "peer": "peer", "ours_s": "ours, s", "peer_s": "peer, s", "ratio": "ratio", "target": "target",
+        "block_share": "block-tokens, of naive", "head_share": "head-tokens, of naive", "ours_head_s": "head, ours, s",
+        "peer_head_s": "head, peer, s", "ours_gb": "ours, GB", "peer_gb": "peer, GB",
+    }  # fmt: skip
+    differences = [f"{x:.1e}" if np.isfinite(x) else "" for x in table["difference"]]
+    return table[list(names)].rename(columns=names).assign(**{"largest difference": differences})
+
+
 def _save(rows: list[dict], note: str, device: str) -> None:
     table, folder = pd.DataFrame(rows), paths.FIGURES / "bench"
     plots.save(plots.speed_ratios(table), table, folder, f"speed_{device}", note)
-    short = pd.DataFrame(
-        {
-            "case": table["case"],
-            "peer": table["peer"],
-            "ours, s": table["ours_s"],
-            "peer, s": table["peer_s"],
-            "ratio": table["ratio"],
-            "target": table["target"],
-            "block-tokens, of naive": table["block_share"],
-            "head-tokens, of naive": table["head_share"],
-            "head, ours, s": table["ours_head_s"],
-            "head, peer, s": table["peer_head_s"],
-            "ours, GB": table["ours_gb"],
-            "peer, GB": table["peer_gb"],
-            "largest difference": [f"{x:.1e}" if np.isfinite(x) else "" for x in table["difference"]],
-        }
-    )
     plans = "; ".join(f"({c}) {t}" for c, t in dict(zip(table["case"], table["plan"], strict=True)).items())
-    plots.save_table(short, folder, f"speed_{device}_table", f"{plans}. {note}. Difference: NLL a token, or distance")
+    legend = "Difference: log-likelihood a token, nats; (d): angular distance"
+    for case, count in table.dropna(subset="peer_variants_run").groupby("case")["peer_variants_run"].first().items():
+        legend += (
+            f". ({case}): peers ran {count:.0f} variants a pair, spread over the depths; seconds are scaled to all"
+        )
+    plots.save_table(_short(table), folder, f"speed_{device}_table", f"{plans}. {note}. {legend}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 
 from layer_redundancy import bench, paths, variants
 from layer_redundancy.errors import StudyError
+from test_study import checkpoint
 
 CONFIG = {
     "model_type": "llama", "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6,
@@ -105,3 +106,22 @@ def test_a_side_that_ends_is_one_line(tmp_path):
         side.run(None)
     side.close()
     assert "\n" not in str(e.value) and json.loads(side.path.read_text())["side"] == "plain"
+
+
+def test_sides_answer_the_same_questions(tmp_path):
+    checkpoint(tmp_path / "model")
+    job = {**bench.CPU_JOB, "model": str(tmp_path / "model")}
+    job["measurement"] = {"kind": "task", "name": "mmlu_dev_fewshot", "limit": 4}
+    identity, stack = bench.bench_worker.load(job)
+    clock = bench.bench_worker.Clock(stack.device)
+    sides = [bench.bench_worker.SIDES[name] for name in ("plain", "hflm")]
+    plan = [variants.dense(5), (0, 3)]
+    plain, hflm = (side(job, identity, stack, clock)(plan) for side in sides)
+    assert plain.shape == (2, 16) and np.ptp(plain) > 1e-3
+    np.testing.assert_allclose(hflm, plain, atol=1e-4)
+
+
+def test_older_libraries_read_the_rotary_base(small):
+    _, stack = bench.bench_worker.load({**bench.CPU_JOB, "config": CONFIG | {"rope_theta": 12345.0}})
+    config = json.loads((bench.older_checkpoint(stack) / "config.json").read_text())
+    assert config["rope_theta"] == 12345.0

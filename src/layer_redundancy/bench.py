@@ -286,6 +286,16 @@ def _comparable(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(mine) & np.isfinite(theirs), mine - theirs, np.nan)
 
 
+def older_checkpoint(stack: DecoderStack) -> Path:
+    """The model in a folder that transformers 4 reads, too: it looks for the rotary base at another place."""
+    folder = paths.CACHE / "bench-model"
+    stack.model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {k: v for k, v in (config.get("rope_parameters") or {}).items() if k == "rope_theta"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def matmul_rate(dtype: torch.dtype, device: str) -> float:
     """Floating-point operations a second of a large square matrix product, the best of several."""
     size = 8192 if device == "cuda" else 2048
@@ -371,14 +381,12 @@ def _run(names: str, pairs: int, peer: Path, config: dict | None) -> tuple[list[
             extra, told = {"calibration": {"corpus": "wikipedia", "evaluation_blocks": 0, **spec}}, None
             cost = {"block_share": 1.0, "head_share": np.nan}
             ids = bench_worker.calibration({**job, **extra}, identity, stack)
-            extra |= {"input_ids": ids.tolist(), "folder": identity.source}
+            extra["input_ids"] = ids.tolist()
         tokens = spec.get("calibration_blocks", 0) * spec.get("block_length", 0)
         prepared.append((case, todo, extra, {**cost, "rate": rate, "flops": operations(stack, told, tokens)}))
-    if "config" in job:  # the peer reads a folder
-        folder = paths.CACHE / "bench-model"
-        stack.model.save_pretrained(folder)
-        for _, _, extra, _ in prepared:
-            extra["folder"] = str(folder)
+    for case, _, extra, _ in prepared:
+        if "short_transformers" in case.peers:
+            extra["folder"] = str(older_checkpoint(stack))
     size = sum(p.numel() for p in stack.model.parameters())
     name, num_blocks = identity.name, len(stack)
     del stack
@@ -413,6 +421,10 @@ def _short(table: pd.DataFrame) -> pd.DataFrame:
 
 def _save(rows: list[dict], note: str, device: str) -> None:
     table, folder = pd.DataFrame(rows), paths.FIGURES / "bench"
+    earlier = folder / f"speed_{device}.csv"
+    if earlier.is_file():  # of cases that were not run this time
+        kept = pd.read_csv(earlier)
+        table = pd.concat([kept[~kept["case"].isin(table["case"])], table]).sort_values("case", kind="stable")
     plots.save(plots.speed_ratios(table), table, folder, f"speed_{device}", note)
     plans = "; ".join(f"({c}) {t}" for c, t in dict(zip(table["case"], table["plan"], strict=True)).items())
     legend = "Difference: log-likelihood a token, nats; (d): angular distance"

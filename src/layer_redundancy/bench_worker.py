@@ -145,7 +145,8 @@ def hflm(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: "Clock"
     def evaluate_task() -> list[float]:
         name = measured.items.name
         manager = TaskManager(include_path=str(paths.TASKS), include_defaults=False)
-        chosen = {name: [item.doc_id for item in measured.items.items]}
+        # Sorted: lm-eval runs them in the order of the documents and numbers them as if in the order given.
+        chosen = {name: sorted(item.doc_id for item in measured.items.items)}
         with tasks.quiet():
             found = lm_eval.simple_evaluate(lm, tasks=[name], task_manager=manager, samples=chosen, bootstrap_iters=0)
         answers = {sample["doc_id"]: sample["filtered_resps"] for sample in found["samples"][name]}

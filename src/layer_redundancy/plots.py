@@ -138,7 +138,7 @@ def speed_ratios(rows: pd.DataFrame) -> Figure:
         rows: one row a (case, peer): case, plan, peer, ratio (the peer's seconds over ours, median), ratio_low,
             ratio_high (of the pairs), target.
     """
-    figure, axes = plt.subplots(figsize=(WIDTH, 1.3 + 0.42 * len(rows)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.3 + 0.46 * len(rows)), layout="constrained")
     y = np.arange(len(rows))[::-1]
     axes.hlines(y, rows["ratio_low"], rows["ratio_high"], color=BLUE, lw=2.5, alpha=0.45)
     axes.plot(rows["ratio"], y, "o", color=BLUE, ms=6, label="median of the pairs; line: smallest to largest")
@@ -146,7 +146,7 @@ def speed_ratios(rows: pd.DataFrame) -> Figure:
     axes.axvline(1, color=GREY, ls="--", lw=1, label="as fast")
     for place, row in zip(y, rows.itertuples(), strict=True):
         axes.annotate(
-            f"{row.ratio:.2f}", (row.ratio_high, place), (8, 0), textcoords="offset points", va="center", size=9
+            f"{row.ratio:.2f}", (row.ratio, place), (0, 7), textcoords="offset points", ha="center", va="bottom", size=9
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

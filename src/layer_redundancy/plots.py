@@ -154,6 +154,7 @@ def speed_ratios(rows: pd.DataFrame) -> Figure:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.margins(x=0.12, y=0.12)
     axes.set_xlabel("peer's time / time of the shared sweep (more is faster)")
+    axes.set_ylabel("plan, and who it is timed against")
     axes.set_yticks(y, [f"({case}) {peer}" for case, peer in zip(rows["case"], rows["peer"], strict=True)])
     _legend_above(axes)
     return figure

@@ -13,7 +13,7 @@ from layer_redundancy.prefixes import shared_prefixes
 from layer_redundancy.scoring import ScoredSequence
 from layer_redundancy.variants import Element
 
-PREFIX_BATCHES = 4  # forwards that one run of a prefix may serve; a killed sweep loses no more than they take
+PREFIX_BATCHES = 4  # forwards that one run of a prefix may serve
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,8 @@ class Case:
         name: a letter.
         title: what is run.
         ours: the library's side, a key of bench_worker.SIDES.
-        peers: the others', or "short_transformers" -> the ratio peer / ours to reach; a floor has the ratio ours / peer
-            that is not to be exceeded instead, as a negative number.
-        cpu, cuda: what to measure on, see `bench_worker.measurement`; empty for importance measures.
+        peers: the others', or "short_transformers" -> the ratio peer / ours to reach; less than 1 for a floor.
+        cpu, cuda: what to measure on, see `bench_worker.measurement`; calibration text for importance measures.
         share: block-tokens of ours / naive that are not to be exceeded.
         sampled: variants that a peer runs in each pair, its time then scaled to all of them; 0: all.
     """
@@ -95,7 +94,7 @@ CASES = (
     ),
     Case(
         "d", "every importance measure and the angular grid", "every_measure",
-        {"bare": -1.25, "short_transformers": 1.0},
+        {"bare": 1 / 1.25, "short_transformers": 1.0},
         {"block_length": 512, "calibration_blocks": 8}, {"block_length": 2048, "calibration_blocks": 16},
     ),
 )  # fmt: skip
@@ -264,8 +263,8 @@ def summarise(case: Case, answers: dict[str, list[dict]], cost: dict[str, float]
                 "ratio": ratio,
                 "ratio_low": min(ratios),
                 "ratio_high": max(ratios),
-                "target": target if target > 0 else 1 / -target,
-                "met": ratio >= (target if target > 0 else 1 / -target),
+                "target": target,
+                "met": ratio >= target,
                 "block_share": cost["block_share"],
                 "block_share_target": case.share,
                 "head_share": cost["head_share"],
@@ -338,9 +337,7 @@ def device_name(device: str) -> str:
 def main(
     cases: Annotated[str, typer.Option(help="which of a, b, c, d")] = "abcd",
     pairs: Annotated[int, typer.Option(help="runs of each side", min=1)] = 3,
-    peer: Annotated[Path, typer.Option(help="where short-transformers is installed")] = Path(
-        "build/short-transformers"
-    ),
+    peer: Annotated[Path, typer.Option(help="where short-transformers is installed")] = PEER_FOLDER,
     config: Annotated[str, typer.Option(help="JSON of a config: random weights of that shape")] = "",
 ) -> None:
     """Times the sweeps against what others do; writes figures/bench/."""

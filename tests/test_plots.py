@@ -81,6 +81,83 @@ def ratio_frame(rows: int) -> pd.DataFrame:
     )
 
 
+def curve_frame(n: int) -> pd.DataFrame:
+    parts = []
+    for removed in (1, 2, 4):
+        for place, reading in enumerate(("teacher-forced", "own text", "free-running", "not yet diverged")):
+            agreement = (0.9 - 0.02 * removed) ** (np.arange(n) * place)
+            part = {"position": np.arange(1, n + 1), "agreement": agreement, "low": 0.9 * agreement, "high": agreement}
+            parts.append(pd.DataFrame({"removed": removed, "reading": reading, "n": 24, **part}))
+        parts.append(parts[-1].assign(reading="independent errors"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def generation_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame, float]:
+    removed = np.arange(n)
+    one = pd.DataFrame({"removed": removed.astype(float), "value": 1 / (1 + removed), "n": 24})
+    values = [one.assign(measure=m) for m in ("teacher-forced", "own text", "free-running", "repetition")]
+    values += [one.assign(measure="perplexity", value=3.0 + 10 * removed)]
+    values += [
+        pd.DataFrame({"removed": [np.nan] * 2, "measure": ["repetition", "perplexity"], "value": [0.03, 20.0], "n": 24})
+    ]
+    values = pd.concat(values, ignore_index=True)
+    kept = one.rename(columns={"value": "kept"}).assign(low=0.0, high=1.0)
+    tasks = (("free-running", "generative"), ("gsm8k_cot", "generative"), ("passage_continuation", "multiple choice"))
+    kept = pd.concat([kept.assign(task=task, kind=kind) for task, kind in tasks])
+    return values.assign(low=0.9 * values["value"], high=1.1 * values["value"]), kept, 0.013
+
+
+def ratio_curves(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Perplexity and accuracy at n depths, cliffs, published values."""
+    perplexity, accuracy, _ = removal_frames(n)
+    share = {"share": lambda frame: 100 * frame["block"] / n}
+    perplexity["perplexity"] = 10.0 ** np.linspace(1, 9, n)  # the last ones are off the scale
+    cliffs = pd.DataFrame({"task": ["mmlu_dev"], "share": 20.0, "share_low": 10.0, "share_high": 30.0, "block": 3})
+    reported = pd.DataFrame({"label": ["MMLU, paper, A", "MMLU, paper, A"], "share": [0, 25.0], "accuracy": [0.5, 0.4]})
+    return perplexity.assign(**share), accuracy.assign(**share), cliffs, reported
+
+
+def metric_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    metrics = ("block_influence", "relative_magnitude", "hidden_norm", "sequential", "reverse_order", "angular_blocks")
+    perplexity, accuracy, _, _ = ratio_curves(n)
+    accuracy = accuracy.rename(columns={"metric": "metric_name"}).assign(text_low=0.45, text_high=0.55)
+    both = []
+    for frame in (perplexity, accuracy):
+        both.append(pd.concat([frame.assign(metric=metric) for metric in (*metrics, "greedy")], ignore_index=True))
+    return both[0], both[1]
+
+
+def correlation_frame() -> pd.DataFrame:
+    names = ["block_influence", "relative_magnitude", "greedy"]
+    return pd.DataFrame([(a, b, 1.0 if a == b else -0.3) for a in names for b in names], columns=["a", "b", "tau"])
+
+
+def head_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    pairs = [(block, head) for block in range(n) for head in range(6)]
+    single = pd.DataFrame(pairs, columns=["block", "head"]).assign(measurement="perplexity")
+    single["change"] = 0.01 * single["head"] + np.where(single["block"] == 0, 2.0, 0)
+    both = pd.concat([single, single.assign(measurement="mmlu_dev", change=-0.1)], ignore_index=True)
+    one = pd.DataFrame({"head": range(6), "value": 20.0, "low": 18.0, "high": 25.0, "dense": 15.0})
+    other = one.assign(measurement="mmlu_dev", value=0.4, low=0.3, high=0.5, dense=0.5, n=40.0, chance=0.25)
+    return both, pd.concat([one.assign(measurement="perplexity"), other], ignore_index=True)
+
+
+def damage_frame(n: int) -> pd.DataFrame:
+    kinds = {
+        "one block (n=9)": np.linspace(0.05, 7, n),
+        "48 heads": np.linspace(0.5, 2, n),
+        "head": np.linspace(-1, 1, n),
+    }
+    return pd.concat([pd.DataFrame({"what": what, "damage": d}) for what, d in kinds.items()], ignore_index=True)
+
+
+def method_frames() -> tuple[pd.DataFrame, pd.DataFrame]:
+    one = pd.DataFrame({"method": ["Dense", "ShortGPT"], "accuracy": [0.6, 0.4], "low": 0.3, "high": 0.7, "n": 40})
+    both = pd.concat([one.assign(task="mmlu_dev", chance=0.25), one.assign(task="mmlu_dev_fewshot", chance=0.25)])
+    reported = pd.DataFrame({"method": ["Dense", "LaCo"], "label": "MMLU, paper, A", "accuracy": [0.55, 0.3]})
+    return both, reported
+
+
 FIGURES = {
     "removal_order": lambda n: plots.removal_order(score_frame(n), order_of(score_frame(n))),
     "importance_metrics": lambda n: plots.importance_metrics(metric_frame(n)),
@@ -90,6 +167,15 @@ FIGURES = {
     "rank_intervals": lambda n: plots.rank_intervals(rank_frame(n)),
     "speed_ratios": lambda n: plots.speed_ratios(ratio_frame(min(n, 10))),
     "single_layer_removal": lambda n: plots.single_layer_removal(*removal_frames(n)),
+    "prune_ratio": lambda n: plots.prune_ratio(*ratio_curves(n)),
+    "metric_curves": lambda n: plots.metric_curves(*metric_frames(n)),
+    "order_correlation": lambda n: plots.order_correlation(correlation_frame()),
+    "head_removal": lambda n: plots.head_removal(*head_frames(n)),
+    "head_map": lambda n: plots.head_map(head_frames(n)[0].query("measurement == 'perplexity'")),
+    "damage_distributions": lambda n: plots.damage_distributions(damage_frame(n)),
+    "method_accuracies": lambda n: plots.method_accuracies(*method_frames()),
+    "generation_by_position": lambda n: plots.generation_by_position(curve_frame(n)),
+    "generation_by_depth": lambda n: plots.generation_by_depth(*generation_frames(n)),
 }
 
 
@@ -230,6 +316,77 @@ def test_single_layer_removal_shows_values_that_are_not_finite():
     assert list(marks.get_xdata()) == [1, 3]
 
 
+def test_prune_ratio_marks_the_cliff_and_what_is_off_the_scale():
+    perplexity, accuracy, cliffs, reported = ratio_curves(9)
+    top, bottom = plots.prune_ratio(perplexity, accuracy, cliffs, reported).axes
+    assert top.get_ylim()[1] == plots.PERPLEXITY_LIMIT
+    (beyond,) = [line for line in top.lines if line.get_label() == "above 10,000,000"]
+    expected = perplexity["share"][perplexity["perplexity"] > 1e7]
+    assert list(beyond.get_xdata()) == pytest.approx(list(expected)) and len(expected)
+    assert [line.get_xdata()[0] for line in bottom.lines if line.get_gid() == "cliff"] == [20.0]
+    assert [text.get_text() for text in bottom.texts] == ["cliff: block 3"]
+    (hollow,) = [line for line in bottom.lines if line.get_label() == "MMLU, paper, A"]
+    assert list(hollow.get_ydata()) == [0.5, 0.4] and hollow.get_markerfacecolor() == "white"
+
+
+def test_metric_curves_has_a_panel_a_task_and_a_line_a_measure():
+    perplexity, accuracy = metric_frames(6)
+    top, first, second = plots.metric_curves(perplexity, accuracy).axes
+    assert {"block_influence", "greedy", "angular_blocks"} <= {line.get_label() for line in top.lines}
+    assert len(first.containers) == len(second.containers) == 7
+    assert first.get_legend().get_texts()[1].get_text() == "passage_continuation, acc_norm, n=100: 95 % interval"
+
+
+def test_head_removal_draws_every_point_and_the_means():
+    axes = plots.head_removal(*head_frames(5)).axes
+    assert len(axes) == 4
+    points = axes[1].collections[0].get_offsets()
+    assert len(points) == 30
+    (means,) = [line for line in axes[3].lines if line.get_marker() == "_"]
+    assert list(means.get_ydata()) == pytest.approx([-0.1] * 6)
+
+
+def test_damage_distributions_draw_shares():
+    (axes,) = plots.damage_distributions(damage_frame(9)).axes
+    (blocks,) = [line for line in axes.lines if line.get_label() == "one block (n=9)"]
+    assert blocks.get_ydata()[-1] == 1 and blocks.get_xdata()[0] == 0.05
+    assert len([line for line in axes.lines if line.get_gid() == "median"]) == 3
+
+
+def test_method_accuracies_puts_reported_methods_beside_measured_ones():
+    (axes,) = plots.method_accuracies(*method_frames()).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["Dense", "ShortGPT", "LaCo"]
+    (hollow,) = [line for line in axes.lines if line.get_label() == "MMLU, paper, A"]
+    assert list(hollow.get_ydata()) == [0.55, 0.3]
+    assert [t.get_text() for t in axes.get_legend().get_texts()].count("chance") == 1
+
+
+def test_generation_by_position_has_a_column_a_depth():
+    curves = curve_frame(8)
+    figure = plots.generation_by_position(curves)
+    assert len(figure.axes) == 6
+    assert [axes.get_title("left") for axes in figure.axes[:3]] == [
+        "1 block removed", "2 blocks removed", "4 blocks removed"]  # fmt: skip
+    together = curves[(curves["removed"] == 4) & (curves["reading"] == "not yet diverged")]["agreement"].sum()
+    assert figure.axes[5].get_title("left") == f"{together:.1f} tokens before they part"
+    assert [len(axes.lines) for axes in figure.axes] == [3, 3, 3, 2, 2, 2]
+    part = curves[(curves["removed"] == 2) & (curves["reading"] == "own text")]
+    np.testing.assert_allclose(figure.axes[1].lines[1].get_ydata(), part["agreement"])
+    assert "95 % interval, n=24 prompts" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_generation_by_depth_draws_the_real_text_chance_and_every_task():
+    values, kept, chance = generation_frames(7)
+    top, right, left, bottom = plots.generation_by_depth(values, kept, chance).axes
+    assert [len(top.lines), len(right.containers)] == [4, 3]
+    assert [line.get_ydata()[0] for line in top.lines if line.get_gid() == "chance"] == [chance]
+    assert [line.get_ydata()[0] for axes in (left, bottom) for line in axes.lines if line.get_gid() == "text"] == [
+        0.03, 20.0]  # fmt: skip
+    assert bottom.get_yscale() == "log" and left.get_yscale() == "linear"
+    legend = [text.get_text() for text in right.get_legend().get_texts()]
+    assert {"agreement, free-running, n=24", "gsm8k_cot, n=24", "passage_continuation, n=24", "chance"} == set(legend)
+
+
 def test_legends_lie_outside_the_data():
     for axes in plots.single_layer_removal(*removal_frames(30)).axes:
         axes.figure.draw_without_rendering()
@@ -253,7 +410,7 @@ def test_equal_data_give_equal_bytes(name, tmp_path, monkeypatch):
     assert sorted(tmp_path.iterdir()) == sorted(written)
     first = [path.read_bytes() for path in written]
     assert [path.read_bytes() for path in plots.save(figure, frame, tmp_path, name, CAPTION)] == first, "saved again"
-    for function in ("score_frame", "grid_frame", "inclusion_frame", "rank_frame"):
+    for function in ("score_frame", "grid_frame", "inclusion_frame", "rank_frame", "curve_frame"):
         make = globals()[function]
         monkeypatch.setitem(globals(), function, lambda n, make=make: make(n).sample(frac=1, random_state=3))
     plots.save(FIGURES[name](6), frame, tmp_path, name, CAPTION)

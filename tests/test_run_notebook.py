@@ -73,6 +73,16 @@ def test_a_good_notebook_ends_under_its_finished_name(tmp_path):
     assert [path.name for path in output_of(notebook).parent.iterdir()] == ["study.ipynb"]
 
 
+def test_a_notebook_with_nothing_to_say_is_done(tmp_path):
+    notebook = write_notebook(
+        tmp_path, "from layer_redundancy.errors import NotApplicable\nraise NotApplicable('no heads')", "print('never')"
+    )
+    result = run(notebook)
+    assert result.exit_code == 0 and "left out: no heads" in result.output
+    assert output_of(notebook).exists() and not failed_copy(notebook).exists()
+    assert "never" not in printed(output_of(notebook))
+
+
 def test_the_kernel_is_this_python_and_the_callers_folder_decides_nothing(tmp_path):
     notebook = write_notebook(tmp_path, "import os, sys; print(sys.executable, os.getcwd())")
     other = tmp_path / "jupyter" / "kernels" / "python3"

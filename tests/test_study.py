@@ -1,4 +1,4 @@
-"""Both notebooks' path on models that are not the profile's: tiny random ones in local folders."""
+"""The notebooks' path on models that are not the profile's: tiny random ones in local folders."""
 
 import json
 import os
@@ -47,7 +47,18 @@ def execute(name: str, root: Path, model: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=root)
 
 
-@pytest.mark.parametrize("name, kind", [("01_layer_importance", "mamba"), ("02_single_layer_removal", "gpt2")])
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("01_layer_importance", "mamba"),
+        ("02_single_layer_removal", "gpt2"),
+        ("03_prune_ratio", "mamba"),
+        ("04_metric_comparison", "gpt2"),
+        ("05_width_vs_depth", "llama"),
+        ("08_benchmarks", "mamba"),
+        ("09_generation", "llama"),
+    ],
+)
 def test_notebook_runs_on_a_users_model_and_again_without_loading_it(root, tmp_path, name, kind):
     model = checkpoint(tmp_path / "model", kind)
     first = execute(name, root, model)
@@ -61,6 +72,12 @@ def test_notebook_runs_on_a_users_model_and_again_without_loading_it(root, tmp_p
     assert {path.name: path.read_bytes() for path in figures.iterdir()} == made, "not byte-reproducible"
     outputs = json.loads((root / f"{name}.ipynb").read_text())
     assert outputs["metadata"]["papermill"]["exception"] is None
+
+
+def test_a_model_without_heads_leaves_notebook_05_out(root, tmp_path):
+    done = execute("05_width_vs_depth", root, checkpoint(tmp_path / "model", "mamba"))
+    assert done.returncode == 0 and "left out" in done.stderr and "no attention heads" in done.stderr
+    assert not (root / "figures").exists() and (root / "05_width_vs_depth.ipynb").exists()
 
 
 @pytest.fixture
@@ -108,10 +125,40 @@ def test_deviation_from_plain_forwards_is_rounding_and_is_kept(study):
     assert first.deviation(chosen) == pytest.approx(1, abs=1e-4)
 
 
+def test_the_greedy_order_is_chosen_on_calibration_text_and_kept(study):
+    text = replace(profiles.PROFILES["smoke"].text, block_length=32, calibration_blocks=4, evaluation_blocks=2)
+    changes = {"text": text, "tasks": (), "greedy_blocks": 2, "greedy_shortlist": 1.0}
+    first = study(**changes)
+    order = first.greedy_order()
+    assert sorted(order) == list(range(5))
+    nll = {}
+    for block in range(5):
+        with surgery.without_layers(first.stack.model, [block]) as model, torch.no_grad():
+            ids = first.calibration.input_ids[:2]
+            nll[block] = model(input_ids=ids, labels=ids).loss.item()
+    assert order[0] == min(nll, key=nll.get)
+    second = study(**changes)
+    assert (second.greedy_order() == order).all() and "stack" not in vars(second)
+
+
+def test_limit_is_for_benchmarks(tmp_path):
+    built = Study("smoke", str(checkpoint(tmp_path / "model", "llama")), store=tmp_path / "s.sqlite", limit=2)
+    assert [budget.limit for budget in built.profile.benchmarks] == [2, 2]
+    assert built.profile.tasks == profiles.PROFILES["smoke"].tasks
+    assert [task.items.num_items for task in built.benchmarks] == [2, 2]
+
+
+def test_width_measurements_are_the_first_of_all(study):
+    built = study(width=profiles.WidthBudget(evaluation_blocks=1, limit=2))
+    perplexity, task = built.width_measurements
+    assert perplexity.sequences == built.measurements[0].sequences[:1]
+    assert [r for r in task.items.requests] == [r for r in built.measurements[1].items.requests if r.doc < 2]
+
+
 def test_caption_names_model_revision_and_text(study):
     built = study()
     caption = built.caption(built.evaluation_note())
-    assert "local folder, sha256" in caption and "5 blocks" in caption and "4 blocks of 128 tokens" in caption
+    assert "local folder, sha256" in caption and "5 blocks" in caption and "3 blocks of 64 tokens" in caption
 
 
 def test_a_pruned_export_is_studied_like_any_model(study, tmp_path):

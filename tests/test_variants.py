@@ -44,3 +44,28 @@ def test_variants_with_heads_have_names_of_their_own():
     assert variants.removed_blocks(4, variant) == ()
     assert variants.describe(4, variant) == "without head 1 of block 2"
     assert variants.describe(4, (0, 3)) == "without blocks [1, 2]" and variants.describe(2, (0, 1)) == "dense"
+
+
+def test_many_heads():
+    variant = variants.without_heads(4, [(2, 3), (0, 1), (2, 1)])
+    assert variant == ((0, 1), 1, (2, 1, 3), 3)
+    assert variants.name(variant) == "0-1,1,2-1-3,3"
+    assert (
+        variants.describe(4, variant)
+        == "without head 1 of block 0, without head 1 of block 2, without head 3 of block 2"
+    )
+    assert variants.head_everywhere(2, 3)[1] == ((0, 1), (1, 1))
+    singles = variants.single_heads(5, 2, block_step=2)
+    assert list(singles) == [(0, 0), (0, 1), (2, 0), (2, 1), (4, 0), (4, 1)] and singles[2, 1] == (0, 1, (2, 1), 3, 4)
+    sets = variants.random_heads(4, 3, 5, 10, seed=0)
+    assert all(sum(len(e) - 1 for e in v if isinstance(e, tuple)) == 5 for v in sets) and len(set(sets)) == 10
+    assert sets == variants.random_heads(4, 3, 5, 10, seed=0) != variants.random_heads(4, 3, 5, 10, seed=1)
+
+
+def test_impossible_heads_are_one_line():
+    with pytest.raises(StudyError, match="block 4 is out of range"):
+        variants.without_heads(4, [(4, 0)])
+    with pytest.raises(StudyError, match="head 1 of block 2 is to be removed twice"):
+        variants.without_heads(4, [(2, 1), (2, 1)])
+    with pytest.raises(StudyError, match="13 heads are to be removed: the model has 12"):
+        variants.random_heads(4, 3, 13, 1, seed=0)

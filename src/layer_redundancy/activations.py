@@ -45,6 +45,12 @@ class ActivationSums:
         """L, the number of residual blocks."""
         return self.norm.shape[1] - 1
 
+    def resampled(self, resamples: int, seed: int) -> list["ActivationSums"]:
+        """What other texts of the same kind would have given: as many sequences, drawn with replacement."""
+        num = len(self.tokens)
+        draws = np.random.default_rng(seed).integers(num, size=(resamples, num))
+        return [ActivationSums(**{name: array[rows] for name, array in self.arrays().items()}) for rows in draws]
+
     def arrays(self) -> dict[str, np.ndarray]:
         """By name, for the results store; `ActivationSums(**arrays)` is the way back."""
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -139,20 +139,20 @@ class Batch:
         self.start = tuple(states)
 
     def run_block(self, element: Element, states: tuple[Tensor, ...], shared: dict) -> tuple[Tensor, ...]:
-        """A block, or a block without one of its heads, on the prefixes and on what follows them.
+        """A block, or a block without some of its heads, on the prefixes and on what follows them.
 
         Args:
             element: of a variant.
             states: hidden states before the block, a tensor a forward.
             shared: kept between calls with the same `states`: what heads of one block have in common.
         """
-        block, head = element if isinstance(element, tuple) else (element, None)
-        if head is not None and block not in shared:
+        block, *heads = element if isinstance(element, tuple) else (element,)
+        if heads and block not in shared:
             shared[block] = self._run(block, states, [SharedAttention() for _ in states])
-        if head is None:
+        if not heads:
             return tuple(out for out, _ in self._run(block, states, [None] * len(states)))
         return tuple(
-            self.stack.run_block_without_head(block, head, hidden, calls, attention)
+            self.stack.run_block_without_heads(block, heads, hidden, calls, attention)
             for (calls, _, _), hidden, (_, attention) in zip(self.forwards, states, shared[block], strict=True)
         )
 

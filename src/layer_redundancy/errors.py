@@ -10,3 +10,7 @@ class StudyError(Exception):
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a stack trace."""
         return [f"{type(self).__name__}: {self}"]
+
+
+class NotApplicable(StudyError):
+    """A notebook has nothing to measure on this model; told in one line, and no failure."""

@@ -40,6 +40,8 @@ class ModelIdentity:
         num_hidden_layers: blocks, from the config.
         max_length: tokens the model was made for, from the config; None where there is no limit (Mamba).
         trust_remote_code: as the user chose.
+        num_attention_heads: query heads of a block, from the config; 0 for a model without attention.
+        num_key_value_heads: keys and values that these share; as many as query heads where none are shared.
     """
 
     name: str
@@ -49,6 +51,8 @@ class ModelIdentity:
     num_hidden_layers: int
     max_length: int | None = None
     trust_remote_code: bool = False
+    num_attention_heads: int = 0
+    num_key_value_heads: int = 0
 
 
 def identify(profile: Profile) -> ModelIdentity:
@@ -86,7 +90,11 @@ def identify(profile: Profile) -> ModelIdentity:
     fingerprint = hashlib.sha256(json.dumps([content, profile.dtype]).encode()).hexdigest()
     # context_length is RWKV-4's: its CUDA kernel takes no more, though the recurrence has no end.
     max_length = getattr(text, "max_position_embeddings", None) or getattr(text, "context_length", None)
-    return ModelIdentity(profile.model, source, revision, fingerprint, layers, max_length, profile.trust_remote_code)
+    heads = getattr(text, "num_attention_heads", None) or 0
+    shared = getattr(text, "num_key_value_heads", None) or heads
+    return ModelIdentity(
+        profile.model, source, revision, fingerprint, layers, max_length, profile.trust_remote_code, heads, shared
+    )
 
 
 def _folder_hash(folder: Path) -> str:
@@ -151,6 +159,29 @@ def hub_errors(name: str, trust_remote_code: bool = True) -> Iterator[None]:
                 f"{name} ships its own code: read it, then set trust_remote_code=True if you trust it"
             ) from e
         raise StudyError(f"{name} cannot be loaded: {text[:300]}") from e
+
+
+def block_weights(identity: ModelIdentity) -> tuple[int, int]:
+    """Weights of a residual block (the mean over blocks), and those that go with one query head of it.
+
+    A head's are its rows of the query projection and its columns of the output projection, and its keys' and values'
+    projections where it shares them with no other head.
+
+    Raises:
+        StudyError: the model has no attention heads, or cannot be taken apart.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if not identity.num_attention_heads:
+        raise StudyError(f"{identity.name} has no attention heads")
+    config = _config(identity.source, _revision(identity), identity.trust_remote_code)
+    with hub_errors(identity.name, identity.trust_remote_code), torch.device("meta"):  # shapes only
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=identity.trust_remote_code)
+        stack = decoder_stack(model)
+        part = head_slice(stack, len(stack) // 2, 0)
+    sizes = [sum(p.numel() for p in block.parameters()) for block in stack.blocks]
+    own = 4 if identity.num_key_value_heads == identity.num_attention_heads else 2
+    return round(sum(sizes) / len(sizes)), own * (part.stop - part.start) * config.get_text_config().hidden_size
 
 
 def load_tokenizer(identity: ModelIdentity) -> Any:
@@ -396,7 +427,7 @@ class DecoderStack:
             hidden: X before it.
             calls: from `start`.
             keys: keeps or provides the keys and values of prefixes, where `start` was told of them.
-            attention: keeps what `run_block_without_head` needs.
+            attention: keeps what `run_block_without_heads` needs.
 
         Raises:
             StudyError: `attention` of a block that has none.
@@ -418,29 +449,32 @@ class DecoderStack:
         return out[0] if isinstance(out, tuple) else out
 
     @torch.no_grad()
-    def run_block_without_head(
-        self, index: int, head: int, hidden: Tensor, calls: BlockCalls, attention: "SharedAttention"
+    def run_block_without_heads(
+        self, index: int, heads: Sequence[int], hidden: Tensor, calls: BlockCalls, attention: "SharedAttention"
     ) -> Tensor:
-        """Block `index` without one query head: the same shapes as `run_block`.
+        """Block `index` without some query heads: the same shapes as `run_block`.
 
-        Attention itself is not run again: the head's contribution is taken out of the output projection's result.
+        Attention itself is not run again: the heads' contribution is taken out of the output projection's result.
 
         Args:
-            head: of the block's query heads.
+            heads: of the block's query heads.
             attention: from `run_block` on the same `hidden`.
 
         Raises:
             StudyError: no such head.
         """
         projection, dim, module = _output_projection(self, index)
-        part, weight = head_slice(self, index, head), getattr(projection, "weight", None)
+        parts, weight = [head_slice(self, index, head) for head in heads], getattr(projection, "weight", None)
         if weight is not None and weight.is_floating_point() and weight.device.type != "meta":
-            weight = weight.narrow(dim, part.start, part.stop - part.start).float()
-            share = attention.inputs[..., part].float() @ (weight.T if dim == 1 else weight)
-            output = (attention.outputs.float() - share).to(attention.outputs.dtype)
+            output = attention.outputs.float()
+            for part in parts:
+                slab = weight.narrow(dim, part.start, part.stop - part.start).float()
+                output = output - attention.inputs[..., part].float() @ (slab.T if dim == 1 else slab)
+            output = output.to(attention.outputs.dtype)
         else:  # quantized, or not in memory: only the projection itself can read its weights
             inputs = attention.inputs.clone()
-            inputs[..., part] = 0
+            for part in parts:
+                inputs[..., part] = 0
             output = projection(inputs)
         with _attributes((module, "forward", lambda *_, **__: (output, None))):
             return self.run_block(index, hidden, calls)

@@ -9,7 +9,7 @@ from scipy import stats
 from layer_redundancy.errors import StudyError
 from layer_redundancy.paths import PAPER
 
-TABLES = ("table1", "table2", "table3", "table4")
+TABLES = ("table1", "table2", "table3", "table4", "text")
 
 # Table 1 spells models without the hyphen that tables 2 and 4 print; one spelling makes the tables joinable.
 _SPELLING = {
@@ -78,6 +78,29 @@ def table1_averages() -> pd.DataFrame:
         result[name] = computed
         result[f"{name}_difference"] = computed - rows[f"{name}_reported"]
     return result
+
+
+def mmlu_by_ratio() -> pd.DataFrame:
+    """MMLU accuracies that the paper prints, by the share of blocks removed: table 1 and its introduction.
+
+    Returns:
+        model, label (for a legend), removed, num_layers, share (percent of blocks), accuracy (0 to 1); the dense models
+        with share 0.
+    """
+    blocks = table("table4").set_index("model")
+    rows = []
+    for row in table("table1").itertuples():
+        if row.method in ("Dense", "ShortGPT"):
+            removed = len(blocks["removed_layers"][row.model]) if row.method == "ShortGPT" else 0
+            rows.append((row.model, removed, int(blocks["num_layers"][row.model]), row.MMLU))
+    for row in table("text").itertuples():
+        if not any(r[:2] == (row.model, row.removed) for r in rows):
+            rows.append((row.model, row.removed, row.num_layers, row.mmlu))
+    frame = pd.DataFrame(rows, columns=["model", "removed", "num_layers", "mmlu"])
+    frame["share"] = 100 * frame["removed"] / frame["num_layers"]
+    frame["accuracy"] = frame.pop("mmlu") / 100
+    frame["label"] = "MMLU, paper, " + frame["model"]
+    return frame.sort_values(["model", "removed"], ignore_index=True)
 
 
 def known_model(model_id: str) -> str | None:

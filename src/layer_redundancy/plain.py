@@ -24,7 +24,8 @@ def applied(stack: DecoderStack, variant: Variant) -> Iterator[nn.Module]:
     with ExitStack() as undo:
         for element in variant:  # heads first: they are named by the dense model's blocks
             if isinstance(element, tuple):
-                undo.enter_context(surgery.without_head(stack.model, *element))
+                for head in element[1:]:
+                    undo.enter_context(surgery.without_head(stack.model, element[0], head))
         yield undo.enter_context(surgery.without_layers(stack.model, removed))
 
 

@@ -39,10 +39,15 @@ LOOKS = {
     "sequential": (PURPLE, "v"),
     "reverse_order": (SKY, "D"),
     "angular_distance": (VERMILLION, "P"),
+    "angular_blocks": (VERMILLION, "P"),
+    "greedy": (BLACK, "X"),
     "perplexity": (BLACK, "o"),
     "passage_continuation": (GREEN, "o"),
     "mmlu_dev": (ORANGE, "s"),
     "mmlu": (ORANGE, "s"),
+    "free-running": (VERMILLION, "D"),
+    "teacher-forced": (BLUE, "o"),
+    "own text": (PURPLE, "^"),
 }
 _SPARE = [(VERMILLION, "D"), (PURPLE, "^"), (SKY, "v"), (BLUE, "P"), (GREEN, "X"), (ORANGE, "o")]
 
@@ -396,22 +401,384 @@ def single_layer_removal(
     return figure
 
 
+@_styled
+def prune_ratio(
+    perplexity: pd.DataFrame,
+    accuracy: pd.DataFrame,
+    cliffs: pd.DataFrame | None = None,
+    reported: pd.DataFrame | None = None,
+) -> Figure:
+    """Perplexity and accuracy against the share of blocks removed (figure 2b), the cliff of each task marked.
+
+    Args:
+        perplexity: one row a depth: share (percent of blocks removed), perplexity; optionally low, high (95 %).
+        accuracy: one row a (depth, task, metric): share, and columns as in `single_layer_removal`.
+        cliffs: one row a task: task, share (first depth after the fall), share_low, share_high (95 % of resamples),
+            block (removed at that depth).
+        reported: published accuracies, drawn hollow: share, accuracy (0 to 1), label.
+    """
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(WIDTH, 6.9), sharex=True, layout="constrained", height_ratios=[1, 1.25]
+    )
+    dense = [table[table["share"] == 0] for table in (perplexity, accuracy)]
+    _draw_perplexity(top, perplexity, dense[0], x="share", label="blocks removed by Block Influence")
+    if reported is not None and len(reported):
+        for place, (label, part) in enumerate(reported.groupby("label", sort=False)):
+            marker = "Dsv^<>P"[place % 7]
+            bottom.plot(
+                part["share"], part["accuracy"], marker, ls="", ms=6, mfc="white", mec=GREY, mew=1.1, label=label
+            )
+    _draw_accuracy(bottom, accuracy, dense[1], x="share")
+    for row in [] if cliffs is None else cliffs.itertuples():
+        colour = look(row.task, list(cliffs["task"]))[0]
+        bottom.axvspan(row.share_low, row.share_high, color=colour, alpha=0.12, lw=0, zorder=0)
+        bottom.axvline(row.share, color=colour, lw=1.2, ls="-.", zorder=1, gid="cliff")
+        bottom.annotate(
+            f"cliff: block {row.block}", (row.share, 0.99), (4, 0), xycoords=bottom.get_xaxis_transform(),
+            textcoords="offset points", size=9, color=colour, va="top",
+        )  # fmt: skip
+    _share_axis(bottom)
+    return figure
+
+
+@_styled
+def metric_curves(perplexity: pd.DataFrame, accuracy: pd.DataFrame) -> Figure:
+    """Perplexity and accuracy by the measure that chooses what to remove (figures 5 and 9).
+
+    Args:
+        perplexity: one row a (metric, depth): metric, share (percent of blocks removed), perplexity; optionally low,
+            high: the range over resamples of the calibration text.
+        accuracy: one row a (metric, depth, task): metric, share, task, accuracy, low, high (95 % interval), n, chance;
+            optionally text_low, text_high: the range over resamples of the calibration text.
+    """
+    tasks = list(dict.fromkeys(accuracy["task"]))
+    metrics = list(dict.fromkeys(perplexity["metric"]))
+    figure, panels = plt.subplots(
+        1 + len(tasks), 1, figsize=(WIDTH, 3.3 + 3.1 * len(tasks)), sharex=True, layout="constrained", squeeze=False
+    )
+    top, *others = panels[:, 0]
+    for place, metric in enumerate(metrics):
+        colour, marker = look(metric, metrics)
+        front = 4 if metric == "block_influence" else 2
+        dashes = "--" if metric == "greedy" else "-"
+        part = perplexity[perplexity["metric"] == metric].sort_values("share")
+        top.plot(part["share"], part["perplexity"], dashes, marker=marker, color=colour, label=metric, zorder=front)
+        _band(top, part, "share", colour)
+        for axes, task in zip(others, tasks, strict=True):
+            part = accuracy[(accuracy["metric"] == metric) & (accuracy["task"] == task)].sort_values("share")
+            shift = (place - (len(metrics) - 1) / 2) * 0.28
+            interval = np.abs(part[["low", "high"]].sub(part["accuracy"], axis=0)).to_numpy(float).T
+            axes.errorbar(
+                part["share"] + shift, part["accuracy"], yerr=interval, color=colour, ls=dashes, marker=marker,
+                elinewidth=0.5, zorder=front, label=metric,
+            )  # fmt: skip
+            if {"text_low", "text_high"} <= set(part):
+                band = part.assign(low=part["text_low"], high=part["text_high"], share=part["share"] + shift)
+                _band(axes, band, "share", colour)
+    _scale(top, perplexity["perplexity"].clip(upper=PERPLEXITY_LIMIT), log=True)
+    _cut_perplexity(top, perplexity, "share")
+    top.set_ylabel("perplexity, log scale")
+    handles, labels = top.get_legend_handles_labels()
+    if {"low", "high"} <= set(perplexity):
+        handles, labels = [*handles, Patch(color=GREY, alpha=0.25, lw=0)], [*labels, "range over calibration texts"]
+    _legend_above(top, handles, labels)
+    for axes, task in zip(others, tasks, strict=True):
+        part = accuracy[accuracy["task"] == task]
+        axes.axhline(part["chance"].iloc[0], color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, gid="chance")
+        axes.set_ylabel("accuracy")
+        names = [Line2D([], [], color=GREY, ls=(0, (4, 2))), Line2D([], [], color=GREY, marker="|", ms=9, lw=0)]
+        said = f"{task}, {part['metric_name'].iloc[0]}, n={int(part['n'].iloc[0])}: 95 % interval"
+        _legend_above(axes, names, ["chance", said])
+    _share_axis(panels[-1, 0])
+    return figure
+
+
+@_styled
+def order_correlation(table: pd.DataFrame) -> Figure:
+    """Rank correlation between the removal orders of measures.
+
+    Args:
+        table: one row a pair: a, b, tau (Kendall).
+    """
+    names = list(dict.fromkeys(table["a"]))
+    square = table.pivot(index="a", columns="b", values="tau").loc[names, names]  # noqa: PD010 - see angular_grid
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.4 + 0.5 * len(names)), layout="constrained")
+    bar = {"label": "Kendall's tau", "pad": 0.02, "fraction": 0.06}
+    sns.heatmap(
+        square, ax=axes, cbar_kws=bar, cmap="PuOr", vmin=-1, vmax=1, annot=True, fmt=".2f", annot_kws={"size": 9}
+    )
+    axes.grid(False)
+    axes.set_xlabel("order of removal by")
+    axes.set_ylabel("order of removal by")
+    labels = [name.replace("_", "\n") for name in names]
+    axes.set_xticks(np.arange(len(names)) + 0.5, labels, rotation=0)
+    axes.set_yticks(np.arange(len(names)) + 0.5, [name.replace("_", " ") for name in names], rotation=0)
+    axes.tick_params(length=0)
+    return figure
+
+
+@_styled
+def head_removal(single: pd.DataFrame, everywhere: pd.DataFrame) -> Figure:
+    """Perplexity and accuracy by the id of the removed query head (figure 6).
+
+    Args:
+        single: one row a (block, head, measurement): head, measurement ("perplexity" or a task), change (log-increase
+            in nats, or change of accuracy) of removing that head of that block alone.
+        everywhere: one row a (head, measurement): head, measurement, value (perplexity, or accuracy 0 to 1) with that
+            head removed in all blocks, low, high (95 % interval), dense (the same of the whole model), n, chance.
+    """
+    measured = list(dict.fromkeys(everywhere["measurement"]))
+    figure, grid = plt.subplots(
+        len(measured), 2, figsize=(WIDTH, 0.5 + 2.9 * len(measured)), sharex=True, squeeze=False, layout="constrained"
+    )
+    for (left, right), name in zip(grid, measured, strict=True):
+        part = everywhere[everywhere["measurement"] == name].sort_values("head")
+        colour, marker = look(name, measured)
+        interval = np.abs(part[["low", "high"]].sub(part["value"], axis=0)).to_numpy(float).T
+        left.errorbar(part["head"], part["value"], yerr=interval, color=colour, marker=marker, elinewidth=0.9)
+        left.axhline(part["dense"].iloc[0], color=GREY, lw=1.6, zorder=1, gid="dense")
+        if name == "perplexity":
+            _scale(left, [*part["low"], *part["high"], *part["dense"]], log=True)
+            left.set_ylabel("perplexity, log scale")
+            right.set_ylabel("log-perplexity, change (nats)")
+        else:
+            left.axhline(part["chance"].iloc[0], color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, gid="chance")
+            left.set_ylabel(f"accuracy, {name}\n(n={int(part['n'].iloc[0])})")
+            right.set_ylabel(f"accuracy, change\n({name}, n={int(part['n'].iloc[0])})")
+        points = single[single["measurement"] == name]
+        heads = sorted(points["head"].unique())
+        jitter = np.linspace(-0.28, 0.28, max(2, points["block"].nunique()))
+        places = points.groupby("head")["block"].rank(method="first").astype(int).to_numpy() - 1
+        shades = points["block"] / max(points["block"].max(), 1)
+        right.scatter(
+            points["head"] + jitter[places], points["change"], c=shades, cmap="viridis_r", s=9, lw=0, zorder=2
+        )
+        means = points.groupby("head")["change"].mean()
+        right.plot(heads, means, "_", color=VERMILLION, ms=13, mew=2.2, zorder=3)
+        right.axhline(0, color=GREY, lw=1.6, zorder=1)
+        if name == "perplexity" and points["change"].abs().max() > 20 * points["change"].abs().median() > 0:
+            right.set_yscale("symlog", linthresh=float(f"{points['change'].abs().quantile(0.75):.1g}"))
+            right.yaxis.set_minor_locator(NullLocator())
+    for axes in grid[-1]:
+        axes.set_xlabel("head id")
+        axes.xaxis.set_major_locator(MaxNLocator(16, integer=True))
+    handles = [
+        Line2D([], [], color=BLACK, marker="o"),
+        Line2D([], [], color=GREY, lw=1.6),
+        Line2D([], [], color=GREY, ls=(0, (4, 2))),
+    ]
+    grid[0, 0].set_title("removed in all blocks")
+    grid[0, 1].set_title("removed in one block (light: first, dark: last)")
+    mean = Line2D([], [], color=VERMILLION, marker="_", ms=11, mew=2.2, ls="")
+    labels = ["value, 95 % interval", "dense model", "chance", "mean over blocks"]
+    figure.legend([*handles, mean], labels, loc="outside upper center", ncols=4)
+    return figure
+
+
+@_styled
+def head_map(table: pd.DataFrame) -> Figure:
+    """What every single query head costs when it is removed.
+
+    Args:
+        table: one row a (block, head): block, head, change (log-increase in nats).
+    """
+    square = table.pivot(index="head", columns="block", values="change")  # noqa: PD010 - see angular_grid
+    limit = float(np.nanpercentile(np.abs(square), 95)) or 1.0
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.5 + max(2.0, 0.22 * len(square))), layout="constrained")
+    label = f"log-perplexity, change (nats)\ncolours end at ±{limit:.2g}"
+    _heat_map(axes, square, label=label, cmap="PuOr_r", vmin=-limit, vmax=limit)
+    axes.set_xlabel("block (0 = first)")
+    axes.set_ylabel("head id")
+    return figure
+
+
+@_styled
+def damage_distributions(table: pd.DataFrame) -> Figure:
+    """Damage by depth and by width at equal weights removed: the share of choices that cost at most so much.
+
+    Args:
+        table: one row a removal: what (what is removed), damage (log-increase in nats).
+    """
+    kinds = list(dict.fromkeys(table["what"]))
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.9), layout="constrained")
+    for place, what in enumerate(kinds):
+        damage = np.sort(table.loc[table["what"] == what, "damage"].to_numpy(float))
+        colour = (BLUE, VERMILLION, GREY, GREEN)[place % 4]
+        share = np.arange(1, len(damage) + 1) / len(damage)
+        axes.step(damage, share, where="post", color=colour, marker="osD^"[place % 4], ms=3.5, label=what)
+        axes.axvline(np.median(damage), color=colour, lw=1, ls=":", gid="median")
+    span = table["damage"].abs()
+    axes.set_xscale("symlog", linthresh=float(f"{max(span.quantile(0.1), 1e-3):.1g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_ylim(0, 1.03)
+    axes.set_xlabel("increase of log-perplexity (nats a token)")
+    axes.set_ylabel("share of the removals")
+    handles, labels = axes.get_legend_handles_labels()
+    _legend_above(axes, [*handles, Line2D([], [], color=GREY, lw=1, ls=":")], [*labels, "median"])
+    return figure
+
+
+@_styled
+def method_accuracies(measured: pd.DataFrame, reported: pd.DataFrame | None = None) -> Figure:
+    """Accuracy of the dense and the pruned models (figure 1).
+
+    Args:
+        measured: one row a (method, task): method, task, accuracy, low, high (95 % interval), n, chance.
+        reported: published accuracies on the paper's models, drawn hollow: method, label, accuracy (0 to 1).
+    """
+    reported = pd.DataFrame(columns=["method", "label", "accuracy"]) if reported is None else reported
+    methods = list(dict.fromkeys([*measured["method"], *reported["method"]]))
+    tasks = list(dict.fromkeys(measured["task"]))
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
+    for place, task in enumerate(tasks):
+        part = measured[measured["task"] == task]
+        colour, marker = look(task, tasks)
+        x = [methods.index(m) + (place - (len(tasks) - 1) / 2) * 0.5 / len(tasks) for m in part["method"]]
+        interval = np.abs(part[["low", "high"]].sub(part["accuracy"], axis=0)).to_numpy(float).T
+        label = f"{task}, n={int(part['n'].iloc[0])}"
+        axes.errorbar(x, part["accuracy"], yerr=interval, color=colour, ls="", marker=marker, ms=6, label=label)
+    for place, chance in enumerate(sorted(measured["chance"].dropna().unique())):
+        label = "_chance" if place else "chance"
+        axes.axhline(chance, color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, gid="chance", label=label)
+    for place, (label, part) in enumerate(reported.groupby("label", sort=False)):
+        x = [methods.index(m) + 0.3 for m in part["method"]]
+        axes.plot(x, part["accuracy"], "Dsv^"[place % 4], ls="", ms=6, mfc="white", mec=GREY, mew=1.1, label=label)
+    axes.set_xticks(range(len(methods)), methods)
+    axes.set_xlim(-0.6, len(methods) - 0.4)
+    axes.set_ylim(0, None)
+    axes.set_ylabel("accuracy")
+    axes.set_xlabel("model: dense, or a quarter removed by")
+    _legend_above(axes)
+    return figure
+
+
+@_styled
+def generation_by_position(curves: pd.DataFrame) -> Figure:
+    """Agreement with the dense model along greedy continuations, a column a number of removed blocks (figure 10).
+
+    Args:
+        curves: one row a (removed, reading, position): removed (number of blocks), reading ("teacher-forced", "own
+            text", "free-running"; "not yet diverged", "independent errors"), position (1 = first new token), agreement
+            (0 to 1), low, high (95 %), n (prompts).
+    """
+    depths = sorted(curves["removed"].unique())
+    figure, panels = plt.subplots(
+        2, len(depths), figsize=(WIDTH, 5.6), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    labels = {
+        "teacher-forced": "both read the dense model's text (teacher-forced)",
+        "own text": "both read the pruned model's text",
+        "free-running": "each reads its own text (free-running)",
+        "not yet diverged": "not yet diverged",
+        "independent errors": "if errors were independent",
+    }
+    looks = {name: (*LOOKS[name], "-") for name in ("teacher-forced", "own text", "free-running")}
+    looks |= {"not yet diverged": (VERMILLION, "", "-"), "independent errors": (GREY, "", "--")}
+    rows = (list(looks)[:3], list(looks)[3:])
+    for column, depth in enumerate(depths):
+        for axes, readings in zip(panels[:, column], rows, strict=True):
+            for reading in readings:
+                part = curves[(curves["removed"] == depth) & (curves["reading"] == reading)].sort_values("position")
+                colour, marker, line = looks[reading]
+                axes.plot(part["position"], part["agreement"], line, color=colour, marker=marker, label=labels[reading])
+                if reading != "independent errors":  # two bands on one another tell nothing
+                    _band(axes, part, "position", colour)
+            axes.set_ylim(-0.03, 1.03)
+        panels[0, column].set_title(f"{depth} block{'' if depth == 1 else 's'} removed")
+        together = curves[(curves["removed"] == depth) & (curves["reading"] == "not yet diverged")]["agreement"].sum()
+        panels[1, column].set_title(f"{together:.1f} tokens before they part", size=9.5)
+        panels[1, column].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panels[1, column].set_xlabel("position of the new token")
+    panels[0, 0].set_ylabel("same token (share of prompts)")
+    panels[1, 0].set_ylabel("all tokens the same so far\n(share of prompts)")
+    handles, names = [], []
+    for axes in panels[:, 0]:
+        more = axes.get_legend_handles_labels()
+        handles, names = handles + more[0], names + more[1]
+    n = int(curves["n"].iloc[0])
+    handles, names = [*handles, Patch(color=GREY, alpha=0.25, lw=0)], [*names, f"95 % interval, n={n} prompts"]
+    figure.legend(handles, names, loc="outside upper left", ncols=2)
+    return figure
+
+
+@_styled
+def generation_by_depth(values: pd.DataFrame, kept: pd.DataFrame, chance: float) -> Figure:
+    """Greedy continuations and what tasks keep, by the number of removed blocks (figure 10).
+
+    Args:
+        values: one row a (removed, measure): removed (number of blocks; NaN for the real text), measure
+            ("teacher-forced", "own text", "free-running": agreement, 0 to 1; "repetition": share of repeated 4-grams;
+            "perplexity": under the dense model), value, low, high (95 %), n (prompts).
+        kept: one row a (removed, task): removed, task, kind ("generative" is drawn solid), kept (share of the dense
+            model's score above chance), low, high (95 %), n (items).
+        chance: agreement of continuations of different prompts.
+    """
+    figure, ((top, right), (left, bottom)) = plt.subplots(2, 2, figsize=(WIDTH, 7.0), layout="constrained")
+    text = values[values["removed"].isna()].set_index("measure")["value"]
+    values = values.dropna(subset="removed")
+
+    def draw(axes: Axes, measure: str, label: str, look: tuple[str, str]) -> None:
+        part = values[values["measure"] == measure].sort_values("removed")
+        axes.plot(part["removed"], part["value"], marker=look[1], color=look[0], label=label)
+        _band(axes, part, "removed", look[0])
+
+    draw(top, "teacher-forced", "both read the dense model's text", LOOKS["teacher-forced"])
+    draw(top, "own text", "both read the pruned model's text", LOOKS["own text"])
+    draw(top, "free-running", "each reads its own text (free-running)", LOOKS["free-running"])
+    top.axhline(chance, color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, label="texts of different prompts", gid="chance")
+    top.set_ylabel("same token as the dense model (share)")
+    names = list(dict.fromkeys(kept["task"]))
+    for place, name in enumerate(names):
+        part = kept[kept["task"] == name].sort_values("removed")
+        colour, marker = look(name, names)
+        line = "-" if part["kind"].iloc[0] == "generative" else "--"
+        interval = np.abs(part[["low", "high"]].sub(part["kept"], axis=0)).to_numpy(float).T
+        label = f"agreement, {name}" if name in ("free-running", "teacher-forced") else name
+        right.errorbar(
+            part["removed"] + 0.12 * (place - (len(names) - 1) / 2), part["kept"], yerr=interval, color=colour,
+            ls=line, marker=marker, elinewidth=0.9, label=f"{label}, n={int(part['n'].iloc[0])}",
+        )  # fmt: skip
+    right.axhline(0, color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, label="chance")
+    right.set_ylabel("score above chance kept (share)")
+    draw(left, "repetition", "generated text", LOOKS["free-running"])
+    left.axhline(text["repetition"], color=BLACK, lw=1.2, ls=":", label="real text", gid="text")
+    left.set_ylim(-0.02, max(0.2, 1.05 * values.loc[values["measure"] == "repetition", "high"].max()))
+    left.set_ylabel("repeated 4-grams (share)")
+    draw(bottom, "perplexity", "generated text", LOOKS["free-running"])
+    bottom.axhline(text["perplexity"], color=BLACK, lw=1.2, ls=":", label="real text", gid="text")
+    _scale(bottom, [*values[values["measure"] == "perplexity"]["value"], text["perplexity"]], log=True)
+    bottom.set_ylabel("dense model's perplexity, log scale")
+    said = f"95 % interval, n={int(values['n'].iloc[0])} prompts"
+    for axes in (top, right, left, bottom):
+        axes.xaxis.set_major_locator(MaxNLocator(11, integer=True))
+        axes.set_xlabel("blocks removed by Block Influence")
+        handles, labels = axes.get_legend_handles_labels()
+        if axes is left:
+            handles, labels = [*handles, Patch(color=GREY, alpha=0.25, lw=0)], [*labels, said]
+        axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0))
+    return figure
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Parts of figures
 
 
-def _draw_perplexity(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame | None) -> None:
-    rows = rows.sort_values("block")
+def _draw_perplexity(
+    axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame | None, x: str = "block", label: str = "one block removed"
+) -> None:
+    rows = rows.sort_values(x)
     colour, marker = LOOKS["perplexity"]
     values = rows["perplexity"].replace([np.inf, -np.inf], np.nan)
     size = 4.5 if len(rows) <= 40 else 3
-    axes.plot(rows["block"], values, marker=marker, ms=size, color=colour, label="one block removed")
-    _band(axes, rows[values.notna()], "block", colour, label="95 % interval")
+    axes.plot(rows[x], values, marker=marker, ms=size, color=colour, label=label)
+    _band(axes, rows[values.notna()], x, colour, label="95 % interval")
     for value in [] if dense is None else dense["perplexity"]:
         axes.axhline(value, color=GREY, lw=1.6, zorder=1, label=f"dense model: {value:.4g}", gid="dense")
         values = pd.concat([values, pd.Series([value])])
-    _scale(axes, values, log=True)
-    gone = rows["block"][~np.isfinite(rows["perplexity"].astype(float))]
+    _scale(axes, values.clip(upper=PERPLEXITY_LIMIT), log=True)
+    _cut_perplexity(axes, rows.assign(perplexity=rows["perplexity"].replace(np.inf, np.nan)), x)
+    gone = rows[x][~np.isfinite(rows["perplexity"].astype(float))]
     if len(gone):
         place = axes.get_xaxis_transform()  # x in data, y from 0 (foot) to 1 (top)
         axes.plot(gone, [0.97] * len(gone), "^", color=VERMILLION, transform=place, clip_on=False, label="not finite")
@@ -419,23 +786,24 @@ def _draw_perplexity(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame | None)
     _legend_above(axes)
 
 
-def _draw_accuracy(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame | None) -> None:
+def _draw_accuracy(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame | None, x: str = "block") -> None:
     series = list(rows.groupby(["task", "metric"], sort=False))
     tasks = list(dict.fromkeys(rows["task"]))
-    blocks = max(rows["block"].nunique(), 1)
+    blocks = max(rows[x].nunique(), 1)
     chances = rows.groupby("task", sort=False)["chance"].first().dropna()
     seen: dict[str, int] = {}
     for place, ((task, metric), part) in enumerate(series):
-        part = part.sort_values("block")
+        part = part.sort_values(x)
         colour, marker = look(task, tasks)
         again = seen.get(task, 0)  # a second metric of a task keeps its colour, with hollow markers
         seen[task] = again + 1
         counts = sorted({int(n) for n in part["n"].dropna()})
         items = f"n={counts[0]}" if len(counts) == 1 else f"n={counts[0]}-{counts[-1]}" if counts else "n unknown"
-        shift = (place - (len(series) - 1) / 2) * 0.5 / len(series)  # so that error bars stand side by side
+        # So that error bars stand side by side.
+        shift = (place - (len(series) - 1) / 2) * 0.5 / len(series) * (1 if x == "block" else 3)
         interval = np.abs(part[["low", "high"]].sub(part["accuracy"], axis=0)).to_numpy(float).T
         axes.errorbar(
-            part["block"] + shift,
+            part[x] + shift,
             part["accuracy"],
             yerr=interval,
             color=colour,
@@ -544,6 +912,28 @@ def _block_axis(axes: Axes, blocks: Iterable[int], label: str = "block index (0 
     axes.set_xlim(blocks.min() - 0.7, blocks.max() + 0.7)
     axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel(label)
+
+
+PERPLEXITY_LIMIT = 1e7  # far beyond a guess among all tokens; what is above is drawn at the upper edge
+
+
+def _cut_perplexity(axes: Axes, rows: pd.DataFrame, x: str) -> None:
+    """Ends a perplexity axis at PERPLEXITY_LIMIT if values go beyond, and marks where they do."""
+    beyond = rows[rows["perplexity"].astype(float) > PERPLEXITY_LIMIT]
+    if not len(beyond):
+        return
+    axes.set_ylim(top=PERPLEXITY_LIMIT)
+    transform = axes.get_xaxis_transform()  # x in data, y from 0 (foot) to 1 (top)
+    axes.plot(
+        beyond[x], [0.985] * len(beyond), "^", ms=4, color=VERMILLION, transform=transform, clip_on=False, zorder=6,
+        label=f"above {PERPLEXITY_LIMIT:,.0f}",
+    )  # fmt: skip
+
+
+def _share_axis(axes: Axes) -> None:
+    axes.set_xlim(-2, 100)
+    axes.xaxis.set_major_locator(MaxNLocator(11))
+    axes.set_xlabel("blocks removed (%)")
 
 
 def _row_labels(

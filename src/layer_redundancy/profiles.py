@@ -44,6 +44,42 @@ class TaskBudget:
 
 
 @dataclass(frozen=True)
+class WidthBudget:
+    """Notebook 05, which removes every single head: by far the most variants, so less is measured on each.
+
+    Attributes:
+        evaluation_blocks: the first of the profile's blocks of evaluation text.
+        limit: the first of the items of each of the profile's tasks.
+        block_step: heads of every so many-th block.
+        random_sets: sets of heads that hold a block's number of weights, drawn at random.
+    """
+
+    evaluation_blocks: int
+    limit: int
+    block_step: int = 1
+    random_sets: int = 20
+
+
+@dataclass(frozen=True)
+class GenerationBudget:
+    """Notebook 09, which lets variants write.
+
+    Attributes:
+        prompts: beginnings of blocks of evaluation text, each continued by every variant.
+        prompt_tokens: tokens of each.
+        new_tokens: tokens that are generated after each; with the prompt no longer than a block.
+        max_removed: the most blocks that are removed.
+        tasks: generative benchmarks of lm-eval; one that runs generated code needs the notebook's leave too.
+    """
+
+    prompts: int
+    prompt_tokens: int
+    new_tokens: int
+    max_removed: int
+    tasks: tuple[TaskBudget, ...] = ()
+
+
+@dataclass(frozen=True)
 class Profile:
     """Everything that decides the numbers of a run.
 
@@ -54,7 +90,16 @@ class Profile:
         dtype: of weights and activations ("float32", "bfloat16", "float16"); statistics are float32 or wider always.
         device: "cpu", "cuda", or "auto" (cuda where there is one).
         text: running text budget.
-        tasks: benchmark budgets, in the order they are drawn.
+        tasks: measured on every variant of a sweep, in the order they are drawn.
+        benchmarks: multiple-choice ones of table 1, which has few variants and so affords more.
+        generative_benchmarks: those of table 1 whose answers are generated.
+        depth_step: notebook 04 compares measures at every so many-th number of removed blocks.
+        calibration_resamples: resamples of the calibration text whose removal orders notebook 04 evaluates too.
+        greedy_blocks: blocks of calibration text on which the greedy order is chosen.
+        greedy_shortlist: share of the remaining blocks that the greedy order tries at each step, those that hurt least
+            when last tried; 1 tries all.
+        width: budget of notebook 05.
+        generation: budget of notebook 09.
         batch_tokens: tokens a forward may hold; halved when memory runs out.
         bootstrap_resamples: resamples behind every confidence band of a score or an order.
         seed: of every draw.
@@ -65,11 +110,19 @@ class Profile:
     model: str
     text: TextBudget
     tasks: tuple[TaskBudget, ...]
+    benchmarks: tuple[TaskBudget, ...]
+    width: WidthBudget
+    generation: GenerationBudget
     revision: str | None = None
     dtype: str = "float32"
     device: str = "cpu"
     batch_tokens: int = 2048
+    generative_benchmarks: tuple[TaskBudget, ...] = ()
     bootstrap_resamples: int = 1000
+    depth_step: int = 1
+    calibration_resamples: int = 4
+    greedy_blocks: int = 2
+    greedy_shortlist: float = 1.0
     seed: int = 0
     trust_remote_code: bool = False
 
@@ -79,15 +132,32 @@ PROFILES = {
     "smoke": Profile(
         name="smoke",
         model=EMBEDDED_MODEL,
-        text=TextBudget("wikipedia", block_length=128, calibration_blocks=4, evaluation_blocks=4),
-        tasks=(TaskBudget("passage_continuation", limit=8), TaskBudget("mmlu_dev", limit=8)),
+        text=TextBudget("wikipedia", block_length=64, calibration_blocks=8, evaluation_blocks=3),
+        tasks=(TaskBudget("passage_continuation", limit=3),),
+        benchmarks=(TaskBudget("passage_continuation", limit=8), TaskBudget("mmlu_dev", limit=8)),
+        width=WidthBudget(evaluation_blocks=2, limit=2, block_step=7, random_sets=3),
+        generation=GenerationBudget(prompts=4, prompt_tokens=32, new_tokens=12, max_removed=4),
         bootstrap_resamples=200,
+        depth_step=6,
+        calibration_resamples=2,
+        greedy_blocks=1,
+        greedy_shortlist=0.1,
     ),
     "embedded": Profile(
         name="embedded",
         model=EMBEDDED_MODEL,
-        text=TextBudget("wikipedia", block_length=512, calibration_blocks=32, evaluation_blocks=6),
-        tasks=(TaskBudget("passage_continuation", limit=60), TaskBudget("mmlu_dev", limit=40)),
+        text=TextBudget("wikipedia", block_length=256, calibration_blocks=64, evaluation_blocks=8),
+        tasks=(TaskBudget("passage_continuation", limit=40),),
+        benchmarks=(
+            TaskBudget("passage_continuation", limit=200),
+            TaskBudget("mmlu_dev_continuation", limit=100),
+            TaskBudget("mmlu_dev", limit=100),
+            TaskBudget("mmlu_dev_fewshot"),
+        ),
+        width=WidthBudget(evaluation_blocks=2, limit=8),
+        generation=GenerationBudget(prompts=24, prompt_tokens=32, new_tokens=40, max_removed=10),
+        depth_step=3,
+        greedy_shortlist=0.5,
     ),
     "paper": Profile(
         name="paper",
@@ -96,7 +166,39 @@ PROFILES = {
         device="auto",
         text=TextBudget("pg19", block_length=1024, calibration_blocks=256, evaluation_blocks=128),
         tasks=(TaskBudget("mmlu", num_fewshot=5),),
+        # Table 1's 13, as the paper's numbers show they were scored, then lm-eval's own versions.
+        benchmarks=(
+            TaskBudget("shortgpt_cmnli"),
+            TaskBudget("shortgpt_hellaswag"),
+            TaskBudget("shortgpt_piqa"),
+            TaskBudget("shortgpt_chid"),
+            TaskBudget("shortgpt_wsc"),
+            TaskBudget("shortgpt_commonsense_qa"),
+            TaskBudget("shortgpt_boolq"),
+            TaskBudget("shortgpt_race_high"),
+            TaskBudget("shortgpt_race_middle"),
+            TaskBudget("shortgpt_c3"),
+            TaskBudget("mmlu", num_fewshot=5),
+            TaskBudget("shortgpt_cmmlu"),
+            TaskBudget("hellaswag"),
+            TaskBudget("piqa"),
+            TaskBudget("wsc"),
+            TaskBudget("commonsense_qa"),
+            TaskBudget("boolq"),
+            TaskBudget("race"),
+        ),
+        generative_benchmarks=(TaskBudget("shortgpt_xsum"),),
+        width=WidthBudget(evaluation_blocks=32, limit=1000),
+        # Worked examples as in the paper's harness, which asks GSM8K with four.
+        generation=GenerationBudget(
+            prompts=100,
+            prompt_tokens=128,
+            new_tokens=128,
+            max_removed=10,
+            tasks=(TaskBudget("gsm8k_cot", num_fewshot=4), TaskBudget("humaneval")),
+        ),
         batch_tokens=16384,
+        greedy_blocks=16,
     ),
 }
 

@@ -30,7 +30,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillException, PapermillExecutionError, strip_color
 
 from layer_redundancy import profiles
-from layer_redundancy.errors import StudyError
+from layer_redundancy.errors import NotApplicable, StudyError
 from layer_redundancy.run_folder import absolute_model
 
 LOG_INTERVAL = 30.0  # seconds between two states of a progress bar in a log
@@ -165,7 +165,8 @@ def collect(known: dict[str, str], given: dict[str, Any], extra: list[str]) -> d
 
 
 def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo) -> None:
-    """Run the notebook; `output` is there afterwards if and only if every cell succeeded.
+    """Run the notebook; `output` is there afterwards if and only if every cell succeeded, or the notebook found that it
+    has nothing to say about this model.
 
     A run that did not finish is left beside it as `<name>.failed.ipynb`.
 
@@ -207,6 +208,11 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo
         os.utime(running, (started, started))
         running.replace(output)
     except PapermillExecutionError as error:
+        if error.ename == NotApplicable.__name__:
+            echo.write(f"{notebook.stem}: left out: {error.evalue}\n")
+            os.utime(running, (started, started))
+            running.replace(output)
+            return
         raise StudyError(_told(error) + _kept(running, failed)) from error
     except DeadKernelError as error:
         reason = f"the kernel died in cell {cells} (out of memory?)"

@@ -1,14 +1,29 @@
 """What a notebook opens: a profile's model, texts and tasks, loaded when first needed, and the store behind them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from layer_redundancy import activations, corpora, models, paths, plain, plots, profiles, sweep, tasks, variants
+from layer_redundancy import (
+    activations,
+    corpora,
+    generation,
+    greedy,
+    importance,
+    models,
+    paths,
+    plain,
+    plots,
+    profiles,
+    sweep,
+    tasks,
+    variants,
+)
 from layer_redundancy.activations import ActivationSums
 from layer_redundancy.errors import StudyError
 from layer_redundancy.models import DecoderStack, ModelIdentity
@@ -29,6 +44,7 @@ class Study:
         revision: hub revision of `model`.
         trust_remote_code: run code that comes with the model.
         store: the results store; data/results/results.sqlite if not given.
+        limit: items of each benchmark of table 1, for a quick look; None for what the profile says.
 
     Raises:
         StudyError: unknown profile, or a model that does not exist or cannot be reached.
@@ -41,9 +57,14 @@ class Study:
         revision: str = "",
         trust_remote_code: bool = False,
         store: Path | None = None,
+        limit: int | None = None,
     ):
         model = absolute_model(model)
         self.profile = profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code)
+        if limit is not None:
+            for field in ("benchmarks", "generative_benchmarks"):
+                limited = tuple(replace(budget, limit=limit) for budget in getattr(self.profile, field))
+                self.profile = replace(self.profile, **{field: limited})
         self.identity: ModelIdentity = models.identify(self.profile)
         self.store = Store(store or paths.RESULTS / "results.sqlite")
         self.figures = paths.FIGURES / profiles.artifact_folder(self.profile)
@@ -80,21 +101,42 @@ class Study:
         """Text on which perplexity is measured; no article of it is in the calibration text."""
         return self._blocks("evaluation")
 
-    def _blocks(self, split: corpora.Split) -> corpora.TokenBlocks:
+    @cached_property
+    def prompts(self) -> corpora.TokenBlocks:
+        """Evaluation text that generation starts from: each block is a prompt and the real text that follows it."""
+        budget = self.profile.generation
+        blocks = self._blocks("evaluation", evaluation_blocks=budget.prompts)
+        return replace(blocks, input_ids=blocks.input_ids[:, : budget.prompt_tokens + budget.new_tokens])
+
+    def _blocks(self, split: corpora.Split, **changes: int) -> corpora.TokenBlocks:
         length, limit = self.profile.text.block_length, self.identity.max_length
         if limit is not None and length > limit:
             raise StudyError(
                 f"{self.identity.name} takes {limit} tokens, the {self.profile.name} profile's blocks of text have "
                 f"{length}: lower block_length in profiles.py, or use a profile with shorter blocks"
             )
-        return corpora.token_blocks(self.profile.text, self.tokenizer, split)
+        return corpora.token_blocks(replace(self.profile.text, **changes), self.tokenizer, split)
 
     @cached_property
     def measurements(self) -> list[Perplexity | ChoiceTask]:
         """Perplexity and the profile's tasks."""
-        limit = self.identity.max_length
-        items = [tasks.load(b, self.tokenizer, self.profile.seed, max_length=limit) for b in self.profile.tasks]
-        return [Perplexity(self.evaluation), *map(ChoiceTask, items)]
+        return [Perplexity(self.evaluation), *(ChoiceTask(self._items(budget)) for budget in self.profile.tasks)]
+
+    @cached_property
+    def benchmarks(self) -> list[ChoiceTask]:
+        """The profile's benchmarks of table 1."""
+        return [ChoiceTask(self._items(budget)) for budget in self.profile.benchmarks]
+
+    @cached_property
+    def width_measurements(self) -> list[Perplexity | ChoiceTask]:
+        """Perplexity and the profile's tasks, on the smaller budget of notebook 05."""
+        budget = self.profile.width
+        text = replace(self.evaluation, input_ids=self.evaluation.input_ids[: budget.evaluation_blocks])
+        items = [self._items(replace(task, limit=budget.limit)) for task in self.profile.tasks]
+        return [Perplexity(text), *map(ChoiceTask, items)]
+
+    def _items(self, budget: profiles.TaskBudget) -> tasks.TaskItems:
+        return tasks.load(budget, self.tokenizer, self.profile.seed, max_length=self.identity.max_length)
 
     def activation_sums(self) -> ActivationSums:
         """Sums over the calibration text, from the store or from one pass of the model."""
@@ -115,15 +157,65 @@ class Study:
             self.store.put(key, self.identity.name, stored)
         return ActivationSums(**stored.arrays)
 
-    def sweep(self, plan: Sequence[Variant]) -> dict[str, dict[Variant, Result]]:
-        """Every measurement of the profile on every variant: measurement name -> variant -> result."""
+    def order(self, measure: str = "block_influence") -> np.ndarray:
+        """The blocks in the order in which an importance measure removes them, first removed first; (L,) int64."""
+        return importance.removal_order(importance.scores(self.activation_sums(), measure), measure)
+
+    def greedy_order(self) -> np.ndarray:
+        """The order that removes, again and again, the block whose loss costs the least perplexity; (L,) int64.
+
+        It is chosen on calibration text, and judged on evaluation text like every other order.
+        """
+        text = replace(self.calibration, input_ids=self.calibration.input_ids[: self.profile.greedy_blocks])
+        measurement = Perplexity(text)
+
+        def cost(plan: Sequence[Variant]) -> list[float]:
+            results = self.sweep(plan, [measurement], progress=False)[measurement.name]
+            return [results[variant].summary["nll"] for variant in plan]
+
+        return greedy.removal_order(self.num_blocks, cost, self.profile.greedy_shortlist, progress=True)
+
+    def sweep(
+        self,
+        plan: Sequence[Variant],
+        measurements: Sequence[Perplexity | ChoiceTask] | None = None,
+        progress: bool = True,
+    ) -> dict[str, dict[Variant, Result]]:
+        """Measures variants: measurement name -> variant -> result.
+
+        Args:
+            plan: the variants.
+            measurements: what to measure on each; perplexity and the profile's tasks if not given.
+            progress: print what will be done, and draw a progress bar.
+        """
         return sweep.run(
             self.identity,
             lambda: self.stack,
             plan,
-            self.measurements,
+            self.measurements if measurements is None else measurements,
             self.store,
             batch_tokens=self.profile.batch_tokens,
+            progress=progress,
+        )
+
+    def continuations(self, plan: Sequence[Variant]) -> dict[Variant, Result]:
+        """Greedy continuations of the prompts by the dense model and by each variant, as `generation.run` has them."""
+        budget, batch = self.profile.generation, self.profile.batch_tokens
+        return generation.run(self.identity, lambda: self.stack, plan, self.prompts, budget, self.store, batch)
+
+    def generative_task(
+        self, budget: profiles.TaskBudget, plan: Sequence[Variant], run_generated_code: bool = False
+    ) -> dict[Variant, Result]:
+        """A generative benchmark of lm-eval on each variant; raises StudyError as `generation.load_task` does."""
+        return generation.lm_eval_generation(
+            self.identity,
+            lambda: self.stack,
+            self.tokenizer,
+            plan,
+            generation.load_task(budget, self.profile.seed, run_generated_code),
+            self.store,
+            self.profile.batch_tokens,
+            run_generated_code,
         )
 
     def deviation(self, chosen: Sequence[Variant]) -> float:
@@ -160,9 +252,30 @@ class Study:
         """The calibration text in a caption."""
         return _text_note("Calibration", self.calibration)
 
-    def evaluation_note(self) -> str:
-        """The evaluation text in a caption."""
-        return _text_note("Perplexity", self.evaluation)
+    def evaluation_note(self, blocks: corpora.TokenBlocks | None = None) -> str:
+        """The evaluation text in a caption: all of it, or the blocks given."""
+        return _text_note("Perplexity", self.evaluation if blocks is None else blocks)
+
+    def generated_scores(self, plan: Mapping[str, Variant]) -> dict[str, dict[str, np.ndarray]]:
+        """The generative benchmarks of table 1: task -> method -> (items,) score in 0..1.
+
+        Args:
+            plan: method -> variant.
+        """
+        found = {}
+        for budget in self.profile.generative_benchmarks:
+            results = self.generative_task(budget, list(plan.values()))
+            metric = generation.primary_metric(next(iter(results.values())))
+            found[budget.name] = {method: results[variant].arrays[metric] for method, variant in plan.items()}
+        return found
+
+    def generation_note(self) -> str:
+        """Prompts and continuations in a caption."""
+        budget = self.profile.generation
+        return (
+            f"Generation: {self.prompts.corpus}, {self.prompts.split} split, {budget.prompts} prompts of "
+            f"{budget.prompt_tokens} tokens, {budget.new_tokens} new ones, greedy"
+        )
 
     def save(self, figure: Figure, data: pd.DataFrame, name: str, *caption: str) -> Figure:
         """Writes a figure to the run's folder as PNG, PDF and CSV; returns it, so that the notebook shows it."""

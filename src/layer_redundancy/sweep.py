@@ -267,10 +267,11 @@ def run(
         stack = get_stack()
         share = has_key_value_cache(stack.model)
         plans = [(m, arrange(m.sequences, share), todo) for m, todo in missing]
-        ahead = _plan(stack, [(work, todo) for _, work, todo in plans], batch_tokens)
+        total = 0
         if progress:
+            ahead = _plan(stack, [(work, todo) for _, work, todo in plans], batch_tokens)
             print(ahead)
-        total = ahead.block_tokens_shared
+            total = ahead.block_tokens_shared
         with tqdm(total=total, unit="block-token", unit_scale=True, disable=not progress, mininterval=1.0) as bar:
             for measurement, work, todo in plans:
                 bar.set_description(measurement.name)

@@ -1,6 +1,6 @@
 """Results -> tidy tables, one row a point of a figure; what figures and CSV files hold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,12 +142,21 @@ def damage(results: Mapping[Variant, Result], dense: Variant) -> np.ndarray:
         items (1: answered by the dense model only, -1: by the pruned one only).
     """
 
-    def values(result: Result) -> np.ndarray:
-        names = [name for name in result.summary if name.startswith("acc")]
-        return -result.arrays[primary_metric(names)] if names else _nll(result)
-
     singles = variants.single_removal(len(dense))
-    return np.stack([values(results[v]) - values(results[dense]) for v in singles], axis=1)
+    return np.stack([cost(results[v]) - cost(results[dense]) for v in singles], axis=1)
+
+
+def cost(result: Result) -> np.ndarray:
+    """What is the worse the larger it is: mean NLL a token in nats of each block of text, or for a task -1 for each
+    item that is answered right and 0 for each that is not."""
+    metric = accuracy_metric(result)
+    return _nll(result) if metric is None else -result.arrays[metric]
+
+
+def accuracy_metric(result: Result) -> str | None:
+    """The accuracy that is drawn, or None for a result that is no task's."""
+    names = [name for name in result.summary if name.startswith("acc")]
+    return primary_metric(names) if names else None
 
 
 def primary_metric(names: Sequence[str]) -> str:
@@ -166,7 +175,7 @@ def accuracy(results: Mapping[Variant, Result], dense: Variant, task: str) -> pd
 
     rows = []
     for variant, result in results.items():
-        metric = primary_metric([name for name in result.summary if name.startswith("acc")])
+        metric = accuracy_metric(result)
         values = result.arrays[metric]
         low, high = accuracy_interval(round(values.sum()), len(values))
         rows.append(
@@ -198,10 +207,30 @@ def depth_claim(costs: np.ndarray, resamples: int, seed: int) -> pd.DataFrame:
         late" are the blocks from a third of the depth on, without the last; "early" those before, without the first.
         Statements about blocks that a shallow model does not have are left out.
     """
-    num = len(costs)
+    return claim(_depth_statements, costs, resamples, seed)
+
+
+Statement = tuple[str, float, float, bool]  # what is said, measured, threshold, whether it holds
+
+
+def claim(
+    statements: Callable[[np.ndarray], list[Statement]], values: np.ndarray, resamples: int, seed: int
+) -> pd.DataFrame:
+    """Statements about means over blocks of text or items, and how certain they are.
+
+    Args:
+        statements: (M,) means -> statements, as many and in the same order whatever the means.
+        values: (N, M) of N blocks of text or items.
+        resamples: bootstrap resamples of the N.
+        seed: of the resampling.
+
+    Returns:
+        statement, measured, threshold, holds, certainty (share of the resamples in which it holds too).
+    """
+    num = len(values)
     draws = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=resamples) / num
-    whole = _depth_statements(costs.mean(0))
-    again = [_depth_statements(mean) for mean in importance.weighted_sums(draws, costs)]
+    whole = statements(values.mean(0))
+    again = [statements(mean) for mean in importance.weighted_sums(draws, values)]
     rows = [
         {
             "statement": name,

@@ -1,6 +1,7 @@
 """Benchmark items as scoring requests. lm-eval owns the tasks, the prompts, the tokenisation and the metrics.
 
-The tasks of data/tasks/*.yaml need no hub; their data is built here. Any other name is looked up among lm-eval's own.
+Tasks are those of data/tasks/*.yaml and lm-eval's own. The data of four is built here and needs no hub; the paper's
+benchmarks (shortgpt_*) are in `benchmarks`.
 """
 
 import difflib
@@ -38,6 +39,10 @@ MMLU_DEFECTS = {
     ("high_school_computer_science", 4): (True, "MMLU's own key says D, which never ends; the answer B is right"),
     ("high_school_biology", 0): (True, "options A and C are equal; both are wrong, so the answer D is unharmed"),
 }
+
+# `metadata: {scoring: mean_cross_entropy}` in a task's YAML: the choice of the lowest mean cross-entropy a token wins,
+# not that of the highest sum of log-probabilities. OpenCompass scores its "PPL" benchmarks so.
+MEAN_CROSS_ENTROPY = "mean_cross_entropy"
 
 SHORT_QUESTION = 160  # characters; about 45 tokens with the letters
 # Sentences of passage_continuation; short enough to be cheap, long enough to say something.
@@ -85,6 +90,11 @@ class Item:
     num_choices: int
     gold: int | None
 
+    @property
+    def scoring(self) -> str | None:
+        """MEAN_CROSS_ENTROPY where the task's metadata asks for it; None for lm-eval's own, by sums."""
+        return (self.task.config.metadata or {}).get("scoring")
+
 
 @dataclass(frozen=True, eq=False)
 class TaskItems:
@@ -121,6 +131,8 @@ class TaskItems:
             content.append([item.task.task_name, str(item.task.VERSION), item.task.OUTPUT_TYPE, item.doc_id, item.gold])
             if item.num_choices > 1:
                 content.append(item.task.doc_to_choice(item.doc))  # acc_norm divides by their lengths
+            if item.scoring:
+                content.append(item.scoring)
         digest = hashlib.sha256(json.dumps(content).encode())
         for r in self.requests:
             lengths = [r.doc, r.choice, len(r.context_ids), len(r.continuation_ids)]
@@ -130,24 +142,33 @@ class TaskItems:
     def metrics(self, loglikelihoods: Sequence[tuple[float, bool]]) -> pd.DataFrame:
         """What lm-eval's own `process_results` makes of the model's answers.
 
+        Where a task's scoring is MEAN_CROSS_ENTROPY, it is handed each sum divided by the number of tokens, so that its
+        acc is the argmax of the mean. As in OpenCompass' `_get_ppl`, all tokens of the prompt count, the
+        beginning-of-sequence token too, which is read but not predicted: T - 1 terms are divided by T. For a tokenizer
+        that prepends none, OpenCompass leaves the first token unpredicted, while lm-eval puts its prefix token (the
+        tokenizer's bos or eos) in front and scores all T: they are divided by T + 1.
+
         Args:
             loglikelihoods: for each of `requests`, in their order, the sum of the continuation's log-probabilities and
                 whether it is the greedy continuation.
 
         Returns:
-            One row an item: doc (position), task and doc_id (lm-eval's), gold, gold_logprob (of the right choice; nan
-            where gold is None), and a column for each of `metric_names`.
+            One row an item: doc (position), task and doc_id (lm-eval's), gold, gold_logprob (of the right choice,
+            always the sum; nan where gold is None), and a column for each of `metric_names`.
 
         Raises:
             ValueError: not one answer a request.
         """
-        answers = [[] for _ in self.items]
+        answers, lengths = [[] for _ in self.items], [[] for _ in self.items]
         for request, (loglikelihood, greedy) in zip(self.requests, loglikelihoods, strict=True):
             answers[request.doc].append((float(loglikelihood), bool(greedy)))
+            lengths[request.doc].append(len(request.context_ids) + len(request.continuation_ids))
         rows = []
         for position, (item, results) in enumerate(zip(self.items, answers, strict=True)):
             row = {"doc": position, "task": item.task.task_name, "doc_id": item.doc_id, "gold": item.gold}
             row["gold_logprob"] = np.nan if item.gold is None else results[item.gold][0]
+            if item.scoring == MEAN_CROSS_ENTROPY:
+                results = [(ll / n, greedy) for (ll, greedy), n in zip(results, lengths[position], strict=True)]
             rows.append(row | item.task.process_results(item.doc, results))
         return pd.DataFrame(rows)
 
@@ -164,8 +185,8 @@ def load(budget: TaskBudget, tokenizer, seed: int = 0, max_length: int | None = 
         max_length: longest input of the model; longer contexts lose tokens on the left, as with HFLM.
 
     Raises:
-        StudyError: unknown task, a task that is not judged by log-likelihoods, unreachable data, or numbers that do not
-            fit the task.
+        StudyError: unknown task or scoring, a task that is not judged by log-likelihoods, unreachable data, or numbers
+            that do not fit the task.
     """
     if budget.limit is not None and budget.limit < 1:
         raise StudyError(f"limit {budget.limit} of task {budget.name!r}: it must be at least 1, or None for all items")
@@ -228,13 +249,14 @@ class _Encoder(HFLM):
 def _leaves(budget: TaskBudget, seed: int) -> list[Task]:
     """The tasks behind a name (several for a group or tag), ready to build prompts."""
     manager = TaskManager(include_path=str(paths.TASKS), include_defaults=False)
-    embedded = manager.all_tasks
-    if budget.name not in embedded:
+    own = manager.all_tasks
+    offline = [name for name in own if not name.startswith("shortgpt_")]
+    if budget.name not in own:
         manager = TaskManager(include_path=str(paths.TASKS))  # reads lm-eval's thousands of files: many seconds
         if budget.name not in manager.all_tasks:
             near = difflib.get_close_matches(budget.name, manager.all_tasks, n=3)
             raise StudyError(
-                f"unknown task {budget.name!r}: choose {', '.join(embedded)}, or a task that lm-eval ships"
+                f"unknown task {budget.name!r}: choose {', '.join(own)}, or a task that lm-eval ships"
                 + (f" (did you mean {' or '.join(near)}?)" if near else "")
             )
     try:
@@ -245,7 +267,7 @@ def _leaves(budget: TaskBudget, seed: int) -> list[Task]:
         reason = str(error).strip().splitlines() or [""]
         raise StudyError(
             f"cannot load the data of task {budget.name!r} ({type(error).__name__}: {reason[0]}): check the network "
-            f"and HF_HUB_OFFLINE, or use a task that needs no hub: {', '.join(embedded)}"
+            f"and HF_HUB_OFFLINE, or use a task that needs no hub: {', '.join(offline)}"
         ) from error
     for task in leaves:
         if task.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood"):
@@ -269,6 +291,11 @@ def _ask(task: Task, doc_id: int, doc: dict) -> tuple[Item, list]:
     instances = task.construct_requests(doc=doc, ctx=context, metadata=(task.task_name, doc_id, 1))
     if task.OUTPUT_TYPE == "loglikelihood":
         return Item(task, doc_id, doc, num_choices=1, gold=0), [instances]
+    if "scoring" in (task.config.metadata or {}) and (task.config.metadata["scoring"] != MEAN_CROSS_ENTROPY or context):
+        raise StudyError(
+            f"task {task.task_name!r}: the only scoring its metadata may name is {MEAN_CROSS_ENTROPY}, and that needs "
+            'doc_to_text: "" and whole prompts as choices'
+        )
     choices = task.doc_to_choice(doc)
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     if isinstance(gold, str) and gold in choices:

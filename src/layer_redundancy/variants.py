@@ -1,10 +1,12 @@
-"""What is kept: a variant is the tuple of a model's blocks that run, in order; a block may lack a head."""
+"""What is kept: a variant is the tuple of a model's blocks that run, in order; a block may lack some heads."""
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from layer_redundancy.errors import StudyError
 
-Element = int | tuple[int, int]  # a block, or (block, head): the block without that query head
+Element = int | tuple[int, ...]  # a block, or (block, head, ...): the block without those query heads
 Variant = tuple[Element, ...]
 
 
@@ -45,26 +47,64 @@ def removed_blocks(num_blocks: int, variant: Variant) -> tuple[int, ...]:
 
 
 def name(variant: Variant) -> str:
-    """A variant as text, for the store: blocks separated by commas, "7-2" for block 7 without head 2."""
+    """A variant as text, for the store: blocks separated by commas, "7-2-5" for block 7 without heads 2 and 5."""
     return ",".join("-".join(map(str, e)) if isinstance(e, tuple) else str(e) for e in variant)
 
 
 def describe(num_blocks: int, variant: Variant) -> str:
     """A variant in a message: what it lacks."""
-    heads = [f"head {e[1]} of block {e[0]}" for e in variant if isinstance(e, tuple)]
+    heads = [f"head {head} of block {e[0]}" for e in variant if isinstance(e, tuple) for head in e[1:]]
     blocks = list(removed_blocks(num_blocks, variant))
     return ", ".join(([f"without blocks {blocks}"] if blocks else []) + [f"without {h}" for h in heads]) or "dense"
 
 
-def without_head(num_blocks: int, block: int, head: int) -> Variant:
-    """The model without one query head of one block (ShortGPT figure 6).
+def without_heads(num_blocks: int, heads: Iterable[tuple[int, int]]) -> Variant:
+    """The model without some query heads (ShortGPT figure 6).
+
+    Args:
+        num_blocks: blocks of the dense model.
+        heads: (block, head) of each.
 
     Raises:
-        StudyError: no such block. Whether there is such a head, the model must say.
+        StudyError: no such block, or a head twice. Whether there is such a head, the model must say.
     """
-    if not 0 <= block < num_blocks:
-        raise StudyError(f"block {block} is out of range: the model has blocks 0 to {num_blocks - 1}")
-    return tuple((i, head) if i == block else i for i in range(num_blocks))
+    lacking: dict[int, list[int]] = {}
+    for block, head in heads:
+        if not 0 <= block < num_blocks:
+            raise StudyError(f"block {block} is out of range: the model has blocks 0 to {num_blocks - 1}")
+        if head in lacking.setdefault(block, []):
+            raise StudyError(f"head {head} of block {block} is to be removed twice: name each head once")
+        lacking[block].append(head)
+    return tuple((i, *sorted(lacking[i])) if i in lacking else i for i in range(num_blocks))
+
+
+def without_head(num_blocks: int, block: int, head: int) -> Variant:
+    """The model without one query head of one block; errors as `without_heads`."""
+    return without_heads(num_blocks, [(block, head)])
+
+
+def single_heads(num_blocks: int, num_heads: int, block_step: int = 1) -> dict[tuple[int, int], Variant]:
+    """(block, head) -> the model without that head, for the heads of every block_step-th block."""
+    pairs = [(block, head) for block in range(0, num_blocks, block_step) for head in range(num_heads)]
+    return {pair: without_head(num_blocks, *pair) for pair in pairs}
+
+
+def head_everywhere(num_blocks: int, num_heads: int) -> list[Variant]:
+    """For each head id the model without the head of that id in every block (ShortGPT figure 6)."""
+    return [without_heads(num_blocks, [(block, head) for block in range(num_blocks)]) for head in range(num_heads)]
+
+
+def random_heads(num_blocks: int, num_heads: int, size: int, sets: int, seed: int) -> list[Variant]:
+    """The model without `size` of all its query heads, drawn at random, so many times.
+
+    Raises:
+        StudyError: there are not so many heads.
+    """
+    if not 1 <= size <= num_blocks * num_heads:
+        raise StudyError(f"{size} heads are to be removed: the model has {num_blocks * num_heads}")
+    rng = np.random.default_rng(seed)
+    draws = [rng.choice(num_blocks * num_heads, size, replace=False) for _ in range(sets)]
+    return [without_heads(num_blocks, [divmod(int(i), num_heads) for i in sorted(draw)]) for draw in draws]
 
 
 def single_removal(num_blocks: int) -> list[Variant]:

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
-from layer_redundancy import benchmarks, embedded, generation, paths, tasks
+from layer_redundancy import benchmarks, embedded, generative_tasks, paths, tasks
 from layer_redundancy.errors import StudyError
 from layer_redundancy.profiles import TaskBudget
 from layer_redundancy.scoring import ChoiceTask
@@ -305,7 +305,7 @@ def test_xsum(hub):
     assert task.process_results(doc, ["\n The cats SAT there.\nThe cat sat down."]) == {"rouge1": pytest.approx(0.5)}
     assert task.process_results(doc, ["the cat"]) == {"rouge1": pytest.approx(2 / 3)}  # precision 1, recall 1/2
     assert task.process_results(doc, [""]) == task.process_results(doc, ["\n"]) == {"rouge1": 0.0}
-    found = generation.load_task(TaskBudget("shortgpt_xsum", limit=2))
+    found = generative_tasks.load(TaskBudget("shortgpt_xsum", limit=2))
     assert found.max_new_tokens == 100 and len(found.chosen) == 2
 
 

@@ -57,7 +57,7 @@ class WidthBudget:
     evaluation_blocks: int
     limit: int
     block_step: int = 1
-    random_sets: int = 20
+    random_sets: int = 30
 
 
 @dataclass(frozen=True)
@@ -147,17 +147,18 @@ PROFILES = {
         name="embedded",
         model=EMBEDDED_MODEL,
         text=TextBudget("wikipedia", block_length=256, calibration_blocks=64, evaluation_blocks=8),
-        tasks=(TaskBudget("passage_continuation", limit=40),),
+        tasks=(TaskBudget("passage_continuation", limit=24),),
         benchmarks=(
-            TaskBudget("passage_continuation", limit=200),
-            TaskBudget("mmlu_dev_continuation", limit=100),
-            TaskBudget("mmlu_dev", limit=100),
+            TaskBudget("passage_continuation", limit=100),
+            TaskBudget("mmlu_dev_continuation", limit=60),
+            TaskBudget("mmlu_dev", limit=60),
             TaskBudget("mmlu_dev_fewshot"),
         ),
-        width=WidthBudget(evaluation_blocks=2, limit=8),
+        width=WidthBudget(evaluation_blocks=2, limit=3, random_sets=10),
         generation=GenerationBudget(prompts=24, prompt_tokens=32, new_tokens=40, max_removed=10),
-        depth_step=3,
-        greedy_shortlist=0.5,
+        depth_step=5,
+        calibration_resamples=3,
+        greedy_shortlist=0.33,
     ),
     "paper": Profile(
         name="paper",

@@ -13,6 +13,7 @@ from layer_redundancy import (
     activations,
     corpora,
     generation,
+    generative_tasks,
     greedy,
     importance,
     models,
@@ -206,13 +207,13 @@ class Study:
     def generative_task(
         self, budget: profiles.TaskBudget, plan: Sequence[Variant], run_generated_code: bool = False
     ) -> dict[Variant, Result]:
-        """A generative benchmark of lm-eval on each variant; raises StudyError as `generation.load_task` does."""
-        return generation.lm_eval_generation(
+        """A generative benchmark of lm-eval on each variant; raises StudyError as `generative_tasks.load` does."""
+        return generative_tasks.evaluate(
             self.identity,
             lambda: self.stack,
             self.tokenizer,
             plan,
-            generation.load_task(budget, self.profile.seed, run_generated_code),
+            generative_tasks.load(budget, self.profile.seed, run_generated_code),
             self.store,
             self.profile.batch_tokens,
             run_generated_code,
@@ -265,7 +266,7 @@ class Study:
         found = {}
         for budget in self.profile.generative_benchmarks:
             results = self.generative_task(budget, list(plan.values()))
-            metric = generation.primary_metric(next(iter(results.values())))
+            metric = generative_tasks.primary_metric(next(iter(results.values())))
             found[budget.name] = {method: results[variant].arrays[metric] for method, variant in plan.items()}
         return found
 

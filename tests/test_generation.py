@@ -330,9 +330,5 @@ def test_first_to_suffer_compares_what_is_kept():
     assert back["holds"].tolist() == [False, False] and back["certainty"].tolist() == [0, 0]
 
 
-def test_depths_have_the_quarter_and_stay_inside_the_model():
-    assert generation.depths(30, replace(BUDGET, max_removed=10)) == [0, 1, 2, 4, 6, 8, 10]
-    assert generation.depths(40, replace(BUDGET, max_removed=10)) == [0, 1, 2, 4, 6, 8, 10]
-    assert generation.depths(5, replace(BUDGET, max_removed=10)) == [0, 1, 2, 4]
-    assert generation.depths(2, replace(BUDGET, max_removed=10)) == [0, 1]
+def test_the_papers_quarter():
     assert generation.quarter(30) == 8 and generation.quarter(2) == 1

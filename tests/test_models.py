@@ -1,6 +1,7 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -27,6 +28,25 @@ def test_blocks_run_by_hand_give_the_models_own_logits(name):
     torch.testing.assert_close(stack.logits(stack.finish(trace[-1])), own.float(), atol=2e-5, rtol=1e-4)
     assert all((a - b).abs().max() > 1e-3 for a, b in itertools.pairwise(trace)), "a block does nothing"
     torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits.float(), own.float(), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name, shared, projections", [("llama", 2, 2), ("gpt_neox", 4, 4), ("gpt2", 4, 4)])
+def test_weights_of_a_block_and_of_a_head(name, shared, projections, tmp_path):
+    model = tiny_models.build(name)
+    model.save_pretrained(tmp_path / name)
+    identity = models.identify(replace(profiles.PROFILES["smoke"], model=str(tmp_path / name)))
+    assert (identity.num_attention_heads, identity.num_key_value_heads) == (4, shared)
+    block, head = models.block_weights(identity)
+    assert block == sum(p.numel() for p in models.decoder_stack(model).blocks[0].parameters())
+    assert head == projections * 8 * 32  # keys and values go with a head that has its own
+
+
+def test_a_model_without_heads_has_no_weight_of_a_head(tmp_path):
+    tiny_models.build("mamba").save_pretrained(tmp_path / "m")
+    identity = models.identify(replace(profiles.PROFILES["smoke"], model=str(tmp_path / "m")))
+    assert identity.num_attention_heads == 0
+    with pytest.raises(StudyError, match="no attention heads"):
+        models.block_weights(identity)
 
 
 @pytest.mark.parametrize("name", tiny_models.CONFIGS)

@@ -42,6 +42,15 @@ def test_one_spelling_joins_the_tables():
     assert set(paper.table("table1")["model"]) == set(paper.table("table4")["model"])
 
 
+def test_mmlu_by_share_of_blocks():
+    rows = paper.mmlu_by_ratio().set_index(["model", "removed"])
+    assert len(rows) == 9 and rows["share"].max() == 55
+    assert rows.loc[("Llama-2-13B", 22), "accuracy"] == pytest.approx(0.4719)
+    assert rows.loc[("Llama-2-13B", 10), "accuracy"] == pytest.approx(0.5242)  # table 1's, not the introduction's 52.22
+    assert rows.loc[("Llama-2-7B", 9), "share"] == pytest.approx(28.125)
+    assert (rows.xs(0, level="removed")["share"] == 0).all()
+
+
 @pytest.mark.parametrize("name", ["table9", "../table1", ""])
 def test_an_unknown_table_names_the_known_ones(name):
     with pytest.raises(StudyError, match="table1, table2, table3, table4") as error:

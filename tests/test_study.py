@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers as tf
@@ -148,11 +149,19 @@ def test_limit_is_for_benchmarks(tmp_path):
     assert [task.items.num_items for task in built.benchmarks] == [2, 2]
 
 
-def test_width_measurements_are_the_first_of_all(study):
-    built = study(width=profiles.WidthBudget(evaluation_blocks=1, limit=2))
-    perplexity, task = built.width_measurements
-    assert perplexity.sequences == built.measurements[0].sequences[:1]
-    assert [r for r in task.items.requests] == [r for r in built.measurements[1].items.requests if r.doc < 2]
+def test_heads_are_tried_on_the_items_in_turn(study):
+    tasks = (profiles.TaskBudget("passage_continuation", limit=5),)
+    budget = profiles.WidthBudget(evaluation_blocks=2, block_length=20, items=2)
+    built = study(width=budget, tasks=tasks)
+    assert built.width_perplexity.blocks.input_ids.tolist() == built.evaluation.input_ids[:2, :20].tolist()
+    heads = variants.single_heads(5, 4, block_step=2)
+    tried = built.single_heads(heads)["passage_continuation"]
+    assert list(tried) and set(tried) == set(heads)
+    whole = built.sweep([built.dense, *heads.values()], built.measurements[1:])["task/passage_continuation"]
+    for (block, head), (without, dense) in tried.items():
+        items = {0: slice(0, 2), 2: slice(2, 4), 4: slice(4, 5)}[block]
+        for part, all_of in ((without, whole[heads[block, head]]), (dense, whole[built.dense])):
+            np.testing.assert_allclose(part.arrays["gold_logprob"], all_of.arrays["gold_logprob"][items], atol=1e-4)
 
 
 def test_caption_names_model_revision_and_text(study):

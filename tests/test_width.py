@@ -26,8 +26,11 @@ def test_changes_and_ids_by_hand():
     right = {v: task_result([1, 1, 1, 1]) if v == DENSE else task_result([1, 1, 0, 0]) for v in nll}
     measured = {"perplexity": nll, "task/t": right}
     heads = variants.single_heads(L, H)
-    single = width.changes(measured, heads, DENSE)
-    assert len(single) == 2 * L * H
+    tried = {
+        name.removeprefix("task/"): {p: (of[v], of[DENSE]) for p, v in heads.items()} for name, of in measured.items()
+    }
+    single = width.changes(tried)
+    assert len(single) == 2 * L * H and set(single["n"]) == {3, 4}
     nats = single[single["measurement"] == "perplexity"].set_index(["block", "head"])["change"]
     assert nats[2, 1] == pytest.approx(0.2)
     assert (single[single["measurement"] == "t"]["change"] == -0.5).all()
@@ -35,6 +38,7 @@ def test_changes_and_ids_by_hand():
     of = by_id[by_id["measurement"] == "perplexity"]
     assert list(of["head"]) == [0, 1, 2]
     assert np.log(of["value"] / of["dense"]).tolist() == pytest.approx([0.4, 0.8, 1.2])
+    assert of["low"].tolist() == pytest.approx(of["value"].tolist()), "the same in every block of text: no doubt"
     tasks = by_id[by_id["measurement"] == "t"]
     assert (tasks["value"] == 0.5).all() and (tasks["dense"] == 1).all() and (tasks["n"] == 4).all()
 

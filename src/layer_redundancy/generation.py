@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from layer_redundancy import importance, models, plain, variants
+from layer_redundancy import importance, models, paper, plain, variants
 from layer_redundancy.corpora import TokenBlocks
 from layer_redundancy.errors import StudyError
 from layer_redundancy.memory import halved
@@ -584,11 +584,74 @@ def first_to_suffer(
     return _claim_rows(dense, variant, statements, certainty)
 
 
-def depths(num_blocks: int, budget: GenerationBudget) -> list[int]:
-    """Numbers of blocks to remove: 0, 1, then every second one and the largest; a quarter of the depth among them."""
-    most = min(budget.max_removed, num_blocks - 1)
-    chosen = {0, 1, *range(2, most, 2), most, quarter(num_blocks)}
-    return sorted(n for n in chosen if n <= most)
+Scored = tuple[str, Mapping[Variant, np.ndarray], float]  # kind, variant -> (N,) scores 0 to 1, chance
+
+
+def own_scores(results: Mapping[Variant, Result], dense: Variant) -> dict[str, Scored]:
+    """Agreement with the dense model as a score of each prompt: "free-running" and "teacher-forced"."""
+    chance = chance_agreement(results[dense].arrays["tokens"])
+    kinds = {"free-running": "generative", "teacher-forced": "one token at a time"}
+    return {
+        name: (kind, {v: agreements(results, dense, v)[name].mean(1) for v in results}, chance)
+        for name, kind in kinds.items()
+    }
+
+
+def known(scores: Mapping[str, Scored], dense: Variant) -> dict[str, Scored]:
+    """Those on which the dense model is better than chance."""
+    return {name: scored for name, scored in scores.items() if scored[1][dense].mean() > scored[2]}
+
+
+def compared(kept: pd.DataFrame, model: str, removed: int, num_blocks: int) -> pd.DataFrame:
+    """What is kept here beside what the paper's models keep of XSum, for which they write, and of MMLU (table 1).
+
+    Args:
+        kept: of all scores, from `kept`.
+        removed: blocks, of num_blocks.
+
+    Returns:
+        model, removed (%), score, kind, kept (share of the dense model's score above chance), 95 %, n.
+    """
+    table = paper.table("table1").set_index(["method", "model"])
+    rows = []
+    for task, kind, chance in (("XSum", "generative", 0.0), ("MMLU", "multiple choice", 25.0)):
+        shares = (table.loc["ShortGPT", task] - chance) / (table.loc["Dense", task] - chance)
+        rows += [
+            (m, table.loc[("ShortGPT", m), "ratio_percent"], task, kind, shares[m], "", None) for m in shares.index
+        ]
+    for row in kept[kept["removed"] == removed].itertuples():
+        interval = f"{row.low:.2f} to {row.high:.2f}"
+        rows.append((model, 100 * removed / num_blocks, row.task, row.kind, row.kept, interval, row.n))
+    columns = ["model", "removed (%)", "score", "kind", "kept", "95 %", "n"]
+    return pd.DataFrame(rows, columns=columns).astype({"n": "Int64"})
+
+
+def claim(
+    results: Mapping[Variant, Result],
+    scores: Mapping[str, Scored],
+    dense: Variant,
+    plan: Mapping[int, Variant],
+    shown: Sequence[int],
+    resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """The paper's claims on generation: `first_to_suffer` at the deepest of `shown`, `accumulation` at each.
+
+    Args:
+        results: from `run`.
+        scores: on which the dense model is better than chance.
+        plan: removed blocks -> variant.
+        shown: numbers of removed blocks.
+    """
+    parts = []
+    for a, (kind, mine, chance) in scores.items():
+        for b, (other, theirs, other_chance) in scores.items():
+            if (kind, other) == ("generative", "multiple choice"):
+                names = ("agreement with the dense model's text" if a == "free-running" else a, b)
+                chances, variant = (chance, other_chance), plan[max(shown)]
+                parts.append(first_to_suffer(mine, theirs, chances, names, dense, variant, resamples, seed))
+    parts += [accumulation(results, dense, plan[n], resamples, seed) for n in shown]
+    return pd.concat(parts, ignore_index=True).drop_duplicates(["removed", "statement"])
 
 
 def quarter(num_blocks: int) -> int:

@@ -522,8 +522,8 @@ def head_removal(single: pd.DataFrame, everywhere: pd.DataFrame) -> Figure:
     """Perplexity and accuracy by the id of the removed query head (figure 6).
 
     Args:
-        single: one row a (block, head, measurement): head, measurement ("perplexity" or a task), change (log-increase
-            in nats, or change of accuracy) of removing that head of that block alone.
+        single: one row a (block, head, measurement): block, head, measurement ("perplexity" or a task), change
+            (log-increase in nats, or change of accuracy) of removing that head of that block alone, n (items).
         everywhere: one row a (head, measurement): head, measurement, value (perplexity, or accuracy 0 to 1) with that
             head removed in all blocks, low, high (95 % interval), dense (the same of the whole model), n, chance.
     """
@@ -544,7 +544,8 @@ def head_removal(single: pd.DataFrame, everywhere: pd.DataFrame) -> Figure:
         else:
             left.axhline(part["chance"].iloc[0], color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, gid="chance")
             left.set_ylabel(f"accuracy, {name}\n(n={int(part['n'].iloc[0])})")
-            right.set_ylabel(f"accuracy, change\n({name}, n={int(part['n'].iloc[0])})")
+            few = int(single.loc[single["measurement"] == name, "n"].min())
+            right.set_ylabel(f"accuracy, change\n({name}, n={few} a block)")
         points = single[single["measurement"] == name]
         heads = sorted(points["head"].unique())
         jitter = np.linspace(-0.28, 0.28, max(2, points["block"].nunique()))
@@ -925,7 +926,7 @@ def _cut_perplexity(axes: Axes, rows: pd.DataFrame, x: str) -> None:
     axes.set_ylim(top=PERPLEXITY_LIMIT)
     transform = axes.get_xaxis_transform()  # x in data, y from 0 (foot) to 1 (top)
     axes.plot(
-        beyond[x], [0.985] * len(beyond), "^", ms=4, color=VERMILLION, transform=transform, clip_on=False, zorder=6,
+        beyond[x], [0.985] * len(beyond), "^", ms=4, color=GREY, transform=transform, clip_on=False, zorder=6,
         label=f"above {PERPLEXITY_LIMIT:,.0f}",
     )  # fmt: skip
 

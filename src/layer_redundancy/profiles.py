@@ -49,13 +49,16 @@ class WidthBudget:
 
     Attributes:
         evaluation_blocks: the first of the profile's blocks of evaluation text.
-        limit: the first of the items of each of the profile's tasks.
+        block_length: their first tokens.
+        items: of each of the profile's tasks that a head is tried on: the heads of one block on the first so many,
+            those of the next on the next, and so on in turn.
         block_step: heads of every so many-th block.
         random_sets: sets of heads that hold a block's number of weights, drawn at random.
     """
 
     evaluation_blocks: int
-    limit: int
+    block_length: int
+    items: int
     block_step: int = 1
     random_sets: int = 30
 
@@ -135,7 +138,7 @@ PROFILES = {
         text=TextBudget("wikipedia", block_length=64, calibration_blocks=8, evaluation_blocks=3),
         tasks=(TaskBudget("passage_continuation", limit=3),),
         benchmarks=(TaskBudget("passage_continuation", limit=8), TaskBudget("mmlu_dev", limit=8)),
-        width=WidthBudget(evaluation_blocks=2, limit=2, block_step=7, random_sets=3),
+        width=WidthBudget(evaluation_blocks=3, block_length=40, items=1, block_step=7, random_sets=3),
         generation=GenerationBudget(prompts=4, prompt_tokens=32, new_tokens=12, max_removed=4),
         bootstrap_resamples=200,
         depth_step=6,
@@ -154,7 +157,7 @@ PROFILES = {
             TaskBudget("mmlu_dev", limit=60),
             TaskBudget("mmlu_dev_fewshot"),
         ),
-        width=WidthBudget(evaluation_blocks=2, limit=3, random_sets=10),
+        width=WidthBudget(evaluation_blocks=4, block_length=128, items=3, random_sets=10),
         generation=GenerationBudget(prompts=24, prompt_tokens=32, new_tokens=40, max_removed=10),
         depth_step=5,
         calibration_resamples=3,
@@ -189,7 +192,7 @@ PROFILES = {
             TaskBudget("race"),
         ),
         generative_benchmarks=(TaskBudget("shortgpt_xsum"),),
-        width=WidthBudget(evaluation_blocks=32, limit=1000),
+        width=WidthBudget(evaluation_blocks=32, block_length=1024, items=1000),
         # Worked examples as in the paper's harness, which asks GSM8K with four.
         generation=GenerationBudget(
             prompts=100,

@@ -22,6 +22,7 @@ from layer_redundancy import (
     plots,
     profiles,
     sweep,
+    tables,
     tasks,
     variants,
 )
@@ -129,12 +130,28 @@ class Study:
         return [ChoiceTask(self._items(budget)) for budget in self.profile.benchmarks]
 
     @cached_property
-    def width_measurements(self) -> list[Perplexity | ChoiceTask]:
-        """Perplexity and the profile's tasks, on the smaller budget of notebook 05."""
-        budget = self.profile.width
-        text = replace(self.evaluation, input_ids=self.evaluation.input_ids[: budget.evaluation_blocks])
-        items = [self._items(replace(task, limit=budget.limit)) for task in self.profile.tasks]
-        return [Perplexity(text), *map(ChoiceTask, items)]
+    def width_perplexity(self) -> Perplexity:
+        """Perplexity on the smaller budget of notebook 05."""
+        budget, ids = self.profile.width, self.evaluation.input_ids
+        return Perplexity(replace(self.evaluation, input_ids=ids[: budget.evaluation_blocks, : budget.block_length]))
+
+    def single_heads(self, heads: Mapping[tuple[int, int], Variant]) -> dict[str, dict[tuple[int, int], tuple]]:
+        """The profile's tasks on single heads: task -> (block, head) -> (result, the dense model's on the same items).
+
+        Heads of one block are tried on a few items, those of the next block on the next few, in turn: a mean over
+        blocks is then over all items, and costs no more than a few.
+        """
+        found: dict[str, dict[tuple[int, int], tuple]] = {}
+        blocks = sorted({block for block, _ in heads})
+        for task in self.measurements[1:]:
+            parts = [ChoiceTask(part) for part in task.items.parts(self.profile.width.items)]
+            found[task.items.name] = of_task = {}
+            for turn, part in enumerate(parts[: len(blocks)]):
+                mine = {pair: heads[pair] for pair in heads if blocks.index(pair[0]) % len(parts) == turn}
+                print(f"{task.items.name}, part {turn + 1} of {min(len(parts), len(blocks))}")
+                results = self.sweep([self.dense, *mine.values()], [part])[part.name]
+                of_task |= {pair: (results[variant], results[self.dense]) for pair, variant in mine.items()}
+        return found
 
     def _items(self, budget: profiles.TaskBudget) -> tasks.TaskItems:
         return tasks.load(budget, self.tokenizer, self.profile.seed, max_length=self.identity.max_length)
@@ -256,6 +273,32 @@ class Study:
     def evaluation_note(self, blocks: corpora.TokenBlocks | None = None) -> str:
         """The evaluation text in a caption: all of it, or the blocks given."""
         return _text_note("Perplexity", self.evaluation if blocks is None else blocks)
+
+    def generation_scores(
+        self, plan: Mapping[int, Variant], few: Sequence[int], run_generated_code: bool = False
+    ) -> dict[str, generation.Scored]:
+        """Agreement with the dense model, the profile's generative benchmarks, and multiple choice at a few depths.
+
+        Args:
+            plan: removed blocks -> variant.
+            few: numbers of removed blocks at which multiple choice is measured.
+            run_generated_code: without it benchmarks that run what the model writes are left out, and that is said.
+        """
+        scores = generation.own_scores(self.continuations(list(plan.values())), self.dense)
+        for task in self.profile.generation.tasks:
+            if generative_tasks.runs_code(task) and not run_generated_code:
+                print(f"{task.name} left out: set run_generated_code = True to let it run what the model writes")
+                continue
+            answers = self.generative_task(task, list(plan.values()), run_generated_code)
+            metric = generative_tasks.primary_metric(answers[self.dense])
+            scores[task.name] = ("generative", {v: r.arrays[metric] for v, r in answers.items()}, 0.0)
+        if not self.profile.generation.tasks:
+            print(f"the {self.profile.name} profile has no generative benchmark: agreement stands in for one")
+        swept = self.sweep([plan[n] for n in few])
+        for task in self.measurements[1:]:
+            accuracies = {variant: -tables.cost(result) for variant, result in swept[task.name].items()}
+            scores[task.items.name] = ("multiple choice", accuracies, task.items.chance)
+        return scores
 
     def generated_scores(self, plan: Mapping[str, Variant]) -> dict[str, dict[str, np.ndarray]]:
         """The generative benchmarks of table 1: task -> method -> (items,) score in 0..1.

@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -122,6 +122,14 @@ class TaskItems:
     def chance(self) -> float:
         """Expected accuracy of guessing: the mean of 1 / number of choices; nan if there are no choices."""
         return float(np.mean([1 / item.num_choices if item.num_choices > 1 else np.nan for item in self.items]))
+
+    def parts(self, size: int) -> list["TaskItems"]:
+        """The items `size` at a time; the last part may be smaller."""
+        parts = []
+        for begin in range(0, len(self.items), size):
+            requests = [replace(r, doc=r.doc - begin) for r in self.requests if begin <= r.doc < begin + size]
+            parts.append(replace(self, items=self.items[begin : begin + size], requests=tuple(requests)))
+        return parts
 
     @cached_property
     def fingerprint(self) -> str:

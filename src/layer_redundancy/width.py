@@ -10,25 +10,26 @@ from layer_redundancy.results import Result
 from layer_redundancy.tables import Statement
 from layer_redundancy.variants import Variant
 
+Tried = Mapping[tuple[int, int], tuple[Result, Result]]  # (block, head) -> without it, and the dense model
 
-def changes(
-    results: Mapping[str, Mapping[Variant, Result]], heads: Mapping[tuple[int, int], Variant], dense: Variant
-) -> pd.DataFrame:
+
+def changes(tried: Mapping[str, Tried]) -> pd.DataFrame:
     """What the removal of each single head changes.
 
+    Args:
+        tried: "perplexity" or a task's name -> results.
+
     Returns:
-        block, head, measurement ("perplexity" or a task's name), change (mean log-increase in nats a token, or change
-        of the accuracy).
+        block, head, measurement, change (mean log-increase in nats a token, or change of the accuracy), n (blocks of
+        text or items).
     """
     rows = []
-    for name, of_variant in results.items():
+    for name, of_head in tried.items():
         sign = 1 if name == "perplexity" else -1
-        base = tables.cost(of_variant[dense])
-        rows += [
-            (block, head, name.removeprefix("task/"), sign * (tables.cost(of_variant[variant]) - base).mean())
-            for (block, head), variant in heads.items()
-        ]
-    return pd.DataFrame(rows, columns=["block", "head", "measurement", "change"])
+        for (block, head), (without, dense) in of_head.items():
+            change = sign * (tables.cost(without) - tables.cost(dense))
+            rows.append((block, head, name, change.mean(), len(change)))
+    return pd.DataFrame(rows, columns=["block", "head", "measurement", "change", "n"])
 
 
 def by_id(
@@ -37,20 +38,22 @@ def by_id(
     """Perplexity and accuracy with the head of one id removed in all blocks (figure 6).
 
     Returns:
-        head, measurement, value, low, high (95 %), dense (the whole model's value), n (items; NaN for perplexity),
-        chance.
+        head, measurement, value, low, high (95 %; of perplexity paired with the dense model by block of text, so that
+        the text's difficulty cancels), dense (the whole model's value), n (items; NaN for perplexity), chance.
     """
     parts = []
     for name, of_variant in results.items():
         task = name.removeprefix("task/")
         chosen = {variant: of_variant[variant] for variant in [dense, *everywhere]}
         if name == "perplexity":
-            table = tables.perplexity(chosen, dense)[0].rename(columns={"perplexity": "value"})
+            table, whole = tables.perplexity(chosen, dense)
+            low, high = (whole["perplexity"] * np.exp(table[f"log_increase_{end}"]) for end in ("low", "high"))
+            table = table.assign(low=low, high=high).rename(columns={"perplexity": "value"})
         else:
             table = tables.accuracy(chosen, dense, task).rename(columns={"accuracy": "value"})
         table = table.reindex(columns=["value", "low", "high", "n", "chance"])
-        whole = table["value"].iloc[0]
-        parts.append(table.iloc[1:].assign(head=range(len(everywhere)), measurement=task, dense=whole))
+        dense_value = table["value"].iloc[0]
+        parts.append(table.iloc[1:].assign(head=range(len(everywhere)), measurement=task, dense=dense_value))
     out = pd.concat(parts, ignore_index=True)
     return out[["head", "measurement", "value", "low", "high", "dense", "n", "chance"]]
 

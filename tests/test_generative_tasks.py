@@ -7,7 +7,7 @@ import torch
 import transformers as tf
 
 import tiny_models
-from layer_redundancy import generation, generative_tasks, models
+from layer_redundancy import generative_tasks, models
 from layer_redundancy.errors import StudyError
 from layer_redundancy.profiles import TaskBudget
 from layer_redundancy.results import Store
@@ -126,7 +126,7 @@ def test_a_generative_task_runs_the_pruned_model_and_keeps_its_answers(
 ):
     task = generative_tasks.load(TaskBudget("tiny_sums"), folder=folder)
     store, plan, seen = Store(tmp_path / "s.sqlite"), [(0, 1, 2, 3, 4), PRUNED], []
-    monkeypatch.setattr(generation, "ANSWERS_KEPT", 3)
+    monkeypatch.setattr(generative_tasks, "ANSWERS_KEPT", 3)
     generate, asked = generative_tasks.HFLM.generate_until, []
 
     def counted(self, requests, disable_tqdm=False):

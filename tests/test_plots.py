@@ -136,7 +136,7 @@ def head_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     pairs = [(block, head) for block in range(n) for head in range(6)]
     single = pd.DataFrame(pairs, columns=["block", "head"]).assign(measurement="perplexity")
     single["change"] = 0.01 * single["head"] + np.where(single["block"] == 0, 2.0, 0)
-    both = pd.concat([single, single.assign(measurement="mmlu_dev", change=-0.1)], ignore_index=True)
+    both = pd.concat([single, single.assign(measurement="mmlu_dev", change=-0.1)], ignore_index=True).assign(n=3)
     one = pd.DataFrame({"head": range(6), "value": 20.0, "low": 18.0, "high": 25.0, "dense": 15.0})
     other = one.assign(measurement="mmlu_dev", value=0.4, low=0.3, high=0.5, dense=0.5, n=40.0, chance=0.25)
     return both, pd.concat([one.assign(measurement="perplexity"), other], ignore_index=True)

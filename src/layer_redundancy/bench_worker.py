@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from layer_redundancy import activations, corpora, importance, models, plain, scoring, sweep, tasks
 from layer_redundancy.models import DecoderStack, ModelIdentity
-from layer_redundancy.profiles import Profile, TaskBudget, TextBudget
+from layer_redundancy.profiles import PROFILES, TaskBudget, TextBudget
 from layer_redundancy.results import Result, Store, settings_text
 from layer_redundancy.scoring import ChoiceTask, Outputs, Perplexity, ScoredSequence
 from layer_redundancy.variants import Variant
@@ -67,7 +68,7 @@ def load(job: dict) -> tuple[ModelIdentity, DecoderStack]:
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=models.DTYPES[job["dtype"]])
         stack = models.decoder_stack(models.prepare(model))
         return ModelIdentity("random weights", "", "", json.dumps(config), len(stack)), stack
-    profile = Profile("bench", job["model"], TextBudget("wikipedia", 0, 0, 0), (), dtype=job["dtype"])
+    profile = replace(PROFILES["embedded"], model=job["model"], dtype=job["dtype"])
     identity = models.identify(profile)
     return identity, models.decoder_stack(models.load(identity, job["dtype"], job["device"]))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tiny_models
-from layer_redundancy import corpora, generation, models, plain, profiles, variants
+from layer_redundancy import corpora, generation, models, plain, profiles, tables, variants
 from layer_redundancy.errors import StudyError
 from layer_redundancy.models import ModelIdentity
 from layer_redundancy.profiles import GenerationBudget
@@ -237,13 +237,13 @@ def test_loops_that_both_models_follow_hide_no_errors():
 
 def test_bootstrap_resamples_rows_together():
     values = np.array([[0.0, 10.0], [1.0, 11.0], [4.0, 14.0]])
-    draws = generation.bootstrap(values, 400, seed=3)
+    draws = tables.bootstrap_means(values, 400, seed=3)
     assert draws.shape == (400, 2)
     np.testing.assert_allclose(draws[:, 1] - draws[:, 0], 10)
     assert draws[:, 0].min() == 0 and draws[:, 0].max() == 4
     assert abs(draws[:, 0].mean() - 5 / 3) < 0.2
-    np.testing.assert_array_equal(draws, generation.bootstrap(values, 400, seed=3))
-    assert (draws != generation.bootstrap(values, 400, seed=4)).any()
+    np.testing.assert_array_equal(draws, tables.bootstrap_means(values, 400, seed=3))
+    assert (draws != tables.bootstrap_means(values, 400, seed=4)).any()
 
 
 DENSE = (0, 1, 2)

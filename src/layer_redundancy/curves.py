@@ -161,9 +161,7 @@ def cliff(curve: np.ndarray, resamples: int, seed: int) -> dict[str, float]:
         levels (Hinkley 1970); low, high: 95 % of the resamples; certainty: share of the resamples with the same count;
         before, after: the levels; falls: share of the resamples in which the level after is the lower one.
     """
-    num = curve.shape[1]
-    draws = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=resamples) / num
-    found = [_split(mean) for mean in importance.weighted_sums(draws, curve.T)]
+    found = [_split(mean) for mean in tables.bootstrap_means(curve.T, resamples, seed)]
     count, before, after = _split(curve.mean(1))
     counts = np.array([c for c, _, _ in found])
     low, high = np.percentile(counts, INTERVAL, method="nearest")
@@ -217,7 +215,7 @@ def areas(
     rows = []
     for name, curve in curves.items():
         by_unit = area(curve, counts, until)
-        draws = _resampled(by_unit[:, None], resamples, seed)[:, 0]
+        draws = tables.bootstrap_means(by_unit, resamples, seed)
         low, high = np.percentile(draws, INTERVAL)
         rows.append({"metric": name, "area": by_unit.mean(), "low": low, "high": high})
     return pd.DataFrame(rows)
@@ -250,13 +248,6 @@ def area_table(
             table.insert(0, "on", name.removeprefix("task/"))
             parts.append(table.sort_values("area", ascending=name == "perplexity", kind="stable"))
     return pd.concat(parts, ignore_index=True)
-
-
-def _resampled(units: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(N, M) -> (R, M) means over bootstrap resamples of the N."""
-    num = len(units)
-    draws = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=resamples) / num
-    return importance.weighted_sums(draws, units)
 
 
 def best(
@@ -295,7 +286,7 @@ def best(
         order = np.argsort(-score.mean(0), kind="stable")
         same = [i for i in range(len(names)) if left[i] == left[order[0]]]
         others = [i for i in order if i not in same]
-        draws = _resampled(score, resamples, seed)
+        draws = tables.bootstrap_means(score, resamples, seed)
         ahead = draws[:, order[0]] > draws[:, others].max(1) if others else np.ones(resamples, bool)
         rows.append(
             {

@@ -25,19 +25,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from layer_redundancy import importance, models, paper, plain, variants
+from layer_redundancy import models, paper, plain, tables, variants
 from layer_redundancy.corpora import TokenBlocks
 from layer_redundancy.errors import StudyError
 from layer_redundancy.memory import halved
 from layer_redundancy.models import DecoderStack, ModelIdentity
 from layer_redundancy.profiles import GenerationBudget
 from layer_redundancy.results import Key, Result, Store, settings_text
+from layer_redundancy.tables import INTERVAL
 from layer_redundancy.variants import Variant
 
 VERSION = 1  # raise it when the arrays of a stored continuation mean something else
 NGRAM = 4  # tokens whose repetition counts
 NEAR_ZERO = 0.1  # "scores approaching zero": less than a tenth of what the dense model has above chance
-INTERVAL = (2.5, 97.5)  # percentiles of every bootstrap interval
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Generating
@@ -338,14 +338,6 @@ def fresh(tokens: np.ndarray, n: int = NGRAM) -> np.ndarray:
     return new
 
 
-def bootstrap(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means over resampled prompts (items): (N, ...) -> float64 (R, ...). A seed draws the same for the same N."""
-    num = len(values)
-    draws = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=resamples) / num
-    means = importance.weighted_sums(draws, values.reshape(num, -1).astype(float))
-    return means.reshape(resamples, *values.shape[1:])
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Tables
 
@@ -375,10 +367,10 @@ def by_position(
         curves["not yet diverged"] = undiverged(free)
         for reading, values in curves.items():
             step = 1 if reading == "not yet diverged" else window
-            low, high = np.percentile(bootstrap(values, resamples, seed), INTERVAL, axis=0)
+            low, high = np.percentile(tables.bootstrap_means(values, resamples, seed), INTERVAL, axis=0)
             part = {"position": _middles(free.shape[1], step), "agreement": values.mean(0), "low": low, "high": high}
             parts.append(_labelled(part, dense, variant, reading, len(free)))
-        drawn = bootstrap(forced, resamples, seed)[:, None]  # one rate a resample
+        drawn = tables.bootstrap_means(forced, resamples, seed)[:, None]  # one rate a resample
         low, high = np.percentile(independent_errors(drawn), INTERVAL, axis=0)
         expected = {"position": _middles(free.shape[1], 1), "agreement": independent_errors(forced)}
         parts.append(_labelled(expected | {"low": low, "high": high}, dense, variant, "independent errors", len(free)))
@@ -429,7 +421,7 @@ def by_depth(
     rows = []
 
     def add(removed: float, measure: str, values: np.ndarray, exp: bool = False) -> None:
-        low, high = np.percentile(bootstrap(values, resamples, seed), INTERVAL)
+        low, high = np.percentile(tables.bootstrap_means(values, resamples, seed), INTERVAL)
         numbers = [values.mean(), low, high]
         value, low, high = map(_exp, numbers) if exp else numbers
         row = {"removed": removed, "measure": measure, "value": value, "low": low, "high": high, "n": len(values)}
@@ -464,10 +456,10 @@ def kept(
     base = scores[dense]
     if not base.mean() > chance:
         raise StudyError(f"the dense model is at chance on {name}: what a pruned one keeps of that says nothing")
-    drawn_base = bootstrap(base, resamples, seed) - chance
+    drawn_base = tables.bootstrap_means(base, resamples, seed) - chance
     rows = []
     for variant, values in scores.items():
-        drawn = bootstrap(values, resamples, seed) - chance
+        drawn = tables.bootstrap_means(values, resamples, seed) - chance
         with np.errstate(divide="ignore", invalid="ignore"):
             shares = np.where(drawn_base > 0, drawn / drawn_base, np.nan)
         low, high = np.nanpercentile(shares, INTERVAL)
@@ -533,7 +525,10 @@ def accumulation(
         return [(name, a, b, a < b if below else a > b) for name, a, b, below in pairs]
 
     table = np.stack(list(columns.values()), axis=1)
-    again = [[holds for *_, holds in statements(pd.Series(row, columns))] for row in bootstrap(table, resamples, seed)]
+    again = [
+        [holds for *_, holds in statements(pd.Series(row, columns))]
+        for row in tables.bootstrap_means(table, resamples, seed)
+    ]
     whole = statements(pd.Series(table.mean(0), columns))
     return _claim_rows(dense, variant, whole, np.mean(again, axis=0))
 
@@ -570,7 +565,7 @@ def first_to_suffer(
 
     def shares(scores: Mapping[Variant, np.ndarray], chance: float, seed: int) -> tuple[float, np.ndarray]:
         pair = np.stack([scores[variant], scores[dense]], axis=1) - chance
-        drawn = bootstrap(pair, resamples, seed)
+        drawn = tables.bootstrap_means(pair, resamples, seed)
         with np.errstate(divide="ignore", invalid="ignore"):
             return pair[:, 0].mean() / pair[:, 1].mean(), drawn[:, 0] / drawn[:, 1]
 

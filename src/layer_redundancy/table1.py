@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
 
 from layer_redundancy import paper, tables
 from layer_redundancy.results import Result
@@ -63,8 +62,8 @@ def table(scores: Scores, chance: Mapping[str, float]) -> pd.DataFrame:
             if np.isin(values, (0, 1)).all():
                 low, high = accuracy_interval(round(values.sum()), len(values))
             else:
-                low, high = _t_interval(values)
-            change_low, change_high = _t_interval(values - dense)
+                low, high = tables.mean_interval(values)
+            change_low, change_high = tables.mean_interval(values - dense)
             rows.append(
                 {
                     "task": task,
@@ -81,13 +80,6 @@ def table(scores: Scores, chance: Mapping[str, float]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _t_interval(values: np.ndarray) -> tuple[float, float]:
-    if len(values) < 2:
-        return np.nan, np.nan
-    half = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return values.mean() - half, values.mean() + half
 
 
 def wide(measured: pd.DataFrame) -> pd.DataFrame:

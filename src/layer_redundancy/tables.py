@@ -85,7 +85,7 @@ def angular_grid(sums: ActivationSums, tokens: str = "last") -> pd.DataFrame:
     return pd.DataFrame({"n": n + 1, "start": start, "distance": grid[n, start]})
 
 
-def _mean_interval(values: np.ndarray) -> tuple[float, float]:
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
     """95 % t interval of the mean of a few values (N,); NaN for a single one.
 
     Text blocks are few, and the bootstrap's percentiles are too narrow for few.
@@ -94,6 +94,17 @@ def _mean_interval(values: np.ndarray) -> tuple[float, float]:
         return np.nan, np.nan
     half = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return values.mean() - half, values.mean() + half
+
+
+def bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Means over resampled blocks of text, items or prompts: (N, ...) -> float64 (R, ...).
+
+    A seed draws the same for the same N, so that differences between two of them are paired.
+    """
+    num = len(values)
+    draws = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=resamples) / num
+    means = importance.weighted_sums(draws, values.reshape(num, -1).astype(float))
+    return means.reshape(resamples, *values.shape[1:])
 
 
 def perplexity(results: Mapping[Variant, Result], dense: Variant) -> tuple[pd.DataFrame, pd.Series]:
@@ -109,8 +120,8 @@ def perplexity(results: Mapping[Variant, Result], dense: Variant) -> tuple[pd.Da
     rows = []
     for variant, result in results.items():
         nll = _nll(result)
-        low, high = _mean_interval(nll)
-        increase_low, increase_high = _mean_interval(nll - base)
+        low, high = mean_interval(nll)
+        increase_low, increase_high = mean_interval(nll - base)
         rows.append(
             {
                 "removed": variants.removed_blocks(len(dense), variant),
@@ -227,10 +238,8 @@ def claim(
     Returns:
         statement, measured, threshold, holds, certainty (share of the resamples in which it holds too).
     """
-    num = len(values)
-    draws = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=resamples) / num
     whole = statements(values.mean(0))
-    again = [statements(mean) for mean in importance.weighted_sums(draws, values)]
+    again = [statements(mean) for mean in bootstrap_means(values, resamples, seed)]
     rows = [
         {
             "statement": name,

@@ -137,7 +137,7 @@ def kept(accuracy: pd.DataFrame, num_blocks: int, reported: pd.DataFrame) -> pd.
             "removed, paper": f"{entry.removed} of {entry.num_layers}",
             "removed, here": f"{k} of {num_blocks}",
             "MMLU kept, paper (%)": 100 * entry.accuracy / base,
-            "above chance (%)": 100 * (entry.accuracy - 0.25) / (base - 0.25),
+            "MMLU, above chance, paper (%)": 100 * (entry.accuracy - 0.25) / (base - 0.25),
         }
         for task, part in accuracy.groupby("task", sort=False):
             part = part.set_index("count")

@@ -609,7 +609,7 @@ def damage_distributions(table: pd.DataFrame) -> Figure:
         axes.step(damage, share, where="post", color=colour, marker="osD^"[place % 4], ms=3.5, label=what)
         axes.axvline(np.median(damage), color=colour, lw=1, ls=":", gid="median")
     span = table["damage"].abs()
-    axes.set_xscale("symlog", linthresh=float(f"{max(span.quantile(0.1), 1e-3):.1g}"))
+    axes.set_xscale("symlog", linthresh=float(f"{max(span.quantile(0.25), 1e-3):.1g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_ylim(0, 1.03)

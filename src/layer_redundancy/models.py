@@ -283,7 +283,7 @@ LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("model.layers", ("model.norm",)),  # Llama, Mistral, Qwen2, Qwen3, Gemma-2, Gemma-3, Phi-3
     ("transformer.h", ("transformer.ln_f",)),  # GPT-2
     ("gpt_neox.layers", ("gpt_neox.final_layer_norm",)),  # GPT-NeoX, Pythia
-    ("rwkv.blocks", ("rwkv.ln_out",)),  # RWKV-4
+    ("rwkv.blocks", ("rwkv.ln_out",)),  # RWKV-4, RWKV-5
     ("backbone.layers", ("backbone.norm_f",)),  # Mamba
 )
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from layer_redundancy import paths
-from layer_redundancy.embedded import scratch_folder
+from layer_redundancy.packages import scratch_folder
 from layer_redundancy.errors import StudyError
 from layer_redundancy.profiles import TextBudget
 

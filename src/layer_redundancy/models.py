@@ -18,9 +18,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from layer_redundancy import paths, rwkv_checkpoints
 from layer_redundancy.errors import StudyError
 from layer_redundancy.memory import keep_freed_memory
-from layer_redundancy.profiles import EMBEDDED_MODEL, Profile
+from layer_redundancy.profiles import EMBEDDED_MODEL, EMBEDDED_RWKV, Profile
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -63,16 +64,26 @@ def identify(profile: Profile) -> ModelIdentity:
     """
     if profile.dtype not in DTYPES:
         raise StudyError(f"unknown dtype {profile.dtype!r}: choose one of {', '.join(DTYPES)}")
-    local = profile.model == EMBEDDED_MODEL or Path(profile.model).expanduser().is_dir()
-    if local and profile.revision:
+    path = Path(profile.model).expanduser()
+    local = profile.model in (EMBEDDED_MODEL, EMBEDDED_RWKV) or path.is_dir()
+    is_checkpoint = path.suffix in rwkv_checkpoints.SUFFIXES and path.is_file()
+    if (local or is_checkpoint) and profile.revision:
         raise StudyError(f"model {profile.model!r} is not on the hub: it has no revision {profile.revision!r}")
     if profile.model == EMBEDDED_MODEL:
         from layer_redundancy import embedded
 
         source, revision = str(embedded.folder()), embedded.revision()
         content = f"{embedded.GGUF_SHA256} converted by rules {embedded.CONVERSION_VERSION}"
+    elif profile.model == EMBEDDED_RWKV:
+        source = str(paths.MODELS / EMBEDDED_RWKV)
+        content = _folder_hash(Path(source))
+        revision = f"in data/models, sha256 {content[:8]}"
+    elif is_checkpoint:
+        source = str(rwkv_checkpoints.folder(path))
+        content = _folder_hash(Path(source))
+        revision = f"local file, sha256 {content[:8]}"
     elif local:
-        source = str(Path(profile.model).expanduser().resolve())
+        source = str(path.resolve())
         content = _folder_hash(Path(source))
         revision = f"local folder, sha256 {content[:8]}"
     elif profile.model.startswith((".", "/", "~")) or profile.model.count("/") > 1:
@@ -88,8 +99,8 @@ def identify(profile: Profile) -> ModelIdentity:
         raise StudyError(f"model {profile.model!r} ({config.model_type}) has no num_hidden_layers: not a decoder stack")
     # Not the folder's name: the same weights elsewhere are the same model.
     fingerprint = hashlib.sha256(json.dumps([content, profile.dtype]).encode()).hexdigest()
-    # context_length is RWKV-4's: its CUDA kernel takes no more, though the recurrence has no end.
-    max_length = getattr(text, "max_position_embeddings", None) or getattr(text, "context_length", None)
+    # RWKV-4 calls its context length so: its CUDA kernel takes no more, though the recurrence has no end.
+    max_length = getattr(text, "max_position_embeddings", None)
     heads = getattr(text, "num_attention_heads", None) or 0
     shared = getattr(text, "num_key_value_heads", None) or heads
     return ModelIdentity(
@@ -120,6 +131,8 @@ def _hub_commit(model: str, revision: str | None) -> str:
 
 def _config(source: str, revision: str | None, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
+
+    import layer_redundancy.rwkv5  # noqa: F401  makes transformers know RWKV-5
 
     with hub_errors(source, trust_remote_code=trust_remote_code):
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
@@ -188,6 +201,14 @@ def load_tokenizer(identity: ModelIdentity) -> Any:
     """The model's tokenizer. Raises StudyError where it cannot be loaded."""
     from transformers import AutoTokenizer
 
+    config = _config(identity.source, _revision(identity), identity.trust_remote_code)
+    if config.model_type == "rwkv5":
+        from layer_redundancy.rwkv_world_tokenizer import VOCAB_SIZE, RwkvWorldTokenizer
+
+        if config.vocab_size == VOCAB_SIZE:  # all have the same, and their own would need code from the hub
+            return RwkvWorldTokenizer()
+        if Path(identity.source).is_dir() and not (Path(identity.source) / "tokenizer.json").is_file():
+            raise StudyError(f"{identity.name} is no World model and has no tokenizer: put its tokenizer.json beside it")
     with hub_errors(identity.name, identity.trust_remote_code):
         tokenizer = AutoTokenizer.from_pretrained(
             identity.source, revision=_revision(identity), trust_remote_code=identity.trust_remote_code

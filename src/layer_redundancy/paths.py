@@ -11,6 +11,7 @@ NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data"
 PAPER = DATA / "paper"  # reported numbers, typed from the papers
 TASKS = DATA / "tasks"  # lm-eval task definitions
+MODELS = DATA / "models"  # models that were trained for the study
 CACHE = DATA / "cache"  # downloads and conversions; safe to delete
 RESULTS = DATA / "results"  # the results store and its CSV exports
 RUNS = DATA / "runs"  # executed notebooks

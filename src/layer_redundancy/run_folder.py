@@ -12,13 +12,13 @@ from layer_redundancy.errors import StudyError
 
 
 def absolute_model(model: str) -> str:
-    """A local folder by its absolute path, since a notebook's kernel starts elsewhere; any other name as it is.
+    """A local folder or file by its absolute path, since a notebook's kernel starts elsewhere; other names as they are.
 
     A relative path starts at the working directory or, if nothing is there, at the project's root.
     """
-    for folder in (Path(model).expanduser(), paths.ROOT / model):
-        if model and folder.is_dir():
-            return str(folder.resolve())
+    for path in (Path(model).expanduser(), paths.ROOT / model):
+        if model and (path.is_dir() or path.is_file()):
+            return str(path.resolve())
     return model
 
 

@@ -109,7 +109,7 @@ def version(tensors: dict[str, Tensor]) -> str:
     if not has(r"\.(att|attention)\.gate\."):
         return "5.0"
     decay = next((x for name, x in tensors.items() if name.endswith("time_decay")), None)
-    return "5.2" if decay is not None and decay.squeeze().ndim > 1 else "5.1"
+    return "5.2" if decay is not None and decay.ndim > 1 and decay.shape[1] > 1 else "5.1"
 
 
 def translate(tensors: dict[str, Tensor], name: str) -> tuple[dict[str, Tensor], "Rwkv5Config"]:  # noqa: F821
@@ -137,7 +137,7 @@ def translate(tensors: dict[str, Tensor], name: str) -> tuple[dict[str, Tensor],
         if key not in ours:
             raise StudyError(f"{what} but lacks {key}: the file is not whole")
     vocabulary, hidden = ours[needed[0]].shape
-    inner, heads = len(ours[needed[1]]), len(ours["rwkv.blocks.0.attention.time_decay"].squeeze())
+    inner, heads = len(ours[needed[1]]), len(ours["rwkv.blocks.0.attention.time_decay"])
     config = Rwkv5Config(
         vocab_size=vocabulary,
         hidden_size=hidden,

@@ -15,7 +15,7 @@ from layer_redundancy.profiles import GenerationBudget
 from layer_redundancy.results import Result, Store
 
 BUDGET = GenerationBudget(prompts=5, prompt_tokens=9, new_tokens=8, max_removed=3)
-KINDS = ["llama", "gpt2", "gemma3", "rwkv", "mamba"]
+KINDS = ["llama", "gpt2", "gemma3", "rwkv", "rwkv5", "mamba"]
 PRUNED = (0, 2, 4)
 
 

@@ -239,7 +239,9 @@ def test_config_of_a_port_needs_no_code_of_its_own(tmp_path):
     model.save_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text()
     # As the ports have it: their own code, a wrong number of heads, no intermediate size.
-    extra = '{"auto_map": {"AutoConfig": "configuration_rwkv5.Rwkv5Config", "AutoModelForCausalLM": "modeling_rwkv5.X"},'
+    extra = (
+        '{"auto_map": {"AutoConfig": "configuration_rwkv5.Rwkv5Config", "AutoModelForCausalLM": "modeling_rwkv5.X"},'
+    )
     extra += '"num_attention_heads": 64, "rescale_every": 6, "model_version": "5_2",'
     (tmp_path / "config.json").write_text(extra + text.strip()[1:].replace('"model_version": "5.2",', ""))
     loaded = models.load(identify(tmp_path))
@@ -296,5 +298,5 @@ def test_bad_checkpoints_are_one_line(damage, message, tmp_path, cache):
 
 
 def test_unknown_version_in_a_config_is_one_line():
-    with pytest.raises(StudyError, match="RWKV model_version '6.0'"):
+    with pytest.raises(StudyError, match=r"RWKV model_version '6\.0'"):
         Rwkv5Config(model_version="6.0")

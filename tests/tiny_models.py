@@ -3,6 +3,8 @@
 import torch
 import transformers as tf
 
+from layer_redundancy.rwkv5 import Rwkv5Config
+
 COMMON = {
     "vocab_size": 97,
     "hidden_size": 32,
@@ -40,12 +42,16 @@ CONFIGS = {
         vocab_size=97, hidden_size=32, num_hidden_layers=5, attention_hidden_size=32, intermediate_size=48,
         context_length=128, rescale_every=2, bos_token_id=1, eos_token_id=2,
     ),
+    "rwkv5": lambda: Rwkv5Config(
+        vocab_size=97, hidden_size=32, num_hidden_layers=5, head_size=8, intermediate_size=48, bos_token_id=1,
+        eos_token_id=2,
+    ),
     "mamba": lambda: tf.MambaConfig(
         vocab_size=97, hidden_size=32, num_hidden_layers=5, state_size=8, bos_token_id=1, eos_token_id=2,
         pad_token_id=0,
     ),
 }  # fmt: skip
-ATTENTION = [name for name in CONFIGS if name not in ("rwkv", "mamba")]
+ATTENTION = [name for name in CONFIGS if name not in ("rwkv", "rwkv5", "mamba")]
 
 
 def build(name: str, seed: int = 0, scale: float = 3.0):
@@ -54,7 +60,7 @@ def build(name: str, seed: int = 0, scale: float = 3.0):
     model = tf.AutoModelForCausalLM.from_config(CONFIGS[name]())
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() >= 2 and name != "mamba":
+            if parameter.dim() >= 2 and name not in ("rwkv5", "mamba"):
                 parameter.mul_(scale)
             else:  # norms and biases at their initial ones and zeros would hide a norm applied twice or never
                 parameter.add_(0.1 * torch.randn_like(parameter))

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from layer_redundancy import paths
-from layer_redundancy.packages import scratch_folder
 from layer_redundancy.errors import StudyError
+from layer_redundancy.packages import scratch_folder
 from layer_redundancy.profiles import TextBudget
 
 Split = Literal["calibration", "evaluation"]

@@ -208,7 +208,9 @@ def load_tokenizer(identity: ModelIdentity) -> Any:
         if config.vocab_size == VOCAB_SIZE:  # all have the same, and their own would need code from the hub
             return RwkvWorldTokenizer()
         if Path(identity.source).is_dir() and not (Path(identity.source) / "tokenizer.json").is_file():
-            raise StudyError(f"{identity.name} is no World model and has no tokenizer: put its tokenizer.json beside it")
+            raise StudyError(
+                f"{identity.name} is no World model and has no tokenizer: put its tokenizer.json beside it"
+            )
     with hub_errors(identity.name, identity.trust_remote_code):
         tokenizer = AutoTokenizer.from_pretrained(
             identity.source, revision=_revision(identity), trust_remote_code=identity.trust_remote_code

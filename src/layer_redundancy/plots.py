@@ -494,6 +494,78 @@ def metric_curves(perplexity: pd.DataFrame, accuracy: pd.DataFrame) -> Figure:
 
 
 @_styled
+def removal_beside(curves: pd.DataFrame, accuracy: pd.DataFrame) -> Figure:
+    """Bits per byte and accuracy by the measure that chooses what to remove, two models side by side.
+
+    Args:
+        curves: one row a (model, metric, depth): model, metric, share (percent of blocks removed), bits_per_byte, low,
+            high (95 % interval).
+        accuracy: one row a (model, metric, depth, task): model, metric, share, task, metric_name, accuracy, low, high
+            (95 % interval), n, chance; of one task.
+    """
+    models, metrics = list(dict.fromkeys(curves["model"])), list(dict.fromkeys(curves["metric"]))
+    figure, panels = plt.subplots(
+        2, len(models), figsize=(WIDTH, 6.6), sharex=True, sharey="row", layout="constrained", squeeze=False
+    )
+    for (top, bottom), model in zip(panels.T, models, strict=True):
+        for place, metric in enumerate(metrics):
+            colour, marker = look(metric, metrics)
+            options = {
+                "color": colour,
+                "ls": "--" if metric == "greedy" else "-",
+                "marker": marker,
+                "elinewidth": 0.5,
+                "zorder": 4 if metric == "block_influence" else 2,
+            }
+            shift = (place - (len(metrics) - 1) / 2) * 0.28
+            for axes, table, value in ((top, curves, "bits_per_byte"), (bottom, accuracy, "accuracy")):
+                part = table[(table["model"] == model) & (table["metric"] == metric)].sort_values("share")
+                interval = np.abs(part[["low", "high"]].sub(part[value], axis=0)).to_numpy(float).T
+                axes.errorbar(part["share"] + shift, part[value], yerr=interval, label=metric, **options)
+        dense = curves[(curves["model"] == model) & (curves["share"] == 0)]
+        top.axhline(dense["bits_per_byte"].iloc[0], color=GREY, lw=1, zorder=1)
+        part = accuracy[accuracy["model"] == model]
+        bottom.axhline(part["chance"].iloc[0], color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, gid="chance")
+        bottom.set_title(
+            f"{part['task'].iloc[0]}, {part['metric_name'].iloc[0]}, n={int(part['n'].iloc[0])}; dashes: chance", size=9
+        )
+        top.set_title(model)
+        _share_axis(bottom)
+    panels[0, 0].set_yscale("log")
+    panels[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0, 0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panels[0, 0].yaxis.set_minor_formatter(NullFormatter())
+    panels[0, 0].set_ylabel("bits per byte, log scale")
+    panels[1, 0].set_ylabel("accuracy")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=4)
+    return figure
+
+
+@_styled
+def training_curve(log: pd.DataFrame, levels: dict[str, float]) -> Figure:
+    """Loss on the training text, and bits per byte of text held out, by training tokens.
+
+    Args:
+        log: tokens, loss (nats a token, mean since the row before), bits_per_byte (empty where not measured).
+        levels: name -> bits per byte of what the model must beat, drawn across.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.6), layout="constrained")
+    millions = log["tokens"] / 1e6
+    left.plot(millions, log["loss"], color=BLUE)
+    left.set_ylabel("training loss (nats a token)")
+    judged = log["bits_per_byte"].notna()
+    right.plot(millions[judged], log["bits_per_byte"][judged], "o-", color=VERMILLION, label="held-out excerpts")
+    for place, (name, level) in enumerate(levels.items()):
+        right.axhline(level, color=[GREY, BLACK, PURPLE][place % 3], ls=["--", ":", "-."][place % 3], label=name)
+    right.set_ylabel("bits per byte, held-out articles")
+    for axes in (left, right):
+        axes.set_xlabel("training tokens (millions)")
+    right.legend(loc="upper right")
+    return figure
+
+
+@_styled
 def order_correlation(table: pd.DataFrame) -> Figure:
     """Rank correlation between the removal orders of measures.
 

@@ -105,6 +105,7 @@ class Profile:
             when last tried; 1 tries all.
         width: budget of notebook 05.
         generation: budget of notebook 09.
+        recurrent_scale: notebook 06 measures a model without attention on so many times the text and items.
         batch_tokens: tokens a forward may hold; halved when memory runs out.
         bootstrap_resamples: resamples behind every confidence band of a score or an order.
         seed: of every draw.
@@ -129,6 +130,7 @@ class Profile:
     calibration_resamples: int = 4
     greedy_blocks: int = 2
     greedy_shortlist: float = 1.0
+    recurrent_scale: int = 1
     seed: int = 0
     trust_remote_code: bool = False
 
@@ -167,6 +169,7 @@ PROFILES = {
         depth_step=5,
         calibration_resamples=3,
         greedy_shortlist=0.33,
+        recurrent_scale=4,
     ),
     "paper": Profile(
         name="paper",

@@ -46,7 +46,7 @@ class Rwkv5Config(PreTrainedConfig):
         attention_hidden_size: channels of the time-mix, heads times `head_size`; `hidden_size` if not given.
         head_size: N, channels of a head. Heads are not attention heads, and are not called so: the ports' configs have
             num_attention_heads, some of them wrong; it is neither needed nor kept.
-        intermediate_size: channels of the channel-mix; 3.5 hidden sizes, rounded down to a multiple of 32, if not given.
+        intermediate_size: of the channel-mix; 3.5 hidden sizes, rounded down to a multiple of 32, if not given.
         model_version: "5.2" or "5.1".
         layer_norm_epsilon: of all layer norms but that by head.
         context_length: tokens the model was trained on at once; the recurrence has no end.

@@ -154,8 +154,7 @@ def translate(tensors: dict[str, Tensor], name: str) -> tuple[dict[str, Tensor],
     for problem, keys in (("lacks", expected.keys() - ours.keys()), ("also has", ours.keys() - expected.keys())):
         if keys:
             raise StudyError(
-                f"{what} with {config.num_hidden_layers} blocks, but {problem} {len(keys)} tensors "
-                f"(first: {min(keys)})"
+                f"{what} with {config.num_hidden_layers} blocks, but {problem} {len(keys)} tensors (first: {min(keys)})"
             )
     for key, shape in expected.items():
         if ours[key].numel() != shape.numel():

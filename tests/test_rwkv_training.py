@@ -1,0 +1,192 @@
+"""Training of the small RWKV, in small; and the model that came out of it."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from layer_redundancy import compression, models, paths, profiles, rwkv_texts, rwkv_training
+from layer_redundancy.corpora import articles
+from layer_redundancy.errors import StudyError
+from layer_redundancy.rwkv_training import Settings
+
+TINY = Settings(
+    vocab_size=300,
+    hidden_size=32,
+    num_hidden_layers=2,
+    head_size=16,
+    steps=60,
+    windows=2,
+    window_tokens=32,
+    warmup=5,
+    autocast=False,
+)
+TEXT = "the cat sat on the mat and the dog sat on the log. "
+SOURCES = {"wikipedia": [TEXT * 40, TEXT[::-1] * 40], "news": [TEXT * 30]}
+
+
+def test_training_learns_and_writes_a_log(tmp_path):
+    model, tokenizer, log = rwkv_training.train(TINY, SOURCES, [TEXT * 4], tmp_path)
+    assert [row["step"] for row in log] == [50, 60]
+    assert log[-1]["tokens"] == 60 * 2 * 32
+    fresh = rwkv_training.initial_model(TINY)
+    before, after = (rwkv_training.bits_per_byte(m, tokenizer, [TEXT * 4]) for m in (fresh, model))
+    assert after < 0.5 * before
+    assert log[-1]["bits_per_byte"] == pytest.approx(after, abs=1e-3)
+
+
+def test_a_run_in_two_parts_is_the_run_in_one(tmp_path):
+    whole, *_ = rwkv_training.train(TINY, SOURCES, [TEXT], tmp_path / "whole")
+    script = (
+        "import sys, dataclasses; sys.path.insert(0, 'tests'); import test_rwkv_training as t\n"
+        "t.rwkv_training.CHECKPOINT_SECONDS = 0\n"
+        "t.rwkv_training.train(t.TINY, t.SOURCES, [t.TEXT], t.rwkv_training.Path(sys.argv[1]))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "parts")], cwd=paths.ROOT)
+    checkpoint = tmp_path / "parts" / f"{TINY.fingerprint}.pt"
+    while not checkpoint.is_file() and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 0 < torch.load(checkpoint, weights_only=True)["step"] < TINY.steps
+    parts, _, log = rwkv_training.train(TINY, SOURCES, [TEXT], tmp_path / "parts")
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert log[-1]["step"] == TINY.steps
+
+
+def test_other_settings_are_another_run(tmp_path):
+    other = dataclasses.replace(TINY, seed=1)
+    assert other.fingerprint != TINY.fingerprint
+    tokenizer = rwkv_training.train_tokenizer(SOURCES["news"], 300)
+    streams = rwkv_training.streams(SOURCES, tokenizer)
+    first, again = (rwkv_training.windows(streams, TINY, 3) for _ in range(2))
+    assert torch.equal(first, again) and first.shape == (2, 33)
+    assert not torch.equal(first, rwkv_training.windows(streams, other, 3))
+
+
+def test_divergence_is_one_line(tmp_path):
+    wild = dataclasses.replace(TINY, learning_rate=1e38)
+    with pytest.raises(StudyError, match="training diverged at step 2: lower the learning rates"):
+        rwkv_training.train(wild, SOURCES, [], tmp_path)
+
+
+@pytest.mark.parametrize("vocab_size", [257, 400])
+def test_every_text_survives_the_tokenizer(vocab_size):
+    tokenizer = rwkv_training.train_tokenizer(SOURCES["wikipedia"], vocab_size)
+    for text in ("Ünïcødé, 漢字 🦜\n\n\ttabs  and spaces ", TEXT, "\x00\x7f"):
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer.convert_tokens_to_ids(rwkv_training.END) == 0 and len(tokenizer) <= vocab_size
+
+
+def test_bits_per_byte_do_not_depend_on_the_forwards_length():
+    model = rwkv_training.initial_model(TINY).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    tokenizer = rwkv_training.train_tokenizer(SOURCES["news"], 300)
+    values = [rwkv_training.bits_per_byte(model, tokenizer, [TEXT * 5], context) for context in (7, 64, 512)]
+    assert max(values) - min(values) < 1e-5
+
+
+# ------------------------------------------------------------------------------------------------ what must be beaten
+
+
+def direct_kneser_ney(training: bytes, evaluation: bytes, order: int) -> float:
+    """The same model by its definition, with dictionaries."""
+    from collections import Counter
+
+    def grams(data, n, pad):
+        data = b"\0" * pad + data
+        return [data[i - n + 1 : i + 1] for i in range(pad, len(data))]
+
+    top = Counter(grams(training, order, order - 1))
+    levels = {order: top}
+    for n in range(order - 1, 0, -1):
+        levels[n] = Counter(gram[1:] for gram in levels[n + 1])
+
+    def probability(gram):
+        if not gram:
+            return 1 / 256
+        counts = levels[len(gram)]
+        once, twice = (sum(c == k for c in counts.values()) for k in (1, 2))
+        discount = once / (once + 2 * twice) if once else 0
+        context = {g: c for g, c in counts.items() if g[:-1] == gram[:-1]}
+        if not context:
+            return probability(gram[1:])
+        total = sum(context.values())
+        return (max(counts[gram] - discount, 0) + discount * len(context) * probability(gram[1:])) / total
+
+    return -np.mean([np.log2(probability(gram)) for gram in grams(evaluation, order, order - 1)])
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+def test_ngram_model_is_its_definition(order):
+    training, evaluation = ["abracadabra, the cat sat. " * 2, "a dog sat on a log"], ["abra sat on the dog z"]
+    direct = direct_kneser_ney(b"\n\n".join(t.encode() for t in training), evaluation[0].encode(), order)
+    assert compression.ngram_bits_per_byte(training, evaluation, order) == pytest.approx(direct, rel=1e-12)
+
+
+def test_compressors_know_order_from_noise():
+    noise = np.random.default_rng(0).integers(32, 127, 4000).astype(np.uint8).tobytes().decode()
+    assert compression.xz_bits_per_byte([noise]) > 6 > 1 > compression.xz_bits_per_byte([TEXT * 80])
+    assert compression.ngram_bits_per_byte([noise], [noise[::-1]], 3) > 6
+    assert compression.ngram_bits_per_byte([TEXT * 20], [TEXT * 4], 5) < 1
+    with pytest.raises(ValueError, match="order must be 1 to 7"):
+        compression.ngram_bits_per_byte(["a"], ["b"], 8)
+
+
+# ------------------------------------------------------------------------------------------------ what is shipped
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    identity = models.identify(profiles.get("smoke", model=profiles.EMBEDDED_RWKV))
+    return identity, models.load(identity), models.load_tokenizer(identity)
+
+
+FOLDER = paths.MODELS / profiles.EMBEDDED_RWKV
+
+
+def test_shipped_model_is_small_and_deep_enough(shipped):
+    identity, model, _ = shipped
+    assert identity.num_hidden_layers >= 12 and identity.num_attention_heads == 0 and identity.max_length is None
+    assert (FOLDER / "model.safetensors").stat().st_size <= 16e6
+    assert model.config.model_type == "rwkv5" and model.config.model_version == "5.2"
+
+
+def test_shipped_model_beats_xz_on_text_it_has_not_seen(shipped):
+    _, model, tokenizer = shipped
+    texts = [text[:3000] for text in articles("wikipedia", "evaluation")[:8]]
+    mine = rwkv_training.bits_per_byte(model, tokenizer, texts)
+    assert mine < compression.xz_bits_per_byte(articles("wikipedia", "evaluation"))
+    card = (FOLDER / "README.md").read_text()
+    rows = dict(line.strip("| ").split(" | ") for line in card.splitlines() if line.count("|") == 3 and "." in line)
+    scores = {name: float(value) for name, value in rows.items() if value.replace(".", "").isdigit()}
+    assert scores["this model"] < min(scores["xz -9"], *(v for k, v in scores.items() if "n-gram" in k))
+    assert abs(mine - scores["this model"]) < 0.25  # the card is this model's: beginnings cost more than whole articles
+
+
+def test_shipped_log_is_of_a_whole_run():
+    log = pd.read_csv(FOLDER / "training_log.csv")
+    assert log.step.iloc[-1] == Settings().steps and log.loss.iloc[-1] < 0.7 * log.loss.iloc[0]
+    judged = log.bits_per_byte.dropna()
+    assert len(judged) >= 10 and judged.iloc[-1] < judged.iloc[0]
+
+
+def test_training_texts_hold_no_evaluation_article():
+    sources = rwkv_texts.training_texts()
+    assert set(sources) == set(rwkv_texts.SHARES) and sum(rwkv_texts.SHARES.values()) == pytest.approx(1)
+    everything = "\n\n".join(text for texts in sources.values() for text in texts)
+    assert 8e6 < len(everything) < 12e6
+    held_out = [p for text in articles("wikipedia", "evaluation") for p in text.split("\n\n")]
+    assert not [paragraph for paragraph in held_out if paragraph in everything]
+    assert "To be, or not to be,--that is the question:--" in everything
+    paragraphs = [" ".join(p.split()) for p in everything.split("\n\n") if len(p) > 60]
+    assert len(set(paragraphs)) > 0.99 * len(paragraphs)

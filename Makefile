@@ -84,7 +84,7 @@ CHOSEN := $(if $(NOTEBOOKS),$(foreach name,$(NOTEBOOKS),$(call pick,$(basename $
 
 RUNS := $(CHOSEN:%=data/runs/$(FOLDER)/%.ipynb)
 SETTINGS := data/runs/$(FOLDER)/.settings
-CODE := $(wildcard src/layer_redundancy/*.py data/paper/* data/tasks/*)
+CODE := $(wildcard src/layer_redundancy/*.py data/paper/* data/tasks/* data/models/*/*)
 # Deleted figures are drawn again, although the executed notebooks are there.
 REDRAW := $(if $(wildcard figures/$(FOLDER)/*),,FORCE)
 # The embedded model and its texts come from packages: looking for news on a hub would only need a network.
@@ -107,10 +107,14 @@ endif
 smoke: ## every notebook in small: does it run?
 	@$(MAKE) --no-print-directory figures PROFILE=smoke
 
+rwkv-train: $(READY) ## train the small RWKV of data/models/ anew (an hour on two cores; stopped, it goes on where it was)
+	@$(PY) -m layer_redundancy.rwkv_training
+
 # The peer whose other libraries would not go with ours has a folder of its own.
 PEER := build/short-transformers
 bench: $(READY) $(PEER)/ready ## time shared sweeps against what others do; results go to figures/bench/ (about an hour)
 	@HF_HUB_OFFLINE=1 $(PY) -m layer_redundancy.bench --peer $(PEER)
+	@HF_HUB_OFFLINE=1 $(PY) -m layer_redundancy.bench_rwkv
 
 $(PEER)/ready: data/requirements-bench.txt $(READY)
 	rm -rf $(PEER)
@@ -156,4 +160,4 @@ distclean: clean ## remove computed results, downloads and the environment too
 	rm -rf data/results data/cache build .venv
 
 FORCE:
-.PHONY: help setup figures smoke bench test lint format lab lock clean distclean FORCE
+.PHONY: help setup figures smoke rwkv-train bench test lint format lab lock clean distclean FORCE

@@ -93,6 +93,15 @@ def pair(request, tmp_path_factory):
     return SimpleNamespace(ours=ours.eval().requires_grad_(False), theirs=theirs)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_saved_tensors_are_named_as_the_author_does(version, tmp_path):
+    model = random_model(version=version)
+    rwkv_checkpoints.save(model, tmp_path / "model.pth")
+    written, wanted = torch.load(tmp_path / "model.pth", weights_only=True), authors_tensors(model)
+    assert written.keys() == wanted.keys() and all(torch.equal(written[name], wanted[name]) for name in wanted)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+
 @pytest.mark.parametrize("length", [1, 2, 3, 17, 64, 65, 127, 300])
 def test_logits_are_the_authors(pair, length):
     ids = tiny_models.tokens(1, length, seed=length)

@@ -166,6 +166,39 @@ def speed_ratios(rows: pd.DataFrame) -> Figure:
 
 
 @_styled
+def prefill_rates(rows: pd.DataFrame) -> Figure:
+    """Tokens a second that sides read prompts at, a panel a model.
+
+    Args:
+        rows: one row a (model, prompt_tokens, side): those, tokens_per_second (median), low, high (of the rounds).
+    """
+    models, sides = (list(dict.fromkeys(rows[column])) for column in ("model", "side"))
+    figure, panels = plt.subplots(
+        1, len(models), figsize=(WIDTH, 3.9), sharey=True, layout="constrained", squeeze=False
+    )
+    for axes, model in zip(panels[0], models, strict=True):
+        mine = rows[rows["model"] == model]
+        lengths = sorted(mine["prompt_tokens"].unique())
+        for place, side in enumerate(sides):
+            of = mine[mine["side"] == side].sort_values("prompt_tokens")
+            x = np.arange(len(of)) + 0.26 * (place - (len(sides) - 1) / 2)
+            error = [of["tokens_per_second"] - of["low"], of["high"] - of["tokens_per_second"]]
+            colour = [BLUE, GREY, ORANGE][place % 3]
+            axes.bar(x, of["tokens_per_second"], 0.24, yerr=error, color=colour, label=side, ecolor=BLACK)
+            for at, rate, high in zip(x, of["tokens_per_second"], of["high"], strict=True):
+                axes.annotate(f"{rate:,.0f}", (at, high), (0, 3), textcoords="offset points", ha="center", size=8.5)
+        axes.set_title(model)
+        axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths])
+        axes.set_xlabel("tokens of the prompt")
+        axes.grid(axis="x", visible=False)
+        axes.margins(y=0.1)
+    panels[0][0].set_ylabel("tokens a second")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(sides), frameon=False)
+    return figure
+
+
+@_styled
 def removal_order(scores: pd.DataFrame, order: Sequence[int], highlight: int | None = None) -> Figure:
     """Block Influence of each block, labelled with its place in the removal order (figure 2a of the paper).
 

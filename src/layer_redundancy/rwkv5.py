@@ -204,7 +204,7 @@ def time_mix(
 ) -> tuple[Tensor, Tensor]:
     """The recurrence by whatever is fastest here; arguments and results as `sequential_time_mix`.
 
-    On CUDA that is flash-linear-attention's kernel where it is installed (`pip install layer-redundancy[gpu]`), gives
+    On CUDA that is flash-linear-attention's kernel where it is installed (the extra `gpu` of pyproject.toml), gives
     the same as `chunked_time_mix` in a trial, and no gradient is asked for; else `chunked_time_mix`.
     """
     if receptance.is_cuda and not torch.is_grad_enabled() and (kernel := _cuda_kernel()):

@@ -17,17 +17,18 @@ from layer_redundancy.errors import StudyError
 SUFFIXES = (".pth", ".safetensors")
 RULES_VERSION = 1  # part of the copy's name: raise it when `convert` writes something else
 
-# The author's names -> those of the ports on the hub, which are ours.
-_PARTS = (
-    (r"^emb\.", "embeddings."),
-    (r"^blocks\.0\.ln0\.", "blocks.0.pre_ln."),
-    (r"\.att\.", ".attention."),
-    (r"\.ffn\.", ".feed_forward."),
-    (r"\.time_mix_k$", ".time_mix_key"),
-    (r"\.time_mix_v$", ".time_mix_value"),
-    (r"\.time_mix_r$", ".time_mix_receptance"),
-    (r"\.time_mix_g$", ".time_mix_gate"),
-)
+# Parts of the author's names, between dots -> those of the ports on the hub, which are ours.
+_PARTS = {
+    "emb": "embeddings",
+    "ln0": "pre_ln",
+    "att": "attention",
+    "ffn": "feed_forward",
+    "time_mix_k": "time_mix_key",
+    "time_mix_v": "time_mix_value",
+    "time_mix_r": "time_mix_receptance",
+    "time_mix_g": "time_mix_gate",
+}
+_AUTHORS_PARTS = {ours: theirs for theirs, ours in _PARTS.items()}
 
 
 def folder(file: Path) -> Path:
@@ -163,7 +164,24 @@ def translate(tensors: dict[str, Tensor], name: str) -> tuple[dict[str, Tensor],
     return ours, config
 
 
+def save(model: "Rwkv5ForCausalLM", file: Path) -> None:  # noqa: F821
+    """Writes a model, pruned ones too, as the .pth file that its author's own code reads.
+
+    Args:
+        model: an RWKV-5, its dtype is kept.
+        file: what to write; a file that is there is replaced.
+    """
+    tensors = {_authors_name(name): x.detach().cpu().clone() for name, x in model.state_dict().items()}
+    temporary = file.with_suffix(".tmp")
+    torch.save(tensors, temporary)
+    temporary.replace(file)
+
+
 def _our_name(name: str) -> str:
-    for pattern, ours in _PARTS:
-        name = re.sub(pattern, ours, name)
+    name = ".".join(_PARTS.get(part, part) for part in name.split("."))
     return name if name.startswith(("rwkv.", "head.")) else f"rwkv.{name}"
+
+
+def _authors_name(name: str) -> str:
+    name = ".".join(_AUTHORS_PARTS.get(part, part) for part in name.removeprefix("rwkv.").split("."))
+    return f"blocks.0.{name}" if name.startswith("ln0.") else name

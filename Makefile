@@ -19,7 +19,7 @@ PYTHON =## Python 3.11 to 3.13 to build the environment with; the first one foun
 help: ## show this
 	@awk 'BEGIN { FS = " *=.*## *|:.*## *" } \
 	  /^##@/ { printf "\n%s\n", substr($$0, 5); next } \
-	  /^[A-Za-z_]+( =|:).*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	  /^[A-Za-z_-]+( =|:).*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # --- The environment -------------------------------------------------------------------------------------------------
 

@@ -104,7 +104,7 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
     done = study.make()
     assert done.returncode == 0
     told = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
-    commands = {"help", "setup", "figures", "smoke", "bench", "test", "lint", "format", "lab", "lock"}
+    commands = {"help", "setup", "figures", "smoke", "rwkv-train", "bench", "test", "lint", "format", "lab", "lock"}
     commands |= {"clean", "distclean"}
     variables = {"PROFILE", "MODEL", "REVISION", "TRUST_REMOTE_CODE", "NOTEBOOKS", "VENV", "PYTHON"}
     assert told == commands | variables
@@ -112,7 +112,8 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
 
 
 def test_bench_installs_its_peer_apart_and_once(ready):
-    for expected in (["pip install", "layer_redundancy.bench --peer"], ["layer_redundancy.bench --peer"]):
+    parts = ["layer_redundancy.bench --peer", "layer_redundancy.bench_rwkv"]
+    for expected in (["pip install", *parts], parts):
         assert ready.make("bench").returncode == 0
         assert ready.calls() == expected
 

@@ -178,7 +178,28 @@ def test_shipped_log_is_of_a_whole_run():
     log = pd.read_csv(FOLDER / "training_log.csv")
     assert log.step.iloc[-1] == Settings().steps and log.loss.iloc[-1] < 0.7 * log.loss.iloc[0]
     judged = log.bits_per_byte.dropna()
-    assert len(judged) >= 10 and judged.iloc[-1] < judged.iloc[0]
+    assert len(judged) >= 10 and judged.min() < judged.iloc[0]
+
+
+def test_weights_of_the_best_step_are_kept(tmp_path):
+    """Training on one text and validating on noise: what is learnt late makes validation worse, and is not kept."""
+    long = dataclasses.replace(TINY, steps=500, dropout=0.0)
+    noise = [np.random.default_rng(0).integers(32, 127, 400).astype(np.uint8).tobytes().decode()]
+    model, tokenizer, log = rwkv_training.train(long, SOURCES, noise, tmp_path)
+    judged = {row["step"]: row["bits_per_byte"] for row in log if row["bits_per_byte"] != ""}
+    assert list(judged) == [250, 500] and judged[250] < judged[500]
+    assert rwkv_training.kept_step(log) == 250
+    assert rwkv_training.bits_per_byte(model, tokenizer, noise) == pytest.approx(judged[250], abs=1e-3)
+
+
+def test_dropout_is_of_training_alone():
+    settings = dataclasses.replace(TINY, dropout=0.5)
+    model = rwkv_training.initial_model(settings)
+    ids = torch.arange(20)[None]
+    plain = model.eval()(ids).logits
+    rwkv_training.add_dropout(model, settings.dropout)
+    assert torch.equal(model.eval()(ids).logits, plain)
+    assert not torch.equal(model.train()(ids).logits, plain)
 
 
 def test_training_texts_hold_no_evaluation_article():
@@ -186,7 +207,8 @@ def test_training_texts_hold_no_evaluation_article():
     assert set(sources) == set(rwkv_texts.SHARES) and sum(rwkv_texts.SHARES.values()) == pytest.approx(1)
     everything = "\n\n".join(text for texts in sources.values() for text in texts)
     assert 8e6 < len(everything) < 12e6
-    held_out = [p for text in articles("wikipedia", "evaluation") for p in text.split("\n\n")]
+    held_out = [*articles("wikipedia", "evaluation"), *rwkv_texts.validation_texts()]
+    held_out = [p for text in held_out for p in text.split("\n\n")]
     assert not [paragraph for paragraph in held_out if paragraph in everything]
     assert "To be, or not to be,--that is the question:--" in everything
     paragraphs = [" ".join(p.split()) for p in everything.split("\n\n") if len(p) > 60]

@@ -1,7 +1,7 @@
 """`make bench`, second part: how fast RWKV-5 reads a prompt, chunked, token by token, and in its author's own code.
 
-The sides take turns in one process, so that whatever else the machine does hits all of them; each gives the logits after
-the prompt's last token, and those are compared.
+The sides take turns in one process, so that whatever else the machine does hits all of them; each gives the logits
+after the prompt's last token, and those are compared.
 """
 
 import os

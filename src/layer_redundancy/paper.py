@@ -9,7 +9,7 @@ from scipy import stats
 from layer_redundancy.errors import StudyError
 from layer_redundancy.paths import PAPER
 
-TABLES = ("table1", "table2", "table3", "table4", "text")
+TABLES = ("table1", "table2", "table3", "table4", "text", "rwkv")
 
 # Table 1 spells models without the hyphen that tables 2 and 4 print; one spelling makes the tables joinable.
 _SPELLING = {

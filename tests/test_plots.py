@@ -158,6 +158,29 @@ def method_frames() -> tuple[pd.DataFrame, pd.DataFrame]:
     return both, reported
 
 
+def prefill_frame() -> pd.DataFrame:
+    rows = [(m, n, side, 10.0**k, 9.0**k, 11.0**k) for m in "AB" for n in (512, 2048) for k, side in enumerate("xyz")]
+    return pd.DataFrame(rows, columns=["model", "prompt_tokens", "side", "tokens_per_second", "low", "high"])
+
+
+def beside_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two models, one of them twice as deep."""
+    curves, accuracies = [], []
+    for model, blocks in (("recurrent", n), ("transformer", 2 * n)):
+        _, accuracy = metric_frames(blocks)
+        accuracy = accuracy[accuracy["task"] == "mmlu_dev"].assign(model=model)
+        bits = 1.0 + accuracy["share"] / 20
+        accuracies.append(accuracy)
+        curves.append(accuracy.assign(bits_per_byte=bits, low=0.9 * bits, high=1.1 * bits))
+    return pd.concat(curves, ignore_index=True), pd.concat(accuracies, ignore_index=True)
+
+
+def training_frame(n: int) -> pd.DataFrame:
+    tokens = 1e5 * np.arange(1, n + 1)
+    bits = np.where(np.arange(n) % 2, 2.0, np.nan)
+    return pd.DataFrame({"tokens": tokens, "loss": 5 - tokens / 1e7, "bits_per_byte": bits})
+
+
 FIGURES = {
     "removal_order": lambda n: plots.removal_order(score_frame(n), order_of(score_frame(n))),
     "importance_metrics": lambda n: plots.importance_metrics(metric_frame(n)),
@@ -175,6 +198,9 @@ FIGURES = {
     "damage_distributions": lambda n: plots.damage_distributions(damage_frame(n)),
     "method_accuracies": lambda n: plots.method_accuracies(*method_frames()),
     "generation_by_position": lambda n: plots.generation_by_position(curve_frame(n)),
+    "prefill_rates": lambda n: plots.prefill_rates(prefill_frame()),
+    "removal_beside": lambda n: plots.removal_beside(*beside_frames(n)),
+    "training_curve": lambda n: plots.training_curve(training_frame(n), {"xz -9": 2.4, "order-5 n-gram": 2.3}),
     "generation_by_depth": lambda n: plots.generation_by_depth(*generation_frames(n)),
 }
 
@@ -543,3 +569,32 @@ def test_the_directions_drawn_are_those_of_the_measures():
     assert {name: first for name, (_, _, first) in plots.METRICS.items()} == {
         name: measure.removed_first for name, measure in MEASURES.items()
     }
+
+
+def test_prefill_rates_gives_each_model_a_panel_and_each_side_a_bar():
+    left, right = plots.prefill_rates(prefill_frame()).axes
+    assert (left.get_title("left"), right.get_title("left")) == ("A", "B")
+    assert (left.get_ylabel(), right.get_ylabel()) == ("tokens a second", "")
+    heights = [sorted(bar.get_height() for bar in axes.patches) for axes in (left, right)]
+    assert heights == [[1, 1, 10, 10, 100, 100]] * 2
+    assert [text.get_text() for text in left.texts] == ["1", "1", "10", "10", "100", "100"]
+
+
+def test_removal_beside_draws_each_model_with_its_dense_level_and_chance():
+    figure = plots.removal_beside(*beside_frames(5))
+    top_left, top_right, bottom_left, bottom_right = figure.axes
+    assert [top_left.get_title("left"), top_right.get_title("left")] == ["recurrent", "transformer"]
+    assert top_left.get_yscale() == "log" and top_left.get_shared_y_axes().joined(top_left, top_right)
+    for axes in (bottom_left, bottom_right):
+        assert [line.get_ydata()[0] for line in axes.lines if line.get_gid() == "chance"] == [0.25]
+        assert "n=80" in axes.get_title("left")
+    assert len(top_left.containers) == len(bottom_right.containers) == 7
+    drawn = [len(axes.containers[0].lines[0].get_xdata()) for axes in (top_left, top_right)]
+    assert drawn == [5, 10]
+
+
+def test_training_curve_draws_what_must_be_beaten():
+    left, right = plots.training_curve(training_frame(8), {"xz -9": 2.4, "order-5 n-gram": 2.3}).axes
+    assert len(left.lines[0].get_xdata()) == 8 and len(right.lines[0].get_xdata()) == 4
+    assert [line.get_ydata()[0] for line in right.lines[1:]] == [2.4, 2.3]
+    assert [text.get_text() for text in right.get_legend().get_texts()][1:] == ["xz -9", "order-5 n-gram"]

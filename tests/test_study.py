@@ -25,6 +25,7 @@ def checkpoint(folder: Path, kind: str = "llama") -> Path:
         "llama": lambda: tf.LlamaConfig(**common, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2),
         "gpt2": lambda: tf.GPT2Config(**common, num_attention_heads=4, max_position_embeddings=512),
         "mamba": lambda: tf.MambaConfig(**common, state_size=8, pad_token_id=0),
+        "rwkv": lambda: tf.RwkvConfig(**common, attention_hidden_size=32, intermediate_size=48, context_length=512),
     }[kind]()
     torch.manual_seed(0)
     tf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -36,7 +37,7 @@ def checkpoint(folder: Path, kind: str = "llama") -> Path:
 def root(tmp_path):
     """A project folder of its own: the real inputs, but results and figures that nobody else sees."""
     (tmp_path / "root" / "data").mkdir(parents=True)
-    for name in ("paper", "tasks", "cache", "requirements-embedded.txt"):
+    for name in ("paper", "tasks", "models", "cache", "requirements-embedded.txt"):
         (tmp_path / "root" / "data" / name).symlink_to(paths.DATA / name)
     return tmp_path / "root"
 
@@ -56,6 +57,7 @@ def execute(name: str, root: Path, model: Path) -> subprocess.CompletedProcess:
         ("03_prune_ratio", "mamba"),
         ("04_metric_comparison", "gpt2"),
         ("05_width_vs_depth", "llama"),
+        ("06_rwkv_redundancy", "llama"),
         ("08_benchmarks", "mamba"),
         ("09_generation", "llama"),
     ],

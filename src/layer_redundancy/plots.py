@@ -173,10 +173,9 @@ def prefill_rates(rows: pd.DataFrame) -> Figure:
         rows: one row a (model, prompt_tokens, side): those, tokens_per_second (median), low, high (of the rounds).
     """
     models, sides = (list(dict.fromkeys(rows[column])) for column in ("model", "side"))
-    figure, panels = plt.subplots(
-        1, len(models), figsize=(WIDTH, 3.9), sharey=True, layout="constrained", squeeze=False
-    )
-    for axes, model in zip(panels[0], models, strict=True):
+    figure = plt.figure(figsize=(WIDTH, 3.9), layout="constrained")
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    for axes, model in zip(panels, models, strict=True):
         mine = rows[rows["model"] == model]
         lengths = sorted(mine["prompt_tokens"].unique())
         for place, side in enumerate(sides):

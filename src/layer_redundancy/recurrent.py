@@ -15,6 +15,7 @@ from scipy.stats import kendalltau
 from layer_redundancy import curves, importance, profiles, tables, variants
 from layer_redundancy.activations import ActivationSums
 from layer_redundancy.corpora import TokenBlocks
+from layer_redundancy.errors import StudyError
 from layer_redundancy.results import Result
 from layer_redundancy.study import Study
 from layer_redundancy.variants import Variant
@@ -39,12 +40,15 @@ def pair(
         has `recurrent_scale` times the profile's evaluation text and items.
 
     Raises:
-        StudyError: as `Study`.
+        StudyError: as `Study`; two models of the same kind.
     """
     mine = Study(profile, model, revision, trust_remote_code)
     is_transformer = mine.identity.num_attention_heads > 0
     other = Study(profile, beside or (mine.profile.recurrent_model if is_transformer else _transformer(profile)))
     other.figures = mine.figures
+    if is_transformer == (other.identity.num_attention_heads > 0):
+        kind = "transformers" if is_transformer else "without attention"
+        raise StudyError(f"{mine.identity.name} and {other.identity.name} are both {kind}: compare one of each kind")
     recurrent, transformer = (other, mine) if is_transformer else (mine, other)
     scale, text = recurrent.profile.recurrent_scale, recurrent.profile.text
     recurrent.profile = replace(

@@ -124,7 +124,7 @@ $(PEER)/ready: data/requirements-bench.txt $(READY)
 # --- Development -----------------------------------------------------------------------------------------------------
 
 test: $(READY) ## unit tests, then every notebook on the smoke profile
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 	@$(MAKE) --no-print-directory smoke
 
 lint: $(READY) ## style of code and notebooks; notebooks are committed without outputs

@@ -593,7 +593,7 @@ def training_curve(log: pd.DataFrame, levels: dict[str, float]) -> Figure:
     right.set_ylabel("bits per byte, held-out articles")
     for axes in (left, right):
         axes.set_xlabel("training tokens (millions)")
-    right.legend(loc="upper right")
+    right.legend(loc="center right")
     return figure
 
 

@@ -287,14 +287,14 @@ def test_a_failed_notebook_stops_make_and_is_executed_next_time(ready):
 def test_test_runs_the_unit_tests_and_then_every_notebook_in_small(ready):
     assert ready.make("test").returncode == 0
     expected = [f"layer_redundancy.run_notebook notebooks/{name}.ipynb" for name in ("01_first", "02_second")]
-    assert ready.calls() == ["pytest", *expected]
+    assert ready.calls() == ["pytest --numprocesses", *expected]
     assert (ready.root / "data" / "runs" / "smoke" / "02_second.ipynb").exists()
 
 
 def test_a_failed_unit_test_fails_make(ready):
     ready.fail_at("pytest")
     assert ready.make("test").returncode != 0
-    assert ready.calls() == ["pytest"]
+    assert ready.calls() == ["pytest --numprocesses"]
 
 
 def test_clean_keeps_what_took_long_and_what_is_committed(study):

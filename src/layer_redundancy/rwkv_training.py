@@ -193,7 +193,6 @@ def train(
     sources: dict[str, list[str]],
     validation: Sequence[str],
     folder: Path,
-    seconds: float = math.inf,
 ) -> tuple[nn.Module, Any, list[dict]]:
     """Trains, or goes on where `folder`'s checkpoint is.
 
@@ -202,7 +201,6 @@ def train(
         sources: documents by source.
         validation: texts that decide which step's weights are kept: that of the fewest bits per byte.
         folder: of the checkpoint.
-        seconds: stop after so long (the schedule ends then); for trials.
 
     Returns:
         The model, its tokenizer, and the log: step, tokens, seconds, training loss (nats a token) and, at some steps,
@@ -237,10 +235,7 @@ def train(
     losses, began, saved_at = [], time.monotonic() - spent, time.monotonic()
     bar = tqdm(total=settings.steps, initial=step, unit="step", desc="training", smoothing=0.05)
     while step < settings.steps:
-        done = max(step / settings.steps, (time.monotonic() - began) / seconds)
-        if done >= 1:
-            break
-        rate = min(1.0, (step + 1) / settings.warmup) * (1 - done)
+        rate = min(1.0, (step + 1) / settings.warmup) * (1 - step / settings.steps)
         batch = windows(tokens, settings, step)
         torch.manual_seed(settings.seed * 1_000_003 + step)  # of dropout
         model.train()

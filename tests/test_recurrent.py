@@ -77,15 +77,17 @@ def test_claim_can_hold_and_fail():
 
 def test_kept_stands_beside_what_the_paper_prints():
     rows = [
-        ("a", "block_influence", "t", k, 100 * k / 12, accuracy, 0.25)
+        ("a", "block_influence", "t", k, 100 * k / 12, accuracy, accuracy - 0.1, accuracy + 0.1, 40, 0.25)
         for k, accuracy in ((0, 0.75), (1, 0.7), (3, 0.5), (11, 0.2))
-    ] + [("b", "block_influence", "t", k, 25 * k, 0.25, 0.25) for k in (0, 1)]
-    table = pd.DataFrame(rows, columns=["model", "metric", "task", "count", "share", "accuracy", "chance"])
+    ] + [("b", "block_influence", "t", k, 25 * k, 0.3, 0.2, 0.4, 40, 0.25) for k in (0, 1)]
+    columns = ["model", "metric", "task", "count", "share", "accuracy", "low", "high", "n", "chance"]
+    table = pd.DataFrame(rows, columns=columns)
     kept = recurrent.kept(pd.concat([table, table.assign(metric="greedy", accuracy=0.0)]), paper.table("rwkv"))
     printed, measured = kept[kept["source"] != "measured"], kept[kept["source"] == "measured"].set_index("model")
     assert list(printed["accuracy"]) == [50.37, 36.85] and printed["kept"].iloc[1] == pytest.approx(73.16, abs=0.01)
     assert list(measured.loc["a", "kept"]) == pytest.approx([100, 100 * 2 / 3])
     assert list(measured.loc["a", "above_chance"]) == pytest.approx([100, 50])
+    assert list(measured.loc["a", "low"]) == pytest.approx([65, 40]) and list(measured["n"]) == [40] * 4
     assert measured.loc["b", "above_chance"].isna().all() and list(measured.loc["b", "kept"]) == [100, 100]
 
 

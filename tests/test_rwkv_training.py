@@ -51,7 +51,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(tmp_path):
         "t.rwkv_training.train(t.TINY, t.SOURCES, [t.TEXT], t.rwkv_training.Path(sys.argv[1]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "parts")], cwd=paths.ROOT)
-    checkpoint = tmp_path / "parts" / f"{TINY.fingerprint}.pt"
+    checkpoint = tmp_path / "parts" / f"{rwkv_training.fingerprint(TINY, SOURCES, [TEXT])}.pt"
     while not checkpoint.is_file() and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
@@ -63,9 +63,13 @@ def test_a_run_in_two_parts_is_the_run_in_one(tmp_path):
     assert log[-1]["step"] == TINY.steps
 
 
-def test_other_settings_are_another_run(tmp_path):
+def test_other_settings_and_texts_are_another_run(monkeypatch):
     other = dataclasses.replace(TINY, seed=1)
-    assert other.fingerprint != TINY.fingerprint
+    shorter = {**SOURCES, "news": [TEXT]}
+    runs = [(TINY, SOURCES, [TEXT]), (other, SOURCES, [TEXT]), (TINY, shorter, [TEXT]), (TINY, SOURCES, [])]
+    names = {rwkv_training.fingerprint(*run) for run in runs}
+    monkeypatch.setitem(rwkv_texts.SHARES, "news", 0.5)
+    assert len(names | {rwkv_training.fingerprint(TINY, SOURCES, [TEXT])}) == 5
     tokenizer = rwkv_training.train_tokenizer(SOURCES["news"], 300)
     streams = rwkv_training.streams(SOURCES, tokenizer)
     first, again = (rwkv_training.windows(streams, TINY, 3) for _ in range(2))

@@ -190,38 +190,34 @@ def kept(accuracy: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
     """What a quarter of the blocks, removed by Block Influence, leaves of the accuracy: printed and measured.
 
     Args:
-        accuracy: of all models, from `measured`: model, metric, task, count, share, accuracy, chance.
+        accuracy: of all models, from `measured`: model, metric, task, count, share, accuracy, low, high, n, chance.
         printed: `paper.table("rwkv")`.
 
     Returns:
-        source (paper or measured), model, benchmarks, removed (percent of the blocks), accuracy (percent, mean of the
-        benchmarks), kept (percent of the dense model's), above_chance (the same of what exceeds chance; none for a
-        dense model that is not above it, nor for the paper, whose benchmarks we do not know).
+        source (paper or measured), model, task, removed (percent of the blocks), accuracy, low, high (percent; 95 %
+        interval), n, kept (percent of the dense model's), above_chance (the same of what exceeds chance; none where
+        chance lies in the dense model's interval, nor for the paper, whose benchmarks we do not know).
     """
     dense = printed.loc[printed["ratio_percent"] == 0, "average"].item()
-    rows = [
-        (
-            "paper, later version",
-            row.model,
-            "average",
-            row.ratio_percent,
-            row.average,
-            100 * row.average / dense,
-            np.nan,
-        )
-        for row in printed.itertuples()
-    ]
+    rows = []
+    for row in printed.itertuples():
+        found = (row.average, np.nan, np.nan, np.nan, 100 * row.average / dense, np.nan)
+        rows.append(("paper, later version", row.model, "average", row.ratio_percent, *found))
     by_influence = accuracy[accuracy["metric"] == "block_influence"]
-    for model, of in by_influence.groupby("model", sort=False):
-        mean = of.groupby("count")[["share", "accuracy", "chance"]].mean()
-        whole, quarter = mean.loc[0], mean.loc[(mean["share"] - 100 * curves.RATIOS[1]).abs().idxmin()]
-        room = whole.accuracy - whole.chance
+    for (model, task), of in by_influence.groupby(["model", "task"], sort=False):
+        of = of.set_index("count")
+        whole, quarter = of.loc[0], of.loc[(of["share"] - 100 * curves.RATIOS[1]).abs().idxmin()]
+        room = whole["accuracy"] - whole["chance"]
         for now in (whole, quarter):
-            above = 100 * (now.accuracy - now.chance) / room if room > 0 else np.nan
-            kept = 100 * now.accuracy / whole.accuracy
-            names = ", ".join(of["task"].unique())
-            rows.append(("measured", model, names, now.share, 100 * now.accuracy, kept, above))
-    columns = ["source", "model", "benchmarks", "removed", "accuracy", "kept", "above_chance"]
+            above = 100 * (now["accuracy"] - now["chance"]) / room if whole["low"] > whole["chance"] else np.nan
+            found = (
+                *(100 * now[["accuracy", "low", "high"]]),
+                now["n"],
+                100 * now["accuracy"] / whole["accuracy"],
+                above,
+            )
+            rows.append(("measured", model, task, now["share"], *found))
+    columns = ["source", "model", "task", "removed", "accuracy", "low", "high", "n", "kept", "above_chance"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -33,7 +33,7 @@ CHECKPOINT_SECONDS = 120
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides the trained weights.
+    """Everything that decides the trained weights but the texts.
 
     Attributes:
         vocab_size: tokens of the byte-level BPE, the end of text among them; 257 is bytes alone.
@@ -65,10 +65,11 @@ class Settings:
     seed: int = 0
     autocast: bool = True
 
-    @property
-    def fingerprint(self) -> str:
-        """12 hex digits that stand for these settings."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+def fingerprint(settings: Settings, sources: dict[str, list[str]], validation: Sequence[str]) -> str:
+    """12 hex digits that stand for a run: another setting, text or share of the texts is another run."""
+    everything = [asdict(settings), sources, [SHARES[name] for name in sources], list(validation)]
+    return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:12]
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
@@ -214,7 +215,7 @@ def train(
     add_dropout(model, settings.dropout)
     both = optimizers(model, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / f"{settings.fingerprint}.pt"
+    checkpoint = folder / f"{fingerprint(settings, sources, validation)}.pt"
     step, spent, log = 0, 0.0, []
     best, kept = math.inf, model.state_dict()
     if checkpoint.is_file():

@@ -110,6 +110,9 @@ smoke: ## every notebook in small: does it run?
 rwkv-train: $(READY) ## train the small RWKV of data/models/ anew (an hour on two cores; stopped, it goes on where it was)
 	@$(PY) -m layer_redundancy.rwkv_training
 
+gptq: $(READY) ## install what ready GPTQ checkpoints take (gptqmodel, optimum), for MODEL= or notebook 07's ready=
+	$(PY) -m pip install --disable-pip-version-check --no-deps -r data/requirements-gptq.txt
+
 # The peer whose other libraries would not go with ours has a folder of its own.
 PEER := build/short-transformers
 bench: $(READY) $(PEER)/ready ## time shared sweeps against what others do; results go to figures/bench/ (about an hour)
@@ -150,7 +153,7 @@ lock: $(READY) ## choose the versions in requirements.lock anew, from pyproject.
 	{ echo "# Exact versions of everything that pyproject.toml needs, on every platform; written by \`make lock\`."; \
 	  echo "# CUDA packages are left out: torch pins its own, and only where it needs them."; \
 	  $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
-	    pyproject.toml | grep -Ev '^(cuda-|nvidia-|triton==)'; } > build/lock && mv build/lock requirements.lock
+	    pyproject.toml | grep -Ev '^(cuda-|nvidia-[^m]|triton==)'; } > build/lock && mv build/lock requirements.lock
 
 clean: ## remove executed notebooks and figures that are not committed; computed results stay
 	rm -rf data/runs .pytest_cache .ruff_cache .hypothesis
@@ -160,4 +163,4 @@ distclean: clean ## remove computed results, downloads and the environment too
 	rm -rf data/results data/cache build .venv
 
 FORCE:
-.PHONY: help setup figures smoke rwkv-train bench test lint format lab lock clean distclean FORCE
+.PHONY: help setup figures smoke rwkv-train gptq bench test lint format lab lock clean distclean FORCE

@@ -104,7 +104,20 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
     done = study.make()
     assert done.returncode == 0
     told = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
-    commands = {"help", "setup", "figures", "smoke", "rwkv-train", "bench", "test", "lint", "format", "lab", "lock"}
+    commands = {
+        "help",
+        "setup",
+        "figures",
+        "smoke",
+        "rwkv-train",
+        "gptq",
+        "bench",
+        "test",
+        "lint",
+        "format",
+        "lab",
+        "lock",
+    }
     commands |= {"clean", "distclean"}
     variables = {"PROFILE", "MODEL", "REVISION", "TRUST_REMOTE_CODE", "NOTEBOOKS", "VENV", "PYTHON"}
     assert told == commands | variables

@@ -181,6 +181,30 @@ def training_frame(n: int) -> pd.DataFrame:
     return pd.DataFrame({"tokens": tokens, "loss": 5 - tokens / 1e7, "bits_per_byte": bits})
 
 
+PRECISIONS = ("full precision", "GPTQ, 8 bits", "GPTQ, 4 bits", "GPTQ, 3 bits")
+
+
+def size_frame(n: int) -> pd.DataFrame:
+    perplexity, accuracy, _, _ = ratio_curves(n)
+    parts = []
+    for place, name in enumerate(PRECISIONS):
+        for frame in (perplexity, accuracy.rename(columns={"metric": "metric_name"})):
+            megabytes = 60 + (200 - 50 * place) * (1 - frame["share"] / 100)
+            parts.append(frame.assign(weights=name, count=frame["block"], megabytes=megabytes))
+    return pd.concat(parts, ignore_index=True)
+
+
+def interaction_frame(n: int) -> pd.DataFrame:
+    share = 100 * np.arange(n) / n
+    one = pd.DataFrame({"share": share, "sum": 0.1 * share, "both": 0.09 * share, "interaction": -0.01 * share})
+    one = one.assign(low=one["interaction"] - 0.1, high=one["interaction"] + 0.1)
+    return pd.concat([one.assign(weights=name) for name in PRECISIONS[1:]], ignore_index=True)
+
+
+def precision_frame(n: int) -> pd.DataFrame:
+    return pd.concat([score_frame(n).assign(weights=name) for name in PRECISIONS], ignore_index=True)
+
+
 FIGURES = {
     "removal_order": lambda n: plots.removal_order(score_frame(n), order_of(score_frame(n))),
     "importance_metrics": lambda n: plots.importance_metrics(metric_frame(n)),
@@ -202,6 +226,9 @@ FIGURES = {
     "removal_beside": lambda n: plots.removal_beside(*beside_frames(n)),
     "training_curve": lambda n: plots.training_curve(training_frame(n), {"xz -9": 2.4, "order-5 n-gram": 2.3}),
     "generation_by_depth": lambda n: plots.generation_by_depth(*generation_frames(n)),
+    "size_against_quality": lambda n: plots.size_against_quality(size_frame(n), labelled=(0, 2)),
+    "damage_interaction": lambda n: plots.damage_interaction(interaction_frame(n)),
+    "influence_by_precision": lambda n: plots.influence_by_precision(precision_frame(n)),
 }
 
 
@@ -229,6 +256,16 @@ def test_every_figure_fits_its_page_and_is_not_held_by_pyplot(name, blocks):
                 "ticks without a label"
             )
             assert axes.get_ylabel() or axes.get_title("left")
+
+
+def test_size_against_quality_marks_what_no_other_mix_beats():
+    frame = pd.DataFrame({"weights": ["full precision", "full precision", "GPTQ, 4 bits", "GPTQ, 4 bits"]})
+    frame = frame.assign(count=[0, 1, 0, 1], megabytes=[100.0, 90, 30, 25], perplexity=[20.0, 40, 21, 50])
+    frame = frame.assign(low=frame["perplexity"], high=frame["perplexity"], task=None)
+    axes = plots.size_against_quality(frame, labelled=(0, 1)).axes[0]
+    (front,) = [line for line in axes.lines if line.get_label() == "best at that size"]
+    assert list(front.get_xdata()) == [25, 30, 100] and list(front.get_ydata()) == [50, 21, 20]
+    assert sorted(text.get_text() for text in axes.texts) == ["dense", "dense", "−1", "−1"]
 
 
 def test_removal_order_labels_each_block_with_its_place():

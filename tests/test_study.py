@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,8 +13,9 @@ import pytest
 import torch
 import transformers as tf
 
-from layer_redundancy import embedded, paths, profiles, surgery, sweep, variants
+from layer_redundancy import corpora, embedded, paths, profiles, surgery, sweep, variants
 from layer_redundancy.errors import StudyError
+from layer_redundancy.quantize import Scheme
 from layer_redundancy.study import Study
 
 
@@ -36,15 +38,19 @@ def checkpoint(folder: Path, kind: str = "llama") -> Path:
 @pytest.fixture
 def root(tmp_path):
     """A project folder of its own: the real inputs, but results and figures that nobody else sees."""
-    (tmp_path / "root" / "data").mkdir(parents=True)
-    for name in ("paper", "tasks", "models", "cache", "requirements-embedded.txt"):
-        (tmp_path / "root" / "data" / name).symlink_to(paths.DATA / name)
+    cache = tmp_path / "root" / "data" / "cache"
+    cache.mkdir(parents=True)
+    for name in ("paper", "tasks", "models", "requirements-embedded.txt"):
+        (cache.parent / name).symlink_to(paths.DATA / name)
+    corpora.articles("wikipedia", "evaluation")  # so that they are in the cache and not prepared for each test
+    for path in paths.CACHE.iterdir():
+        (cache / path.name).symlink_to(path)
     return tmp_path / "root"
 
 
-def execute(name: str, root: Path, model: Path) -> subprocess.CompletedProcess:
+def execute(name: str, root: Path, model: Path, *more: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "layer_redundancy.run_notebook", str(paths.NOTEBOOKS / f"{name}.ipynb")]
-    command += ["--profile", "smoke", "--model", str(model), "--output", str(root / f"{name}.ipynb")]
+    command += ["--profile", "smoke", "--model", str(model), "--output", str(root / f"{name}.ipynb"), *more]
     env = {**os.environ, "LAYER_REDUNDANCY_ROOT": str(root)}
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=root)
 
@@ -58,6 +64,7 @@ def execute(name: str, root: Path, model: Path) -> subprocess.CompletedProcess:
         ("04_metric_comparison", "gpt2"),
         ("05_width_vs_depth", "llama"),
         ("06_rwkv_redundancy", "llama"),
+        ("07_quantization", "llama"),
         ("08_benchmarks", "mamba"),
         ("09_generation", "llama"),
     ],
@@ -81,6 +88,24 @@ def test_a_model_without_heads_leaves_notebook_05_out(root, tmp_path):
     done = execute("05_width_vs_depth", root, checkpoint(tmp_path / "model", "mamba"))
     assert done.returncode == 0 and "left out" in done.stderr and "no attention heads" in done.stderr
     assert not (root / "figures").exists() and (root / "05_width_vs_depth.ipynb").exists()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mamba"])
+def test_a_model_without_linear_layers_leaves_notebook_07_out(root, tmp_path, kind):
+    done = execute("07_quantization", root, checkpoint(tmp_path / "model", kind))
+    assert done.returncode == 0 and "left out" in done.stderr and "cannot be quantized here" in done.stderr
+    assert not (root / "figures").exists() and (root / "07_quantization.ipynb").exists()
+
+
+def test_a_ready_quantized_checkpoint_stands_beside_ours(root, tmp_path):
+    """Here one that this study has made: any that transformers loads will do."""
+    model = checkpoint(tmp_path / "model")
+    chosen = Study("smoke", str(model), store=tmp_path / "s.sqlite")
+    ready = shutil.move(chosen.quantized(Scheme(8, "rtn")).identity.source, tmp_path / "ready")
+    done = execute("07_quantization", root, model, "-p", f"ready={ready}")
+    assert done.returncode == 0, done.stderr
+    (table,) = (root / "figures").glob("*/table2_quantization.csv")
+    assert str(ready) in table.read_text()
 
 
 @pytest.fixture
@@ -111,6 +136,44 @@ def test_results_are_reused_until_something_changes(study):
     third = study(text=replace(text, block_length=33), tasks=())
     third.sweep([third.dense])
     assert "stack" in vars(third), "another text is measured"
+
+
+def test_pruned_and_quantized_studies_share_text_and_store(study, tmp_path, monkeypatch):
+    text = replace(profiles.PROFILES["smoke"].text, block_length=32, calibration_blocks=3, evaluation_blocks=2)
+    whole = study(text=text, tasks=())
+    _ = whole.stack, whole.calibration, whole.measurements
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    pruned = whole.pruned([1, 3])
+    assert pruned.num_blocks == 3 and pruned.identity.name.endswith("model without 2 blocks")
+    kept = variants.without(5, [1, 3])
+    ours = whole.sweep([kept])["perplexity"][kept].arrays["nll"]
+    assert pruned.sweep([pruned.dense])["perplexity"][pruned.dense].arrays["nll"] == pytest.approx(ours, rel=1e-6)
+    rounded = pruned.quantized(Scheme(8, "rtn"))
+    assert rounded.identity.name.endswith("model without 2 blocks, round to nearest, 8 bits")
+    assert rounded.store is whole.store and rounded.figures == whole.figures and "stack" not in vars(rounded)
+    budget = rounded.profile.quantization.calibration_blocks
+    assert rounded.calibration.input_ids.tolist() == whole.calibration.input_ids[:budget].tolist()
+    nll = rounded.sweep([rounded.dense])["perplexity"][rounded.dense].arrays["nll"]
+    assert nll == pytest.approx(ours, rel=1e-3) and nll.tolist() != ours.tolist()
+    first = whole.quantized(Scheme(8, "rtn"), removed=[3, 1])  # rounding does not look at what it leaves out
+    assert first.sweep([first.dense])["perplexity"][first.dense].arrays["nll"] == pytest.approx(nll, rel=1e-6)
+    folders = sorted(path.name.rsplit("-", 1)[0] for path in paths.CACHE.iterdir())
+    assert folders == ["pruned", "quantized-rtn-8", "quantized-rtn-8"]
+    again = study(text=text, tasks=())
+    assert again.pruned([1, 3]).identity == pruned.identity and "stack" not in vars(again), "made once"
+
+
+def test_size_on_disk_is_that_of_an_export_of_16_bits(study):
+    whole = study()
+    variant = variants.without(5, [0, 2])
+    size = whole.disk_bytes(variant)
+    weights = sum(p.numel() for p in whole.stack.model.parameters()) - 2 * sum(
+        p.numel() for p in whole.stack.blocks[0].parameters()
+    )
+    assert 0 < size - 2 * weights < 10_000, "a header"
+    assert whole.stack.model.dtype == torch.float32
+    again = study()
+    assert again.disk_bytes(variant) == size and "stack" not in vars(again)
 
 
 def test_deviation_from_plain_forwards_is_rounding_and_is_kept(study):

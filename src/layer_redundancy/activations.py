@@ -51,6 +51,10 @@ class ActivationSums:
         draws = np.random.default_rng(seed).integers(num, size=(resamples, num))
         return [ActivationSums(**{name: array[rows] for name, array in self.arrays().items()}) for rows in draws]
 
+    def first(self, sequences: int) -> "ActivationSums":
+        """Of the first sequences alone."""
+        return ActivationSums(**{name: array[:sequences] for name, array in self.arrays().items()})
+
     def arrays(self) -> dict[str, np.ndarray]:
         """By name, for the results store; `ActivationSums(**arrays)` is the way back."""
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -7,10 +7,12 @@ the model's own, whatever the architecture.
 """
 
 import hashlib
+import io
 import json
 import re
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -183,18 +185,77 @@ def block_weights(identity: ModelIdentity) -> tuple[int, int]:
     Raises:
         StudyError: the model has no attention heads, or cannot be taken apart.
     """
-    from transformers import AutoModelForCausalLM
-
     if not identity.num_attention_heads:
         raise StudyError(f"{identity.name} has no attention heads")
-    config = _config(identity.source, _revision(identity), identity.trust_remote_code)
-    with hub_errors(identity.name, identity.trust_remote_code), torch.device("meta"):  # shapes only
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=identity.trust_remote_code)
+    with shapes(identity) as model:
         stack = decoder_stack(model)
         part = head_slice(stack, len(stack) // 2, 0)
     sizes = [sum(p.numel() for p in block.parameters()) for block in stack.blocks]
     own = 4 if identity.num_key_value_heads == identity.num_attention_heads else 2
-    return round(sum(sizes) / len(sizes)), own * (part.stop - part.start) * config.get_text_config().hidden_size
+    return round(sum(sizes) / len(sizes)), own * (part.stop - part.start) * model.config.get_text_config().hidden_size
+
+
+def parameter_sizes(identity: ModelIdentity) -> dict[str, int]:
+    """Weights of each parameter by its name, tied ones once; as if the model were not quantized."""
+    with shapes(identity) as model:
+        return {name: parameter.numel() for name, parameter in model.named_parameters()}
+
+
+@contextmanager
+def shapes(identity: ModelIdentity) -> Iterator[nn.Module]:
+    """The model without its weights (torch's meta device), for what its modules are like.
+
+    Raises:
+        StudyError: it cannot be built.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = _config(identity.source, _revision(identity), identity.trust_remote_code)
+    with hub_errors(identity.name, identity.trust_remote_code), torch.device("meta"):
+        yield AutoModelForCausalLM.from_config(config, trust_remote_code=identity.trust_remote_code)
+
+
+def quantization_method(identity: ModelIdentity) -> str | None:
+    """How the checkpoint's weights are quantized ("compressed-tensors", "gptq", ...), from its config; None if not."""
+    config = _config(identity.source, _revision(identity), identity.trust_remote_code)
+    settings = getattr(config, "quantization_config", None)
+    return None if settings is None else str(dict(settings).get("quant_method") or "unknown")
+
+
+def local_folder(identity: ModelIdentity) -> Path:
+    """Where the checkpoint's safetensors files lie, fetched from the hub if they are not in its cache."""
+    if Path(identity.source).is_dir():
+        return Path(identity.source)
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(identity.name):
+        found = snapshot_download(identity.source, revision=identity.revision, allow_patterns=["*.safetensors"])
+    return Path(found)
+
+
+# What transformers needs to load a checkpoint of ready quantized weights and we do not install, and how to get it.
+_QUANTIZATION_PACKAGES = {"gptq": (("gptqmodel", "optimum"), "run `make gptq`")}
+
+
+def _quantization_options(identity: ModelIdentity) -> dict[str, Any]:
+    """Options of `from_pretrained` for the way in which the weights are quantized.
+
+    Raises:
+        StudyError: it takes a library that is not there.
+    """
+    from importlib.util import find_spec
+
+    from transformers import CompressedTensorsConfig
+
+    method = quantization_method(identity)
+    needed, remedy = _QUANTIZATION_PACKAGES.get(method or "", ((), ""))
+    if missing := [package for package in needed if find_spec(package) is None]:
+        raise StudyError(
+            f"{identity.name} holds {method.upper()} weights, which take the package{'s' * (len(missing) > 1)} "
+            f"{' and '.join(missing)}: {remedy}"
+        )
+    # Unpacked once, not at every forward, and every matrix is there to be read.
+    return {"quantization_config": CompressedTensorsConfig(dequantize=True)} if method == "compressed-tensors" else {}
 
 
 def load_tokenizer(identity: ModelIdentity) -> Any:
@@ -232,7 +293,8 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
         The transformers model, in eval mode, gradients off.
 
     Raises:
-        StudyError: it cannot be loaded, weights are missing, or `check_stack` refuses it.
+        StudyError: it cannot be loaded, weights or a library for quantized ones are missing, or `check_stack` refuses
+            it.
     """
     from transformers import AutoModelForCausalLM
 
@@ -243,7 +305,11 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
         raise StudyError("device 'cuda' was asked for, but torch sees no CUDA device: use device='cpu'")
     # Straight to where it goes, so that a large model need not fit in the host's memory first.
     sharded = device == "cuda" and torch.cuda.device_count() > 1
-    with hub_errors(identity.name, identity.trust_remote_code):
+    quantization = _quantization_options(identity)
+    quiet = _no_bars() if quantization else nullcontext()
+    with hub_errors(identity.name, identity.trust_remote_code), quiet, warnings.catch_warnings():
+        # That what we ask for is done although the checkpoint has settings of its own.
+        warnings.filterwarnings("ignore", message="You passed `quantization_config`")
         model, loading = AutoModelForCausalLM.from_pretrained(
             identity.source,
             output_loading_info=True,
@@ -253,6 +319,7 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
             # Pickles only as weights_only; transformers prefers safetensors where both are there.
             weights_only=True,
             device_map="auto" if sharded else {"": device},
+            **quantization,
         )
         prepare(model)
         check_stack(model)
@@ -277,6 +344,53 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
 
 def _revision(identity: ModelIdentity) -> str | None:
     return None if Path(identity.source).is_dir() else identity.revision
+
+
+@contextmanager
+def packed(model: nn.Module) -> Iterator[dict[str, Tensor] | None]:
+    """A model that `load` unpacked, packed again for as long as it is saved; others as they are.
+
+    Yields:
+        The tensors to save, those that 16 bits hold exactly as such; None for a model that has nothing to pack, which
+        is saved as it is.
+    """
+    if not any(getattr(module, "quantization_scheme", None) is not None for module in model.modules()):
+        yield None
+        return
+    from compressed_tensors.compressors import ModelCompressor
+
+    compressor = ModelCompressor.from_pretrained_model(model)
+    before = vars(model.config).get("quantization_config")
+    try:
+        with _no_bars():
+            compressor.compress_model(model, skip_compressed=True)
+        settings = compressor.quantization_config.model_dump(exclude=["quant_method"])
+        model.config.quantization_config = settings | {"quant_method": "compressed-tensors"}
+        halves: dict[int, Tensor] = {}  # tied weights stay one tensor
+        state = model.state_dict()
+        # transformers leaves a head that it renames while it loads packed weights, GPT-NeoX's, in the file's dtype.
+        whole = {"lm_head.weight"} if model.config.model_type == "gpt_neox" else set()
+        yield {
+            name: tensor if name in whole else halves.setdefault(tensor.data_ptr(), _halved(tensor))
+            for name, tensor in state.items()
+        }
+    finally:
+        with _no_bars():
+            compressor.decompress_model(model)
+        if before is None:
+            vars(model.config).pop("quantization_config", None)
+        else:
+            model.config.quantization_config = before
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    half = tensor.to(torch.float16) if tensor.dtype == torch.float32 else tensor
+    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
+
+
+def _no_bars() -> AbstractContextManager:
+    """Without the bars that compressed-tensors draws for every second of work."""
+    return redirect_stderr(io.StringIO())
 
 
 def prepare(model: nn.Module) -> nn.Module:

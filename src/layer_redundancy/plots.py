@@ -48,6 +48,10 @@ LOOKS = {
     "free-running": (VERMILLION, "D"),
     "teacher-forced": (BLUE, "o"),
     "own text": (PURPLE, "^"),
+    "full precision": (BLACK, "o"),
+    "GPTQ, 8 bits": (SKY, "s"),
+    "GPTQ, 4 bits": (BLUE, "D"),
+    "GPTQ, 3 bits": (VERMILLION, "^"),
 }
 _SPARE = [(VERMILLION, "D"), (PURPLE, "^"), (SKY, "v"), (BLUE, "P"), (GREEN, "X"), (ORANGE, "o")]
 
@@ -759,6 +763,111 @@ def method_accuracies(measured: pd.DataFrame, reported: pd.DataFrame | None = No
 
 
 @_styled
+def size_against_quality(points: pd.DataFrame, labelled: Sequence[int] = ()) -> Figure:
+    """Perplexity and accuracy against the bytes of the weights, a line a precision, a point a depth of removal.
+
+    Args:
+        points: one row a (precision, depth) with weights, count (blocks removed), megabytes, perplexity, low, high
+            (95 % interval); and one a (precision, depth, task) with task, metric_name, accuracy, low, high (95 %
+            interval), n, chance.
+        labelled: numbers of removed blocks that are written beside their points of perplexity.
+    """
+    names, tasks = list(dict.fromkeys(points["weights"])), list(dict.fromkeys(points["task"].dropna()))
+    figure, panels = plt.subplots(
+        1 + len(tasks), 1, figsize=(WIDTH, 3.9 + 3.0 * len(tasks)), sharex=True, layout="constrained", squeeze=False
+    )
+    top, *others = panels[:, 0]
+    text = points[points["perplexity"].notna()]
+    # What no other mix beats on both axes.
+    front = text.sort_values(["megabytes", "perplexity"])
+    front = front[front["perplexity"] <= front["perplexity"].cummin()]
+    top.step(
+        front["megabytes"], front["perplexity"], where="post", color=ORANGE, lw=6, alpha=0.35, zorder=1,
+        label="best at that size",
+    )  # fmt: skip
+    for name in names:
+        colour, marker = look(name, names)
+        part = text[text["weights"] == name].sort_values("megabytes")
+        interval = np.abs(part[["low", "high"]].sub(part["perplexity"], axis=0)).to_numpy(float).T
+        options = {"color": colour, "marker": marker, "elinewidth": 0.5, "label": name}
+        top.errorbar(part["megabytes"], part["perplexity"], yerr=interval, **options)
+        for row in part[part["count"].isin(labelled)].itertuples():
+            top.annotate(
+                f"−{row.count}" if row.count else "dense", (row.megabytes, row.perplexity), (0, -11), color=colour,
+                textcoords="offset points", size=7.5, ha="center",
+            )  # fmt: skip
+        for axes, task in zip(others, tasks, strict=True):
+            part = points[(points["weights"] == name) & (points["task"] == task)].sort_values("megabytes")
+            interval = np.abs(part[["low", "high"]].sub(part["accuracy"], axis=0)).to_numpy(float).T
+            axes.errorbar(part["megabytes"], part["accuracy"], yerr=interval, **options)
+    limit = 1e5  # models that no size makes worth having; the lines would be flat below
+    _scale(top, text["perplexity"].clip(upper=limit), log=True)
+    top.set_ylim(bottom=0.5 * text["perplexity"].min())
+    _cut_perplexity(top, text, "megabytes", limit)
+    top.set_ylabel("perplexity, log scale")
+    _legend_above(top)
+    for axes, task in zip(others, tasks, strict=True):
+        part = points[points["task"] == task]
+        axes.axhline(part["chance"].iloc[0], color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, gid="chance")
+        axes.set_ylabel("accuracy")
+        handles = [Line2D([], [], color=GREY, ls=(0, (4, 2))), Line2D([], [], color=GREY, marker="|", ms=9, lw=0)]
+        said = f"{task}, {part['metric_name'].iloc[0]}, n={int(part['n'].iloc[0])}: 95 % interval"
+        _legend_above(axes, handles, ["chance", said])
+    panels[-1, 0].set_xlabel("weights (MB = 10⁶ bytes); numbers in the upper panel: blocks removed")
+    return figure
+
+
+@_styled
+def damage_interaction(rows: pd.DataFrame) -> Figure:
+    """What pruning and quantization cost together, against the sum of what each costs alone.
+
+    Args:
+        rows: one row a (precision, depth): weights, share (percent of blocks removed), sum, both, interaction, low,
+            high (95 % interval of the interaction); nats a token.
+    """
+    names = list(dict.fromkeys(rows["weights"]))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 4.0), layout="constrained")
+    for name in names:
+        colour, marker = look(name, names)
+        part = rows[rows["weights"] == name].sort_values("share")
+        left.plot(part["share"], part["both"], color=colour, marker=marker, ms=3.5, label=f"{name}: both")
+        left.plot(part["share"], part["sum"], color=colour, ls="--", label=f"{name}: sum")
+        right.plot(part["share"], part["interaction"], color=colour, marker=marker, ms=3.5, label=name)
+        _band(right, part, "share", colour)
+    right.axhline(0, color=GREY, lw=1, zorder=1)
+    left.set_ylabel("increase of the mean NLL (nats a token)")
+    right.set_ylabel("both minus sum (nats a token)")
+    left.set_title("together, and the sum of the two alone")
+    right.set_title("interaction, 95 % interval")
+    left.legend(loc="upper left")
+    right.legend(loc="best")
+    for axes in (left, right):
+        _share_axis(axes)
+        axes.set_xlim(-2, rows["share"].max() + 2)
+    return figure
+
+
+@_styled
+def influence_by_precision(rows: pd.DataFrame) -> Figure:
+    """Block Influence of every block, a line a precision.
+
+    Args:
+        rows: one row a (precision, block): weights, block, score (1 - cosine).
+    """
+    names = list(dict.fromkeys(rows["weights"]))
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+    for name in names:
+        colour, marker = look(name, names)
+        part = rows[rows["weights"] == name].sort_values("block")
+        axes.plot(part["block"], part["score"], color=colour, marker=marker, label=name)
+    _scale(axes, rows["score"])
+    _block_axis(axes, rows["block"])
+    axes.set_ylabel("Block Influence (1 − cosine)")
+    _legend_above(axes)
+    return figure
+
+
+@_styled
 def generation_by_position(curves: pd.DataFrame) -> Figure:
     """Agreement with the dense model along greedy continuations, a column a number of removed blocks (figure 10).
 
@@ -1022,16 +1131,16 @@ def _block_axis(axes: Axes, blocks: Iterable[int], label: str = "block index (0 
 PERPLEXITY_LIMIT = 1e7  # far beyond a guess among all tokens; what is above is drawn at the upper edge
 
 
-def _cut_perplexity(axes: Axes, rows: pd.DataFrame, x: str) -> None:
-    """Ends a perplexity axis at PERPLEXITY_LIMIT if values go beyond, and marks where they do."""
-    beyond = rows[rows["perplexity"].astype(float) > PERPLEXITY_LIMIT]
+def _cut_perplexity(axes: Axes, rows: pd.DataFrame, x: str, limit: float = PERPLEXITY_LIMIT) -> None:
+    """Ends a perplexity axis at a limit if values go beyond, and marks where they do."""
+    beyond = rows[rows["perplexity"].astype(float) > limit]
     if not len(beyond):
         return
-    axes.set_ylim(top=PERPLEXITY_LIMIT)
+    axes.set_ylim(top=limit)
     transform = axes.get_xaxis_transform()  # x in data, y from 0 (foot) to 1 (top)
     axes.plot(
         beyond[x], [0.985] * len(beyond), "^", ms=4, color=GREY, transform=transform, clip_on=False, zorder=6,
-        label=f"above {PERPLEXITY_LIMIT:,.0f}",
+        label=f"above {limit:,.0f}",
     )  # fmt: skip
 
 

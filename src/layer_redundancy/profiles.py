@@ -84,6 +84,29 @@ class GenerationBudget:
 
 
 @dataclass(frozen=True)
+class QuantizationBudget:
+    """Notebook 07, which quantizes weights.
+
+    Attributes:
+        calibration_blocks: the first of the profile's blocks of calibration text, for GPTQ.
+        bits: each of which all depths of removal are measured at.
+        rounded: those of them to which weights are also rounded, for comparison.
+        pruned_first: those of them to which the model is also quantized after blocks were removed.
+        items: the first of each of the profile's tasks; None for all.
+        max_blocks: of a deeper model only so many blocks, evenly spaced, for a quick look; None for all.
+        ready: a checkpoint that somebody else quantized, measured beside ours; "" for none.
+    """
+
+    calibration_blocks: int
+    bits: tuple[int, ...] = (8, 4, 3)
+    rounded: tuple[int, ...] = (8, 4, 3)
+    pruned_first: tuple[int, ...] = (8, 4, 3)
+    items: int | None = None
+    max_blocks: int | None = None
+    ready: str = ""
+
+
+@dataclass(frozen=True)
 class Profile:
     """Everything that decides the numbers of a run.
 
@@ -105,6 +128,7 @@ class Profile:
             when last tried; 1 tries all.
         width: budget of notebook 05.
         generation: budget of notebook 09.
+        quantization: budget of notebook 07.
         recurrent_scale: notebook 06 measures a model without attention on so many times the text and items.
         batch_tokens: tokens a forward may hold; halved when memory runs out.
         bootstrap_resamples: resamples behind every confidence band of a score or an order.
@@ -120,6 +144,7 @@ class Profile:
     benchmarks: tuple[TaskBudget, ...]
     width: WidthBudget
     generation: GenerationBudget
+    quantization: QuantizationBudget
     revision: str | None = None
     dtype: str = "float32"
     device: str = "cpu"
@@ -146,6 +171,7 @@ PROFILES = {
         benchmarks=(TaskBudget("passage_continuation", limit=8), TaskBudget("mmlu_dev", limit=8)),
         width=WidthBudget(evaluation_blocks=3, block_length=40, items=1, block_step=7, random_sets=3),
         generation=GenerationBudget(prompts=4, prompt_tokens=32, new_tokens=12, max_removed=4),
+        quantization=QuantizationBudget(calibration_blocks=4, bits=(4,), rounded=(4,), pruned_first=(4,), max_blocks=6),
         bootstrap_resamples=200,
         depth_step=6,
         calibration_resamples=2,
@@ -166,6 +192,7 @@ PROFILES = {
         ),
         width=WidthBudget(evaluation_blocks=4, block_length=128, items=3, random_sets=10),
         generation=GenerationBudget(prompts=24, prompt_tokens=32, new_tokens=40, max_removed=10),
+        quantization=QuantizationBudget(calibration_blocks=24, rounded=(4, 3), pruned_first=(4,), items=6),
         depth_step=5,
         calibration_resamples=3,
         greedy_shortlist=0.33,
@@ -210,6 +237,7 @@ PROFILES = {
             max_removed=10,
             tasks=(TaskBudget("gsm8k_cot", num_fewshot=4), TaskBudget("humaneval")),
         ),
+        quantization=QuantizationBudget(calibration_blocks=128, ready="TheBloke/Llama-2-7B-GPTQ"),
         batch_tokens=16384,
         greedy_blocks=16,
     ),

@@ -1,5 +1,6 @@
 """What a notebook opens: a profile's model, texts and tasks, loaded when first needed, and the store behind them."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
 from layer_redundancy import (
@@ -17,10 +19,13 @@ from layer_redundancy import (
     greedy,
     importance,
     models,
+    packages,
     paths,
     plain,
     plots,
     profiles,
+    quantize,
+    surgery,
     sweep,
     tables,
     tasks,
@@ -35,6 +40,7 @@ from layer_redundancy.scoring import ChoiceTask, Perplexity
 from layer_redundancy.variants import Variant
 
 ACTIVATIONS_VERSION = 1  # raise it when ActivationSums means something else
+DISK_VERSION = 1  # raise it when a variant is exported in another way
 
 
 class Study:
@@ -155,6 +161,73 @@ class Study:
 
     def _items(self, budget: profiles.TaskBudget) -> tasks.TaskItems:
         return tasks.load(budget, self.tokenizer, self.profile.seed, max_length=self.identity.max_length)
+
+    def quantized(self, scheme: quantize.Scheme, removed: Sequence[int] = ()) -> "Study":
+        """This study of the same model with quantized weights: the same texts, tasks and store.
+
+        Its calibration text is the part of this one's that GPTQ reads.
+
+        Args:
+            scheme: how.
+            removed: blocks to remove before the others are quantized; the study returned has those that are left.
+
+        Raises:
+            StudyError: as `quantize.quantized`.
+        """
+        chosen = self.calibration.input_ids[: self.profile.quantization.calibration_blocks]
+        calibration = replace(self.calibration, input_ids=chosen)
+        folder = quantize.quantized(self.identity, scheme, calibration, removed, self.profile.dtype)
+        other = self._of_checkpoint(folder, f"{self.identity.name}, {scheme}")
+        other.calibration = calibration
+        return other
+
+    def pruned(self, removed: Sequence[int]) -> "Study":
+        """This study of what is left of the same model without some blocks: the same texts, tasks and store.
+
+        Raises:
+            StudyError: as `variants.without` and `surgery.export`.
+        """
+        kept = variants.without(self.num_blocks, removed)
+        settings = {"model": self.identity.fingerprint, "blocks": variants.name(kept)}
+        folder = packages.made_once(
+            "pruned", settings, lambda target: surgery.export(self.stack.model, self.tokenizer, removed, target)
+        )
+        return self._of_checkpoint(folder, f"{self.identity.name} without {len(removed)} blocks")
+
+    def _of_checkpoint(self, folder: Path, name: str) -> "Study":
+        """The same texts, tasks and store for a model that was made from this one."""
+        identity = models.identify(replace(self.profile, model=str(folder), revision=None))
+        _ = self.measurements  # cut into tokens once for all
+        other = copy.copy(self)
+        vars(other).pop("stack", None)
+        other.identity = replace(identity, name=name)
+        return other
+
+    def disk_bytes(self, variant: Variant) -> int:
+        """Bytes of the weight files of a variant's checkpoint: at 16 bits, or packed if the model is quantized.
+
+        It is found out by exporting it, which checks that the checkpoint gives equal logits when it is loaded again; of
+        a whole quantized model, that is what it was loaded from. Ready GPTQ checkpoints cannot be exported: the bytes
+        of their tensors are given.
+        """
+        method = models.quantization_method(self.identity)
+        if method and variant == self.dense:
+            return quantize.disk_bytes(models.local_folder(self.identity))
+        if method not in (None, "compressed-tensors"):
+            return quantize.weight_bytes(self.identity).of(variant)
+        key = Key(self.identity.fingerprint, variants.name(variant), "disk_bytes", "", settings_text({}), DISK_VERSION)
+        stored = self.store.get(key)
+        if stored is None:
+            model = self.stack.model
+            if model.dtype == torch.float32 and not method:
+                model = copy.deepcopy(model)
+                for parameter in model.parameters():  # not buffers, such as rotary frequencies
+                    parameter.data = parameter.data.half()
+            with packages.scratch_folder("export") as scratch:
+                removed = variants.removed_blocks(self.num_blocks, variant)
+                stored = Result({"bytes": quantize.disk_bytes(surgery.export(model, None, removed, scratch / "model"))})
+            self.store.put(key, self.identity.name, stored)
+        return int(stored.summary["bytes"])
 
     def activation_sums(self) -> ActivationSums:
         """Sums over the calibration text, from the store or from one pass of the model."""
@@ -350,5 +423,5 @@ def versions() -> pd.Series:
     """Versions of what the numbers depend on, for a notebook's last cell."""
     import importlib.metadata
 
-    names = ["layer-redundancy", "torch", "transformers", "lm-eval", "gensim", "numpy"]
+    names = ["layer-redundancy", "torch", "transformers", "llmcompressor", "lm-eval", "gensim", "numpy"]
     return pd.Series({name: importlib.metadata.version(name) for name in names}, name="version")

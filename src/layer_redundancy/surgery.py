@@ -113,7 +113,7 @@ def without_head(model: nn.Module, layer: int, head: int) -> Iterator[nn.Module]
 
 
 def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Path) -> Path:
-    """Writes the model without some blocks as a checkpoint that plain transformers loads.
+    """Writes the model without some blocks as a checkpoint that plain transformers loads; quantized weights packed.
 
     The checkpoint is written beside `folder`, loaded again, its logits compared with those of the model in memory, and
     renamed only then: a folder that exists is a checkpoint that works.
@@ -128,9 +128,16 @@ def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Pat
         The folder. It also holds `layer_redundancy.json` with the removed blocks.
 
     Raises:
-        StudyError: the folder exists, cannot be written, or the reloaded model gives other logits.
+        StudyError: the folder exists, cannot be written, or the reloaded model gives other logits; the weights are
+            those of a ready GPTQ checkpoint.
     """
     folder, removed = Path(folder), list(removed)
+    method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "")
+    if method in ("gptq", "awq"):  # their libraries rearrange the weights for the device when they load them
+        raise StudyError(
+            f"{method.upper()} weights as they lie in memory cannot be written again: quantize the full-precision "
+            "model here (quantize.quantized) and export that"
+        )
     if folder.exists():
         raise StudyError(f"{folder} exists: choose another folder or delete it")
     try:
@@ -144,7 +151,8 @@ def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Pat
             config = model.config
             model.config = copy.deepcopy(config)
             try:
-                model.save_pretrained(temporary)
+                with models.packed(model) as tensors:
+                    model.save_pretrained(temporary, **({} if tensors is None else {"state_dict": tensors}))
             finally:
                 model.config = config
             if tokenizer is not None:

@@ -785,7 +785,7 @@ def size_against_quality(points: pd.DataFrame, labelled: Sequence[int] = ()) -> 
         front["megabytes"], front["perplexity"], where="post", color=ORANGE, lw=6, alpha=0.35, zorder=1,
         label="best at that size",
     )  # fmt: skip
-    for name in names:
+    for place, name in enumerate(names):
         colour, marker = look(name, names)
         part = text[text["weights"] == name].sort_values("megabytes")
         interval = np.abs(part[["low", "high"]].sub(part["perplexity"], axis=0)).to_numpy(float).T
@@ -793,7 +793,8 @@ def size_against_quality(points: pd.DataFrame, labelled: Sequence[int] = ()) -> 
         top.errorbar(part["megabytes"], part["perplexity"], yerr=interval, **options)
         for row in part[part["count"].isin(labelled)].itertuples():
             top.annotate(
-                f"−{row.count}" if row.count else "dense", (row.megabytes, row.perplexity), (0, -11), color=colour,
+                f"−{row.count}" if row.count else "dense", (row.megabytes, row.perplexity),
+                (14, 5) if place % 2 else (-6, -11), color=colour,
                 textcoords="offset points", size=7.5, ha="center",
             )  # fmt: skip
         for axes, task in zip(others, tasks, strict=True):

@@ -175,6 +175,7 @@ def table(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int) 
             "setting": {"Baseline": "dense"}.get(row.setting, row.setting),
             "blocks": row.layers,
             "perplexity": row.perplexity,
+            "95 %": None,
             "MMLU": row.mmlu,
         }
         for row in paper.table("table2").itertuples()

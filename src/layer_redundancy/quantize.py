@@ -1,4 +1,4 @@
-"""Weights of fewer bits: GPTQ and round-to-nearest by llm-compressor, as checkpoints that transformers and vLLM load.
+"""Weights of fewer bits: GPTQ and round-to-nearest by llm-compressor, as checkpoints that plain transformers loads.
 
 A quantized model is a checkpoint folder like any other, so the rest of the study takes it as it takes every model. It
 is made once for each model, settings and calibration text. `models.load` unpacks its weights: numbers are those of the

@@ -131,6 +131,11 @@ def test_bench_installs_its_peer_apart_and_once(ready):
         assert ready.calls() == expected
 
 
+def test_gptq_installs_what_ready_checkpoints_take(ready):
+    assert ready.make("gptq").returncode == 0
+    assert ready.calls() == ["pip install"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

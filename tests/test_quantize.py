@@ -101,8 +101,9 @@ def test_it_is_made_once_for_each_model_settings_text_and_removal(identity, monk
         quantize.quantized(identity, Scheme(4, "gptq"), CALIBRATION, removed=[2]),
         quantize.quantized(identity, Scheme(4, "gptq", group_size=8), CALIBRATION),
         quantize.quantized(replace(identity, fingerprint="another"), Scheme(4, "gptq"), CALIBRATION),
+        quantize.quantized(identity, Scheme(4, "gptq"), CALIBRATION, dtype="bfloat16"),
     ]
-    assert len({first, *changed}) == 5
+    assert len({first, *changed}) == 6
     same = quantize.quantized(identity, Scheme(3, "rtn", group_size=4), CALIBRATION)
     assert quantize.quantized(identity, Scheme(3, "rtn", group_size=4), other_text) == same, "it reads no text"
     for folder in (*changed, same):
@@ -139,6 +140,50 @@ def test_removal_before_and_after_and_exports_reload_equal(kind, tmp_path):
     assert sizes == quantize.weight_bytes(first_identity := identify(first.name_or_path))
     assert first_identity.num_hidden_layers == 3 and len(sizes.blocks) == 3
     assert sizes.of((0, 1, 2)) == quantize.weight_bytes(identify(whole.name_or_path)).of((0, 2, 4))
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "gpt_neox", "opt_350m", "phi3", "qwen3"])
+def test_gptq_takes_other_architectures(kind, tmp_path):
+    identity = checkpoint(tmp_path, kind)
+    ours = models.load(identify(quantize.quantized(identity, Scheme(8), CALIBRATION)))
+    dense = models.load(identity)(IDS).logits
+    assert (ours(IDS).logits - dense).square().mean() < 0.01 * dense.square().mean()
+
+
+@pytest.mark.parametrize("bits", quantize.BITS)
+def test_packing_in_half_precision_loses_nothing(identity, bits, tmp_path):
+    folder = quantize.quantized(identity, Scheme(bits, "rtn"), CALIBRATION, dtype="bfloat16")
+    model = models.load(identify(folder), "bfloat16")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    surgery.export(model, None, [], tmp_path / "again")
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    again = models.load(identify(tmp_path / "again"), "bfloat16").state_dict()
+    assert all(torch.equal(before[name], again[name]) for name in before)
+
+
+def test_weights_that_the_library_brings_to_a_gpu_come_back(identity, monkeypatch):
+    """There, what a module shows of its weights is a copy."""
+    from compressed_tensors.offload.cache.cpu import CPUCache
+
+    onload = CPUCache.onload
+    monkeypatch.setattr(
+        CPUCache, "onload", lambda self, tensor: None if tensor is None else onload(self, tensor).clone()
+    )
+    folder = quantize.quantized(identity, Scheme(8, "rtn", group_size=2), CALIBRATION)
+    monkeypatch.undo()
+    sizes = quantize.tensor_bytes(folder)
+    assert sizes["model.embed_tokens.weight"] == 2 * 97 * 32 and sizes["lm_head.weight"] == 2 * 97 * 32
+    models.load(identify(folder))
+
+
+def test_what_the_library_cannot_do_ends_in_a_line(identity, monkeypatch):
+    def fails(*_):
+        raise TypeError("a strange layer\nof a strange model")
+
+    monkeypatch.setattr(quantize, "_run", fails)
+    with refused(r"llm-compressor cannot quantize .* \(TypeError: a strange layer\): quantize it elsewhere"):
+        quantize.quantized(identity, Scheme(8, "rtn", group_size=1), CALIBRATION)
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama_tied"])
@@ -243,6 +288,21 @@ def test_bad_removal(identity):
     for removed, message in (([5], "out of range"), ([1, 1], "twice"), (range(5), "all 5 blocks")):
         with refused(message):
             quantize.quantized(identity, ROUNDED, CALIBRATION, removed=list(removed))
+
+
+def test_weights_are_counted_once_and_those_of_no_block_too(tmp_path):
+    tensors = {"model.layers.0.a": torch.zeros(4), "model.layers.7.extra": torch.zeros(2), "lm_head": torch.zeros(1)}
+    save_file(tensors, tmp_path / "model-00001-of-00001.safetensors")
+    save_file(tensors, tmp_path / "consolidated.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    settings = {"quant_method": "gptq", "bits": 4}
+    config = tf.LlamaConfig(**tiny_models.COMMON | {"num_hidden_layers": 2}).to_dict() | {
+        "quantization_config": settings
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert quantize.weight_bytes(identify(tmp_path)) == quantize.WeightBytes((16, 0), 12)
+    assert quantize.disk_bytes(tmp_path) == (tmp_path / "consolidated.safetensors").stat().st_size
 
 
 def test_a_file_that_is_cut_off(rounded, tmp_path):

@@ -1,5 +1,7 @@
 """Table 2 and what is said of it, on numbers made by hand; the notebook itself runs in test_study."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,8 @@ def test_claim_can_hold_and_fail():
     assert list(claim.holds) == [True] * 3 + [False] * 3 and list(claim.certainty) == [1.0] * 3 + [0.0] * 3
     assert claim.measured[3:].tolist() == pytest.approx([k * 0.2 / (0.3 + k * 0.1) for k in (1, 2, 3)])
     assert claim.statement[0] == "a, 1 of 6 blocks removed: the damages add up to within 10%"
+    harmless = table2.claim([FULL, precision("d", 8, -1.0)], PLAN, 50, 0)
+    assert not harmless.holds.any() and harmless.measured.isna().all(), "no damage: nothing that could add up"
     unsure = table2.claim([FULL, precision("c", 4, 0.3, noise=0.5)], PLAN, 200, 0)
     assert 0 < unsure.certainty[2] < 1
 
@@ -129,12 +133,14 @@ def test_reported_losses_stand_beside_the_papers():
     assert first["interaction"] == pytest.approx(-0.13) and np.isnan(first["low"])
     assert second["loss, full precision"] == 20 and second["interaction"] == pytest.approx(0)
     assert second["n"] == 10 and second["low"] < 0 < second["high"]
+    alike = table2.reported([FULL, precision("a", 4, 0.3)], PLAN, K).iloc[1]
+    assert alike["interaction"] == 0 and np.isnan(alike["low"]), "no item differs: no interval"
 
 
 def test_order_after_quantization():
     kept = sums(8, L)
     found = [
-        Precision(p.name, p.results, p.weights, p.disk, sums=of, own=PLAN[K])
+        Precision(p.name, p.results, p.weights, p.disk, sums=of, own=PLAN[K + 1] if p.name == "other" else PLAN[K])
         for p, of in ((FULL, kept), (precision("same", 4), kept.first(6)), (precision("other", 3), sums(6, L, seed=1)))
     ]
     table = table2.order_after(found, PLAN, K, 30, 0).set_index("weights")
@@ -144,6 +150,9 @@ def test_order_after_quantization():
     )
     assert table.loc["other", "tau"] < 1
     assert table.loc["same", "difference (nats)"] == 0
+    assert table.loc["other", "difference (nats)"] == pytest.approx(0.1), "one block more"
+    assert table.loc["other", "perplexity, own order"] == pytest.approx(np.exp(3.3))
+    assert table.loc["other", "perplexity, full precision's order"] == pytest.approx(np.exp(3.2))
     scores = table2.influence(found)
     assert scores[scores.weights == table2.FULL].score.tolist() == scores[scores.weights == "same"].score.tolist()
 
@@ -153,6 +162,28 @@ def test_a_quantized_model_has_no_table(tmp_path, monkeypatch):
     folder = quantize.quantized(checkpoint(tmp_path / "dense"), ROUNDED, CALIBRATION)
     with pytest.raises(NotApplicable, match=r"is quantized already \(compressed-tensors\): give its full-precision"):
         table2.opened("smoke", str(folder))
+
+
+def test_a_ready_checkpoint_is_looked_at_before_anything_is_computed(tmp_path):
+    study = table2.opened("smoke", checkpoint(tmp_path / "dense").source)
+    with pytest.raises(StudyError, match=r"ready=nobody/nothing: .*the hub cannot be reached"):
+        table2.measured(study, "nobody/nothing")
+    other = tmp_path / "other"
+    checkpoint(other)
+    config = (other / "config.json").read_text()
+    (other / "config.json").write_text(config.replace('"num_hidden_layers": 5', '"num_hidden_layers": 4'))
+    with pytest.raises(StudyError, match=r"it has 4 blocks, .* has 5"):
+        table2.measured(study, str(other))
+    assert "stack" not in vars(study)
+
+
+def test_the_profiles_own_ready_checkpoint_is_left_out_where_it_cannot_be_had(tmp_path, capsys):
+    study = table2.opened("smoke", checkpoint(tmp_path / "dense").source)
+    ready = "nobody/nothing"
+    budget = replace(study.profile.quantization, ready=ready)
+    study.profile = replace(study.profile, quantization=budget)
+    assert table2._opened_ready(study, ready) is None
+    assert "nobody/nothing left out: " in capsys.readouterr().out
 
 
 def test_items_are_as_many_as_the_profile_affords():

@@ -222,6 +222,11 @@ def quantization_method(identity: ModelIdentity) -> str | None:
     return None if settings is None else str(dict(settings).get("quant_method") or "unknown")
 
 
+def check_library(identity: ModelIdentity) -> None:
+    """Raises StudyError if a ready quantized checkpoint takes a library that is not there."""
+    _quantization_options(identity)
+
+
 def local_folder(identity: ModelIdentity) -> Path:
     """Where the checkpoint's safetensors files lie, fetched from the hub if they are not in its cache."""
     if Path(identity.source).is_dir():
@@ -347,23 +352,33 @@ def _revision(identity: ModelIdentity) -> str | None:
 
 
 @contextmanager
-def packed(model: nn.Module) -> Iterator[dict[str, Tensor] | None]:
+def packed(model: nn.Module, restore: bool = True) -> Iterator[dict[str, Tensor] | None]:
     """A model that `load` unpacked, packed again for as long as it is saved; others as they are.
+
+    Args:
+        model: the model.
+        restore: give it back its very weights; else those that follow from what is packed when the context ends.
 
     Yields:
         The tensors to save, those that 16 bits hold exactly as such; None for a model that has nothing to pack, which
         is saved as it is.
     """
-    if not any(getattr(module, "quantization_scheme", None) is not None for module in model.modules()):
+    parts = [module for module in model.modules() if getattr(module, "quantization_scheme", None) is not None]
+    if not parts:
         yield None
         return
     from compressed_tensors.compressors import ModelCompressor
 
     compressor = ModelCompressor.from_pretrained_model(model)
     before = vars(model.config).get("quantization_config")
+    originals = [(module, module.weight.data, module.weight_scale.data) for module in parts]
     try:
+        for module, weight, scale in originals:  # in bfloat16, quotients of 8 bits would not always be rounded right
+            module.weight.data, module.weight_scale.data = weight.float(), scale.float()
         with _no_bars():
             compressor.compress_model(model, skip_compressed=True)
+        for module, _, scale in originals:
+            module.weight_scale.data = scale
         settings = compressor.quantization_config.model_dump(exclude=["quant_method"])
         model.config.quantization_config = settings | {"quant_method": "compressed-tensors"}
         halves: dict[int, Tensor] = {}  # tied weights stay one tensor
@@ -377,6 +392,9 @@ def packed(model: nn.Module) -> Iterator[dict[str, Tensor] | None]:
     finally:
         with _no_bars():
             compressor.decompress_model(model)
+        if restore:
+            for module, weight, _ in originals:
+                module.weight.data = weight
         if before is None:
             vars(model.config).pop("quantization_config", None)
         else:

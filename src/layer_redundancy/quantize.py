@@ -166,7 +166,8 @@ def quantized(
         "model": identity.fingerprint,
         "blocks": variants.name(kept),
         "text": calibration.fingerprint if scheme.method == "gptq" else None,
-        "rules": [RULES_VERSION, importlib.metadata.version("llmcompressor")],
+        "dtype": dtype,
+        "rules": [RULES_VERSION, *map(importlib.metadata.version, ("llmcompressor", "compressed-tensors"))],
     }
 
     def write(target: Path) -> None:
@@ -195,8 +196,10 @@ def _write(
             with surgery.without_layers(model, removed), _without_head(model):
                 _run(model, tokenizer, scheme, size, ids, batch_size, f"{identity.name}: {scheme}")
             break
-        except (MemoryError, RuntimeError) as error:
-            batch_size = halved(batch_size, error, f"one block of {ids.shape[1]} tokens")
+        except StudyError:
+            raise
+        except Exception as error:  # whatever a model that the library was not made for raises in it
+            batch_size = _halved(batch_size, error, identity.name, ids.shape[1])
     _store_as_16_bits(model)
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
@@ -208,6 +211,20 @@ def _write(
     if scheme.method == "gptq":
         note["calibration"] = f"{calibration.corpus}, {len(ids)} blocks of {ids.shape[1]} tokens"
     (target / "layer_redundancy.json").write_text(json.dumps(note, indent=1))
+
+
+def _halved(batch_size: int, error: Exception, name: str, length: int) -> int:
+    """Half the batch where memory ran out; raises StudyError for anything else."""
+    try:
+        return halved(batch_size, error, f"one block of {length} tokens")
+    except StudyError:
+        raise
+    except Exception:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise StudyError(
+            f"llm-compressor cannot quantize {name} ({type(error).__name__}: {reason}): quantize it elsewhere and give "
+            "the checkpoint as ready"
+        ) from error
 
 
 @contextmanager
@@ -225,7 +242,7 @@ def _without_head(model: nn.Module) -> Iterator[None]:
 
 def _store_as_16_bits(model: nn.Module) -> None:
     """Rounds scales, and weights that are not quantized, to what a checkpoint of 16 bits holds (in place)."""
-    with models.packed(model):
+    with models.packed(model, restore=False):
         for tensor in model.state_dict().values():
             if tensor.dtype == torch.float32:
                 tensor.copy_(tensor.half())
@@ -239,6 +256,7 @@ def _run(model: nn.Module, tokenizer: Any, scheme: Scheme, size: int, ids: Tenso
     logging.getLogger("torch.fx").setLevel(logging.ERROR)  # on a function of torch's that llm-compressor calls
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from compressed_tensors.offload import remove_dispatch
         from datasets import Dataset
         from llmcompressor import oneshot
         from llmcompressor.modifiers.gptq import GPTQModifier
@@ -253,6 +271,7 @@ def _run(model: nn.Module, tokenizer: Any, scheme: Scheme, size: int, ids: Tenso
         with _quiet():
             recipe = QuantizationModifier(config_groups=groups, ignore=outside)
             oneshot(model=model, tokenizer=tokenizer, recipe=recipe)
+        remove_dispatch(model)
         return
     rows = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()})
     with _quiet(title):
@@ -267,6 +286,8 @@ def _run(model: nn.Module, tokenizer: Any, scheme: Scheme, size: int, ids: Tenso
             shuffle_calibration_samples=False,
             pipeline="sequential",
         )
+    # Where there is a GPU, llm-compressor keeps bringing weights there, whatever the profile's device.
+    remove_dispatch(model)
 
 
 @contextmanager
@@ -334,7 +355,7 @@ def weight_bytes(identity: ModelIdentity) -> WeightBytes:
     rest = 0
     for name, size in sizes.items():
         number = re.search(r"\.(\d+)\.", name)
-        if number:
+        if number and int(number[1]) < len(blocks):
             blocks[int(number[1])] += size
         else:
             rest += size
@@ -348,7 +369,7 @@ def tensor_bytes(folder: Path) -> dict[str, int]:
         StudyError: no safetensors file in the folder, or one that is cut off.
     """
     found: dict[str, int] = {}
-    for file in sorted(Path(folder).glob("*.safetensors")):
+    for file in _weight_files(folder):
         with file.open("rb") as stream:
             head = stream.read(8)
             header = stream.read(struct.unpack("<Q", head)[0]) if len(head) == 8 else b""
@@ -365,4 +386,12 @@ def tensor_bytes(folder: Path) -> dict[str, int]:
 
 def disk_bytes(folder: Path) -> int:
     """Bytes of a checkpoint's weight files."""
-    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    return sum(file.stat().st_size for file in _weight_files(folder))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers reads; a checkpoint may hold its weights in another form beside them."""
+    index = Path(folder) / "model.safetensors.index.json"
+    if index.is_file():
+        return sorted({Path(folder) / name for name in json.loads(index.read_text())["weight_map"].values()})
+    return sorted(Path(folder).glob("*.safetensors"))

@@ -188,7 +188,7 @@ class Study:
             StudyError: as `variants.without` and `surgery.export`.
         """
         kept = variants.without(self.num_blocks, removed)
-        settings = {"model": self.identity.fingerprint, "blocks": variants.name(kept)}
+        settings = {"model": self.identity.fingerprint, "blocks": variants.name(kept), "rules": DISK_VERSION}
         folder = packages.made_once(
             "pruned", settings, lambda target: surgery.export(self.stack.model, self.tokenizer, removed, target)
         )
@@ -222,7 +222,7 @@ class Study:
             if model.dtype == torch.float32 and not method:
                 model = copy.deepcopy(model)
                 for parameter in model.parameters():  # not buffers, such as rotary frequencies
-                    parameter.data = parameter.data.half()
+                    parameter.data = parameter.data.bfloat16()  # float16 overflows where models outgrow it
             with packages.scratch_folder("export") as scratch:
                 removed = variants.removed_blocks(self.num_blocks, variant)
                 stored = Result({"bytes": quantize.disk_bytes(surgery.export(model, None, removed, scratch / "model"))})

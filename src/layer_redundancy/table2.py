@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
-from layer_redundancy import curves, importance, paper, quantize, tables, variants
+from layer_redundancy import curves, importance, models, paper, quantize, tables, variants
 from layer_redundancy.activations import ActivationSums
+from layer_redundancy.errors import StudyError
 from layer_redundancy.quantize import Scheme, WeightBytes
 from layer_redundancy.results import Result
 from layer_redundancy.study import Study
@@ -92,6 +93,7 @@ def measured(study: Study, ready: str = "") -> tuple[dict[int, Variant], list[Pr
         ready checkpoint, and rounding to nearest, of which perplexity alone is measured.
     """
     num, budget = study.num_blocks, study.profile.quantization
+    other = _opened_ready(study, ready) if ready else None  # what is wrong with it shows before hours are spent
     order = study.order(MEASURE)
     plan = {k: variants.without(num, order[:k]) for k in range(num)}
     k = removed_in_table(num)
@@ -107,16 +109,27 @@ def measured(study: Study, ready: str = "") -> tuple[dict[int, Variant], list[Pr
             size = quantize.weight_bytes(pruned.identity).of(pruned.dense), pruned.disk_bytes(pruned.dense)
             first = {"pruned_first": of_dense, "pruned_first_bytes": size}
         found.append(_measured(study.quantized(scheme), f"GPTQ, {bits} bits", plan.values(), few, k, **first))
-    if ready:
-        other = Study(study.profile.name, ready, store=study.store.path)
-        other.profile = replace(other.profile, tasks=study.profile.tasks)
-        if other.num_blocks == num:
-            found.append(_measured(other, ready, few, few))
-        else:
-            print(f"{ready} left out: it has {other.num_blocks} blocks, {study.identity.name} has {num}")
+    if other is not None:
+        found.append(_measured(other, ready, few, few))
     for bits in budget.rounded:
         found.append(_measured(study.quantized(Scheme(bits, "rtn")), f"rounded, {bits} bits", few, few, tasks=False))
     return plan, found
+
+
+def _opened_ready(study: Study, ready: str) -> Study | None:
+    """The ready checkpoint with the same texts and tasks; None, told in a line, where the profile's own cannot be."""
+    try:
+        other = Study(study.profile.name, ready, store=study.store.path)
+        models.check_library(other.identity)
+        if other.num_blocks != study.num_blocks:
+            raise StudyError(f"it has {other.num_blocks} blocks, {study.identity.name} has {study.num_blocks}")
+    except StudyError as error:
+        if ready != study.profile.quantization.ready:
+            raise StudyError(f"ready={ready}: {error}") from error
+        print(f"{ready} left out: {error}")
+        return None
+    other.profile = replace(other.profile, tasks=study.profile.tasks)
+    return other
 
 
 def _measured(
@@ -450,7 +463,9 @@ def reported(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: in
                 continue
             of = precision.results[name]
             after = 100 * (tables.cost(of[plan[k]]) - tables.cost(of[plan[0]]))
-            low, high = tables.mean_interval(after - before)
+            # Where all items agree, Student's t would call the difference exactly known.
+            same = np.ptp(after - before) == 0
+            low, high = (np.nan, np.nan) if same else tables.mean_interval(after - before)
             task = name.removeprefix("task/")
             found = (len(after), before.mean(), after.mean(), (after - before).mean(), low, high)
             rows.append(("measured", precision.name, task, *found))
@@ -488,7 +503,8 @@ def claim(precisions: Sequence[Precision], plan: Mapping[int, Variant], resample
         for place, other in enumerate(others):
             for i, count in enumerate(counts, start=1):
                 pruning, quantization, both = mean[place, :, i]
-                share = (both - pruning - quantization) / (pruning + quantization)
+                total = pruning + quantization
+                share = (both - total) / total if total > 0 else np.nan  # no damage: nothing that could add up
                 what = f"{other.name}, {count} of {num} blocks removed: the damages add up to within {ADDITIVE:.0%}"
                 said.append((what, share, ADDITIVE, bool(abs(share) < ADDITIVE)))
         return said

@@ -121,8 +121,8 @@ def test_order_of_steps_is_paired():
     steps = table2.order_of_steps([FULL, precision("a", 4, 0.3, first=0.45)], PLAN, K)
     (row,) = steps.to_dict("records")
     assert row["difference (nats)"] == pytest.approx(-0.05) and row["high"] == pytest.approx(-0.05)
-    assert row["quantized first"] == pytest.approx(np.exp(3.5)) and row["removed first"] == pytest.approx(np.exp(3.45))
-    assert (row["t, quantized first (%)"], row["t, removed first (%)"]) == (60, 50)
+    assert row["perplexity, quantized first"] == pytest.approx(np.exp(3.5))
+    assert row["perplexity, removed first"] == pytest.approx(np.exp(3.45))
 
 
 def test_reported_losses_stand_beside_the_papers():
@@ -150,6 +150,7 @@ def test_order_after_quantization():
     )
     assert table.loc["other", "tau"] < 1
     assert table.loc["same", "difference (nats)"] == 0
+    assert list(table["difference 95 %"]) == ["the same blocks", "0.100 to 0.100"]
     assert table.loc["other", "difference (nats)"] == pytest.approx(0.1), "one block more"
     assert table.loc["other", "perplexity, own order"] == pytest.approx(np.exp(3.3))
     assert table.loc["other", "perplexity, full precision's order"] == pytest.approx(np.exp(3.2))

@@ -519,12 +519,7 @@ def metric_curves(perplexity: pd.DataFrame, accuracy: pd.DataFrame) -> Figure:
         handles, labels = [*handles, Patch(color=GREY, alpha=0.25, lw=0)], [*labels, "range over calibration texts"]
     _legend_above(top, handles, labels)
     for axes, task in zip(others, tasks, strict=True):
-        part = accuracy[accuracy["task"] == task]
-        axes.axhline(part["chance"].iloc[0], color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, gid="chance")
-        axes.set_ylabel("accuracy")
-        names = [Line2D([], [], color=GREY, ls=(0, (4, 2))), Line2D([], [], color=GREY, marker="|", ms=9, lw=0)]
-        said = f"{task}, {part['metric_name'].iloc[0]}, n={int(part['n'].iloc[0])}: 95 % interval"
-        _legend_above(axes, names, ["chance", said])
+        _explain_accuracy(axes, accuracy[accuracy["task"] == task])
     _share_axis(panels[-1, 0])
     return figure
 
@@ -808,12 +803,7 @@ def size_against_quality(points: pd.DataFrame, labelled: Sequence[int] = ()) -> 
     top.set_ylabel("perplexity, log scale")
     _legend_above(top)
     for axes, task in zip(others, tasks, strict=True):
-        part = points[points["task"] == task]
-        axes.axhline(part["chance"].iloc[0], color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, gid="chance")
-        axes.set_ylabel("accuracy")
-        handles = [Line2D([], [], color=GREY, ls=(0, (4, 2))), Line2D([], [], color=GREY, marker="|", ms=9, lw=0)]
-        said = f"{task}, {part['metric_name'].iloc[0]}, n={int(part['n'].iloc[0])}: 95 % interval"
-        _legend_above(axes, handles, ["chance", said])
+        _explain_accuracy(axes, points[points["task"] == task])
     panels[-1, 0].set_xlabel("weights (MB = 10⁶ bytes); numbers in the upper panel: blocks removed")
     return figure
 
@@ -1044,6 +1034,16 @@ def _draw_accuracy(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame | None, x
         handles, labels = [*handles, Line2D([], [], color=GREY, ls=(0, (4, 2)))], [*labels, "chance"]
     axes.set_ylabel("accuracy")
     _legend_above(axes, handles, labels)
+
+
+def _explain_accuracy(axes: Axes, rows: pd.DataFrame) -> None:
+    """Chance, and a legend for one task where colours stand for something else."""
+    axes.axhline(rows["chance"].iloc[0], color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, gid="chance")
+    axes.set_ylabel("accuracy")
+    handles = [Line2D([], [], color=GREY, ls=(0, (4, 2))), Line2D([], [], color=GREY, marker="|", ms=9, lw=0)]
+    first = rows.iloc[0]
+    said = f"{first['task']}, {first['metric_name']}, n={int(first['n'])}: 95 % interval"
+    _legend_above(axes, handles, ["chance", said])
 
 
 def _draw_ranks(axes: Axes, ranks: pd.DataFrame) -> None:

@@ -230,27 +230,18 @@ def points(precisions: Sequence[Precision], plan: Mapping[int, Variant]) -> pd.D
         weights, count (blocks removed), megabytes, perplexity, low, high (95 % t interval over blocks of text), and for
         each task a row with task, accuracy, low, high (95 % Wilson), n and chance in their place.
     """
-    from layer_redundancy.tasks import accuracy_interval
-
-    rows = []
+    num, parts = len(plan[0]), []
     for precision in _complete(precisions, plan):
-        for count, variant in plan.items():
-            base = {
-                "weights": precision.name,
-                "count": count,
-                "megabytes": precision.weights.of(variant) / 1e6,
-            }
-            nll = tables.cost(precision.results["perplexity"][variant])
-            low, high = np.exp(tables.mean_interval(nll))
-            rows.append(base | {"perplexity": np.exp(nll.mean()), "low": low, "high": high})
-            for name in _tasks(precision):
-                result = precision.results[name][variant]
-                values = -tables.cost(result)
-                low, high = accuracy_interval(round(values.sum()), len(values))
-                of_task = {"task": name.removeprefix("task/"), "metric_name": tables.accuracy_metric(result)}
-                of_task |= {"accuracy": values.mean(), "low": low, "high": high, "n": len(values)}
-                rows.append(base | of_task | {"chance": result.summary["chance"]})
-    return pd.DataFrame(rows)
+        frames = [tables.perplexity(precision.results["perplexity"], plan[0])[0]]
+        for name in _tasks(precision):
+            of_task = tables.accuracy(precision.results[name], plan[0], name.removeprefix("task/"))
+            frames.append(of_task.rename(columns={"metric": "metric_name"}))
+        megabytes = {count: precision.weights.of(variant) / 1e6 for count, variant in plan.items()}
+        for frame in frames:
+            drawn = curves.along(frame, plan, num)
+            parts.append(drawn.assign(weights=precision.name, megabytes=drawn["count"].map(megabytes)))
+    columns = ["weights", "count", "megabytes", "perplexity", "low", "high", "task", "metric_name", "accuracy", "n"]
+    return pd.concat(parts, ignore_index=True).reindex(columns=[*columns, "chance"])
 
 
 def _complete(precisions: Sequence[Precision], plan: Mapping[int, Variant]) -> list[Precision]:
@@ -347,8 +338,7 @@ def order_of_steps(precisions: Sequence[Precision], plan: Mapping[int, Variant],
 
     Returns:
         weights, perplexity of quantizing first and of removing first, and the difference of their mean NLL (removing
-        first minus quantizing first, nats a token) with its 95 % t interval, paired by block of text; then for each
-        task both accuracies in percent.
+        first minus quantizing first, nats a token) with its 95 % t interval, paired by block of text.
     """
     rows = []
     for precision in precisions:
@@ -356,20 +346,17 @@ def order_of_steps(precisions: Sequence[Precision], plan: Mapping[int, Variant],
             continue
         after, before = _nll(precision, [plan[k]])[:, 0], tables.cost(precision.pruned_first["perplexity"])
         low, high = tables.mean_interval(before - after)
-        row = {
-            "weights": precision.name,
-            "blocks": len(plan[k]),
-            "quantized first": np.exp(after.mean()),
-            "removed first": np.exp(before.mean()),
-            "difference (nats)": (before - after).mean(),
-            "low": low,
-            "high": high,
-        }
-        for name in _tasks(precision):
-            task = name.removeprefix("task/")
-            row[f"{task}, quantized first (%)"] = -100 * tables.cost(precision.results[name][plan[k]]).mean()
-            row[f"{task}, removed first (%)"] = -100 * tables.cost(precision.pruned_first[name]).mean()
-        rows.append(row)
+        rows.append(
+            {
+                "weights": precision.name,
+                "blocks": len(plan[k]),
+                "perplexity, quantized first": np.exp(after.mean()),
+                "perplexity, removed first": np.exp(before.mean()),
+                "difference (nats)": (before - after).mean(),
+                "low": low,
+                "high": high,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -430,7 +417,7 @@ def order_after(
                 "perplexity, full precision's order": np.exp(nll[:, 0].mean()),
                 "perplexity, own order": np.exp(nll[:, 1].mean()),
                 "difference (nats)": change.mean(),
-                "difference 95 %": f"{low:.3f} to {high:.3f}",
+                "difference 95 %": "the same blocks" if precision.own == plan[k] else f"{low:.3f} to {high:.3f}",
             }
         )
     return pd.DataFrame(rows)

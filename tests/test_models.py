@@ -137,7 +137,7 @@ def test_local_folder_round_trip(tmp_path, profile):
     [
         ("./no/such/folder", "no such folder"),
         ("nobody/there-is-no-such-model", "hub cannot be reached|no such model"),
-        ("not a valid id!!", "no such model|hub cannot be reached"),
+        ("not a valid id!!", "no such repository|hub cannot be reached"),
     ],
 )
 def test_models_that_cannot_be_had_are_one_line(model, message, profile):
@@ -195,10 +195,11 @@ def answer(kind, status):
     "error, message",
     [
         (answer(hub.GatedRepoError, 403), "is gated: accept its licence"),
-        (answer(hub.RepositoryNotFoundError, 404), "no such model or revision"),
-        (answer(hub.RevisionNotFoundError, 404), "no such model or revision"),
-        (answer(hub.RemoteEntryNotFoundError, 404), "has no config.json"),
-        (answer(hub.HfHubHTTPError, 429), "try again later"),
+        (answer(hub.RepositoryNotFoundError, 404), "no such repository or revision"),
+        (answer(hub.RevisionNotFoundError, 404), "no such repository or revision"),
+        (answer(hub.RemoteEntryNotFoundError, 404), "has no such file on the hub"),
+        (answer(hub.HfHubHTTPError, 429), "asked too often"),
+        (answer(hub.HfHubHTTPError, 503), "try again later"),
         (httpx.ConnectError("refused"), "the hub cannot be reached"),
         (hub.OfflineModeIsEnabled("offline"), "the hub cannot be reached"),
         (torch.OutOfMemoryError("CUDA out of memory"), "does not fit in this device's memory"),

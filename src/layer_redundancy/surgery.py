@@ -115,6 +115,9 @@ def without_head(model: nn.Module, layer: int, head: int) -> Iterator[nn.Module]
 def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Path) -> Path:
     """Writes the model without some blocks as a checkpoint that plain transformers loads; quantized weights packed.
 
+    A Baichuan-7B is written as the Llama that it is. Other tools need `layer_redundancy.rwkv5` imported to load an
+    RWKV-5, and `layer_redundancy.baichuan` to load a Baichuan-13B or either one's tokenizer.
+
     The checkpoint is written beside `folder`, loaded again, its logits compared with those of the model in memory, and
     renamed only then: a folder that exists is a checkpoint that works.
 
@@ -140,6 +143,11 @@ def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Pat
         )
     if folder.exists():
         raise StudyError(f"{folder} exists: choose another folder or delete it")
+    if model.config.model_type == "baichuan":
+        from layer_redundancy import baichuan
+
+        if baichuan.is_rotary(model):
+            model = baichuan.as_llama(model)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

@@ -42,6 +42,22 @@ def hub(monkeypatch):
     return serve
 
 
+@pytest.fixture
+def raw_file(monkeypatch, tmp_path):
+    """raw_file(url, rows): a file of rows, a JSON object a line, at an address outside the hub."""
+
+    def serve(url, rows):
+        def file(asked):
+            assert asked == url
+            return target
+
+        target = tmp_path / "rows.json"
+        target.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
+        monkeypatch.setattr(benchmarks.hub, "file", file)
+
+    return serve
+
+
 def asked(name, tokenizer):
     """The task through lm-eval and `tasks.load`: for each item in the data's order, (context, choices, gold)."""
     items = tasks.load(TaskBudget(name), tokenizer)
@@ -133,24 +149,24 @@ def test_piqa(hub, tokenizer):
         ("shortgpt_chid_dev", "09136670c8b21a54f6777b8cbb4494699d27c6d7/datasets/chid/dev_few_all.json"),
     ],
 )
-def test_chid(hub, tokenizer, name, file):
+def test_chid(raw_file, tokenizer, name, file):
     idioms = ["一心一意", "三心二意", "四海为家", "五光十色", "六神无主", "七上八下", "九牛一毛"]
     row = {"id": 7, "candidates": idioms, "content": "他做事#idiom#,从不分心。", "answer": 4}
-    hub({"test": [row]}, "json", data_files={"test": FEWCLUE + file})
+    raw_file(FEWCLUE + file, [row])
     items, told = asked(name, tokenizer)
     choices = [f"以下句子是否通顺？\n他做事{idiom},从不分心。\n这个句子是通顺的。" for idiom in idioms]
     assert told == [("", choices, 4)]
     scored_by_hand(items)
 
 
-def test_wsc(hub, tokenizer):
+def test_wsc(raw_file, tokenizer):
     target = {"span2_index": 6, "span1_index": 0, "span1_text": "小王", "span2_text": "他"}
     rows = [
         {"target": target, "idx": 3, "label": "true", "text": "小王迟到了，他很急。"},
         {"target": target | {"span1_text": "车"}, "idx": 4, "label": "false", "text": "小王下车了，他很急。"},
     ]
     file = "349d34535a6520b93829bde6fdb264d82a251f48/datasets/cluewsc/test_public.json"
-    hub({"test": rows}, "json", data_files={"test": FEWCLUE + file})
+    raw_file(FEWCLUE + file, rows)
     items, told = asked("shortgpt_wsc", tokenizer)
     prompt = '小王迟到了，他很急。\nHere, is the pronoun "他" used to mean "小王"? '
     assert told[0] == ("", [prompt + "No.", prompt + "Yes."], 1)
@@ -242,12 +258,12 @@ C3 = [
 
 
 def test_c3(monkeypatch, tmp_path, tokenizer):
-    def download(_manager, url):
+    def download(url):
         assert url.startswith("https://raw.githubusercontent.com/nlpdata/c3/") and url.endswith("/data/c3-d-dev.json")
         (tmp_path / "c3").write_text(json.dumps(C3, ensure_ascii=False), encoding="utf-8")
-        return str(tmp_path / "c3")
+        return tmp_path / "c3"
 
-    monkeypatch.setattr(datasets.DownloadManager, "download", download)
+    monkeypatch.setattr(benchmarks.hub, "file", download)
     items, told = asked("shortgpt_c3", tokenizer)
     prompt = "文章：男：你去哪儿? 女：去上班。\n问题：女的去哪儿?\n答案："
     assert told[0] == ("", [prompt + "家", prompt + "公司", prompt + "学校"], 1)
@@ -312,7 +328,7 @@ def test_xsum(hub):
 def test_mean_and_sum_disagree_where_lengths_do(monkeypatch, tmp_path, tokenizer):
     from tokenizers.processors import TemplateProcessing
 
-    monkeypatch.setattr(datasets.DownloadManager, "download", lambda _manager, _url: str(tmp_path / "c3"))
+    monkeypatch.setattr(benchmarks.hub, "file", lambda _url: tmp_path / "c3")
     choice = ["短", "一个长得多的答案，有许多字"]
     question = [{"question": "哪个?", "choice": choice, "answer": choice[1]}]
     (tmp_path / "c3").write_text(json.dumps([[["男：好。"], question, "1"]], ensure_ascii=False), encoding="utf-8")
@@ -426,9 +442,9 @@ def test_scores_of_the_paper_are_fractions_of_the_items():
 def test_unreachable_data_is_told_in_one_line(tokenizer, monkeypatch, tmp_path, name):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("datasets.config.DOWNLOADED_DATASETS_PATH", tmp_path)  # nor is it in a cache
+    monkeypatch.setattr("layer_redundancy.paths.CACHE", tmp_path)  # nor is it in a cache
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(StudyError, match=f"cannot load the data of task '{name}'") as error:
+    with pytest.raises(StudyError, match="is not in the local cache and the hub cannot be reached") as error:
         tasks.load(TaskBudget(name), tokenizer)
-    assert "\n" not in str(error.value) and "shortgpt_" not in str(error.value).split("no hub:")[1]
+    assert "\n" not in str(error.value)

@@ -154,7 +154,7 @@ def test_unreachable_hub_is_told_in_one_line(monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(StudyError, match="cannot read corpus 'pg19' from the hub") as error:
+    with pytest.raises(StudyError, match="emozilla/pg19 is not in the local cache") as error:
         articles("pg19", "calibration")
     assert "\n" not in str(error.value)
 

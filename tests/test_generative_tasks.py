@@ -187,7 +187,7 @@ def test_generated_code_never_runs_without_leave(folder, tokenizer, byte_stack, 
     with pytest.raises(StudyError, match="set run_generated_code=True") as error:
         generative_tasks.load(TaskBudget("tiny_code"), folder=folder)
     assert "\n" not in str(error.value)
-    with pytest.raises(StudyError, match="cannot load task 'tiny_code'"):  # with leave, its code is looked up
+    with pytest.raises(StudyError, match="cannot load the data of task 'tiny_code'"):  # it is looked up
         generative_tasks.load(TaskBudget("tiny_code"), run_generated_code=True, folder=folder)
     task = replace(generative_tasks.load(TaskBudget("tiny_sums"), folder=folder), runs_code=True)
     store = Store(tmp_path / "s.sqlite")

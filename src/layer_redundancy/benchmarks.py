@@ -23,12 +23,17 @@ import huggingface_hub
 import lm_eval
 import pandas as pd
 
+from layer_redundancy import hub
 from layer_redundancy.errors import StudyError
 
 Row = Mapping[str, Any]  # of a data set, by column
 
-# The authors' file, at a commit of nlpdata/c3 that holds it.
-C3_URL = "https://raw.githubusercontent.com/nlpdata/c3/dd2d89324e961786a1a9eec73ae13f1c6b800384/data/c3-d-dev.json"
+# The authors' files, which lie on no hub, each at a commit that holds it.
+C3_URL = f"{hub.RAW_FILES}/nlpdata/c3/dd2d89324e961786a1a9eec73ae13f1c6b800384/data/c3-d-dev.json"
+_FEWCLUE = f"{hub.RAW_FILES}/CLUEbenchmark/FewCLUE"
+CHID_URL = f"{_FEWCLUE}/349d34535a6520b93829bde6fdb264d82a251f48/datasets/chid/test_public.json"
+CHID_DEV_URL = f"{_FEWCLUE}/09136670c8b21a54f6777b8cbb4494699d27c6d7/datasets/chid/dev_few_all.json"
+CLUEWSC_URL = f"{_FEWCLUE}/349d34535a6520b93829bde6fdb264d82a251f48/datasets/cluewsc/test_public.json"
 COMMONSENSE_QA_SHOTS = 8
 CMMLU_SHOTS = 5
 XSUM_ROWS = 1000
@@ -162,6 +167,26 @@ def piqa(rows: Iterable[Row]) -> datasets.Dataset:
     )
 
 
+def _lines(url: str) -> list[Row]:
+    """The rows of a file with a JSON object a line."""
+    return [json.loads(line) for line in hub.file(url).read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def chid_test(**_: Any) -> dict[str, datasets.Dataset]:
+    """{"test": FewCLUE's chid, test_public}, which the paper's dense and ShortGPT rows fit."""
+    return {"test": chid(_lines(CHID_URL))}
+
+
+def chid_dev(**_: Any) -> dict[str, datasets.Dataset]:
+    """{"test": FewCLUE's chid, dev_few_all}, which its baseline rows fit."""
+    return {"test": chid(_lines(CHID_DEV_URL))}
+
+
+def cluewsc_test(**_: Any) -> dict[str, datasets.Dataset]:
+    """{"test": FewCLUE's cluewsc, test_public}."""
+    return {"test": cluewsc(_lines(CLUEWSC_URL))}
+
+
 def chid(rows: Iterable[Row]) -> datasets.Dataset:
     """Rows of FewCLUE chid: content (with #idiom#), candidates (7), answer (0..6). Config FewCLUE_chid_ppl_8f2872."""
     return _dataset(
@@ -208,8 +233,7 @@ def boolq(rows: Iterable[Row]) -> datasets.Dataset:
 
 def c3(**_: Any) -> dict[str, datasets.Dataset]:
     """{"test": the dialogue half of C3's dev, as `c3_rows` has it}."""
-    file = datasets.DownloadManager().download(C3_URL)
-    return {"test": c3_rows(json.loads(Path(file).read_text(encoding="utf-8")))}
+    return {"test": c3_rows(json.loads(hub.file(C3_URL).read_text(encoding="utf-8")))}
 
 
 def c3_rows(documents: Iterable[Sequence]) -> datasets.Dataset:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from layer_redundancy import paths
+from layer_redundancy import hub, paths, sources
 from layer_redundancy.errors import StudyError
 from layer_redundancy.packages import scratch_folder
 from layer_redundancy.profiles import TextBudget
@@ -23,6 +23,9 @@ RULES_VERSION = 1  # part of the cached file's name: raise it when a cleaning ru
 MIN_PARAGRAPH_WORDS = 20  # table cells, captions and list entries are shorter
 MIN_ARTICLE_WORDS = 200  # redirects, disambiguation pages and lists leave less prose than that
 TEXT_FILE_ARTICLE_WORDS = 2000  # a single .txt is cut after the paragraph that reaches this
+
+# The books of PG-19 by split: its validation and its test split.
+PG19_FILES: dict[Split, str] = {"calibration": "data/validation-*.parquet", "evaluation": "data/test-*.parquet"}
 
 # A paragraph of prose starts like a sentence (list entries, headings, table rows and templates do not) and ends like
 # one (captions and lines that lead into a list or a formula do not).
@@ -129,7 +132,7 @@ def articles(corpus: str, split: Split) -> list[str]:
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
     if corpus == "pg19":
-        return _pg19({"calibration": "validation", "evaluation": "test"}[split])
+        return _pg19(split)
     titled = _wikipedia() if corpus == "wikipedia" else _text_files(corpus)
     ranked = sorted(titled, key=_digest)
     mine = set(ranked[SPLITS.index(split) :: 2])
@@ -182,18 +185,24 @@ def _wikipedia() -> dict[str, str]:
     return cleaned
 
 
-def _pg19(hub_split: str) -> list[str]:
-    """The books of one of PG-19's own splits; streamed, since they lie beside a training split of 11 GB."""
-    from datasets import load_dataset
+def pg19_files() -> Path:
+    """The folder of PG-19's validation and test splits, downloaded once; its training split of 11 GB stays where it is.
 
-    try:
-        return [book["text"] for book in load_dataset("emozilla/pg19", split=hub_split, streaming=True)]
-    except Exception as error:  # the hub's clients raise many types; for the user each means the same
-        reason = str(error).strip().splitlines() or [""]
-        raise StudyError(
-            f"cannot read corpus 'pg19' from the hub ({type(error).__name__}: {reason[0]}): "
-            "check the network and HF_HUB_OFFLINE, or use corpus 'wikipedia' or text files of your own"
-        ) from error
+    Raises:
+        StudyError: they are not in the hub's cache, and the hub cannot be reached or does not hand them out.
+    """
+    source = sources.DATA["pg19"]
+    return hub.snapshot(source.repository, source.revision, list(PG19_FILES.values()), "dataset")
+
+
+def _pg19(split: Split) -> list[str]:
+    """The books of one of PG-19's own splits."""
+    import pandas as pd
+
+    files = sorted(pg19_files().glob(PG19_FILES[split]))
+    if not files:
+        raise StudyError(f"corpus 'pg19' has no file {PG19_FILES[split]} on the hub any more: name another corpus")
+    return [text for file in files for text in pd.read_parquet(file, columns=["text"])["text"]]
 
 
 def _text_files(corpus: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import nn
 from tqdm import tqdm
 
-from layer_redundancy import models, paths, plain, tasks, variants
+from layer_redundancy import models, plain, tasks, throughput, variants
 from layer_redundancy.errors import StudyError
 from layer_redundancy.memory import halved
 from layer_redundancy.models import DecoderStack, ModelIdentity
@@ -62,14 +62,9 @@ def _find(budget: TaskBudget, folder: Path | None) -> tuple[Any, dict]:
 
     HumanEval's functions run a sample program when they are looked up.
     """
-    from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    folder = Path(folder or paths.TASKS)
-    with tasks.quiet():
-        manager = TaskManager(include_path=str(folder), include_defaults=False)
-        if budget.name not in manager.all_subtasks:
-            manager = TaskManager(include_path=str(folder))
+    manager = tasks.task_manager(budget.name, folder)
     if budget.name not in manager.all_subtasks:
         near = difflib.get_close_matches(budget.name, manager.all_subtasks, n=3)
         raise StudyError(
@@ -115,18 +110,12 @@ def load(
     if code := config.get("unsafe_code", False) is not False:
         _refuse_code(budget, run_generated_code)
     with tasks.quiet(), _code_allowed(code):
-        try:
+        with tasks.data_errors(budget.name):
             task = manager.load([budget.name])["tasks"][budget.name]
             if budget.num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config("num_fewshot", budget.num_fewshot)
             task.set_fewshot_seed(seed)
             docs = task.eval_docs
-        except Exception as error:  # the hub's clients and the tasks' own code raise many types
-            reason = str(error).strip().splitlines() or [""]
-            raise StudyError(
-                f"cannot load task {budget.name!r} ({type(error).__name__}: {reason[0]}): check the network and "
-                "HF_HUB_OFFLINE"
-            ) from error
         places = list(range(len(docs)))
         random.Random(seed).shuffle(places)
         chosen = tuple(sorted(places[: budget.limit]))
@@ -199,7 +188,7 @@ def evaluate(
     plan: Sequence[Variant],
     task: GenerativeTask,
     store: Store,
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = 2048,
     run_generated_code: bool = False,
     progress: bool = True,
 ) -> dict[Variant, Result]:
@@ -214,8 +203,9 @@ def evaluate(
         plan: variants.
         task: from `load`.
         store: where results are and go.
-        batch_tokens: tokens a batch may hold, answers included; halved when memory runs out. A model that carries a
-            state answers one prompt at a time: padding would run through the state.
+        batch_tokens: tokens a batch may hold, answers included; halved when memory runs out. None for as many as
+            `throughput` finds on this device. A model that carries a state answers one prompt at a time: padding would
+            run through the state.
         run_generated_code: see `load`; asked for here too.
         progress: draw a progress bar with the time left, in variants.
 
@@ -253,7 +243,9 @@ def evaluate(
     todo = [variant for variant, result in found.items() if result is None]
     for variant in tqdm(todo, desc=name, unit="variant", disable=not (progress and todo)):
         stack = get_stack()
-        rows = max(1, batch_tokens // tokens) if models.has_key_value_cache(stack.model) else 1
+        rows = 1
+        if models.has_key_value_cache(stack.model):
+            rows = max(1, throughput.batch_tokens(stack, batch_tokens) // tokens)
         with plain.applied(stack, variant) as model, tasks.quiet(), _code_allowed(task.runs_code):
             lm = _Answers(
                 model, copy.deepcopy(tokenizer), store, keys[variant], batch_size=rows, max_length=identity.max_length

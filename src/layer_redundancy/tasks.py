@@ -26,7 +26,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from scipy.stats import binomtest
 
-from layer_redundancy import corpora, paths
+from layer_redundancy import corpora, hub, paths, sources
 from layer_redundancy.errors import StudyError
 from layer_redundancy.profiles import TaskBudget
 
@@ -106,6 +106,7 @@ class TaskItems:
         items: the items in their order.
         requests: those of item 0 first, then those of item 1, and so on.
         metric_names: columns of `metrics` that the task defines.
+        total: items that the task has, of which these may be a part.
     """
 
     name: str
@@ -113,6 +114,7 @@ class TaskItems:
     items: tuple[Item, ...]
     requests: tuple[Request, ...]
     metric_names: tuple[str, ...]
+    total: int = 0
 
     @property
     def num_items(self) -> int:
@@ -203,7 +205,7 @@ def load(budget: TaskBudget, tokenizer, seed: int = 0, max_length: int | None = 
         docs = [task.eval_docs for task in leaves]  # once: the property may process all documents at every call
         places = [(leaf, doc_id) for leaf in range(len(leaves)) for doc_id in range(len(docs[leaf]))]
         random.Random(seed).shuffle(places)
-        places = places[: budget.limit]
+        total, places = len(places), places[: budget.limit]
         asked = {}
         # In lm-eval's order, for tasks that draw their examples from one random stream.
         for leaf, doc_id in sorted(places):
@@ -231,7 +233,15 @@ def load(budget: TaskBudget, tokenizer, seed: int = 0, max_length: int | None = 
         items=tuple(items),
         requests=tuple(requests),
         metric_names=tuple(dict.fromkeys(name for task in leaves for name in task.aggregation())),
+        total=total,
     )
+
+
+def fetch(budget: TaskBudget) -> None:
+    """Downloads a benchmark's data; errors as `load`."""
+    with quiet():
+        for task in _leaves(budget, seed=0):
+            _ = task.eval_docs
 
 
 def accuracy_interval(successes: int, n: int) -> tuple[float, float]:
@@ -256,27 +266,16 @@ class _Encoder(HFLM):
 
 def _leaves(budget: TaskBudget, seed: int) -> list[Task]:
     """The tasks behind a name (several for a group or tag), ready to build prompts."""
-    manager = TaskManager(include_path=str(paths.TASKS), include_defaults=False)
-    own = manager.all_tasks
-    offline = [name for name in own if not name.startswith("shortgpt_")]
-    if budget.name not in own:
-        manager = TaskManager(include_path=str(paths.TASKS))  # reads lm-eval's thousands of files: many seconds
-        if budget.name not in manager.all_tasks:
-            near = difflib.get_close_matches(budget.name, manager.all_tasks, n=3)
-            raise StudyError(
-                f"unknown task {budget.name!r}: choose {', '.join(own)}, or a task that lm-eval ships"
-                + (f" (did you mean {' or '.join(near)}?)" if near else "")
-            )
-    try:
-        leaves = list(manager.load([budget.name])["tasks"].values())
-    except StudyError:
-        raise
-    except Exception as error:  # the hub's clients and the tasks' own code raise many types
-        reason = str(error).strip().splitlines() or [""]
+    own = TaskManager(include_path=str(paths.TASKS), include_defaults=False).all_tasks
+    manager = task_manager(budget.name)
+    if budget.name not in manager.all_tasks:
+        near = difflib.get_close_matches(budget.name, manager.all_tasks, n=3)
         raise StudyError(
-            f"cannot load the data of task {budget.name!r} ({type(error).__name__}: {reason[0]}): check the network "
-            f"and HF_HUB_OFFLINE, or use a task that needs no hub: {', '.join(offline)}"
-        ) from error
+            f"unknown task {budget.name!r}: choose {', '.join(own)}, or a task that lm-eval ships"
+            + (f" (did you mean {' or '.join(near)}?)" if near else "")
+        )
+    with data_errors(budget.name):
+        leaves = list(manager.load([budget.name])["tasks"].values())
     for task in leaves:
         if task.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood"):
             raise StudyError(
@@ -291,6 +290,43 @@ def _leaves(budget: TaskBudget, seed: int) -> list[Task]:
         task.set_config("num_fewshot", shots)
         task.set_fewshot_seed(seed)
     return leaves
+
+
+def task_manager(name: str, folder: Path | None = None) -> TaskManager:
+    """lm-eval's manager of as few task files as hold the task: reading all of its thousands takes seconds.
+
+    Args:
+        name: of a task; where neither we nor lm-eval have it, the manager of all is returned.
+        folder: task definitions of our own; data/tasks if not given.
+    """
+    folder, theirs = str(folder or paths.TASKS), Path(lm_eval.__file__).parent / "tasks"
+    # A benchmark's folder is named after it, as far as the first underscore or to the end ("mmlu", "gsm8k_cot").
+    near = [theirs / part for part in (name, name.split("_")[0]) if (theirs / part).is_dir()]
+    with quiet():
+        for include in ((folder,), *((folder, str(path)) for path in near)):
+            manager = TaskManager(include_path=include, include_defaults=False)
+            if name in manager.all_tasks:
+                return manager
+        return TaskManager(include_path=folder)
+
+
+@contextmanager
+def data_errors(name: str) -> Iterator[None]:
+    """Turns whatever is raised while a task's data is loaded into one line."""
+    try:
+        yield
+    except StudyError:
+        raise
+    except Exception as error:  # the hub's clients and the tasks' own code raise many types
+        source = sources.DATA.get(name)
+        what = f"task {name}" + (f" ({source.repository})" if source else "")
+        if (line := hub.told(error, what)) is not None:
+            raise StudyError(line) from error
+        reason = str(error).strip().splitlines() or [""]
+        raise StudyError(
+            f"cannot load the data of task {name!r} ({type(error).__name__}: {reason[0]}): check the network and "
+            "HF_HUB_OFFLINE, or use the embedded profile, whose tasks need no hub"
+        ) from error
 
 
 def _ask(task: Task, doc_id: int, doc: dict) -> tuple[Item, list]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from layer_redundancy import throughput
 from layer_redundancy.errors import StudyError
 from layer_redundancy.memory import halved
 from layer_redundancy.models import DecoderStack
@@ -65,7 +66,7 @@ def collect(
     stack: DecoderStack,
     input_ids: Tensor,
     lengths: Tensor | None = None,
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = 2048,
     progress: bool = False,
 ) -> ActivationSums:
     """Runs the sequences through the blocks once and sums up what every importance measure needs.
@@ -77,7 +78,8 @@ def collect(
         stack: the model taken apart.
         input_ids: int64 (sequences, tokens), padded on the right.
         lengths: int64 (sequences,) real tokens of each; None when nothing is padding.
-        batch_tokens: tokens a forward may hold; halved, down to one sequence, when memory runs out.
+        batch_tokens: tokens a forward may hold; halved, down to one sequence, when memory runs out. None for as many as
+            `throughput` finds on this device.
         progress: draw a progress bar.
 
     Returns:
@@ -93,7 +95,7 @@ def collect(
     if num_sequences == 0 or lengths.min() < 1 or lengths.max() > width:
         raise StudyError(f"calibration needs sequences of 1 to {width} tokens: got lengths {lengths.tolist()[:5]}")
     parts: list[tuple[np.ndarray, ...]] = []
-    start, batch = 0, max(1, batch_tokens // width)
+    start, batch = 0, max(1, throughput.batch_tokens(stack, batch_tokens) // width)
     with tqdm(total=num_sequences, desc="activations", unit="sequence", disable=not progress) as bar:
         while start < num_sequences:
             rows = slice(start, start + batch)

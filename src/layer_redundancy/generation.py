@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from layer_redundancy import models, paper, plain, tables, variants
+from layer_redundancy import models, paper, plain, tables, throughput, variants
 from layer_redundancy.corpora import TokenBlocks
 from layer_redundancy.errors import StudyError
 from layer_redundancy.memory import halved
@@ -209,7 +209,7 @@ def run(
     blocks: TokenBlocks,
     budget: GenerationBudget,
     store: Store,
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = 2048,
     progress: bool = True,
 ) -> dict[Variant, Result]:
     """`measure` for every variant, taking what the store has; each is stored as soon as it is there.
@@ -221,7 +221,7 @@ def run(
         blocks: of evaluation text, at least `budget.prompts` of them.
         budget: how many prompts, and how long.
         store: where results are and go.
-        batch_tokens: tokens a forward may hold.
+        batch_tokens: tokens a forward may hold; None for as many as `throughput` finds on this device.
         progress: draw a progress bar with the time left, in variants.
 
     Returns:
@@ -247,7 +247,9 @@ def run(
         )
 
     def stored(variant: Variant, reference: np.ndarray | None) -> Result:
-        result = measure(get_stack(), variant, blocks, budget, reference, batch_tokens)
+        stack = get_stack()
+        held = throughput.batch_tokens(stack, batch_tokens)
+        result = measure(stack, variant, blocks, budget, reference, held)
         store.put(key(variant, reference), identity.name, result)
         return result
 

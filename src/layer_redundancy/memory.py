@@ -9,6 +9,11 @@ import torch
 from layer_redundancy.errors import StudyError
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def halved(batch: int, error: BaseException, what: str) -> int:
     """Half the batch if `error` is a lack of memory that a smaller batch may avoid; otherwise raises.
 
@@ -21,8 +26,7 @@ def halved(batch: int, error: BaseException, what: str) -> int:
         StudyError: the batch cannot be halved any more.
         BaseException: `error` itself, if it is something else.
     """
-    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    if not out_of_memory:
+    if not lacks_memory(error):
         raise error
     if batch <= 1:
         raise StudyError(

@@ -32,6 +32,11 @@ CREATE TABLE IF NOT EXISTS partial (
     first INTEGER NOT NULL, outputs TEXT NOT NULL,
     PRIMARY KEY (model, variant, measurement, data, settings, version, first)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sweeps (
+    finished TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, notebook TEXT NOT NULL, model_name TEXT NOT NULL,
+    variants INTEGER NOT NULL, block_tokens_naive INTEGER NOT NULL, block_tokens_shared INTEGER NOT NULL,
+    head_tokens INTEGER NOT NULL, seconds_estimated REAL NOT NULL, seconds REAL NOT NULL
+);
 CREATE TABLE IF NOT EXISTS claims (work TEXT PRIMARY KEY, owner TEXT NOT NULL, renewed REAL NOT NULL) WITHOUT ROWID;
 """
 CLAIM_SECONDS = 60  # a claim that is not renewed for so long is void
@@ -201,6 +206,21 @@ class Store:
         with self._errors():
             seen, self._seen = self._seen, self._db.execute("PRAGMA data_version").fetchone()[0]
         return seen != self._seen
+
+    # ------------------------------------------------------------------------------------------------ how long it took
+
+    def log_sweep(self, **values: Any) -> None:
+        """Writes down what a sweep ran and how long it took, to set against what was planned; columns of `sweeps`."""
+        with self._transaction() as db:
+            marks = ", ".join("?" * len(values))
+            db.execute(f"INSERT INTO sweeps ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
+
+    def sweeps(self) -> list[dict[str, Any]]:
+        """What `log_sweep` wrote, oldest first."""
+        with self._errors():
+            found = self._db.execute("SELECT * FROM sweeps ORDER BY rowid")
+            columns = [column[0] for column in found.description]
+            return [dict(zip(columns, row, strict=True)) for row in found]
 
     # ------------------------------------------------------------------------------------------------ for people
 

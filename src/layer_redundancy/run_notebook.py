@@ -270,6 +270,7 @@ def main(
     echo = Echo(sys.stderr)
     # tqdm, imported by libraries, asks in every notebook for widgets that an executed copy could not show.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
+    os.environ["LAYER_REDUNDANCY_NOTEBOOK"] = notebook.stem  # which the store's log of sweeps names
     # Resolved before anything runs: papermill changes the working directory.
     notebook, output = notebook.absolute(), output.absolute()
     try:

@@ -5,12 +5,12 @@ blocks before it. Single removal costs about half a forward a variant, removal f
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import torch
 from torch import Tensor, cat
 from tqdm import tqdm
 
@@ -20,6 +20,8 @@ from layer_redundancy.memory import available, halved
 from layer_redundancy.models import DecoderStack, ModelIdentity, has_key_value_cache
 from layer_redundancy.results import Key, Result, Store
 from layer_redundancy.scoring import Measurement, Outputs, ScoredSequence
+from layer_redundancy.throughput import batch_tokens as fitting_tokens
+from layer_redundancy.throughput import seconds
 from layer_redundancy.variants import Element, Variant, describe, name
 
 KEEP_SECONDS = 5  # how often a batch's outputs go to the store while it runs
@@ -128,12 +130,15 @@ class Plan:
 
 
 def plan(
-    stack: DecoderStack, variants: Sequence[Variant], measurements: Sequence[Measurement], batch_tokens: int = 2048
+    stack: DecoderStack,
+    variants: Sequence[Variant],
+    measurements: Sequence[Measurement],
+    batch_tokens: int | None = 2048,
 ) -> Plan:
     """What `run` would do for these variants and measurements with an empty store; runs a few blocks to time them."""
     variants = list(dict.fromkeys(variants))
     works = [arrange(m.sequences, has_key_value_cache(stack.model)) for m in measurements]
-    return _plan(stack, [(work, variants) for work in works], batch_tokens)
+    return _plan(stack, [(work, variants) for work in works], fitting_tokens(stack, batch_tokens))
 
 
 def _plan(stack: DecoderStack, todo: Sequence[tuple[Work, Sequence[Variant]]], batch_tokens: int) -> Plan:
@@ -154,13 +159,13 @@ def _plan(stack: DecoderStack, todo: Sequence[tuple[Work, Sequence[Variant]]], b
         states = max(states, (num_held(root) + 2) * held)
     weights = sum(p.numel() * p.element_size() for p in stack.model.parameters())
     vocabulary = stack.model.get_input_embeddings().weight.shape[0]
-    workspace = batch_tokens * _workspace(stack) + 3 * 4 * scoring.HEAD_ROWS * vocabulary
+    forward = batch_tokens * workspace(stack) + 3 * 4 * scoring.HEAD_ROWS * vocabulary
     distinct = len({v for _, variants in todo for v in variants})
     shares = has_key_value_cache(stack.model)
-    return Plan(distinct, naive, shared, head_naive, head, seconds, weights + states + workspace, shares)
+    return Plan(distinct, naive, shared, head_naive, head, seconds, weights + states + forward, shares)
 
 
-def _workspace(stack: DecoderStack) -> int:
+def workspace(stack: DecoderStack) -> int:
     """Bytes a token that a block's forward takes, roughly: the widest activations of its MLP."""
     config, element = stack.model.config.get_text_config(), stack.model.get_input_embeddings().weight.element_size()
     return 4 * element * max(config.hidden_size, getattr(config, "intermediate_size", 0) or 4 * config.hidden_size)
@@ -173,8 +178,13 @@ def _fitting(stack: DecoderStack, root: Node, batch_tokens: int) -> int:
     """
     size = stack.model.config.get_text_config().hidden_size
     state = size * stack.model.get_input_embeddings().weight.element_size() * PREFIX_BATCHES
-    token = (num_held(root) + 2) * state + _workspace(stack)
+    token = (num_held(root) + 2) * state + workspace(stack)
     return max(1, min(batch_tokens, available(stack.device) // 2 // token))
+
+
+def rates(stack: DecoderStack, sequences: Sequence[ScoredSequence], batch_tokens: int) -> tuple[float, float]:
+    """Block-tokens and head-tokens a second for sequences like these, timed on a batch of them."""
+    return _timed(stack, arrange(sequences, has_key_value_cache(stack.model)), batch_tokens)[1]
 
 
 def _timed(stack: DecoderStack, work: Work, batch_tokens: int) -> tuple[Batch, tuple[float, float]]:
@@ -192,22 +202,13 @@ def _timed(stack: DecoderStack, work: Work, batch_tokens: int) -> tuple[Batch, t
 def _rates(stack: DecoderStack, batch: Batch) -> tuple[float, float]:
     """Block-tokens and head-tokens a second on this device."""
 
-    def seconds(call: Callable[[], object]) -> float:
-        times = []
-        while len(times) < 2 or (len(times) < 4 and sum(times) < 0.2):  # the first pays for what later ones find ready
-            begin = time.perf_counter()
-            call()
-            if stack.device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - begin)
-        return min(times)
-
     middle = len(stack) // 2
-    block = seconds(lambda: batch.run_block(middle, batch.start, {}))
+    block = seconds(lambda: batch.run_block(middle, batch.start, {}), stack.device)
     # A sequence that asks for every position, so that the head's share of scoring is what is timed.
     rows = min(scoring.HEAD_ROWS, batch.start[-1].shape[1])
     probe = ScoredSequence((0,) * rows, ((0,) * rows,))
-    head = seconds(lambda: scoring.score(stack, scoring.select(stack, batch.start[-1][:1, :rows], [probe]), [probe]))
+    states = scoring.select(stack, batch.start[-1][:1, :rows], [probe])
+    head = seconds(lambda: scoring.score(stack, states, [probe]), stack.device)
     return batch.num_tokens / block, rows / head
 
 
@@ -227,7 +228,7 @@ def run(
     variants: Sequence[Variant],
     measurements: Sequence[Measurement],
     store: Store,
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = 2048,
     progress: bool = True,
 ) -> dict[str, dict[Variant, Result]]:
     """Measures every variant, taking what the store has and storing the rest.
@@ -245,7 +246,7 @@ def run(
         variants: what to keep; duplicates are measured once.
         measurements: what to measure on each.
         store: where results are and go.
-        batch_tokens: tokens a forward may hold.
+        batch_tokens: tokens a forward may hold; None for as many as `throughput` finds on this device.
         progress: print the plan, and draw a progress bar with the time left, in block-tokens.
 
     Returns:
@@ -265,18 +266,29 @@ def run(
             missing.append((measurement, todo))
     if missing:
         stack = get_stack()
+        batch_tokens = fitting_tokens(stack, batch_tokens)
         share = has_key_value_cache(stack.model)
         plans = [(m, arrange(m.sequences, share), todo) for m, todo in missing]
-        total = 0
-        if progress:
-            ahead = _plan(stack, [(work, todo) for _, work, todo in plans], batch_tokens)
+        ahead = _plan(stack, [(work, todo) for _, work, todo in plans], batch_tokens) if progress else None
+        if ahead is not None:
             print(ahead)
-            total = ahead.block_tokens_shared
+        begin, total = time.monotonic(), ahead.block_tokens_shared if ahead else 0
         with tqdm(total=total, unit="block-token", unit_scale=True, disable=not progress, mininterval=1.0) as bar:
             for measurement, work, todo in plans:
                 bar.set_description(measurement.name)
                 done = _measure(identity, stack, measurement, work, todo, store, batch_tokens, bar)
                 results[measurement.name] |= done
+        if ahead is not None:
+            store.log_sweep(
+                notebook=os.environ.get("LAYER_REDUNDANCY_NOTEBOOK", ""),
+                model_name=identity.name,
+                variants=ahead.variants,
+                block_tokens_naive=ahead.block_tokens_naive,
+                block_tokens_shared=ahead.block_tokens_shared,
+                head_tokens=ahead.head_tokens,
+                seconds_estimated=ahead.seconds,
+                seconds=time.monotonic() - begin,
+            )
     return results
 
 

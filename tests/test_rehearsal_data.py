@@ -1,0 +1,146 @@
+"""The made-up data sets: every task of the paper profile loads from a local hub, and again without any hub."""
+
+import json
+from collections import Counter
+
+import pytest
+from transformers import AutoTokenizer
+
+from layer_redundancy import embedded, profiles, rehearsal_data
+from layer_redundancy.local_hub import LocalHub
+from test_local_hub import client
+
+# Loads two items of every task and prints what they are.
+TASKS = """
+import sys
+from dataclasses import replace
+from functools import cache
+import yaml
+yaml.SafeLoader = yaml.CSafeLoader  # for MMLU's card, which is parsed once for each of its 57 subjects
+from layer_redundancy import corpora, generative_tasks, profiles, tasks
+from layer_redundancy.profiles import TaskBudget
+from transformers import AutoTokenizer
+
+# Reading all of lm-eval's task files takes seconds: once is enough.
+of_some, of_all = tasks.TaskManager, cache(lambda path: tasks.lm_eval.tasks.TaskManager(include_path=path))
+tasks.TaskManager = lambda include_path, include_defaults=True: (
+    of_all(include_path) if include_defaults else of_some(include_path=include_path, include_defaults=False)
+)
+tokenizer, profile, seen = AutoTokenizer.from_pretrained(sys.argv[1]), profiles.PROFILES["paper"], {}
+for budget in (*profile.benchmarks, TaskBudget("shortgpt_chid_dev"), TaskBudget("shortgpt_wsc_superglue")):
+    items = tasks.load(replace(budget, limit=2), tokenizer)
+    longest = max(len(r.context_ids) + len(r.continuation_ids) for r in items.requests)
+    seen[budget.name] = [items.fingerprint, len(items.items), items.chance, longest]
+for budget in (*profile.generative_benchmarks, *profile.generation.tasks):
+    task = generative_tasks.load(replace(budget, limit=2), run_generated_code=True)
+    seen[budget.name] = [task.fingerprint, len(task.chosen), 0, len(task.longest)]
+for split in corpora.SPLITS:
+    books = corpora.articles("pg19", split)
+    seen[split] = [hash(tuple(len(book) for book in books)), len(books), 0, min(len(book.split()) for book in books)]
+told(seen)
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hub")
+    rehearsal_data.write(root)
+    return root
+
+
+def test_every_task_of_the_paper_profile(root, tmp_path):
+    AutoTokenizer.from_pretrained(embedded.folder()).save_pretrained(tmp_path / "tokenizer")
+    arguments = [str(tmp_path / "tokenizer")]
+    with LocalHub(root) as hub:
+        online = client(hub, tmp_path, TASKS, arguments=arguments)
+        assert hub.asked("spaces/evaluate-metric/code_eval") and len(hub.asked("GET /files/")) == 4
+        assert not hub.asked("cdn/datasets/emozilla/pg19/data/train")
+        hub.forget()
+        again = client(hub, tmp_path, TASKS, offline=True, arguments=arguments)
+        assert not hub.requests
+    assert again == online
+    profile = profiles.PROFILES["paper"]
+    budgets = [*profile.tasks, *profile.benchmarks, *profile.generative_benchmarks, *profile.generation.tasks]
+    assert {budget.name for budget in budgets} < online.keys()
+    for name, (_, items, chance, longest) in online.items():
+        if name in ("calibration", "evaluation"):
+            assert items == rehearsal_data.BOOKS and longest >= rehearsal_data.BOOK_WORDS
+        else:
+            assert items == 2 and 0 <= chance <= 0.5 and 20 < longest < 4000, name
+
+
+def test_it_is_the_same_every_time(root, tmp_path):
+    rehearsal_data.write(tmp_path)
+    files = {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    again = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == again and sum(map(len, files.values())) < 5e6
+    (tmp_path / "datasets" / "stale").write_text("")
+    rehearsal_data.write(tmp_path)
+    assert not (tmp_path / "datasets" / "stale").exists()
+
+
+SCHEMAS = """
+from datasets import load_dataset
+seen = {}
+for name in ("cais/mmlu anatomy", "cais/mmlu auxiliary_train", "Rowan/hellaswag", "baber/piqa", "aps/super_glue boolq",
+             "aps/super_glue wsc.fixed", "tau/commonsense_qa", "ehovy/race middle", "ehovy/race all",
+             "EleutherAI/race high", "clue/clue cmnli", "openai/gsm8k main", "openai/openai_humaneval"):
+    data = load_dataset(*name.split())
+    features = next(iter(data.values())).features
+    labels = {key: kind.names for key, kind in features.items() if hasattr(kind, "names")}
+    seen[name] = [sorted(data), sorted(features), labels, {split: len(rows) for split, rows in data.items()}]
+told(seen)
+"""
+
+
+def test_schemas(root, tmp_path):
+    with LocalHub(root) as hub:
+        seen = client(hub, tmp_path, SCHEMAS)
+    assert seen["cais/mmlu anatomy"][:3] == [
+        ["dev", "test", "validation"],
+        ["answer", "choices", "question", "subject"],
+        {"answer": list("ABCD")},
+    ]
+    assert seen["aps/super_glue boolq"][2] == {"label": ["False", "True"]} == seen["aps/super_glue wsc.fixed"][2]
+    assert seen["clue/clue cmnli"][2] == {"label": ["neutral", "entailment", "contradiction"]}
+    assert seen["EleutherAI/race high"][:2] == [["test"], ["article", "problems"]]
+    assert seen["ehovy/race all"][3]["test"] == 2 * seen["ehovy/race middle"][3]["test"]
+    assert seen["tau/commonsense_qa"][1] == ["answerKey", "choices", "id", "question", "question_concept"]
+    assert len(seen["Rowan/hellaswag"][1]) == 10 and seen["baber/piqa"][1] == [
+        "goal",
+        "label",
+        "sol1",
+        "sol2",
+    ]
+    assert seen["cais/mmlu auxiliary_train"][0] == ["train"]
+
+
+def test_every_raw_file_has_its_address(root):
+    found = sorted(path.relative_to(root / "files").as_posix() for path in (root / "files").rglob("*.json"))
+    names = Counter(name.rsplit("/", 1)[1] for name in found)
+    assert names == {"test_public.json": 2, "dev_few_all.json": 1, "c3-d-dev.json": 1}
+    documents = json.loads((root / "files" / next(name for name in found if "c3" in name)).read_text())
+    assert {len(question["choice"]) for _, questions, _ in documents for question in questions} == {2, 3, 4}
+
+
+PASSES = """
+import os, sys
+os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+import evaluate
+from datasets import load_dataset
+row = load_dataset("openai/openai_humaneval", split="test")[0]
+metric = evaluate.load("code_eval")
+check = f"{row['test']}\\ncheck({row['entry_point']})"
+wrong = row["prompt"] + "    return numbers\\n"
+told([metric.compute(references=[check], predictions=[[row["prompt"] + body]], k=[1], timeout=1)[0]["pass@1"]
+      for body in (row["canonical_solution"], "    return numbers\\n", "    while True: pass\\n", "  (")])
+"""
+
+
+def test_the_metric_runs_programs(root, tmp_path):
+    with LocalHub(root) as hub:
+        assert client(hub, tmp_path, PASSES) == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_subjects():
+    assert len(rehearsal_data.mmlu_subjects()) == 57 and "abstract_algebra" in rehearsal_data.mmlu_subjects()

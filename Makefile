@@ -8,6 +8,7 @@
 
 ##@ Variables
 PROFILE = embedded## what to run: embedded (laptop, no hub), smoke (seconds), paper (one 80 GB GPU)
+DEVICE =## cpu, cuda or auto (a GPU where there is one) instead of the profile's
 MODEL =## hub id or local folder to study instead of the profile's model
 REVISION =## hub revision of MODEL
 TRUST_REMOTE_CODE =## yes: run code that comes with MODEL
@@ -64,6 +65,10 @@ endif
 export PYTHONHASHSEED := 0
 export TOKENIZERS_PARALLELISM := false
 export JUPYTER_PREFER_ENV_PATH := 1
+export LAYER_REDUNDANCY_DEVICE := $(DEVICE)
+
+# The embedded model and its texts come from packages: looking for news on a hub would only need a network.
+OFFLINE := $(if $(MODEL)$(filter paper,$(PROFILE)),,HF_HUB_OFFLINE=1)
 
 figures: ## execute the notebooks; their figures and tables go to figures/<PROFILE>/
 
@@ -87,11 +92,17 @@ SETTINGS := data/runs/$(FOLDER)/.settings
 CODE := $(wildcard src/layer_redundancy/*.py data/paper/* data/tasks/* data/models/*/*)
 # Deleted figures are drawn again, although the executed notebooks are there.
 REDRAW := $(if $(wildcard figures/$(FOLDER)/*),,FORCE)
-# The embedded model and its texts come from packages: looking for news on a hub would only need a network.
-OFFLINE := $(if $(MODEL)$(filter paper,$(PROFILE)),,HF_HUB_OFFLINE=1)
+
+# The profile's further models, each as MODEL:01,03 with the notebooks that it has, and which of them were chosen.
+FURTHER := $(patsubst further=%,%,$(filter further=%,$(ANSWER)))
+comma := ,
+model_of = $(firstword $(subst :, ,$(1)))
+own = $(filter $(foreach name,$(CHOSEN),$(firstword $(subst _, ,$(name)))),$(subst $(comma), ,$(lastword $(subst :, ,$(1)))))
 
 figures: $(RUNS)
 	@echo "Figures and tables: figures/$(FOLDER)/   executed notebooks: data/runs/$(FOLDER)/"
+	@$(foreach further,$(FURTHER),$(if $(call own,$(further)),$(MAKE) --no-print-directory figures PROFILE=$(PROFILE) \
+	  MODEL='$(call model_of,$(further))' NOTEBOOKS='$(call own,$(further))' && ))true
 
 $(RUNS): data/runs/$(FOLDER)/%.ipynb: notebooks/%.ipynb $(CODE) $(SETTINGS) $(READY) $(REDRAW)
 	@$(OFFLINE) $(PY) -m layer_redundancy.run_notebook $< --output $@ --profile $(PROFILE) \
@@ -103,6 +114,16 @@ $(SETTINGS): FORCE
 	@echo '$(REVISION) $(TRUST_REMOTE_CODE)' | cmp -s - $@ || echo '$(REVISION) $(TRUST_REMOTE_CODE)' > $@
 
 endif
+
+OF_PROFILE = $(PROFILE) --model '$(MODEL)' --revision '$(REVISION)'
+plan: $(READY) ## what a run takes, before it starts: downloads, licences, disk, memory, work and hours on this device
+	@$(OFFLINE) $(PY) -m layer_redundancy.estimate $(OF_PROFILE) --notebooks '$(NOTEBOOKS)'
+
+prefetch: $(READY) ## download what a profile needs, once; then HF_HUB_OFFLINE=1 make figures needs no network
+	@$(OFFLINE) $(PY) -m layer_redundancy.downloads $(OF_PROFILE)
+
+rehearse: $(READY) ## the paper profile in small, tiny random models on a hub of this machine (minutes)
+	@$(PY) -m layer_redundancy.rehearsal --notebooks '$(NOTEBOOKS)'
 
 smoke: ## every notebook in small: does it run?
 	@$(MAKE) --no-print-directory figures PROFILE=smoke
@@ -119,6 +140,9 @@ bench: $(READY) $(PEER)/ready ## time shared sweeps against what others do; resu
 	@HF_HUB_OFFLINE=1 $(PY) -m layer_redundancy.bench --peer $(PEER)
 	@HF_HUB_OFFLINE=1 $(PY) -m layer_redundancy.bench_rwkv
 
+bench-gpu: $(READY) ## on a GPU: the embedded profile's time, a Llama-2-7B's shape, what was planned against the clock
+	@HF_HUB_OFFLINE=1 $(PY) -m layer_redundancy.bench_gpu
+
 $(PEER)/ready: data/requirements-bench.txt $(READY)
 	rm -rf $(PEER)
 	$(PY) -m pip install --disable-pip-version-check --no-deps --target $(PEER) -r data/requirements-bench.txt
@@ -126,9 +150,10 @@ $(PEER)/ready: data/requirements-bench.txt $(READY)
 
 # --- Development -----------------------------------------------------------------------------------------------------
 
-test: $(READY) ## unit tests, then every notebook on the smoke profile
+test: $(READY) ## unit tests, then every notebook on the smoke profile, then a rehearsal of the paper profile
 	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 	@$(MAKE) --no-print-directory smoke
+	@$(MAKE) --no-print-directory rehearse
 
 lint: $(READY) ## style of code and notebooks; notebooks are committed without outputs
 	$(PY) -m ruff check .
@@ -163,4 +188,4 @@ distclean: clean ## remove computed results, downloads and the environment too
 	rm -rf data/results data/cache build .venv
 
 FORCE:
-.PHONY: help setup figures smoke rwkv-train gptq bench test lint format lab lock clean distclean FORCE
+.PHONY: help setup figures plan prefetch rehearse smoke rwkv-train gptq bench bench-gpu test lint format lab lock clean distclean FORCE

@@ -36,8 +36,19 @@ for budget in (*profile.generative_benchmarks, *profile.generation.tasks):
     seen[budget.name] = [task.fingerprint, len(task.chosen), 0, len(task.longest)]
 for split in corpora.SPLITS:
     books = corpora.articles("pg19", split)
-    seen[split] = [hash(tuple(len(book) for book in books)), len(books), 0, min(len(book.split()) for book in books)]
-told(seen)
+    seen[split] = [sum(map(len, books)), len(books), 0, min(len(book.split()) for book in books)]
+
+import datasets, evaluate, os
+os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+row = datasets.load_dataset("openai/openai_humaneval", split="test")[0]
+check = f"{row['test']}\\ncheck({row['entry_point']})"
+answers = row["canonical_solution"], "    return numbers\\n", "    while True: pass\\n", "  ("
+metric = evaluate.load("code_eval")
+passed = [
+    metric.compute(references=[check], predictions=[[row["prompt"] + answer]], k=[1], timeout=0.5)[0]["pass@1"]
+    for answer in answers
+]
+told([seen, passed])
 """
 
 
@@ -52,13 +63,13 @@ def test_every_task_of_the_paper_profile(root, tmp_path):
     AutoTokenizer.from_pretrained(embedded.folder()).save_pretrained(tmp_path / "tokenizer")
     arguments = [str(tmp_path / "tokenizer")]
     with LocalHub(root) as hub:
-        online = client(hub, tmp_path, TASKS, arguments=arguments)
+        online, passed = client(hub, tmp_path, TASKS, arguments=arguments)
         assert hub.asked("spaces/evaluate-metric/code_eval") and len(hub.asked("GET /files/")) == 4
         assert not hub.asked("cdn/datasets/emozilla/pg19/data/train")
         hub.forget()
-        again = client(hub, tmp_path, TASKS, offline=True, arguments=arguments)
+        assert [online, passed] == client(hub, tmp_path, TASKS, offline=True, arguments=arguments)
         assert not hub.requests
-    assert again == online
+    assert passed == [1.0, 0.0, 0.0, 0.0], "of HumanEval's first problem the solution alone"
     profile = profiles.PROFILES["paper"]
     budgets = [*profile.tasks, *profile.benchmarks, *profile.generative_benchmarks, *profile.generation.tasks]
     assert {budget.name for budget in budgets} < online.keys()
@@ -121,25 +132,6 @@ def test_every_raw_file_has_its_address(root):
     assert names == {"test_public.json": 2, "dev_few_all.json": 1, "c3-d-dev.json": 1}
     documents = json.loads((root / "files" / next(name for name in found if "c3" in name)).read_text())
     assert {len(question["choice"]) for _, questions, _ in documents for question in questions} == {2, 3, 4}
-
-
-PASSES = """
-import os, sys
-os.environ["HF_ALLOW_CODE_EVAL"] = "1"
-import evaluate
-from datasets import load_dataset
-row = load_dataset("openai/openai_humaneval", split="test")[0]
-metric = evaluate.load("code_eval")
-check = f"{row['test']}\\ncheck({row['entry_point']})"
-wrong = row["prompt"] + "    return numbers\\n"
-told([metric.compute(references=[check], predictions=[[row["prompt"] + body]], k=[1], timeout=1)[0]["pass@1"]
-      for body in (row["canonical_solution"], "    return numbers\\n", "    while True: pass\\n", "  (")])
-"""
-
-
-def test_the_metric_runs_programs(root, tmp_path):
-    with LocalHub(root) as hub:
-        assert client(hub, tmp_path, PASSES) == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_subjects():

@@ -56,9 +56,10 @@ def test_all_load_through_the_hub(root, tmp_path):
         assert not hub.asked("GET /cdn/models/meta-llama/.*bin$")  # of two formats one is taken
         assert not hub.asked("discussions")  # nor is anyone asked to convert a pickle
         hub.forget()
-        again = client(hub, tmp_path, LOAD, offline=True, arguments=DENSE)
+        # Without RWKV, whose tokenizer takes seconds: Baichuan's are pickles too.
+        again = client(hub, tmp_path, LOAD, offline=True, arguments=DENSE[:-1])
         assert not hub.requests
-    assert again == online
+    assert all(online[name] == seen for name, seen in again.items())
     for name, (blocks, longest, ids, text, finite, _) in online.items():
         assert blocks == (5 if "13" in name else 4)
         assert finite and text == "The earliest certain ancestor of the letter is aleph. 以下是一个黄", name

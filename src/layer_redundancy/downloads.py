@@ -5,6 +5,8 @@ its tokens are counted for `make plan`.
 """
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -129,7 +131,7 @@ def model_is_here(model: str, pin: str | None) -> bool:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(model, revision=pin, local_files_only=True))
+        folder = Path(snapshot_download(model, revision=pin, allow_patterns=SMALL_FILES, local_files_only=True))
     except Exception:  # not there, or only in part
         return False
     return (folder / "config.json").is_file() and _complete(folder)
@@ -245,7 +247,6 @@ def prefetch(profile: Profile, say: Callable[[str], None] = print) -> None:
     Raises:
         StudyError: the first thing that cannot be had; what was downloaded before it is kept.
     """
-    from layer_redundancy import models
 
     generative = {b.name for b in (*profile.generative_benchmarks, *profile.generation.tasks)}
     for model in hub_models(profile):
@@ -258,10 +259,18 @@ def prefetch(profile: Profile, say: Callable[[str], None] = print) -> None:
         if budget.name not in record:
             fetch_task(budget, budget.name in generative)
             _note(budget.name)
-    # Models that share a tokenizer are counted apart all the same: seconds, against hours that are planned by it.
+
+
+def count_all(profile: Profile) -> None:
+    """Counts the tokens of what was downloaded, with each model's tokenizer.
+
+    Models that share a tokenizer are counted apart all the same: seconds, against hours that are planned by it.
+    """
+    from layer_redundancy import models
+
     chosen = {m: of for m, of in hub_models(profile).items() if m != profile.quantization.ready}
     for model, notebooks in chosen.items():
-        identity = models.identify(replace(profile, model=model, revision=revision(profile, model), further=()))
+        identity = models.identify(replace(profile, model=model, revision=revision(profile, model)))
         tokenizer = models.load_tokenizer(identity)
         wanted = profile.tasks if notebooks and "08" not in notebooks else (*profile.tasks, *profile.benchmarks)
         for budget in tqdm(dict.fromkeys(wanted), desc=f"tokens for {model}", unit="benchmark"):
@@ -274,10 +283,20 @@ def main(
     profile: Annotated[str, typer.Argument(help="paper, or another profile")] = "paper",
     model: Annotated[str, typer.Option(help="hub id of a model of your own")] = "",
     revision: Annotated[str, typer.Option(help="its revision")] = "",
+    only_count: Annotated[bool, typer.Option("--count", help="only count the tokens of what is there")] = False,
 ) -> None:
     """Downloads all that a profile needs, once."""
     try:
-        prefetch(profiles.get(profile, model=model, revision=revision))
+        chosen = profiles.get(profile, model=model, revision=revision)
+        if only_count:
+            count_all(chosen)
+            return
+        prefetch(chosen)
+        # In a process of its own, with the hub offline: what cannot be loaded so shows now, not on the way.
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-m", "layer_redundancy.downloads", *sys.argv[1:], "--count"]
+        if subprocess.run(command, env=environment).returncode:
+            raise StudyError("what was downloaded cannot be loaded with the hub offline: see above")
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error

@@ -236,12 +236,12 @@ def _quantization_seconds(speed: Speed, tokens: int, text: Amount) -> float:
     return 2 * tokens / speed.rates(text)[0] + operations / speed.product_rate + loop
 
 
-def peak_bytes(work: Work, speed: Speed) -> float:
+def peak_bytes_of(sweeps: Sequence[Sweep], speed: Speed) -> float:
     """Most memory of the device: weights, states where paths branch, a forward's workspace and the head's logits."""
     config = speed.stack.model.config.get_text_config()
     element = speed.stack.model.get_input_embeddings().weight.element_size()
     state = speed.batch_tokens * config.hidden_size * element * batches.PREFIX_BATCHES
-    held = max((s.held for s in work.sweeps), default=0) + 2
+    held = max((s.held for s in sweeps), default=0) + 2
     logits = 3 * 4 * scoring.HEAD_ROWS * config.vocab_size
     return speed.weight_bytes(speed.blocks) + held * state + speed.batch_tokens * sweep.workspace(speed.stack) + logits
 
@@ -332,7 +332,7 @@ def rows(profile: Profile, notebooks: Sequence[str] = NOTEBOOKS, say: Callable[[
                 spent = seconds(work, speed, other, planner.evaluation)
                 yield Row(
                     model, number, work.num_variants, work.block_tokens_naive, work.block_tokens, spent,
-                    peak_bytes(work, speed),
+                    peak_bytes_of(work.sweeps, speed),
                 )  # fmt: skip
         if model != profile.model:
             known.pop(model)[0].close()
@@ -404,7 +404,7 @@ def main(
     """Tells what a run of a profile takes, before anything starts."""
     try:
         chosen = profiles.get(profile, model=model, revision=revision)
-        numbers = [n.zfill(2) for n in notebooks.split()] or list(NOTEBOOKS)
+        numbers = [n.split("_")[0].zfill(2) for n in notebooks.split()] or list(NOTEBOOKS)
         if unknown := set(numbers) - set(NOTEBOOKS):
             raise StudyError(f"no notebook {' '.join(sorted(unknown))}: choose from {' '.join(NOTEBOOKS)}")
         begin = time.perf_counter()

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from layer_redundancy import paths, sources
 from layer_redundancy.errors import StudyError
 
 RAW_FILES = "https://raw.githubusercontent.com"
-CHUNK = 1 << 20  # bytes
+RETRIES, RETRY_SECONDS = 2, 1.0  # of a single file whose download broke off; then it is the user's turn
 NO_HUB = "use the embedded profile, which needs no hub"
 
 
@@ -134,6 +135,8 @@ def file(url: str) -> Path:
     Raises:
         StudyError: not in the cache, and it cannot be downloaded now.
     """
+    import httpx
+
     target = paths.CACHE / "files" / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{Path(urlparse(url).path).name}"
     if target.is_file():
         return target
@@ -141,7 +144,15 @@ def file(url: str) -> Path:
         if offline():
             raise ConnectionError("HF_HUB_OFFLINE is set")
         target.parent.mkdir(parents=True, exist_ok=True)
-        _download(url.replace(RAW_FILES, os.environ.get("RAW_FILES") or RAW_FILES), target)
+        address = url.replace(RAW_FILES, os.environ.get("RAW_FILES") or RAW_FILES)
+        for again in range(RETRIES, -1, -1):
+            try:
+                _download(address, target)
+                break
+            except httpx.TransportError:
+                if not again:
+                    raise
+                time.sleep(RETRY_SECONDS)
     return target
 
 
@@ -157,7 +168,7 @@ def _download(url: str, target: Path) -> None:
             part.unlink()
             raise httpx.RemoteProtocolError("what was there did not fit")
         if answer.status_code == 404:
-            raise StudyError(f"{url}: no such file: was it moved?")
+            raise StudyError(f"{url}: no such file: was it moved, or is the mirror in RAW_FILES incomplete?")
         answer.raise_for_status()
         resumed = answer.status_code == 206
         total = int(answer.headers.get("Content-Length", 0)) + (have if resumed else 0)
@@ -165,7 +176,7 @@ def _download(url: str, target: Path) -> None:
             part.open("ab" if resumed else "wb") as stream,
             tqdm(total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc=target.name[13:]) as bar,
         ):
-            for chunk in answer.iter_bytes(CHUNK):
+            for chunk in answer.iter_bytes():  # as they come, so that none is lost
                 stream.write(chunk)
                 bar.update(len(chunk))
     part.replace(target)

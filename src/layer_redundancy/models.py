@@ -9,6 +9,7 @@ the model's own, whatever the architecture.
 import hashlib
 import io
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,9 @@ from layer_redundancy import hub, paths, rwkv_checkpoints
 from layer_redundancy.errors import StudyError
 from layer_redundancy.memory import keep_freed_memory
 from layer_redundancy.profiles import EMBEDDED_MODEL, EMBEDDED_RWKV, Profile
+
+# Of a checkpoint that is a pickle transformers would, in a thread, tell a conversion service the name and the token.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

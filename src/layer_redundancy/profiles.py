@@ -4,6 +4,7 @@ A profile is data, never behaviour: everything that decides a number is a field 
 and the caption can print it.
 """
 
+import os
 from dataclasses import dataclass, replace
 
 from layer_redundancy import sources
@@ -305,8 +306,10 @@ def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bo
         revision: hub revision of `model`; "" for the one that is pinned in `sources`, or the hub's default.
         trust_remote_code: run code that comes with the model.
 
+    The variable LAYER_REDUNDANCY_DEVICE (make's DEVICE) names another device than the profile's.
+
     Raises:
-        StudyError: unknown profile, or a revision without a model.
+        StudyError: unknown profile or device, or a revision without a model.
     """
     if name not in PROFILES:
         raise StudyError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
@@ -315,7 +318,10 @@ def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bo
     profile = PROFILES[name]
     model = model or profile.model
     revision = revision or sources.pinned(model)
-    return replace(profile, model=model, revision=revision or None, trust_remote_code=trust_remote_code)
+    device = os.environ.get("LAYER_REDUNDANCY_DEVICE") or profile.device
+    if device not in ("cpu", "cuda", "auto"):
+        raise StudyError(f"unknown device {device!r}: choose cpu, cuda or auto")
+    return replace(profile, model=model, revision=revision or None, device=device, trust_remote_code=trust_remote_code)
 
 
 def artifact_folder(profile: Profile) -> str:

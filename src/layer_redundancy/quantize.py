@@ -193,7 +193,7 @@ def _write(
         model = models.load(identity, dtype, "cpu")  # llm-compressor itself moves one block at a time to a GPU
         size = group_size(widths(model), scheme.group_size)
         try:
-            with surgery.without_layers(model, removed), _without_head(model):
+            with surgery.without_layers(model, removed), _without_head(model), _config_at_hand(model):
                 _run(model, tokenizer, scheme, size, ids, batch_size, f"{identity.name}: {scheme}")
             break
         except StudyError:
@@ -225,6 +225,19 @@ def _halved(batch_size: int, error: Exception, name: str, length: int) -> int:
             f"llm-compressor cannot quantize {name} ({type(error).__name__}: {reason}): quantize it elsewhere and give "
             "the checkpoint as ready"
         ) from error
+
+
+@contextmanager
+def _config_at_hand(model: nn.Module) -> Iterator[None]:
+    """llm-compressor reads the config again, from the hub and of its newest revision, unless a folder holds it."""
+    name = model.config.name_or_path
+    with packages.scratch_folder("config") as folder:
+        model.config.save_pretrained(folder)
+        model.config.name_or_path = str(folder)
+        try:
+            yield
+        finally:
+            model.config.name_or_path = name
 
 
 @contextmanager

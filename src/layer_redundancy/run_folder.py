@@ -23,7 +23,7 @@ def absolute_model(model: str) -> str:
 
 
 def main(profile: str, model: str = "", revision: str = "") -> None:
-    """Print `folder=NAME`, or why there is none.
+    """Print `folder=NAME`, and `further=MODEL:01,03` of each further model of a profile; or why there is none.
 
     The prefix tells make an answer from an error: the exit status of $(shell) is out of its reach before make 4.2.
     """
@@ -33,6 +33,9 @@ def main(profile: str, model: str = "", revision: str = "") -> None:
         print(error)
     else:
         print(f"folder={profiles.artifact_folder(chosen)}")
+        if not model:
+            for further in chosen.further:
+                print(f"further={further.model}:{','.join(further.notebooks)}")
 
 
 if __name__ == "__main__":

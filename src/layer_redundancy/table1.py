@@ -18,10 +18,13 @@ KEPT = 0.92  # "our method maintains 92 % performance while reducing approximate
 
 
 def num_removed(model: str, num_blocks: int) -> int:
-    """Blocks removed for table 1: as many as the paper removes of the same model, else 9 of 32 as of its 7B models."""
+    """Blocks removed for table 1: as many as the paper removes of the same model, else 9 of 32 as of its 7B models.
+
+    A model under a known name that has another number of blocks is another model.
+    """
     reported = paper.table("table4").set_index("model")
     known = paper.known_model(model)
-    if known in reported.index:
+    if known in reported.index and reported.loc[known, "num_layers"] == num_blocks:
         return len(reported.loc[known, "removed_layers"])
     return min(num_blocks - 1, max(1, round(num_blocks * 9 / 32)))
 

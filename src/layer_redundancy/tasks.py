@@ -300,8 +300,9 @@ def task_manager(name: str, folder: Path | None = None) -> TaskManager:
         folder: task definitions of our own; data/tasks if not given.
     """
     folder, theirs = str(folder or paths.TASKS), Path(lm_eval.__file__).parent / "tasks"
-    # A benchmark's folder is named after it, as far as the first underscore or to the end ("mmlu", "gsm8k_cot").
-    near = [theirs / part for part in (name, name.split("_")[0]) if (theirs / part).is_dir()]
+    # A benchmark's folder is named after it, as far as the first underscore or to the end ("mmlu", "gsm8k_cot"), or is
+    # that of its collection.
+    near = [theirs / part for part in (name, name.split("_")[0], "super_glue") if (theirs / part).is_dir()]
     with quiet():
         for include in ((folder,), *((folder, str(path)) for path in near)):
             manager = TaskManager(include_path=include, include_defaults=False)
@@ -349,14 +350,16 @@ def _ask(task: Task, doc_id: int, doc: dict) -> tuple[Item, list]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps lm-eval's warnings about its defaults off the screen; errors are still shown."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keeps lm-eval's warnings about its defaults off the screen, and datasets' of being offline; errors are shown."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def mmlu_dev(**_) -> dict[str, datasets.Dataset]:

@@ -175,7 +175,7 @@ class Planner:
     def order(self) -> list[int]:
         """Stands in for the order of Block Influence: the paper's, then the other late blocks, the ends last."""
         known = paper.table("table4").set_index("model")["removed_layers"]
-        first = list(known.get(paper.known_model(self.shape.name), ()))
+        first = [i for i in known.get(paper.known_model(self.shape.name), ()) if i < self.shape.blocks]
         last = self.shape.blocks - 1
         rest = sorted(range(self.shape.blocks), key=lambda i: (i in (0, 1, last), abs(i / max(1, last) - 0.75)))
         return first + [i for i in rest if i not in first]

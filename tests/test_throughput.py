@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+import tiny_models
+from layer_redundancy import models, sweep, throughput, variants
+from layer_redundancy.results import Store
+from test_sweep import Continuations, identity, ragged_sequences
+
+
+@pytest.fixture
+def stack():
+    return models.decoder_stack(tiny_models.build("llama"))
+
+
+def test_rates_double_and_end(stack):
+    rates = throughput.rates(stack, most=4096)
+    assert list(rates) == [1024, 2048, 4096][: len(rates)] and all(rate > 0 for rate in rates.values())
+
+
+def test_the_smallest_batch_that_is_fast_enough_is_taken(stack, monkeypatch):
+    monkeypatch.setattr(throughput, "rates", lambda _: {1024: 50.0, 2048: 98.0, 4096: 100.0})
+    assert throughput.batch_tokens(stack) == 2048
+    monkeypatch.setattr(throughput, "rates", lambda _: pytest.fail("measured twice"))
+    assert throughput.batch_tokens(stack) == 2048
+    assert throughput.batch_tokens(stack, asked=7) == 7
+
+
+def test_memory_that_runs_out_ends_the_search(stack, monkeypatch):
+    run = models.DecoderStack.run_block
+
+    def scarce(self, index, hidden, *arguments):
+        if hidden.shape[0] * hidden.shape[1] > 1024:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, index, hidden, *arguments)
+
+    monkeypatch.setattr(models.DecoderStack, "run_block", scarce)
+    assert list(throughput.rates(stack)) == [1024]
+    assert throughput.batch_tokens(stack) == 1024
+
+
+def test_a_sweep_with_a_measured_batch_gives_the_same_numbers(stack, tmp_path):
+    measurement, plan = Continuations(ragged_sequences()), [variants.dense(5), *variants.single_removal(5)]
+    found = []
+    for name, batch in (("a", None), ("b", 64)):
+        with Store(tmp_path / name) as store:
+            found.append(sweep.run(identity(), lambda: stack, plan, [measurement], store, batch, progress=False))
+    for variant in plan:
+        one, other = (of["continuations"][variant].arrays["logprob"] for of in found)
+        assert abs(one - other).max() < 1e-4
+
+
+def test_what_a_sweep_ran_is_written_down(stack, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAYER_REDUNDANCY_NOTEBOOK", "02_some")
+    measurement, plan = Continuations(ragged_sequences()), variants.single_removal(5)
+    with Store(tmp_path / "s") as store:
+        for _ in range(2):  # the second finds everything in the store
+            sweep.run(identity(), lambda: stack, plan, [measurement], store)
+        (row,) = store.sweeps()
+    told = sweep.plan(stack, plan, [measurement])
+    assert (row["notebook"], row["variants"]) == ("02_some", 5)
+    assert row["block_tokens_shared"] == told.block_tokens_shared < row["block_tokens_naive"]
+    assert row["seconds"] > 0

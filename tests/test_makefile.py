@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from layer_redundancy import paths, profiles
+from layer_redundancy.profiles import PROFILES
 
 # In place of a Python: makes environments that hold itself, pretends to install and to execute, fails at what the file
 # `fail` names, and leaves to the real Python the one question the Makefile asks.
@@ -108,10 +109,14 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
         "help",
         "setup",
         "figures",
+        "plan",
+        "prefetch",
+        "rehearse",
         "smoke",
         "rwkv-train",
         "gptq",
         "bench",
+        "bench-gpu",
         "test",
         "lint",
         "format",
@@ -119,9 +124,43 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
         "lock",
     }
     commands |= {"clean", "distclean"}
-    variables = {"PROFILE", "MODEL", "REVISION", "TRUST_REMOTE_CODE", "NOTEBOOKS", "VENV", "PYTHON"}
+    variables = {"PROFILE", "DEVICE", "MODEL", "REVISION", "TRUST_REMOTE_CODE", "NOTEBOOKS", "VENV", "PYTHON"}
     assert told == commands | variables
     assert study.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [("plan", "estimate paper"), ("prefetch", "downloads paper"), ("rehearse", "rehearsal --notebooks")],
+)
+def test_what_comes_before_a_long_run(ready, command, module):
+    assert ready.make(command, "PROFILE=paper").returncode == 0
+    assert ready.calls() == [f"layer_redundancy.{module}"]
+
+
+def test_a_profiles_further_models_come_after_its_own(ready):
+    """The paper profile: the notebooks of each further model that are there, and were asked for."""
+    first, second = "notebooks/01_first.ipynb", "notebooks/02_second.ipynb"
+    log = ready.root / "calls"
+    assert ready.make("figures", "PROFILE=paper").returncode == 0
+    lines = [line.split() for line in log.read_text().splitlines()]
+    ran = [(line[2], line[line.index("--model") + 1]) for line in lines]
+    further = PROFILES["paper"].further
+    assert [model.model for model in further][:2] == [
+        "meta-llama/Llama-2-13b-hf",
+        "baichuan-inc/Baichuan2-7B-Base",
+    ]
+    expected = [(first, "--revision"), (second, "--revision")]  # no model: the profile's own
+    for model in further:
+        expected += [(first, model.model)] if "01" in model.notebooks else []
+        expected += [(second, model.model)] if "02" in model.notebooks else []
+    assert ran == expected
+    slug = "meta-llama--Llama-2-13b-hf"
+    assert (ready.root / "data" / "runs" / "paper" / slug / "01_first.ipynb").exists()
+    ready.calls()
+    ready.edit("notebooks/02_second.ipynb")
+    assert ready.make("figures", "PROFILE=paper", "NOTEBOOKS=02", "DEVICE=cpu").returncode == 0
+    assert len(ready.calls()) == 2  # its own model, and Baichuan2-7B
 
 
 def test_bench_installs_its_peer_apart_and_once(ready):
@@ -305,7 +344,7 @@ def test_a_failed_notebook_stops_make_and_is_executed_next_time(ready):
 def test_test_runs_the_unit_tests_and_then_every_notebook_in_small(ready):
     assert ready.make("test").returncode == 0
     expected = [f"layer_redundancy.run_notebook notebooks/{name}.ipynb" for name in ("01_first", "02_second")]
-    assert ready.calls() == ["pytest --numprocesses", *expected]
+    assert ready.calls() == ["pytest --numprocesses", *expected, "layer_redundancy.rehearsal --notebooks"]
     assert (ready.root / "data" / "runs" / "smoke" / "02_second.ipynb").exists()
 
 

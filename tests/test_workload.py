@@ -75,7 +75,12 @@ def test_a_part_keeps_the_examples():
     mmlu = AMOUNTS["mmlu"]
     few = workload.part(mmlu, 1000)
     assert few.items == few.sequences == few.scored == 1000 and few.tokens == round(mmlu.tokens * 1000 / 14042)
-    assert mmlu.shared * 1000 / 14042 < few.shared < few.tokens
+    # Nearly all of the 57 subjects' examples (605 tokens each) and the thousand questions themselves.
+    assert few.shared == pytest.approx(57 * 605 + 1_705_500 * 1000 / 14042, rel=0.01)
+    pair = workload.part(mmlu, 2)  # of two subjects, most likely: nothing to share
+    assert pair.shared == pytest.approx(pair.tokens, rel=0.02)
+    four = workload.part(AMOUNTS["hellaswag"], 10)  # the four endings of a question share it, however few questions
+    assert four.shared == pytest.approx(AMOUNTS["hellaswag"].shared * 10 / 10042, rel=0.01)
     assert workload.part(mmlu, 14042) is mmlu and workload.part(mmlu, 99999) is mmlu
 
 

@@ -196,19 +196,21 @@ def count(budget: TaskBudget, tokenizer: Any, seed: int = 0, max_length: int | N
     halves = items.parts(max(1, items.num_items // 2))
     few, all_of_it = (_counted(arrange(ChoiceTask(part).sequences, True)) for part in (halves[0], items))
     scale, growth = items.total / items.num_items, items.num_items - halves[0].num_items
-    prefixes = all_of_it[2]
-    if growth:
-        prefixes += (all_of_it[2] - few[2]) / growth * (items.total - items.num_items)
-    sequences, tokens, _, tails, scored = all_of_it
+    further = (items.total - items.num_items) / growth if growth else 0.0
+    prefixes, groups = (all_of_it[i] + further * (all_of_it[i] - few[i]) for i in (2, 5))
+    sequences, tokens, _, tails, scored, _ = all_of_it
     shared = min(scale * tokens, scale * tails + prefixes)
-    return Amount(items.total, *map(round, (scale * sequences, scale * tokens, shared, scale * scored)))
+    counted = map(round, (scale * sequences, scale * tokens, shared, scale * scored))
+    return Amount(items.total, *counted, groups=round(groups))
 
 
-def _counted(work: Any) -> tuple[int, int, int, int, int]:
-    """Sequences, tokens, tokens of prefixes (each once), tokens of what follows them, scored positions."""
+def _counted(work: Any) -> tuple[int, int, int, int, int, int]:
+    """Sequences, tokens, tokens of prefixes (each once), tokens of what follows, scored positions, prefixes."""
     tokens = sum(len(s.input_ids) for s in work.sequences)
     tails = sum(work.tail(place) for place in range(len(work.order)))
-    return len(work.order), tokens, work.num_tokens() - tails, tails, sum(s.num_scored for s in work.sequences)
+    scored = sum(s.num_scored for s in work.sequences)
+    groups = {group for group, prefix in zip(work.groups, work.prefixes, strict=True) if prefix}
+    return len(work.order), tokens, work.num_tokens() - tails, tails, scored, len(groups)
 
 
 def read_record() -> dict[str, dict[str, Any]]:

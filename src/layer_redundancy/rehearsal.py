@@ -103,8 +103,8 @@ def compare(planned: pd.DataFrame, swept: Sequence[dict]) -> pd.DataFrame:
     ran = ran.groupby("notebook")[list(columns)].sum()
     planned = planned.assign(notebook=[f"{int(n):02}" for n in planned["notebook"]]).groupby("notebook")
     planned = planned[["block_tokens_naive", "block_tokens"]].sum()
-    both = planned.join(ran, rsuffix="_ran", how="outer").fillna(0)
-    both.columns = ["planned_naive", "planned", "ran_naive", "ran"]
+    planned.columns, ran.columns = ["planned_naive", "planned"], ["ran_naive", "ran"]
+    both = planned.join(ran, how="outer").fillna(0)
     both = both[(both["planned"] > 0) | (both["ran"] > 0)]
     return both.assign(ratio=both["ran"] / both["planned"]).reset_index()
 

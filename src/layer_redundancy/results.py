@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS partial (
 CREATE TABLE IF NOT EXISTS sweeps (
     finished TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, notebook TEXT NOT NULL, model_name TEXT NOT NULL,
     variants INTEGER NOT NULL, block_tokens_naive INTEGER NOT NULL, block_tokens_shared INTEGER NOT NULL,
-    head_tokens INTEGER NOT NULL, seconds_estimated REAL NOT NULL, seconds REAL NOT NULL
+    head_tokens INTEGER NOT NULL, seconds_estimated REAL, seconds REAL NOT NULL
 );
 CREATE TABLE IF NOT EXISTS claims (work TEXT PRIMARY KEY, owner TEXT NOT NULL, renewed REAL NOT NULL) WITHOUT ROWID;
 """

@@ -90,6 +90,7 @@ class Amount:
         shared: the same with a prefix that inputs have in common counted once.
         scored: positions that go through the head.
         answers: tokens that are written, at most, where the answer is generated.
+        groups: prefixes that inputs share; each goes with as many inputs.
     """
 
     items: int
@@ -98,6 +99,7 @@ class Amount:
     shared: int
     scored: int
     answers: int = 0
+    groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _choices(items: int, choices: float, length: int) -> Amount:
 _GLUE, _RACE, _FEWCLUE = "aps/super_glue", "ehovy/race", "CLUEbenchmark/FewCLUE"
 DATA: dict[str, Data] = {
     "pg19": Data("emozilla/pg19", 36, "Apache-2.0", revision="c021754c8e01c5b1cc83a1f549c1f97fbbb756b8"),
-    "mmlu": Data("cais/mmlu", 5, "MIT", Amount(14042, 14042, 10_200_000, 1_740_000, 14042)),
+    "mmlu": Data("cais/mmlu", 5, "MIT", Amount(14042, 14042, 10_200_000, 1_740_000, 14042, groups=57)),
     "shortgpt_cmnli": Data("clue/clue", 54, "unknown", _choices(12241, 3, 150)),
     "shortgpt_hellaswag": Data("Rowan/hellaswag", 37, "MIT", _choices(10042, 4, 100)),
     "shortgpt_piqa": Data("baber/piqa", 3, "unknown", _choices(1838, 2, 50)),
@@ -138,17 +140,21 @@ DATA: dict[str, Data] = {
     "shortgpt_wsc": Data(_FEWCLUE, 1, "unknown", _choices(976, 2, 130)),
     "shortgpt_commonsense_qa": Data("tau/commonsense_qa", 2, "MIT", _choices(1221, 5, 260)),
     "shortgpt_boolq": Data(_GLUE, 6, "other", _choices(3270, 2, 155)),
-    "shortgpt_race_high": Data(_RACE, 34, "other", Amount(3498, 3498, 1_750_000, 660_000, 3498)),
-    "shortgpt_race_middle": Data(_RACE, 8, "other", Amount(1436, 1436, 450_000, 180_000, 1436)),
+    "shortgpt_race_high": Data(_RACE, 34, "other", Amount(3498, 3498, 1_750_000, 660_000, 3498, groups=1045)),
+    "shortgpt_race_middle": Data(_RACE, 8, "other", Amount(1436, 1436, 450_000, 180_000, 1436, groups=362)),
     "shortgpt_c3": Data("nlpdata/c3", 1, "non-commercial research", _choices(1825, 3.6, 250)),
-    "shortgpt_cmmlu": Data("haonan-li/cmmlu", 1, "CC-BY-NC-4.0", Amount(11582, 11582, 12_700_000, 2_000_000, 11582)),
+    "shortgpt_cmmlu": Data(
+        "haonan-li/cmmlu", 1, "CC-BY-NC-4.0", Amount(11582, 11582, 12_700_000, 2_000_000, 11582, groups=67)
+    ),
     "shortgpt_xsum": Data("EdinburghNLP/xsum", 338, "unknown", Amount(1000, 1000, 560_000, 560_000, 0, 100)),
-    "hellaswag": Data("Rowan/hellaswag", 37, "MIT", Amount(10042, 40168, 3_900_000, 2_000_000, 1_400_000)),
-    "piqa": Data("baber/piqa", 3, "unknown", Amount(1838, 3676, 165_000, 130_000, 90_000)),
+    "hellaswag": Data(
+        "Rowan/hellaswag", 37, "MIT", Amount(10042, 40168, 3_900_000, 2_000_000, 1_400_000, groups=10042)
+    ),
+    "piqa": Data("baber/piqa", 3, "unknown", Amount(1838, 3676, 165_000, 130_000, 90_000, groups=1838)),
     "wsc": Data(_GLUE, 1, "other", Amount(104, 104, 6_000, 6_000, 104)),
     "commonsense_qa": Data("tau/commonsense_qa", 2, "MIT", Amount(1221, 1221, 80_000, 80_000, 1221)),
     "boolq": Data(_GLUE, 6, "other", Amount(3270, 3270, 460_000, 460_000, 3270)),
-    "race": Data("EleutherAI/race", 5, "other", Amount(1045, 4180, 2_300_000, 620_000, 30_000)),
+    "race": Data("EleutherAI/race", 5, "other", Amount(1045, 4180, 2_300_000, 620_000, 30_000, groups=1045)),
     "gsm8k_cot": Data("openai/gsm8k", 3, "MIT", Amount(1319, 1319, 820_000, 820_000, 0, 256)),
     "humaneval": Data("openai/openai_humaneval", 1, "MIT", Amount(164, 164, 26_000, 26_000, 0, 1024)),
 }

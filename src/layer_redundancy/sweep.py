@@ -141,18 +141,25 @@ def plan(
     return _plan(stack, [(work, variants) for work in works], fitting_tokens(stack, batch_tokens))
 
 
-def _plan(stack: DecoderStack, todo: Sequence[tuple[Work, Sequence[Variant]]], batch_tokens: int) -> Plan:
+def _counts(todo: Sequence[tuple[Work, Sequence[Variant]]]) -> tuple[int, int, int, int]:
+    """Block-tokens, naive and shared, and head-tokens, naive and scored."""
     naive = shared = head_naive = head = 0
-    seconds, states = 0.0, 0
     for work, variants in todo:
         tokens, scored = (
             sum(f(s) for s in work.sequences) for f in (lambda s: len(s.input_ids), lambda s: s.num_scored)
         )
-        root = trie(variants)
         naive += sum(map(len, variants)) * tokens
-        shared += (block_tokens := num_block_runs(root) * work.num_tokens())
+        shared += num_block_runs(trie(variants)) * work.num_tokens()
         head_naive += len(variants) * tokens
-        head += (head_tokens := len(variants) * scored)
+        head += len(variants) * scored
+    return naive, shared, head_naive, head
+
+
+def _plan(stack: DecoderStack, todo: Sequence[tuple[Work, Sequence[Variant]]], batch_tokens: int) -> Plan:
+    seconds, states = 0.0, 0
+    for work, variants in todo:
+        root = trie(variants)
+        _, block_tokens, _, head_tokens = _counts([(work, variants)])
         batch, (block_rate, head_rate) = _timed(stack, work, _fitting(stack, root, batch_tokens))
         seconds += block_tokens / block_rate + head_tokens / head_rate
         held = sum(s.numel() * s.element_size() for s in batch.start)
@@ -161,6 +168,7 @@ def _plan(stack: DecoderStack, todo: Sequence[tuple[Work, Sequence[Variant]]], b
     vocabulary = stack.model.get_input_embeddings().weight.shape[0]
     forward = batch_tokens * workspace(stack) + 3 * 4 * scoring.HEAD_ROWS * vocabulary
     distinct = len({v for _, variants in todo for v in variants})
+    naive, shared, head_naive, head = _counts(todo)
     shares = has_key_value_cache(stack.model)
     return Plan(distinct, naive, shared, head_naive, head, seconds, weights + states + forward, shares)
 
@@ -269,7 +277,8 @@ def run(
         batch_tokens = fitting_tokens(stack, batch_tokens)
         share = has_key_value_cache(stack.model)
         plans = [(m, arrange(m.sequences, share), todo) for m, todo in missing]
-        ahead = _plan(stack, [(work, todo) for _, work, todo in plans], batch_tokens) if progress else None
+        works = [(work, todo) for _, work, todo in plans]
+        ahead = _plan(stack, works, batch_tokens) if progress else None
         if ahead is not None:
             print(ahead)
         begin, total = time.monotonic(), ahead.block_tokens_shared if ahead else 0
@@ -278,17 +287,17 @@ def run(
                 bar.set_description(measurement.name)
                 done = _measure(identity, stack, measurement, work, todo, store, batch_tokens, bar)
                 results[measurement.name] |= done
-        if ahead is not None:
-            store.log_sweep(
-                notebook=os.environ.get("LAYER_REDUNDANCY_NOTEBOOK", ""),
-                model_name=identity.name,
-                variants=ahead.variants,
-                block_tokens_naive=ahead.block_tokens_naive,
-                block_tokens_shared=ahead.block_tokens_shared,
-                head_tokens=ahead.head_tokens,
-                seconds_estimated=ahead.seconds,
-                seconds=time.monotonic() - begin,
-            )
+        naive, shared, _, head = _counts(works)
+        store.log_sweep(
+            notebook=os.environ.get("LAYER_REDUNDANCY_NOTEBOOK", ""),
+            model_name=identity.name,
+            variants=len({v for _, todo in works for v in todo}),
+            block_tokens_naive=naive,
+            block_tokens_shared=shared,
+            head_tokens=head,
+            seconds_estimated=ahead.seconds if ahead else None,
+            seconds=time.monotonic() - begin,
+        )
     return results
 
 

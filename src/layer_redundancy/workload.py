@@ -342,25 +342,22 @@ class Planner:
 
 
 def part(whole: Amount, items: int) -> Amount:
-    """As much as some of the items are. Prompt prefixes that many items share do not become fewer with them."""
+    """As much as some of the items are, drawn at random: the fewer they are, the fewer share a prefix."""
     if not whole.items or items >= whole.items:
         return whole
     share = items / whole.items
-    prefix = whole.shared - _own_tokens(whole)
+    sequences, tokens = max(1, round(share * whole.sequences)), round(share * whole.tokens)
+    shared = share * whole.shared
+    if 0 < whole.groups < whole.sequences:
+        prefix = (whole.tokens - whole.shared) / (whole.sequences - whole.groups)  # tokens
+        own = whole.shared - whole.groups * prefix
+        together = whole.sequences / whole.items  # inputs of an item, which share with each other at least
+        groups = min(whole.groups, items) if together > 1 else whole.groups * (1 - (1 - 1 / whole.groups) ** items)
+        shared = min(tokens, share * own + groups * prefix)
     return replace(
-        whole,
-        items=items,
-        sequences=max(1, round(share * whole.sequences)),
-        tokens=round(share * whole.tokens),
-        shared=min(round(share * whole.tokens), round(share * _own_tokens(whole)) + prefix),
-        scored=round(share * whole.scored),
-    )
-
-
-def _own_tokens(whole: Amount) -> int:
-    """Tokens that are no examples of a subject, which make up a thirtieth where very many items share them."""
-    many = whole.tokens > 4 * whole.shared  # not the question before its answers
-    return round(0.97 * whole.shared) if many else whole.shared
+        whole, items=items, sequences=sequences, tokens=tokens, shared=round(shared),
+        scored=round(share * whole.scored), groups=min(whole.groups, items),
+    )  # fmt: skip
 
 
 def _neighbours(order: Sequence[int]) -> list[int]:

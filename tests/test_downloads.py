@@ -1,0 +1,98 @@
+from dataclasses import replace
+
+import pytest
+from transformers import AutoTokenizer
+
+from layer_redundancy import downloads, embedded, profiles, sources, tasks
+from layer_redundancy.batches import arrange
+from layer_redundancy.profiles import PROFILES, TaskBudget
+from layer_redundancy.scoring import ChoiceTask
+
+PAPER = PROFILES["paper"]
+
+
+@pytest.fixture
+def tokenizer():
+    return AutoTokenizer.from_pretrained(embedded.folder())
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "RECORD", tmp_path / "prefetched.json")
+
+
+def test_the_paper_profiles_models_are_the_papers_with_pinned_revisions():
+    found = downloads.hub_models(profiles.get("paper"))
+    assert next(iter(found)) == "meta-llama/Llama-2-7b-hf" and found["baichuan-inc/Baichuan2-13B-Base"] == (
+        "01", "04", "08", "09",
+    )  # fmt: skip
+    assert {"RWKV/v5-Eagle-7B-HF", "TheBloke/Llama-2-7B-GPTQ"} < set(found) and len(found) == 6
+    for model in found:
+        source = sources.MODELS[model]
+        assert len(source.revision) == 40 and source.shape and source.gigabytes > 1
+        assert not source.gated or sources.MODELS[source.ungated].shape == source.shape
+        assert profiles.get("paper", model=model).revision == source.revision
+        assert profiles.get("paper", model=model, revision="main").revision == "main"
+
+
+def test_profiles_without_a_hub_download_nothing():
+    for name in ("smoke", "embedded"):
+        assert downloads.downloads(profiles.get(name)) == []
+
+
+def test_a_users_model_is_downloaded_alone(tmp_path):
+    found = downloads.hub_models(profiles.get("paper", model="org/name"))
+    assert list(found) == ["org/name", "RWKV/v5-Eagle-7B-HF"]
+    assert list(downloads.hub_models(profiles.get("embedded", model=str(tmp_path)))) == []
+
+
+def test_what_is_missing_is_told_with_licences(record):
+    found = {d.name: d for d in downloads.downloads(profiles.get("paper"))}
+    llama = found["meta-llama/Llama-2-7b-hf"]
+    assert not llama.here and "NousResearch/Llama-2-7b-hf" in llama.note and llama.source.endswith("@01c7f73d")
+    assert found["mmlu"].source == "cais/mmlu" and "humaneval" not in found
+    assert 80 < sum(d.gigabytes for d in found.values()) < 120
+    assert found["hellaswag"].gigabytes == 0 < found["shortgpt_hellaswag"].gigabytes  # one repository, counted once
+
+
+def test_weights_are_taken_in_one_form():
+    assert downloads._weights(["a.bin", "model-1-of-2.safetensors"]) == "*.safetensors"
+    assert downloads._weights(["a.bin"]) == "*.bin"
+
+
+def test_a_model_with_a_missing_shard_is_not_complete(tmp_path):
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(str(index).replace("'", '"'))
+    (tmp_path / "model-1.safetensors").touch()
+    assert not downloads._complete(tmp_path)
+    (tmp_path / "model-2.safetensors").touch()
+    assert downloads._complete(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mmlu_dev_fewshot", "mmlu_dev_continuation", "passage_continuation"])
+def test_counted_amounts_are_what_runs(tokenizer, name, monkeypatch):
+    items = tasks.load(TaskBudget(name), tokenizer)
+    work = arrange(ChoiceTask(items).sequences, True)
+    exact = downloads.count(TaskBudget(name), tokenizer)
+    assert exact.items == items.num_items == items.total and exact.sequences == len(work.order)
+    assert exact.tokens == sum(len(s.input_ids) for s in work.sequences) and exact.shared == work.num_tokens()
+    monkeypatch.setattr(downloads, "SAMPLE", items.num_items // 2)
+    about = downloads.count(TaskBudget(name), tokenizer)
+    assert about.items == exact.items
+    for field in ("tokens", "shared", "scored"):
+        assert getattr(about, field) == pytest.approx(getattr(exact, field), rel=0.1), field
+
+
+def test_counted_amounts_replace_what_is_about_so(record):
+    about, counted = downloads.amounts("some/model")
+    assert about["mmlu"] == sources.DATA["mmlu"].amount
+    mine = replace(about["mmlu"], tokens=5)
+    downloads._note("mmlu", {"some/model": mine})
+    downloads._note("mmlu")  # a later visit loses nothing
+    found, counted = downloads.amounts("some/model")
+    assert found["mmlu"] == mine and counted and downloads.amounts("other")[0]["mmlu"] == about["mmlu"]
+
+
+def test_a_damaged_record_is_as_none(record):
+    downloads.RECORD.write_text("{")
+    assert downloads.read_record() == {}

@@ -177,3 +177,10 @@ def test_removal_overlap_without_common_blocks():
     assert found["overlap"] == 0
     assert math.isnan(found["kendall"])
     assert math.isnan(found["mean_position_difference"])
+
+
+def test_removed_blocks_are_of_the_very_model():
+    assert paper.removed_blocks("meta-llama/Llama-2-7b-hf", 32) == (27, 26, 25, 28, 24, 29, 23, 21, 22)
+    assert len(paper.removed_blocks("baichuan-inc/Baichuan2-13B-Base", 40)) == 10
+    assert paper.removed_blocks("meta-llama/Llama-2-7b-hf", 4) == ()  # the rehearsal's, which bears the name
+    assert paper.removed_blocks("org/other", 32) == ()

@@ -635,3 +635,14 @@ def test_training_curve_draws_what_must_be_beaten():
     assert len(left.lines[0].get_xdata()) == 8 and len(right.lines[0].get_xdata()) == 4
     assert [line.get_ydata()[0] for line in right.lines[1:]] == [2.4, 2.3]
     assert [text.get_text() for text in right.get_legend().get_texts()][1:] == ["xz -9", "order-5 n-gram"]
+
+
+def test_the_papers_blocks_are_ringed_where_it_has_the_model():
+    scores = pd.DataFrame({"block": range(8), "score": np.linspace(0.1, 0.8, 8)})
+    (ring,) = [
+        line
+        for line in plots.removal_order(scores, range(8), reported=(6, 5)).axes[0].lines
+        if line.get_label() == "the 2 removed in the paper"
+    ]
+    assert list(ring.get_xdata()) == [5, 6] and ring.get_markerfacecolor() == "none"
+    assert not any("paper" in line.get_label() for line in plots.removal_order(scores, range(8)).axes[0].lines)

@@ -111,7 +111,7 @@ def _asked_size(model: str, pin: str | None) -> float | None:
     """Gigabytes of what would be downloaded, as the hub says; None where it does not answer."""
     from huggingface_hub import HfApi
 
-    if hub.offline():
+    if not hub.answers():
         return None
     try:
         files = HfApi().model_info(model, revision=pin, files_metadata=True, timeout=10).siblings or []

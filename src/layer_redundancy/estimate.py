@@ -63,6 +63,9 @@ def config_of(model: str, revision: str | None, trust_remote_code: bool = False)
     from transformers import AutoConfig
 
     known = sources.MODELS.get(model)
+    if known is not None and known.shape and not hub.answers() and not downloads.model_is_here(model, revision):
+        models.register()
+        return AutoConfig.for_model(**dict(known.shape))
     try:
         identity = models.identify(
             replace(profiles.get("embedded", model=model), revision=revision, trust_remote_code=trust_remote_code)
@@ -123,7 +126,8 @@ class Speed:
 
     def _measured(self, prefix: int, tail: int, one: bool) -> tuple[float, float]:
         vocabulary = self.stack.model.get_input_embeddings().weight.shape[0]
-        rows = max(1, min(64, self.batch_tokens * (batches.PREFIX_BATCHES if prefix else 1) // max(1, tail)))
+        many = batches.PREFIX_BATCHES if prefix and self.stack.device.type == "cuda" else 1
+        rows = max(1, min(64, (self.batch_tokens * many - prefix) // max(1, tail)))
         sequences = RandomSequences(vocabulary, rows, prefix, tail, 4 if one or prefix else 1).sequences
         return sweep.rates(self.stack, sequences, self.batch_tokens)
 
@@ -428,8 +432,8 @@ def main(
     counted = downloads.amounts(chosen.model)[1]
     if chosen.text.corpus == "pg19" and not (counted and downloads.read_record()):
         print("tokens of benchmarks are estimates; `make prefetch` counts them")
-    if hub.offline():
-        print("HF_HUB_OFFLINE is set: sizes and revisions are those this study knows, not asked of the hub")
+    if found and not hub.answers():
+        print("the hub was not asked (out of reach, or HF_HUB_OFFLINE): sizes are those this study knows")
     path = paths.RESULTS / f"plan-{profiles.slug(profiles.artifact_folder(chosen))}.csv"
     write_whole({path: frame.to_csv(index=False).encode()})
     print(f"as a table: {os.path.relpath(path)}")

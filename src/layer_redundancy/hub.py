@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -116,6 +117,21 @@ def errors(name: str, instead: str = NO_HUB) -> Iterator[None]:
         if line is None:
             raise
         raise StudyError(line) from error
+
+
+@cache
+def answers() -> bool:
+    """Whether the hub can be reached at all, asked once and without the many retries of its client."""
+    import httpx
+    from huggingface_hub import constants
+
+    if offline():
+        return False
+    try:
+        httpx.head(constants.ENDPOINT, timeout=5)
+    except httpx.HTTPError:
+        return False
+    return True
 
 
 def offline() -> bool:

@@ -108,6 +108,18 @@ def known_model(model_id: str) -> str | None:
     return _HUB_IDS.get(model_id.strip().strip("/").lower())
 
 
+def removed_blocks(model_id: str, num_blocks: int) -> tuple[int, ...]:
+    """The blocks that table 4 removes of a model, first removed first; () for a model that is not the paper's.
+
+    A model under a known name that has another number of blocks is another model.
+    """
+    rows = table("table4").set_index("model")
+    name = known_model(model_id)
+    if name not in rows.index or rows["num_layers"][name] != num_blocks:
+        return ()
+    return rows["removed_layers"][name]
+
+
 def compare(measured: pd.DataFrame, reported: pd.DataFrame, on: list[str], value: str | list[str]) -> pd.DataFrame:
     """Measured and reported numbers side by side, nothing dropped.
 

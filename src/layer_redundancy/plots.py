@@ -202,13 +202,16 @@ def prefill_rates(rows: pd.DataFrame) -> Figure:
 
 
 @_styled
-def removal_order(scores: pd.DataFrame, order: Sequence[int], highlight: int | None = None) -> Figure:
+def removal_order(
+    scores: pd.DataFrame, order: Sequence[int], highlight: int | None = None, reported: Sequence[int] = ()
+) -> Figure:
     """Block Influence of each block, labelled with its place in the removal order (figure 2a of the paper).
 
     Args:
         scores: one row a block: block, score (1 - cosine); optionally low, high (95 % interval).
         order: blocks, first removed first; blocks not in it get no label.
         highlight: how many of the first removed are coloured; by default a quarter, about the paper's cut.
+        reported: blocks that the paper removes of the same model, ringed; none if it is not the paper's.
     """
     scores = scores.sort_values("block")
     blocks = scores["block"].to_numpy(int)
@@ -232,6 +235,10 @@ def removal_order(scores: pd.DataFrame, order: Sequence[int], highlight: int | N
                 label=label,
                 zorder=3,
             )
+    ringed = np.isin(blocks, list(reported))
+    if ringed.any():
+        label = f"the {ringed.sum()} removed in the paper"
+        axes.plot(blocks[ringed], scores["score"][ringed], "o", mfc="none", mec="black", ms=11, label=label, zorder=4)
     log = _scale(axes, scores["score"])
     size = 8.5 if len(blocks) <= 40 else 6.5
     rank = {int(block): place for place, block in enumerate(order, start=1)}

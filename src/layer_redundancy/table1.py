@@ -22,10 +22,9 @@ def num_removed(model: str, num_blocks: int) -> int:
 
     A model under a known name that has another number of blocks is another model.
     """
-    reported = paper.table("table4").set_index("model")
-    known = paper.known_model(model)
-    if known in reported.index and reported.loc[known, "num_layers"] == num_blocks:
-        return len(reported.loc[known, "removed_layers"])
+    reported = paper.removed_blocks(model, num_blocks)
+    if reported:
+        return len(reported)
     return min(num_blocks - 1, max(1, round(num_blocks * 9 / 32)))
 
 

@@ -16,15 +16,16 @@ from layer_redundancy.models import DecoderStack
 
 FEWEST, MOST = 1024, 1 << 17  # tokens
 LENGTH = 512  # of the sequences that are timed
+SLOW = 2.0  # seconds of one run: a device so slow gains nothing from larger batches, and its time is dear
 ENOUGH = 0.97  # of the best rate: the smallest number of tokens that reaches it is taken
 
 _found: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 def seconds(call: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:
-    """The shortest of several runs; the first pays for what later ones find ready."""
+    """The shortest of several runs; the first pays for what later ones find ready. Of a slow call, the first alone."""
     times: list[float] = []
-    while len(times) < 2 or (len(times) < 5 and sum(times) < at_least):
+    while (len(times) < 2 and sum(times) < SLOW) or (len(times) < 5 and sum(times) < at_least):
         begin = time.perf_counter()
         call()
         if device.type == "cuda":
@@ -36,8 +37,8 @@ def seconds(call: Callable[[], object], device: torch.device, at_least: float = 
 def rates(stack: DecoderStack, most: int = MOST) -> dict[int, float]:
     """Tokens a second through a block in the middle of the model, by tokens a forward holds.
 
-    The numbers double from FEWEST to `most`, and end where a doubling no longer helps twice in a row, or where half of
-    the free memory is too little.
+    The numbers double from FEWEST to `most`, and end where a doubling no longer helps twice in a row, where half of
+    the free memory is too little, or where a run takes long.
     """
     length = min(LENGTH, FEWEST)
     vocabulary = stack.model.get_input_embeddings().weight.shape[0]
@@ -59,7 +60,7 @@ def rates(stack: DecoderStack, most: int = MOST) -> dict[int, float]:
         too_much = 16 * hidden.numel() * hidden.element_size() > free / 2
         flat = len(found) > 2 and max(list(found.values())[-2:]) < max(list(found.values())[:-2]) / ENOUGH
         del hidden, calls
-        if too_much or flat:
+        if too_much or flat or spent > SLOW:
             break
         num *= 2
     if stack.device.type == "cuda":

@@ -37,14 +37,25 @@ class Node:
 
 
 def trie(variants: Iterable[Variant]) -> Node:
-    """Puts variants that begin with the same blocks on the same path."""
+    """Puts variants that begin with the same blocks on the same path.
+
+    Of the ways on from a node the one that needs most states comes last, when the others' are no longer held: single
+    removal then holds one state, not one a block.
+    """
     root = Node()
     for variant in variants:
         node = root
         for element in variant:
             node = node.children.setdefault(element, Node())
         node.variant = variant
+    _largest_last(root)
     return root
+
+
+def _largest_last(node: Node) -> None:
+    for child in node.children.values():
+        _largest_last(child)
+    node.children = dict(sorted(node.children.items(), key=lambda item: num_held(item[1])))
 
 
 def num_block_runs(node: Node) -> int:

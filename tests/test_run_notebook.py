@@ -158,7 +158,7 @@ def test_a_stopped_run_leaves_no_finished_copy(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--profile", "huge"], "unknown profile 'huge': choose one of smoke, embedded, paper"),
+        (["--profile", "huge"], "unknown profile 'huge': choose one of smoke, embedded, paper, rehearsal"),
         (["--revision", "main"], "revision 'main' was given without a model: set MODEL= too"),
         (
             ["-p", "shares=1"],

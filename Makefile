@@ -122,7 +122,9 @@ plan: $(READY) ## what a run takes, before it starts: downloads, licences, disk,
 prefetch: $(READY) ## download what a profile needs, once; then HF_HUB_OFFLINE=1 make figures needs no network
 	@$(OFFLINE) $(PY) -m layer_redundancy.downloads $(OF_PROFILE)
 
+# With what the paper's GPTQ files take, so that they are rehearsed too; without it notebook 07 leaves them out.
 rehearse: $(READY) ## the paper profile in small, tiny random models on a hub of this machine (minutes)
+	@$(MAKE) --no-print-directory gptq || echo "the ready GPTQ checkpoint will be left out"
 	@$(PY) -m layer_redundancy.rehearsal --notebooks '$(NOTEBOOKS)'
 
 smoke: ## every notebook in small: does it run?

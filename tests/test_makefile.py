@@ -130,12 +130,22 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
 
 
 @pytest.mark.parametrize(
-    ("command", "module"),
-    [("plan", "estimate paper"), ("prefetch", "downloads paper"), ("rehearse", "rehearsal --notebooks")],
+    ("command", "calls"),
+    [
+        ("plan", ["layer_redundancy.estimate paper"]),
+        ("prefetch", ["layer_redundancy.downloads paper"]),
+        ("rehearse", ["pip install", "layer_redundancy.rehearsal --notebooks"]),
+    ],
 )
-def test_what_comes_before_a_long_run(ready, command, module):
+def test_what_comes_before_a_long_run(ready, command, calls):
     assert ready.make(command, "PROFILE=paper").returncode == 0
-    assert ready.calls() == [f"layer_redundancy.{module}"]
+    assert ready.calls() == calls
+
+
+def test_a_rehearsal_goes_on_without_the_gptq_packages(ready):
+    ready.fail_at("requirements-gptq")
+    assert ready.make("rehearse").returncode == 0
+    assert ready.calls() == ["pip install", "layer_redundancy.rehearsal --notebooks"]
 
 
 def test_a_profiles_further_models_come_after_its_own(ready):
@@ -344,7 +354,7 @@ def test_a_failed_notebook_stops_make_and_is_executed_next_time(ready):
 def test_test_runs_the_unit_tests_and_then_every_notebook_in_small(ready):
     assert ready.make("test").returncode == 0
     expected = [f"layer_redundancy.run_notebook notebooks/{name}.ipynb" for name in ("01_first", "02_second")]
-    assert ready.calls() == ["pytest --numprocesses", *expected, "layer_redundancy.rehearsal --notebooks"]
+    assert ready.calls() == ["pytest --numprocesses", *expected, "pip install", "layer_redundancy.rehearsal --notebooks"]
     assert (ready.root / "data" / "runs" / "smoke" / "02_second.ipynb").exists()
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,30 +32,38 @@ def without_layers(model: nn.Module, removed: Iterable[int]) -> Iterator[nn.Modu
     Raises:
         StudyError: see `variants.without`.
     """
+    with ExitStack() as restored:
+        _cut(model, removed, restored)
+        yield model
+
+
+def cut(model: nn.Module, removed: Iterable[int]) -> nn.Module:
+    """Removes blocks for good, and lets go of their weights; arguments and errors as `without_layers`."""
+    _cut(model, removed, ExitStack())
+    return model
+
+
+def _cut(model: nn.Module, removed: Iterable[int], restored: ExitStack) -> None:
+    """Removes blocks; `restored` gets what puts them back."""
     stack = models.decoder_stack(model)
     blocks = list(stack.blocks)
     kept = variants.without(len(blocks), removed)
+    first = blocks[0], blocks[kept[0]]
+    flags = [m for m in model.modules() if "has_sliding_layers" in vars(m)]
     config_changes = list(_cut_config(model.config, kept, len(blocks)))
-    flags = [
-        (m, "has_sliding_layers", m.has_sliding_layers) for m in model.modules() if "has_sliding_layers" in vars(m)
-    ]
-    renumbered: list[tuple[nn.Module, str, int]] = []
-    try:
-        models.move_embedding_norm(blocks[0], blocks[kept[0]])
-        _set_blocks(stack.blocks, [blocks[i] for i in kept])
-        renumbered = models.renumber(stack.blocks)
-        for config, name, _, new in config_changes:
-            setattr(config, name, new)
-        for module, name, _ in flags:
-            setattr(module, name, "sliding_attention" in module.config.layer_types)
-        yield model
-    finally:
-        for module, name, old in (*renumbered, *flags):
-            setattr(module, name, old)
-        for config, name, old, _ in config_changes:
-            setattr(config, name, old)
-        models.move_embedding_norm(blocks[kept[0]], blocks[0])
-        _set_blocks(stack.blocks, blocks)
+
+    models.move_embedding_norm(*first)
+    restored.callback(models.move_embedding_norm, *first[::-1])
+    restored.callback(_set_blocks, stack.blocks, blocks)
+    _set_blocks(stack.blocks, [blocks[i] for i in kept])
+    for module, name, old in models.renumber(stack.blocks):
+        restored.callback(setattr, module, name, old)
+    for config, name, old, new in config_changes:
+        restored.callback(setattr, config, name, old)
+        setattr(config, name, new)
+    for module in flags:
+        restored.callback(setattr, module, "has_sliding_layers", module.has_sliding_layers)
+        module.has_sliding_layers = "sliding_attention" in module.config.layer_types
 
 
 def _set_blocks(container: nn.ModuleList, blocks: list[nn.Module]) -> None:

@@ -109,6 +109,43 @@ class QuantizationBudget:
 
 
 @dataclass(frozen=True)
+class ClassificationBudget:
+    """Notebook 12, which tunes the first blocks of the model to classify texts.
+
+    Attributes:
+        datasets: names in `classification.SOURCES`.
+        kept: how many of the first blocks are kept; the whole model is always there too.
+        shots: training texts of each label.
+        test_items: of each data set; None for all.
+        seeds: of the draw of the shots, of their order, and of what is random in the weights.
+        epochs: how often each shot is seen in prompt tuning, and in fine-tuning.
+        batch: texts a step.
+        prompt_rate: learning rate of prompt tuning.
+        weights_rate: of fine-tuning all weights.
+        lora_rate: of fine-tuning in its place, where all weights' training does not fit the device.
+        virtual_tokens: of prompt tuning.
+        demonstrations: worked examples of each label before every prompt.
+        max_words: longer texts are left out; None for none.
+        repeats: of the timing of inference.
+    """
+
+    datasets: tuple[str, ...]
+    kept: tuple[int, ...]
+    shots: int
+    test_items: int | None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: tuple[int, int] = (3, 3)
+    batch: int = 16
+    prompt_rate: float = 0.03
+    weights_rate: float = 5e-5
+    lora_rate: float = 1e-3
+    virtual_tokens: int = 10
+    demonstrations: int = 0
+    max_words: int | None = None
+    repeats: int = 3
+
+
+@dataclass(frozen=True)
 class FurtherModel:
     """Another model of a profile, with the notebooks whose figures and tables the paper has of it.
 
@@ -145,6 +182,7 @@ class Profile:
         width: budget of notebook 05.
         generation: budget of notebook 09.
         quantization: budget of notebook 07.
+        classification: budget of notebook 12.
         recurrent_scale: notebook 06 measures a model without attention on so many times the text and items.
         batch_tokens: tokens a forward may hold; halved when memory runs out. None: found by timing a block of the model
             on the device at hand.
@@ -163,6 +201,7 @@ class Profile:
     width: WidthBudget
     generation: GenerationBudget
     quantization: QuantizationBudget
+    classification: ClassificationBudget
     revision: str | None = None
     dtype: str = "float32"
     device: str = "cpu"
@@ -192,6 +231,17 @@ PROFILES = {
         width=WidthBudget(evaluation_blocks=3, block_length=40, items=1, block_step=7, random_sets=3),
         generation=GenerationBudget(prompts=4, prompt_tokens=32, new_tokens=12, max_removed=4),
         quantization=QuantizationBudget(calibration_blocks=4, bits=(4,), rounded=(4,), pruned_first=(4,), max_blocks=6),
+        classification=ClassificationBudget(
+            ("movie_reviews", "amazon_reviews"),
+            kept=(1,),
+            shots=4,
+            test_items=12,
+            seeds=(0, 1),
+            epochs=(1, 1),
+            batch=8,
+            max_words=8,
+            repeats=1,
+        ),
         bootstrap_resamples=200,
         depth_step=6,
         calibration_resamples=2,
@@ -213,6 +263,13 @@ PROFILES = {
         width=WidthBudget(evaluation_blocks=4, block_length=128, items=3, random_sets=10),
         generation=GenerationBudget(prompts=24, prompt_tokens=32, new_tokens=40, max_removed=10),
         quantization=QuantizationBudget(calibration_blocks=24, rounded=(4, 3), pruned_first=(4,), items=6),
+        classification=ClassificationBudget(
+            ("movie_reviews", "amazon_reviews"),
+            kept=(1, 2, 4, 8, 16),
+            shots=64,
+            test_items=240,
+            max_words=16,
+        ),
         depth_step=5,
         calibration_resamples=3,
         greedy_shortlist=0.33,
@@ -258,6 +315,17 @@ PROFILES = {
             tasks=(TaskBudget("gsm8k_cot", num_fewshot=4), TaskBudget("humaneval")),
         ),
         quantization=QuantizationBudget(calibration_blocks=128, ready="TheBloke/Llama-2-7B-GPTQ"),
+        # Shots, seeds and demonstrations as in the code that the paper's first author published (GNNavi).
+        classification=ClassificationBudget(
+            ("sst2", "ag_news", "trec", "emotion"),
+            kept=(1, 2, 4, 6, 8, 12, 16, 24),
+            shots=64,
+            test_items=1000,
+            seeds=(0, 42, 421),
+            epochs=(5, 5),
+            virtual_tokens=20,
+            demonstrations=1,
+        ),
         batch_tokens=None,
         greedy_blocks=16,
         further=(
@@ -290,6 +358,17 @@ PROFILES["rehearsal"] = replace(
         _PAPER.generation, prompts=3, prompt_tokens=24, new_tokens=8, max_removed=2, tasks=_few(_PAPER.generation.tasks)
     ),
     quantization=replace(_PAPER.quantization, calibration_blocks=4, bits=(4,), rounded=(4,), pruned_first=(4,)),
+    classification=replace(
+        _PAPER.classification,
+        kept=(1,),
+        shots=2,
+        test_items=6,
+        seeds=(0, 42),
+        epochs=(1, 1),
+        batch=6,
+        virtual_tokens=4,
+        repeats=1,
+    ),
     bootstrap_resamples=50,
     calibration_resamples=1,
     greedy_blocks=1,

@@ -1,6 +1,8 @@
 """Running text as token blocks: calibration and evaluation come from different articles, always the same ones."""
 
+import gzip
 import hashlib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import torch
 
 from layer_redundancy import hub, paths, sources
 from layer_redundancy.errors import StudyError
-from layer_redundancy.packages import scratch_folder
+from layer_redundancy.packages import made_once, scratch_folder
 from layer_redundancy.profiles import TextBudget
 
 Split = Literal["calibration", "evaluation"]
@@ -26,6 +28,12 @@ TEXT_FILE_ARTICLE_WORDS = 2000  # a single .txt is cut after the paragraph that 
 
 # The books of PG-19 by split: its validation and its test split.
 PG19_FILES: dict[Split, str] = {"calibration": "data/validation-*.parquet", "evaluation": "data/test-*.parquet"}
+
+C4_FILES: dict[Split, str] = {
+    "calibration": "en/c4-train.00000-of-01024.json.gz",
+    "evaluation": "en/c4-validation.00000-of-00008.json.gz",
+}
+PACK_DOCUMENTS = 2000  # that are tokenised at a time
 
 # A paragraph of prose starts like a sentence (list entries, headings, table rows and templates do not) and ends like
 # one (captions and lines that lead into a list or a formula do not).
@@ -105,6 +113,64 @@ def token_blocks(budget: TextBudget, tokenizer, split: Split) -> TokenBlocks:
     return TokenBlocks(torch.tensor(blocks[:asked], dtype=torch.long), budget.corpus, split, bos)
 
 
+def packed_blocks(corpus: str, tokenizer, split: Split, length: int, count: int) -> TokenBlocks:
+    """Text to train on: articles one after the other, in the order of a hash, cut into blocks whatever ends in them.
+
+    Articles begin with the beginning-of-sequence token where the tokenizer prepends it, and otherwise end with the
+    end-of-sequence token where there is one.
+
+    Args:
+        corpus: as `articles` has it.
+        tokenizer: a transformers tokenizer.
+        split: "calibration" or "evaluation".
+        length: tokens a block.
+        count: blocks; fewer where the corpus has less text.
+
+    Raises:
+        StudyError: unknown corpus, or less text than one block.
+    """
+    key = {
+        "corpus": corpus,
+        "split": split,
+        "length": length,
+        "count": count,
+        "tokenizer": _tokenizer_digest(tokenizer),
+    }
+    if corpus not in ("c4", "alpaca"):
+        return _packed(corpus, tokenizer, split, length, count)
+    key |= {"revision": sources.DATA[corpus].revision, "rules": RULES_VERSION}
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        np.save(folder / "tokens.npy", _packed(corpus, tokenizer, split, length, count).input_ids.numpy())
+
+    file = made_once("tokens", key, write) / "tokens.npy"
+    return TokenBlocks(torch.from_numpy(np.load(file)), corpus, split, prepends_bos(tokenizer))
+
+
+def _packed(corpus: str, tokenizer, split: Split, length: int, count: int) -> TokenBlocks:
+    bos = prepends_bos(tokenizer)
+    first = [tokenizer.bos_token_id] if bos else []
+    last = [] if bos or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    texts = sorted(articles(corpus, split), key=_digest)
+    pieces, num = [], 0
+    for begin in range(0, len(texts), PACK_DOCUMENTS):
+        found = tokenizer(texts[begin : begin + PACK_DOCUMENTS], add_special_tokens=False, verbose=False).input_ids
+        pieces += [np.array([*first, *ids, *last], dtype=np.int64) for ids in found]
+        num = sum(map(len, pieces))
+        if num >= length * count:
+            break
+    if num < length:
+        raise StudyError(f"corpus {corpus!r} has {num} {split} tokens: no block of {length} can be cut from it")
+    blocks = np.concatenate(pieces)[: num // length * length].reshape(-1, length)[:count]
+    return TokenBlocks(torch.from_numpy(blocks), corpus, split, bos)
+
+
+def _tokenizer_digest(tokenizer) -> str:
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    return _digest(f"{type(tokenizer).__name__} {vocabulary}")
+
+
 def prepends_bos(tokenizer) -> bool:
     """Whether the tokenizer puts its beginning-of-sequence token first when it is called without options."""
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
@@ -122,6 +188,9 @@ def articles(corpus: str, split: Split) -> list[str]:
               with 237 k SmolLM2 tokens for calibration and 45 with 223 k for evaluation;
             - "pg19": Gutenberg books from the hub (emozilla/pg19), its 50 validation books for calibration and its 100
               test books for evaluation;
+            - "c4": web pages from the hub (allenai/c4, English), the first of 1024 files of its training split for
+              calibration and the first of 8 of its validation split for evaluation;
+            - "alpaca": instructions and answers from the hub (yahma/alpaca-cleaned), each in Alpaca's template;
             - a .txt file (UTF-8), cut into articles of about 2000 words at empty lines, or a folder of .txt files, each
               an article; a relative path starts at the project's root.
         split: "calibration" or "evaluation".
@@ -133,7 +202,9 @@ def articles(corpus: str, split: Split) -> list[str]:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
     if corpus == "pg19":
         return _pg19(split)
-    titled = _wikipedia() if corpus == "wikipedia" else _text_files(corpus)
+    if corpus == "c4":
+        return _c4(split)
+    titled = TITLED.get(corpus, lambda: _text_files(corpus))()
     ranked = sorted(titled, key=_digest)
     mine = set(ranked[SPLITS.index(split) :: 2])
     return [text for title, text in titled.items() if title in mine]
@@ -205,6 +276,44 @@ def _pg19(split: Split) -> list[str]:
     return [text for file in files for text in pd.read_parquet(file, columns=["text"])["text"]]
 
 
+def c4_files() -> Path:
+    """The folder of a file of C4's training and one of its validation split, downloaded once; as `pg19_files`."""
+    source = sources.DATA["c4"]
+    return hub.snapshot(source.repository, source.revision, list(C4_FILES.values()), "dataset")
+
+
+def _c4(split: Split) -> list[str]:
+    file = c4_files() / C4_FILES[split]
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            return [json.loads(line)["text"] for line in lines]
+    except (OSError, ValueError, EOFError) as error:
+        raise StudyError(f"cannot read {file} ({error}): delete it, so that it is downloaded again") from error
+
+
+ALPACA_FILE = "alpaca_data_cleaned.json"
+# Taori et al. 2023, with an input and without.
+ALPACA = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n{output}",
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n{output}",
+)
+
+
+def alpaca_files() -> Path:
+    """The folder of the cleaned Alpaca instructions, downloaded once; errors as `pg19_files`."""
+    source = sources.DATA["alpaca"]
+    return hub.snapshot(source.repository, source.revision, [ALPACA_FILE], "dataset")
+
+
+def _alpaca() -> dict[str, str]:
+    rows = json.loads(_read(alpaca_files() / ALPACA_FILE))
+    texts = [ALPACA[not row["input"].strip()].format_map(row) for row in rows]
+    return {text: text for text in texts}
+
+
 def _text_files(corpus: str) -> dict[str, str]:
     """Title -> text of the user's own files. The title of a piece of a single file is its text."""
     path = paths.ROOT / Path(corpus).expanduser()
@@ -214,7 +323,9 @@ def _text_files(corpus: str) -> dict[str, str]:
     elif path.is_file() and path.suffix == ".txt":
         titled = {text: text for text in _pieces(re.split(r"\n\s*\n", _read(path)))}
     else:
-        raise StudyError(f"unknown corpus {corpus!r}: choose wikipedia, pg19, a .txt file or a folder of .txt files")
+        raise StudyError(
+            f"unknown corpus {corpus!r}: choose wikipedia, pg19, c4, alpaca, a .txt file or a folder of .txt files"
+        )
     if len(titled) < len(SPLITS):
         raise StudyError(
             f"corpus {corpus!r} has {len(titled)} articles: calibration and evaluation need one each at least "
@@ -245,3 +356,7 @@ def _pieces(paragraphs: Iterable[str]) -> Iterable[str]:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+# Corpora whose articles have titles, by which they go to the splits.
+TITLED = {"wikipedia": _wikipedia, "alpaca": _alpaca}

@@ -75,6 +75,12 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def made_folder(name: str, settings: Mapping[str, Any]) -> Path:
+    """Where `made_once` puts the folder of some settings."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return paths.CACHE / f"{name}-{digest[:12]}"
+
+
 def made_once(name: str, settings: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
     """A folder in the cache for each settings, whole or not there at all.
 
@@ -86,8 +92,7 @@ def made_once(name: str, settings: Mapping[str, Any], write: Callable[[Path], No
     Raises:
         StudyError: as `scratch_folder`.
     """
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    target = paths.CACHE / f"{name}-{digest[:12]}"
+    target = made_folder(name, settings)
     if not target.is_dir():
         with scratch_folder(name) as scratch:
             write(scratch / target.name)

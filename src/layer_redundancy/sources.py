@@ -132,6 +132,9 @@ def _choices(items: int, choices: float, length: int) -> Amount:
 _GLUE, _RACE, _FEWCLUE = "aps/super_glue", "ehovy/race", "CLUEbenchmark/FewCLUE"
 DATA: dict[str, Data] = {
     "pg19": Data("emozilla/pg19", 36, "Apache-2.0", revision="c021754c8e01c5b1cc83a1f549c1f97fbbb756b8"),
+    # One file of C4's training split (164 million Llama-2 tokens) and one of its validation split.
+    "c4": Data("allenai/c4", 360, "ODC-BY", revision="1588ec454efa1a09f29cd18ddd04fe05fc8653a2"),
+    "alpaca": Data("yahma/alpaca-cleaned", 44, "CC-BY-4.0"),
     "mmlu": Data("cais/mmlu", 5, "MIT", Amount(14042, 14042, 10_200_000, 1_740_000, 14042, groups=57)),
     "shortgpt_cmnli": Data("clue/clue", 54, "unknown", _choices(12241, 3, 150)),
     "shortgpt_hellaswag": Data("Rowan/hellaswag", 37, "MIT", _choices(10042, 4, 100)),

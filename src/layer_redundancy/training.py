@@ -1,7 +1,7 @@
-"""Training some weights of a model, by transformers' Trainer: checkpoints, an ETA, a smaller batch when memory runs out.
+"""Training some of a model's weights, by transformers' Trainer: checkpoints, an ETA, less at once when memory runs out.
 
-What is trained is what requires a gradient, and only that is written to checkpoints. The same examples come in the same
-order whatever the batch that fits, so a training that was killed goes on from its last checkpoint as if it had not been.
+What is trained is what requires a gradient, and only that is written to checkpoints. The same examples come in the
+same order whatever batch fits, so a training that was killed goes on from its last checkpoint as if it had not been.
 """
 
 import gc

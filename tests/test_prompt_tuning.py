@@ -1,0 +1,373 @@
+"""Tuning the first blocks: what is trained and what is not, scores, costs, tables, export."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import peft
+import pytest
+import torch
+import transformers as tf
+
+import tiny_models
+from layer_redundancy import classification, embedded, paths, plots_tuning, prompt_tuning, surgery, training
+from layer_redundancy.errors import NotApplicable, StudyError
+from layer_redundancy.profiles import PROFILES
+from layer_redundancy.prompt_tuning import MEAN, PROMPTS, UNTUNED, WEIGHTS, Accuracies, Run
+from layer_redundancy.results import Result
+from layer_redundancy.study import Study
+
+WORDS = torch.tensor([11, 12])
+
+
+def examples(*lengths: int) -> list[dict[str, torch.Tensor]]:
+    """A text of each length, of random tokens; labels take turns."""
+    tokens = {n: tiny_models.tokens(1, n, seed=n)[0] for n in lengths}
+    return [{"input_ids": tokens[n], "label": torch.tensor(i % 2)} for i, n in enumerate(lengths)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tiny random model that reads the embedded model's tokens."""
+    target = tmp_path_factory.mktemp("tiny") / "model"
+    torch.manual_seed(0)
+    config = tf.LlamaConfig(
+        vocab_size=49152, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    tf.AutoModelForCausalLM.from_config(config).save_pretrained(target)
+    tf.AutoTokenizer.from_pretrained(embedded.folder()).save_pretrained(target)
+    return target
+
+
+@pytest.fixture
+def study(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", cache(tmp_path))
+
+    def build(**changes) -> Study:
+        built = Study("smoke", str(folder), store=tmp_path / "store.sqlite")
+        budget = replace(built.profile.classification, **({"datasets": ("amazon_reviews",), "seeds": (0,)} | changes))
+        built.profile = replace(built.profile, classification=budget)
+        return built
+
+    return build
+
+
+def cache(tmp_path: Path) -> Path:
+    """A cache of the test's own, with the downloads that there are."""
+    own = tmp_path / "cache"
+    own.mkdir()
+    for path in paths.CACHE.glob("*.zip"):
+        (own / path.name).symlink_to(path)
+    return own
+
+
+# --------------------------------------------------------------------------------------------- scoring
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama_tied", "gpt2", "opt", "opt_350m", "gpt_neox", "gemma2", "mamba"])
+@pytest.mark.parametrize("prompted", [False, True])
+def test_scores_are_those_of_plain_forwards_whatever_the_batch(kind, prompted):
+    model = prompt_tuning.first_blocks(tiny_models.build(kind), 2)
+    if prompted:
+        model = prompt_tuning.with_prompts(model, torch.tensor([5, 6, 7]))
+    asked = examples(5, 17, 9, 12, 6)
+    alone, together = (prompt_tuning.judge(model, asked, WORDS, tokens) for tokens in (1, 10_000))
+    np.testing.assert_allclose(alone[1], together[1], atol=1e-5)
+    assert alone[0].tolist() == together[0].tolist()
+    for place, example in enumerate(asked):
+        with torch.no_grad():
+            logits = model(input_ids=example["input_ids"][None]).logits[0, -1, WORDS]
+        gold = logits.log_softmax(-1)[example["label"]].item()
+        assert together[1][place] == pytest.approx(gold, abs=1e-5)
+        assert together[0][place] == (logits.argmax() == example["label"]).item()
+
+
+def test_the_head_runs_on_one_position_a_text():
+    model, seen = tiny_models.build("llama"), []
+    model.get_output_embeddings().register_forward_hook(lambda _, args, out: seen.append(tuple(out.shape)))
+    batch = classification.collate(examples(5, 17, 9))
+    assert prompt_tuning.label_logits(model, batch, WORDS).shape == (3, 2)
+    assert seen == [(3, 1, 97)]
+    assert model(input_ids=batch["input_ids"]).logits.shape[1] == 17, "the hook is gone"
+
+
+def test_running_out_of_memory_halves_the_batch(monkeypatch):
+    model, asked, sizes = tiny_models.build("llama"), examples(5, 6, 7, 8, 9), []
+    real = prompt_tuning.label_logits
+
+    def limited(model, batch, words):
+        sizes.append(len(batch["label"]))
+        if len(batch["label"]) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return real(model, batch, words)
+
+    expected = prompt_tuning.judge(model, asked, WORDS, 10_000)
+    monkeypatch.setattr(prompt_tuning, "label_logits", limited)
+    found = prompt_tuning.judge(model, asked, WORDS, 10_000)
+    assert sizes[0] == 5 and max(sizes[2:]) <= 2
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+
+
+def test_nan_logits_are_one_line():
+    model = tiny_models.build("llama")
+    model.get_output_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(StudyError, match="NaN or infinite logits"):
+        prompt_tuning.judge(model, examples(5), WORDS, 100)
+
+
+# --------------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_prompt_tuning_trains_virtual_tokens_alone_and_learns(kind, tmp_path):
+    """That all texts have the same label is learnt."""
+    whole = tiny_models.build(kind, scale=2.0)
+    before = {name: p.clone() for name, p in whole.named_parameters()}
+    model = prompt_tuning.with_prompts(prompt_tuning.first_blocks(whole, 3), torch.tensor([5, 6, 7, 8]))
+    prompts = model.get_prompt(batch_size=1)[0]
+    with torch.no_grad():
+        embedded_tokens = whole.get_input_embeddings()(torch.tensor([5, 6, 7, 8]))
+    torch.testing.assert_close(prompts.detach(), embedded_tokens)
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["prompt_encoder.default.embedding.weight"]
+    asked = [example | {"label": torch.tensor(1)} for example in examples(*range(5, 13))]
+    untuned = prompt_tuning.judge(model.eval(), asked, WORDS, 1000)[1].mean()
+    learnt = training.fit(
+        model, asked, training.Optimization(40, 8, 0.1), tmp_path,
+        loss=lambda m, batch: prompt_tuning.label_loss(m, batch, WORDS), collate=classification.collate,
+    )  # fmt: skip
+    assert prompt_tuning.judge(model, asked, WORDS, 1000)[1].mean() > untuned + 0.02
+    assert learnt.trainable == prompts.numel() and len(learnt.curve()[0]) == 40
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(parameter, before[name])
+    kept = dict(model.get_base_model().named_parameters())
+    assert all(torch.equal(kept[name], before[name]) for name in kept)
+
+
+def test_the_first_blocks_are_a_copy_that_leaves_the_model_whole():
+    whole = tiny_models.build("llama_tied")
+    few = prompt_tuning.first_blocks(whole, 2)
+    assert whole.config.num_hidden_layers == len(whole.model.layers) == 5
+    assert few.config.num_hidden_layers == len(few.model.layers) == 2
+    assert few.lm_head.weight is few.model.embed_tokens.weight
+    assert few.lm_head.weight is not whole.lm_head.weight
+    ids = tiny_models.tokens()
+    with surgery.without_layers(whole, [2, 3, 4]) as cut, torch.no_grad():
+        assert torch.equal(few(input_ids=ids).logits, cut(input_ids=ids).logits)
+
+
+class Ungenerative(tf.LlamaForCausalLM):
+    """A model without a method that peft asks for."""
+
+    @property
+    def prepare_inputs_for_generation(self):
+        raise AttributeError("no such method")
+
+
+def test_a_model_that_peft_cannot_prompt_is_one_line():
+    with pytest.raises(NotApplicable, match="peft cannot tune prompts of Ungenerative") as error:
+        prompt_tuning.with_prompts(Ungenerative(tiny_models.CONFIGS["llama"]()), torch.tensor([5]))
+    assert "\n" not in str(error.value)
+
+
+def test_runs_are_stored_and_a_second_study_loads_no_model(study):
+    first = study()
+    plan = prompt_tuning.plan(first)
+    assert [(run.method, run.kept) for run in plan] == [
+        (UNTUNED, 1), (UNTUNED, 3), (PROMPTS, 1), (WEIGHTS, 1), (PROMPTS, 3), (WEIGHTS, 3)
+    ]  # fmt: skip
+    results = prompt_tuning.results(first)
+    costs = prompt_tuning.costs(first, results)
+    assert not list(paths.CACHE.glob("training-*")), "checkpoints of what is done are gone"
+    second = study()
+    again = prompt_tuning.results(second)
+    assert "stack" not in vars(second)
+    for run in plan:
+        assert again[run].summary == results[run].summary
+        assert np.array_equal(again[run].arrays["gold_logprob"], results[run].arrays["gold_logprob"])
+    pd.testing.assert_frame_equal(prompt_tuning.costs(second, again), costs)
+    assert "stack" not in vars(second)
+    other = study(weights_rate=1e-3)
+    changed = prompt_tuning.results(other, plan[-2:])
+    assert changed[plan[-2]].summary == results[plan[-2]].summary, "prompts' rate is the same"
+    assert not np.array_equal(changed[plan[-1]].arrays["gold_logprob"], results[plan[-1]].arrays["gold_logprob"])
+
+
+def test_the_same_seed_gives_the_same_run(study, tmp_path):
+    run = Run("amazon_reviews", WEIGHTS, 1, 0)
+    built = study()
+    one = prompt_tuning.results(built, [run])[run]
+    built.store.close()
+    (tmp_path / "store.sqlite").unlink()
+    other = prompt_tuning.results(study(), [run])[run]
+    assert np.array_equal(one.arrays["gold_logprob"], other.arrays["gold_logprob"])
+
+
+def test_the_test_part_is_never_trained_on(study):
+    built = study(demonstrations=1)
+    for seed in (0, 1):
+        asked = prompt_tuning._asked(built, "amazon_reviews", seed, "test")
+        data = classification.load("amazon_reviews", built.profile.classification.max_words)
+        read = [built.tokenizer.decode(example["input_ids"]) for example in asked.train]
+        assert len(read) == 2 * built.profile.classification.shots
+        assert not any(f"Review: {text}\n" in whole for whole in read for text in data.test.texts)
+        shown = {whole.rpartition("Review:")[0] for whole in read}
+        assert len(shown) == 1 and not any(whole.rpartition("Review:")[2] in shown.copy().pop() for whole in read)
+
+
+def test_too_long_a_prompt_is_one_line(study):
+    built = study()
+    built.identity = replace(built.identity, max_length=15)
+    with pytest.raises(StudyError, match="takes 15 tokens, a prompt of amazon_reviews has"):
+        prompt_tuning.results(built)
+
+
+def test_lora_takes_the_place_of_all_weights_where_they_do_not_fit(study, monkeypatch):
+    built = study()
+    assert prompt_tuning.trained_weights(built) == "all"
+    monkeypatch.setattr(prompt_tuning, "FITS", 1e-9)
+    assert prompt_tuning.trained_weights(built) == "lora"
+    run = Run("amazon_reviews", WEIGHTS, 1, 0)
+    found = prompt_tuning.results(built, [run])[run]
+    assert 0 < found.summary["trainable"] < 10_000
+    assert "LoRA of rank 8" in prompt_tuning.note(built)
+
+
+# --------------------------------------------------------------------------------------------- costs
+
+
+def test_memory_is_counted_storage_by_storage():
+    model = torch.nn.Linear(100, 10, bias=False)
+    with prompt_tuning._peak_bytes(model) as peak, torch.no_grad():
+        big = torch.zeros(1000, 100)  # 400 kB
+        view = big[:500]
+        del big, view
+        small = torch.zeros(500, 100)  # 200 kB, after the big one is gone
+        model(small)
+    assert 404_000 <= peak() <= 406_000
+
+
+def test_more_blocks_cost_more(study):
+    built = study()
+    costs = prompt_tuning.costs(built, prompt_tuning.results(built)).set_index(["method", "kept"])
+    block = sum(p.numel() for p in built.stack.blocks[0].parameters())
+    for method in (PROMPTS, WEIGHTS):
+        few, whole = costs.loc[method, 1], costs.loc[method, 3]
+        assert whole["parameters"] - few["parameters"] == 2 * block
+        assert whole["inference_bytes"] - few["inference_bytes"] == pytest.approx(8 * block, rel=0.2)
+        assert few["inference_bytes"] > 4 * few["parameters"]
+        assert whole["training_bytes"] > few["training_bytes"]
+    assert costs.loc[WEIGHTS, 1]["training_bytes"] > 16 * costs.loc[WEIGHTS, 1]["parameters"]
+    assert costs.loc[PROMPTS, 1]["training_bytes"] < costs.loc[WEIGHTS, 1]["training_bytes"]
+
+
+# --------------------------------------------------------------------------------------------- tables
+
+
+def found(rates: dict[tuple[str, int], float], seeds: int = 3, items: int = 200, names=("one", "two")) -> dict:
+    """Results in which runs of a (method, kept) get about so many of the items right, easy items first."""
+    rng = np.random.default_rng(0)
+    results = {}
+    for name in names:
+        ease = rng.random(items)
+        for (method, kept), rate in rates.items():
+            for seed in range(seeds):
+                correct = ease + 0.05 * rng.standard_normal(items) < rate
+                results[Run(name, method, kept, seed)] = Result({}, {"correct": correct, "gold_logprob": -ease})
+    return results
+
+
+def test_intervals_hold_seeds_and_items_and_differences_are_paired():
+    accuracies = Accuracies(found({(WEIGHTS, 1): 0.6, (WEIGHTS, 4): 0.7}), 500, 0)
+    table = prompt_tuning.by_depth(accuracies).set_index(["dataset", "kept"])
+    assert (table["low"] < table["accuracy"]).all() and (table["accuracy"] < table["high"]).all()
+    assert table.loc[(MEAN, 1), "accuracy"] == pytest.approx(
+        (table.loc[("one", 1), "accuracy"] + table.loc[("two", 1), "accuracy"]) / 2
+    )
+    width = table["high"] - table["low"]
+    assert (width[MEAN] < width["one"]).all() and table.loc[(MEAN, 1), "n"] == 400
+    pair = prompt_tuning.against_whole(accuracies, [1, 4]).set_index(["dataset", "kept"])
+    assert pair.loc[("one", 1), "difference"] == pytest.approx(-10, abs=4)
+    assert pair.loc[("one", 1), "high"] - pair.loc[("one", 1), "low"] < 100 * width["one", 1], "paired by item"
+    assert pair.loc[("one", 4), ["difference", "low", "high"]].tolist() == [0, 0, 0]
+
+
+def test_intervals_are_wider_where_seeds_differ():
+    same = found({(WEIGHTS, 1): 0.6}, names=("one",))
+    other = {run: result for run, result in same.items()}
+    for run in other:
+        correct = np.arange(200) < (20, 120, 199)[run.seed]
+        other[run] = Result({}, {"correct": correct, "gold_logprob": correct})
+    one, two = (prompt_tuning.by_depth(Accuracies(f, 500, 0)).iloc[0] for f in (same, other))
+    assert two["high"] - two["low"] > 3 * (one["high"] - one["low"])
+    assert two["seed_low"] == 0.1 and two["seed_high"] == 0.995
+
+
+def test_what_the_claim_says(study):
+    built = study(seeds=(0, 1, 2), datasets=("amazon_reviews",))
+    rates = {(PROMPTS, 1): 0.95, (PROMPTS, 2): 0.9, (PROMPTS, 4): 0.7, (WEIGHTS, 1): 0.3, (WEIGHTS, 2): 0.5}
+    results = found(rates | {(WEIGHTS, 4): 0.99}, items=12, names=("amazon_reviews",))
+    claim = prompt_tuning.claim(built, Accuracies(results, 300, 0)).set_index("statement")
+    assert claim.loc["prompt tuning: 1 of 4 blocks are no worse than all of them", "holds"]
+    assert not claim.loc["fine-tuning: 1 of 4 blocks are no worse than all of them", "holds"]
+    assert claim.loc["fine-tuning: 1 of 4 blocks are no worse than all of them", "certainty"] < 0.05
+    assert claim["certainty"].between(0, 1).all() and len(claim) == 10
+
+
+def test_the_papers_numbers_stand_beside_ours(study):
+    built = study()
+    rates = {(UNTUNED, 1): 0.5, (UNTUNED, 3): 0.6, (WEIGHTS, 1): 0.6, (WEIGHTS, 3): 0.9}
+    table = prompt_tuning.beside_paper(built, Accuracies(found(rates), 100, 0))
+    reported = table[table["source"] == "paper"].iloc[0]
+    assert (reported["kept"], reported["accuracy"], reported["whole"]) == (2, 80.23, 77.04)
+    assert reported["difference"] == pytest.approx(3.19)
+    assert table[table["source"] == "measured"]["kept"].tolist() == [1]
+    costs = pd.DataFrame({"kept": [1, 3], "parameters": [2_000_000, 4_000_000]})
+    sizes = prompt_tuning.sizes_beside_paper(built, costs).set_index("model")
+    assert sizes.loc["GPT-2 XL", "saved"] == pytest.approx(93, abs=0.1)
+    assert sizes.loc[built.identity.name, "saved"] == 50
+
+
+def test_figures_are_drawn(study):
+    built = study()
+    results = prompt_tuning.results(built)
+    accuracies = Accuracies(results, 50, 0)
+    rows, levels = prompt_tuning.by_depth(accuracies), prompt_tuning.baselines(built)
+    figure = plots_tuning.accuracy_by_kept_blocks(rows, levels)
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "3"]
+    drawn = plots_tuning.difference_from_whole(prompt_tuning.against_whole(accuracies, [1]))
+    assert len(drawn.axes[0].get_yticklabels()) == 1
+    costs = plots_tuning.tuning_costs(prompt_tuning.costs(built, results))
+    assert len(costs.axes) == 3
+    table = prompt_tuning.run_table(built, results)
+    assert (table["low"] <= table["accuracy"]).all() and table["trainable"].isna().sum() == 2
+
+
+# --------------------------------------------------------------------------------------------- export
+
+
+@pytest.mark.parametrize("how", ["all", "prompts", "lora"])
+def test_an_export_is_loaded_again_and_equal(study, tmp_path, monkeypatch, how):
+    built = study()
+    if how == "lora":
+        monkeypatch.setattr(prompt_tuning, "FITS", 1e-9)
+    run = Run("amazon_reviews", PROMPTS if how == "prompts" else WEIGHTS, 2, 0)
+    target = prompt_tuning.export(built, run, tmp_path / "tuned")
+    model = tf.AutoModelForCausalLM.from_pretrained(target / "model")
+    assert model.config.num_hidden_layers == 2
+    assert (target / "adapter").exists() == (how != "all")
+    if how != "all":
+        model = peft.PeftModel.from_pretrained(model, target / "adapter")
+    asked = prompt_tuning._asked(built, run.dataset, run.seed, "test")
+    gold = prompt_tuning.judge(model.eval(), asked.judged, asked.words, 1000)[1]
+    np.testing.assert_allclose(gold, prompt_tuning.results(built, [run])[run].arrays["gold_logprob"], atol=1e-4)
+    with pytest.raises(StudyError, match="exists: choose another folder"):
+        prompt_tuning.export(built, run, target)
+
+
+def test_every_profile_names_data_that_there_is():
+    for profile in PROFILES.values():
+        budget = profile.classification
+        assert set(budget.datasets) <= set(classification.SOURCES) and len(budget.datasets) >= 2
+        assert prompt_tuning.depths(budget, 2) == [1, 2] and prompt_tuning.depths(budget, 1) == [1]

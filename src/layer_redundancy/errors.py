@@ -14,3 +14,7 @@ class StudyError(Exception):
 
 class NotApplicable(StudyError):
     """A notebook has nothing to measure on this model; told in one line, and no failure."""
+
+
+class DoesNotFit(StudyError):
+    """Something takes more memory than there is, however little of it is done at a time; told in one line."""

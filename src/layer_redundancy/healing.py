@@ -19,7 +19,7 @@ from torch import nn
 
 from layer_redundancy import memory, models, packages, surgery, training
 from layer_redundancy.corpora import TokenBlocks
-from layer_redundancy.errors import StudyError
+from layer_redundancy.errors import DoesNotFit, StudyError
 from layer_redundancy.models import ModelIdentity
 from layer_redundancy.profiles import Recipe, TrainingBudget
 
@@ -289,13 +289,13 @@ def _fit(work: Healing, model: nn.Module, folder: Path) -> training.Fitted:
 
 
 def check_memory(model: nn.Module, recipe: Recipe) -> None:
-    """Raises StudyError if a model's weights, gradients and AdamW's states leave no memory for a forward."""
+    """Raises DoesNotFit if a model's weights, gradients and AdamW's states leave no memory for a forward."""
     trainable = trainable_weights(model, recipe)
     device = next(model.parameters()).device
     # The model lies in memory already; of what is trained there will be a float32 copy.
     needed, free = training.bytes_needed(trainable, 0), memory.available(device)
     if needed > 0.9 * free:
-        raise StudyError(
+        raise DoesNotFit(
             f"training {describe(recipe)} ({trainable / 1e9:.2f} billion weights) takes {needed / 1e9:.0f} GB beside "
             f"the model, {free / 1e9:.0f} are free on {device}: leave it out, or use a larger device"
         )

@@ -6,7 +6,7 @@ import sys
 import psutil
 import torch
 
-from layer_redundancy.errors import StudyError
+from layer_redundancy.errors import DoesNotFit
 
 
 def lacks_memory(error: BaseException) -> bool:
@@ -23,13 +23,13 @@ def halved(batch: int, error: BaseException, what: str) -> int:
         what: the smallest thing that has to fit, for the message.
 
     Raises:
-        StudyError: the batch cannot be halved any more.
+        DoesNotFit: the batch cannot be halved any more.
         BaseException: `error` itself, if it is something else.
     """
     if not lacks_memory(error):
         raise error
     if batch <= 1:
-        raise StudyError(
+        raise DoesNotFit(
             f"out of memory: {what} does not fit; use shorter blocks, another dtype or a smaller model"
         ) from error
     if torch.cuda.is_available():

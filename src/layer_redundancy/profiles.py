@@ -149,6 +149,102 @@ class ClassificationBudget:
 
 
 @dataclass(frozen=True)
+class TrainingBudget:
+    """How much text what is left of a pruned model is trained on.
+
+    Attributes:
+        corpus: whose calibration split it is; "" for the profile's.
+        block_length: tokens an example.
+        steps: optimizer steps.
+        batch: examples a step.
+        warmup: steps in which the learning rate rises.
+        schedule: by which it falls, as transformers names it.
+        held_out: blocks of the same corpus that are not trained on, for the number that is watched meanwhile.
+    """
+
+    corpus: str
+    block_length: int
+    steps: int
+    batch: int
+    warmup: int = 0
+    schedule: str = "cosine"
+    held_out: int = 8
+
+    @property
+    def tokens(self) -> int:
+        """That are trained on, those that come again counted again."""
+        return self.block_length * self.steps * self.batch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which weights of a pruned model are trained, and how fast.
+
+    Attributes:
+        method: "lora", "qlora" (LoRA beside weights of 4 bits), "full" (all weights), or "partial" (the head and the
+            last blocks).
+        learning_rate: at its peak.
+        targets: linear layers that get adapters: "all" of the blocks, or "mlp" for those outside of attention.
+        rank: of adapters.
+        alpha: adapters count alpha / rank times.
+        dropout: of what goes into an adapter.
+        last_blocks: that are trained with the head.
+    """
+
+    method: str
+    learning_rate: float
+    targets: str = "all"
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+    last_blocks: int = 3
+
+
+@dataclass(frozen=True)
+class HealingBudget:
+    """Notebooks 10 and 11, which train what is left of a pruned model.
+
+    Attributes:
+        healing: of notebook 10.
+        recipe: of notebook 10.
+        fractions: of the blocks that are removed where notebook 10 heals.
+        evaluation_corpus: on whose evaluation split notebook 10's loss is measured; "" for the profile's.
+        tuning: of notebook 11.
+        recipes: that notebook 11 compares.
+        ranked_by: the recipe with which notebook 11 compares selections of blocks.
+        seeds: of the order of text and of new weights, for each recipe.
+        random_orders: random selections, whose mean is one selection's.
+        loss_blocks: blocks of calibration text on which the Taylor and perplexity measures are measured.
+    """
+
+    healing: TrainingBudget
+    recipe: Recipe
+    fractions: tuple[float, ...]
+    tuning: TrainingBudget
+    recipes: tuple[Recipe, ...]
+    ranked_by: Recipe
+    evaluation_corpus: str = ""
+    seeds: int = 3
+    random_orders: int = 3
+    loss_blocks: int = 8
+
+
+# Gromov et al. 2024, appendix A.1: Llama-2-7B's. alpha is the rank; the 4 bits are bitsandbytes'.
+PAPERS_HEALING = HealingBudget(
+    healing=TrainingBudget("c4", block_length=2048, steps=5000, batch=16, warmup=100, held_out=32),
+    recipe=Recipe("qlora", 3e-4, targets="mlp", rank=2, alpha=2),
+    fractions=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+    # Lu et al. 2024: Alpaca twice, one learning rate for all recipes; the linear schedule is their code's.
+    tuning=TrainingBudget("alpaca", block_length=256, steps=1555, batch=64, warmup=100, schedule="linear", held_out=64),
+    recipes=tuple(Recipe(method, 1e-5) for method in ("lora", "qlora", "partial", "full")),
+    ranked_by=Recipe("lora", 1e-5),
+    evaluation_corpus="c4",
+    seeds=3,
+    loss_blocks=64,
+)
+
+
+@dataclass(frozen=True)
 class FurtherModel:
     """Another model of a profile, with the notebooks whose figures and tables the paper has of it.
 
@@ -185,6 +281,7 @@ class Profile:
         width: budget of notebook 05.
         generation: budget of notebook 09.
         quantization: budget of notebook 07.
+        healing: budget of notebooks 10 and 11.
         classification: budget of notebook 12.
         recurrent_scale: notebook 06 measures a model without attention on so many times the text and items.
         batch_tokens: tokens a forward may hold; halved when memory runs out. None: found by timing a block of the model
@@ -204,6 +301,7 @@ class Profile:
     width: WidthBudget
     generation: GenerationBudget
     quantization: QuantizationBudget
+    healing: HealingBudget
     classification: ClassificationBudget
     revision: str | None = None
     dtype: str = "float32"
@@ -234,6 +332,17 @@ PROFILES = {
         width=WidthBudget(evaluation_blocks=3, block_length=40, items=1, block_step=7, random_sets=3),
         generation=GenerationBudget(prompts=4, prompt_tokens=32, new_tokens=12, max_removed=4),
         quantization=QuantizationBudget(calibration_blocks=4, bits=(4,), rounded=(4,), pruned_first=(4,), max_blocks=6),
+        healing=HealingBudget(
+            healing=TrainingBudget("", block_length=32, steps=3, batch=2, held_out=2),
+            recipe=Recipe("qlora", 1e-3, targets="mlp", rank=8, alpha=8),
+            fractions=(0.25,),
+            tuning=TrainingBudget("", block_length=32, steps=2, batch=2, held_out=2),
+            recipes=(Recipe("lora", 1e-3), Recipe("partial", 1e-3)),
+            ranked_by=Recipe("partial", 1e-3),
+            seeds=1,
+            random_orders=1,
+            loss_blocks=2,
+        ),
         classification=ClassificationBudget(
             ("movie_reviews", "amazon_reviews"),
             kept=(1,),
@@ -266,6 +375,14 @@ PROFILES = {
         width=WidthBudget(evaluation_blocks=4, block_length=128, items=3, random_sets=10),
         generation=GenerationBudget(prompts=24, prompt_tokens=32, new_tokens=40, max_removed=10),
         quantization=QuantizationBudget(calibration_blocks=24, rounded=(4, 3), pruned_first=(4,), items=6),
+        healing=HealingBudget(
+            healing=TrainingBudget("", block_length=128, steps=32, batch=2, warmup=3, held_out=3),
+            recipe=Recipe("qlora", 3e-3, targets="mlp", rank=8, alpha=8),
+            fractions=(0.1, 0.25, 0.4, 0.55),
+            tuning=TrainingBudget("", block_length=128, steps=32, batch=2, warmup=3, held_out=3),
+            recipes=(Recipe("lora", 3e-3), Recipe("qlora", 3e-3), Recipe("partial", 3e-3), Recipe("full", 5e-4)),
+            ranked_by=Recipe("lora", 3e-3),
+        ),
         classification=ClassificationBudget(
             ("movie_reviews", "amazon_reviews"),
             kept=(1, 2, 4, 8, 16),
@@ -323,6 +440,7 @@ PROFILES = {
             tasks=(TaskBudget("gsm8k_cot", num_fewshot=4), TaskBudget("humaneval")),
         ),
         quantization=QuantizationBudget(calibration_blocks=128, ready="TheBloke/Llama-2-7B-GPTQ"),
+        healing=PAPERS_HEALING,
         # Seeds, rates, demonstrations and virtual tokens as in the code that the paper's first author published
         # (GNNavi), which has 200 shots and at most 50 epochs.
         classification=ClassificationBudget(
@@ -368,6 +486,15 @@ PROFILES["rehearsal"] = replace(
         _PAPER.generation, prompts=3, prompt_tokens=24, new_tokens=8, max_removed=2, tasks=_few(_PAPER.generation.tasks)
     ),
     quantization=replace(_PAPER.quantization, calibration_blocks=4, bits=(4,), rounded=(4,), pruned_first=(4,)),
+    healing=replace(
+        _PAPER.healing,
+        healing=replace(_PAPER.healing.healing, block_length=32, steps=2, batch=2, warmup=1, held_out=1),
+        fractions=(0.25,),
+        tuning=replace(_PAPER.healing.tuning, block_length=32, steps=2, batch=2, warmup=1, held_out=1),
+        seeds=1,
+        random_orders=1,
+        loss_blocks=2,
+    ),
     classification=replace(
         _PAPER.classification,
         kept=(1,),

@@ -76,7 +76,9 @@ def taylor(model: nn.Module, text: TokenBlocks, batch_tokens: int | None = 2048)
                 break
             except (RuntimeError, MemoryError) as error:
                 rows = memory.halved(rows, error, "a gradient of one block of text")
-        products = [float((g.double() * w.detach().double()).abs().sum()) for g, w in zip(gradients, weights, strict=True)]
+        products = [
+            float((g.double() * w.detach().double()).abs().sum()) for g, w in zip(gradients, weights, strict=True)
+        ]
     finally:
         for weight in weights:
             weight.grad = None

@@ -1,7 +1,7 @@
 """What a notebook opens: a profile's model, texts and tasks, loaded when first needed, and the store behind them."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from layer_redundancy import (
     generation,
     generative_tasks,
     greedy,
+    healing,
     importance,
     models,
     packages,
@@ -25,6 +26,7 @@ from layer_redundancy import (
     plots,
     profiles,
     quantize,
+    selection,
     surgery,
     sweep,
     tables,
@@ -40,6 +42,8 @@ from layer_redundancy.scoring import ChoiceTask, Perplexity
 from layer_redundancy.variants import Variant
 
 ACTIVATIONS_VERSION = 1  # raise it when ActivationSums means something else
+SELECTION_VERSION = 1  # raise it when a selection's scores mean something else
+TRAINING_VERSION = 1  # raise it when what is kept of a training means something else
 DISK_VERSION = 1  # raise it when a variant is exported in another way
 
 
@@ -75,6 +79,7 @@ class Study:
                 self.profile = replace(self.profile, **{field: limited})
         self.identity: ModelIdentity = models.identify(self.profile)
         self.store = Store(store or paths.RESULTS / "results.sqlite")
+        self.made_by: healing.Healing | None = None  # how this model is made of another, where that is not on disk
         self.figures = paths.FIGURES / profiles.artifact_folder(self.profile)
 
     @property
@@ -96,6 +101,8 @@ class Study:
     def stack(self) -> DecoderStack:
         """The model, loaded and taken apart. Nothing asks for it when the store has all results."""
         print(f"loading {self.identity.name} ({self.identity.revision}), {self.profile.dtype}")
+        if self.made_by is not None:
+            return models.decoder_stack(healing.build(self.made_by))
         model = models.load(self.identity, self.profile.dtype, self.profile.device)
         return models.decoder_stack(model)
 
@@ -194,6 +201,82 @@ class Study:
         )
         return self._of_checkpoint(folder, f"{self.identity.name} without {len(removed)} blocks")
 
+    def healed(
+        self, removed: Sequence[int], recipe: profiles.Recipe, budget: profiles.TrainingBudget, seed: int = 0
+    ) -> "Study":
+        """This study of what is left of the same model without some blocks, trained: the same texts, tasks and store.
+
+        It is trained when it is first measured, on calibration text only; see `training` for what that took.
+
+        Args:
+            removed: blocks; none to train the whole model.
+            recipe: which weights are trained.
+            budget: on how much text.
+            seed: of the order of text and of new weights.
+
+        Raises:
+            StudyError: as `variants.without`; no text to train on.
+        """
+        kept = variants.without(self.num_blocks, removed)
+        gone = variants.removed_blocks(self.num_blocks, kept)
+        text = self.training_text(budget)
+        work = healing.Healing(self.identity, self.profile.dtype, self.profile.device, gone, recipe, budget, text, seed)
+        _ = self.measurements  # cut into tokens once for all
+        other = copy.copy(self)
+        vars(other).pop("stack", None)
+        other.identity, other.made_by = work.healed_identity, work
+        return other
+
+    def training(self) -> Result:
+        """What it took to train this model, which `healed` gave; trained now if that was not done.
+
+        Returns:
+            summary: seconds, peak_bytes, trainable; arrays: step and loss (N,), held_out_step and held_out (M,), the
+            losses in nats a token.
+        """
+        settings = settings_text({})
+        key = Key(self.identity.fingerprint, variants.name(self.dense), "training", "", settings, TRAINING_VERSION)
+        stored = self.store.get(key)
+        if stored is None:
+            found = healing.record(healing.heal(self.made_by))
+            steps = [row for row in found["log"] if "loss" in row]
+            looks = [row for row in found["log"] if "validation" in row]
+            arrays = {
+                "step": np.array([row["step"] for row in steps]),
+                "loss": np.array([row["loss"] for row in steps]),
+                "held_out_step": np.array([row["step"] for row in looks]),
+                "held_out": np.array([row["validation"] for row in looks], dtype=float),
+            }
+            stored = Result({name: found[name] for name in ("seconds", "peak_bytes", "trainable")}, arrays)
+            self.store.put(key, self.identity.name, stored)
+        return stored
+
+    def training_text(self, budget: profiles.TrainingBudget) -> corpora.TokenBlocks:
+        """The calibration text that a budget trains on, its held-out blocks last."""
+        if budget not in self._training_texts:
+            count = budget.steps * budget.batch + budget.held_out
+            corpus = budget.corpus or self.profile.text.corpus
+            self._training_texts[budget] = corpora.packed_blocks(
+                corpus, self.tokenizer, "calibration", budget.block_length, count
+            )
+        return self._training_texts[budget]
+
+    @cached_property
+    def _training_texts(self) -> dict[profiles.TrainingBudget, corpora.TokenBlocks]:
+        return {}
+
+    @cached_property
+    def healing_perplexity(self) -> Perplexity:
+        """Perplexity on the evaluation split of notebook 10's corpus, which need not be the profile's."""
+        corpus = self.profile.healing.evaluation_corpus
+        if corpus in ("", self.profile.text.corpus):
+            return self.measurements[0]
+        budget = self.profile.text
+        blocks = corpora.packed_blocks(
+            corpus, self.tokenizer, "evaluation", budget.block_length, budget.evaluation_blocks
+        )
+        return Perplexity(blocks, name=f"perplexity/{corpus}")
+
     def _of_checkpoint(self, folder: Path, name: str) -> "Study":
         """The same texts, tasks and store for a model that was made from this one."""
         identity = models.identify(replace(self.profile, model=str(folder), revision=None))
@@ -251,6 +334,31 @@ class Study:
     def order(self, measure: str = "block_influence") -> np.ndarray:
         """The blocks in the order in which an importance measure removes them, first removed first; (L,) int64."""
         return importance.removal_order(importance.scores(self.activation_sums(), measure), measure)
+
+    def selection_scores(self) -> dict[str, np.ndarray]:
+        """Scores (L,) of notebook 11's selections that have some, from calibration text; the smallest go first."""
+        found = {"block_influence": importance.scores(self.activation_sums(), "block_influence")}
+        text = replace(self.calibration, input_ids=self.calibration.input_ids[: self.profile.healing.loss_blocks])
+        measurement = Perplexity(text)
+        plan = variants.single_removal(self.num_blocks)
+        results = self.sweep(plan, [measurement])[measurement.name]
+        found["perplexity"] = np.array([results[variant].summary["nll"] for variant in plan])
+
+        def stored(name: str, data: str, score: Callable[[], np.ndarray]) -> None:
+            key = Key(
+                self.identity.fingerprint, variants.name(self.dense), name, data, settings_text({}), SELECTION_VERSION
+            )
+            result = self.store.get(key)
+            if result is None:
+                result = Result({}, {"score": score()})
+                self.store.put(key, self.identity.name, result)
+            found[name] = result.arrays["score"]
+
+        batch = self.profile.batch_tokens
+        stored("taylor", text.fingerprint, lambda: selection.taylor(self.stack.model, text, batch))
+        for p in (1, 2):
+            stored(f"magnitude_l{p}", "", lambda p=p: selection.magnitude(self.stack.blocks, p))
+        return found
 
     def greedy_order(self) -> np.ndarray:
         """The order that removes, again and again, the block whose loss costs the least perplexity; (L,) int64.

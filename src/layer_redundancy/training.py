@@ -355,7 +355,7 @@ class _Watch(TrainerCallback):
         model.train()
         state.log_history.append({"step": state.global_step, "validation": value})
         self._held_out = {"held out": f"{value:.4g}"}
-        print(f"{self._label}: step {state.global_step}, held out {value:.4f}")
+        self.bar.write(f"{self._label}: step {state.global_step}, held out {value:.4f}")
 
     @contextmanager
     def counting(self) -> Iterator[None]:

@@ -40,7 +40,7 @@ def root(tmp_path):
     """A project folder of its own: the real inputs, but results and figures that nobody else sees."""
     cache = tmp_path / "root" / "data" / "cache"
     cache.mkdir(parents=True)
-    for name in ("paper", "tasks", "models", "requirements-embedded.txt"):
+    for name in ("paper", "tasks", "models", "requirements-embedded.txt", "requirements-rwkv.txt"):
         (cache.parent / name).symlink_to(paths.DATA / name)
     corpora.articles("wikipedia", "evaluation")  # so that they are in the cache and not prepared for each test
     for path in paths.CACHE.iterdir():
@@ -67,6 +67,7 @@ def execute(name: str, root: Path, model: Path, *more: str) -> subprocess.Comple
         ("07_quantization", "llama"),
         ("08_benchmarks", "mamba"),
         ("09_generation", "llama"),
+        ("12_prompt_tuning", "llama"),
     ],
 )
 def test_notebook_runs_on_a_users_model_and_again_without_loading_it(root, tmp_path, name, kind):

@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 from transformers import AutoTokenizer
 
-from layer_redundancy import downloads, embedded, profiles, sources, tasks
+from layer_redundancy import classification, downloads, embedded, profiles, sources, tasks
 from layer_redundancy.batches import arrange
+from layer_redundancy.errors import StudyError
 from layer_redundancy.profiles import PROFILES, TaskBudget
 from layer_redundancy.scoring import ChoiceTask
 
@@ -55,6 +56,51 @@ def test_what_is_missing_is_told_with_licences(record):
     assert found["hellaswag"].gigabytes == 0 < found["shortgpt_hellaswag"].gigabytes  # one repository, counted once
 
 
+def test_what_is_trained_on_and_classified_is_downloaded_too(record):
+    assert downloads.texts(PAPER) == ["pg19", "c4", "alpaca"]
+    assert downloads.classified(PAPER) == ["sst2", "ag_news", "trec", "emotion"]
+    found = {d.name: d for d in downloads.downloads(profiles.get("paper"))}
+    for name in (*downloads.texts(PAPER), *downloads.classified(PAPER)):
+        data = sources.DATA[name]
+        assert len(data.revision) == 40 and found[name].source == data.repository and not found[name].here
+        assert found[name].gigabytes == data.megabytes / 1000 and found[name].licence == data.licence
+    for name in downloads.classified(PAPER):
+        assert classification.SOURCES[name].repository == sources.DATA[name].repository
+    for name in ("smoke", "embedded"):
+        assert downloads.texts(PROFILES[name]) == downloads.classified(PROFILES[name]) == []
+
+
+def test_all_of_it_is_fetched_once(record, monkeypatch, tmp_path):
+    asked = []
+    corpora_of = {name: (lambda name=name: asked.append(name) or tmp_path, ("*.txt",)) for name in downloads.CORPORA}
+    monkeypatch.setattr(downloads, "CORPORA", corpora_of)
+    for function in ("fetch_model", "fetch_task", "fetch_texts"):
+        monkeypatch.setattr(downloads, function, lambda name, *_: asked.append(getattr(name, "name", name)))
+    downloads.prefetch(profiles.get("paper"), lambda _: None)
+    of_paper = {d.name for d in downloads.downloads(profiles.get("paper"))}
+    assert len(asked) == len(set(asked)) and set(asked) == of_paper and {"c4", "alpaca", "trec"} < of_paper
+    assert set(downloads.read_record()) == of_paper - set(downloads.hub_models(profiles.get("paper")))
+    asked.clear()
+    downloads.prefetch(profiles.get("paper"), lambda _: None)
+    assert not set(downloads.classified(PAPER)) & set(asked) and "mmlu" not in asked  # it goes on where it was
+    with pytest.raises(
+        StudyError, match=r"^corpus 'pg19' has no \*.txt in the hub's cache: run `make prefetch` again$"
+    ):
+        downloads.check_texts(profiles.get("paper"))
+    (tmp_path / "a.txt").touch()
+    downloads.check_texts(profiles.get("paper"))
+
+
+def test_texts_to_classify_are_counted(record, tokenizer, monkeypatch):
+    data = classification.load("movie_reviews")
+    exact = downloads.count_texts("movie_reviews", tokenizer)
+    ids = tokenizer(list(data.test.texts)).input_ids
+    monkeypatch.setattr(downloads, "SAMPLE", len(ids) // 2)
+    assert exact.items == exact.scored == len(ids)
+    about = downloads.count_texts("movie_reviews", tokenizer)
+    assert about.items == len(ids) and about.tokens == pytest.approx(sum(map(len, ids)), rel=0.05)
+
+
 def test_weights_are_taken_in_one_form():
     assert downloads._weights(["a.bin", "model-1-of-2.safetensors"]) == "*.safetensors"
     assert downloads._weights(["a.bin"]) == "*.bin"
@@ -89,6 +135,7 @@ def test_counted_amounts_replace_what_is_about_so(record):
     mine = replace(about["mmlu"], tokens=5)
     downloads._note("mmlu", {"some/model": mine})
     downloads._note("mmlu")  # a later visit loses nothing
+    downloads._note("gsm8k_cot")  # whose answers nobody can count before they are written
     found, counted = downloads.amounts("some/model")
     assert found["mmlu"] == mine and counted and downloads.amounts("other")[0]["mmlu"] == about["mmlu"]
 

@@ -24,6 +24,12 @@ from layer_redundancy.sources import Amount
 
 SAMPLE = 1500  # items whose tokens are counted
 RECORD = paths.CACHE / "prefetched.json"  # task -> date, and model -> amount
+# Corpus -> its folder, downloaded where it is not there, and the files that must lie in it.
+CORPORA: dict[str, tuple[Callable[[], Path], Sequence[str]]] = {
+    "pg19": (corpora.pg19_files, tuple(corpora.PG19_FILES.values())),
+    "c4": (corpora.c4_files, tuple(corpora.C4_FILES.values())),
+    "alpaca": (corpora.alpaca_files, (corpora.ALPACA_FILE,)),
+}
 # Beside the weights: configs, tokenizers and their vocabularies.
 SMALL_FILES = ["*.json", "*.model", "*.txt"]
 WEIGHTS = ("*.safetensors", "*.bin")  # transformers takes the first that is there
@@ -36,7 +42,7 @@ class Download:
     """Something that is downloaded.
 
     Attributes:
-        name: hub id, or the corpus or task that needs it.
+        name: hub id, or the corpus, task or data set that needs it.
         source: hub id or address.
         gigabytes: 10^9 bytes.
         here: it is in the cache.
@@ -74,6 +80,18 @@ def budgets(profile: Profile) -> list[TaskBudget]:
     return [b for b in dict.fromkeys(every) if b.name in sources.DATA and b.name != "humaneval"]
 
 
+def texts(profile: Profile) -> list[str]:
+    """The corpora of a profile that are downloaded: of perplexity and calibration, and those that are trained on."""
+    healing = profile.healing
+    every = (profile.text.corpus, healing.healing.corpus, healing.evaluation_corpus, healing.tuning.corpus)
+    return [name for name in dict.fromkeys(every) if name in CORPORA]
+
+
+def classified(profile: Profile) -> list[str]:
+    """The data sets to classify of a profile that are downloaded from the hub."""
+    return [name for name in profile.classification.datasets if name in sources.DATA]
+
+
 def revision(profile: Profile, model: str) -> str | None:
     """The revision of one of a profile's models."""
     return profile.revision if model == profile.model else sources.pinned(model)
@@ -98,8 +116,7 @@ def downloads(profile: Profile) -> list[Download]:
         found.append(Download(model, at, size, model_is_here(model, pin), licence, note))
     record = read_record()
     seen: set[str] = set()
-    names = [profile.text.corpus] if profile.text.corpus in sources.DATA else []
-    for name in [*names, *(b.name for b in budgets(profile))]:
+    for name in [*texts(profile), *(b.name for b in budgets(profile)), *classified(profile)]:
         data = sources.DATA[name]
         megabytes = 0.0 if data.repository in seen else data.megabytes  # of a repository that two tasks share, once
         seen.add(data.repository)
@@ -180,6 +197,13 @@ def fetch_task(budget: TaskBudget, generative: bool) -> None:
         tasks.fetch(budget)
 
 
+def fetch_texts(name: str) -> None:
+    """Downloads a data set to classify. Errors as of `classification.load`."""
+    from layer_redundancy import classification
+
+    classification.fetch(name)
+
+
 # ------------------------------------------------------------------------------------------------ counting
 
 
@@ -213,8 +237,19 @@ def _counted(work: Any) -> tuple[int, int, int, int, int, int]:
     return len(work.order), tokens, work.num_tokens() - tails, tails, scored, len(groups)
 
 
+def count_texts(name: str, tokenizer: Any) -> Amount:
+    """What the texts of a data set to classify come to, by SAMPLE of those it is tested on."""
+    from layer_redundancy import classification
+
+    data = classification.load(name)
+    sample = tokenizer(list(data.test.texts[:SAMPLE]), add_special_tokens=False, verbose=False).input_ids
+    items = len(data.test)
+    tokens = round(items * sum(map(len, sample)) / len(sample))
+    return Amount(items, items, tokens, tokens, items)
+
+
 def read_record() -> dict[str, dict[str, Any]]:
-    """Task or corpus -> {"amounts": model -> Amount's fields}, of what was prefetched."""
+    """Task, corpus or data set -> {"amounts": model -> Amount's fields}, of what was prefetched."""
     try:
         return json.loads(RECORD.read_text())
     except (OSError, ValueError):
@@ -229,7 +264,10 @@ def _note(name: str, amounts: dict[str, Amount] | None = None) -> None:
 
 
 def amounts(model: str) -> tuple[dict[str, Amount], bool]:
-    """Task -> what it puts through a model: counted with its tokenizer, or about; and whether all were counted."""
+    """Task -> what it puts through a model: counted with its tokenizer, or about; and whether all were counted.
+
+    Of tasks whose answers are generated nothing is counted: how long those get, nobody knows before.
+    """
     record = read_record()
     counted = {
         name: Amount(**record[name]["amounts"][model])
@@ -237,7 +275,8 @@ def amounts(model: str) -> tuple[dict[str, Amount], bool]:
         if model in record.get(name, {}).get("amounts", {})
     }
     about = {name: data.amount for name, data in sources.DATA.items() if data.amount}
-    return about | counted, set(counted) >= {name for name in about if name in record}
+    countable = {name for name, amount in about.items() if name in record and not amount.answers}
+    return about | counted, set(counted) >= countable
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -253,23 +292,40 @@ def prefetch(profile: Profile, say: Callable[[str], None] = print) -> None:
     generative = {b.name for b in (*profile.generative_benchmarks, *profile.generation.tasks)}
     for model in hub_models(profile):
         say(f"{model}: {fetch_model(model, revision(profile, model))}")
-    if profile.text.corpus == "pg19":
-        say(f"pg19: {corpora.pg19_files()}")
-        _note("pg19")
+    for name in texts(profile):
+        say(f"{name}: {CORPORA[name][0]()}")
+        _note(name)
     record = read_record()
     for budget in tqdm(budgets(profile), desc="benchmarks", unit="benchmark"):
         if budget.name not in record:
             fetch_task(budget, budget.name in generative)
             _note(budget.name)
+    for name in classified(profile):
+        if name not in record:
+            fetch_texts(name)
+            _note(name)
+
+
+def check_texts(profile: Profile) -> None:
+    """Raises StudyError if a file of a corpus is missing; a folder is there already when a first part of it is."""
+    for name in texts(profile):
+        get, files = CORPORA[name]
+        folder = get()
+        if missing := [file for file in files if not any(folder.glob(file))]:
+            raise StudyError(f"corpus {name!r} has no {missing[0]} in the hub's cache: run `make prefetch` again")
 
 
 def count_all(profile: Profile) -> None:
     """Counts the tokens of what was downloaded, with each model's tokenizer.
 
     Models that share a tokenizer are counted apart all the same: seconds, against hours that are planned by it.
+
+    Raises:
+        StudyError: something is not there, or cannot be read.
     """
     from layer_redundancy import models
 
+    check_texts(profile)
     chosen = {m: of for m, of in hub_models(profile).items() if m != profile.quantization.ready}
     for model, notebooks in chosen.items():
         identity = models.identify(replace(profile, model=model, revision=revision(profile, model)))
@@ -278,6 +334,9 @@ def count_all(profile: Profile) -> None:
         for budget in tqdm(dict.fromkeys(wanted), desc=f"tokens for {model}", unit="benchmark"):
             if budget.name in sources.DATA and model not in read_record()[budget.name]["amounts"]:
                 _note(budget.name, {model: count(budget, tokenizer, profile.seed, identity.max_length)})
+        for name in classified(profile) if not notebooks else ():
+            if model not in read_record()[name]["amounts"]:
+                _note(name, {model: count_texts(name, tokenizer)})
 
 
 @app.command()

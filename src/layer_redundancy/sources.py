@@ -104,7 +104,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Data:
-    """A text or benchmark that is downloaded.
+    """A text, benchmark or data set to classify that is downloaded.
 
     Attributes:
         repository: on the hub; or the address of a single file, or a repository of such files.
@@ -127,14 +127,24 @@ def _choices(items: int, choices: float, length: int) -> Amount:
     return Amount(items, sequences, sequences * length, sequences * length, sequences * length)
 
 
-# By the name of the corpus or task. Items are counts of the data sets. MMLU's tokens were counted; the others' are
-# items times typical lengths, from the bytes of the data sets' rows.
+def _texts(items: int, length: int) -> Amount:
+    """Texts of a test split to classify, each by itself; what a template and worked examples add is not counted."""
+    return Amount(items, items, items * length, items * length, items)
+
+
+# By the name of the corpus, task or data set to classify. Items are counts of the data sets. MMLU's tokens were
+# counted; the others' are items times typical lengths, from the bytes of the data sets' rows.
 _GLUE, _RACE, _FEWCLUE = "aps/super_glue", "ehovy/race", "CLUEbenchmark/FewCLUE"
 DATA: dict[str, Data] = {
     "pg19": Data("emozilla/pg19", 36, "Apache-2.0", revision="c021754c8e01c5b1cc83a1f549c1f97fbbb756b8"),
-    # One file of C4's training split (164 million Llama-2 tokens) and one of its validation split.
+    # One file of C4's training split (356,317 pages; about 152 million tokens by T5's tokenizer, and 164 million are
+    # trained on) and one of its validation split.
     "c4": Data("allenai/c4", 360, "ODC-BY", revision="1588ec454efa1a09f29cd18ddd04fe05fc8653a2"),
-    "alpaca": Data("yahma/alpaca-cleaned", 44, "CC-BY-4.0"),
+    "alpaca": Data("yahma/alpaca-cleaned", 44, "CC-BY-4.0", revision="12567cabf869d7c92e573c7c783905fc160e9639"),
+    "sst2": Data("stanfordnlp/sst2", 3, "unknown", _texts(872, 26), "8d51e7e4887a4caaa95b3fbebbf53c0490b58bbb"),
+    "ag_news": Data("fancyzhx/ag_news", 20, "unknown", _texts(7600, 55), "eb185aade064a813bc0b7f42de02595523103ca4"),
+    "trec": Data("SetFit/TREC-QC", 1, "", _texts(500, 11), "0a34640b3cac3affef6f0abdfb81e3d0ecffcf92"),
+    "emotion": Data("dair-ai/emotion", 1, "other", _texts(2000, 23), "cab853a1dbdf4c42c2b3ef2173804746df8825fe"),
     "mmlu": Data("cais/mmlu", 5, "MIT", Amount(14042, 14042, 10_200_000, 1_740_000, 14042, groups=57)),
     "shortgpt_cmnli": Data("clue/clue", 54, "unknown", _choices(12241, 3, 150)),
     "shortgpt_hellaswag": Data("Rowan/hellaswag", 37, "MIT", _choices(10042, 4, 100)),

@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 from transformers import AutoTokenizer
 
-from layer_redundancy import embedded, profiles, rehearsal_data
+from layer_redundancy import corpora, embedded, profiles, rehearsal_data
+from layer_redundancy.classification import SOURCES
 from layer_redundancy.local_hub import LocalHub
 from test_local_hub import client
 
@@ -80,6 +81,57 @@ def test_every_task_of_the_paper_profile(root, tmp_path):
             assert items == 2 and 0 <= chance <= 0.5 and 20 < longest < 4000, name
 
 
+# Reads every text to train on and every set of texts to classify, and prints what they are.
+TEXTS = """
+import sys
+from transformers import AutoTokenizer
+from layer_redundancy import classification, corpora, downloads, profiles
+tokenizer, seen = AutoTokenizer.from_pretrained(sys.argv[1]), {}
+profile = profiles.PROFILES["paper"]
+downloads.check_texts(profiles.get("paper"))
+for name in downloads.texts(profile):
+    for split in corpora.SPLITS:
+        texts = corpora.articles(name, split)
+        blocks = corpora.packed_blocks(name, tokenizer, split, 32, 9)
+        seen[f"{name} {split}"] = [len(texts), len(set(texts)), *blocks.input_ids.shape, blocks.fingerprint, texts[0]]
+for name in downloads.classified(profile):
+    data = classification.load(name)
+    parts = [data.train, data.validation, data.test]
+    shots = classification.shots(data.train, 30, 0)
+    seen[name] = [[len(part) for part in parts], [sorted(set(part.labels.tolist())) for part in parts], len(shots),
+                  sum(data.left_out.values()), data.test.texts[0]]
+told(seen)
+"""
+
+
+def test_texts_to_train_on_and_to_classify(root, tmp_path):
+    AutoTokenizer.from_pretrained(embedded.folder()).save_pretrained(tmp_path / "tokenizer")
+    arguments = [str(tmp_path / "tokenizer")]
+    with LocalHub(root) as hub:
+        seen = client(hub, tmp_path, TEXTS, arguments=arguments)
+        assert not hub.asked("prepare.py|[.]label|unsplit")  # of the repositories' other files nothing is fetched
+        hub.forget()
+        assert seen == client(hub, tmp_path, TEXTS, offline=True, arguments=arguments)
+        assert not hub.requests
+    for split in corpora.SPLITS:
+        assert seen[f"c4 {split}"][:4] == [rehearsal_data.PAGES, rehearsal_data.PAGES, 9, 32]
+        assert seen[f"alpaca {split}"][:4] == [rehearsal_data.INSTRUCTIONS // 2] * 2 + [9, 32]
+        assert seen[f"alpaca {split}"][5].startswith("Below is an instruction") and f"pg19 {split}" in seen
+    assert seen["c4 calibration"][4:] != seen["c4 evaluation"][4:]
+    for name in profiles.PROFILES["paper"].classification.datasets:
+        sizes, labels, shots, left_out, text = seen[name]
+        number = len(SOURCES[name].labels)
+        assert labels == [list(range(number))] * 3 and shots == 30 * number and not left_out and text
+        assert sizes[0] + sizes[1] == rehearsal_data.TEXT_ROWS["train"] * number
+
+
+def test_the_rehearsal_has_texts_enough(root):
+    budget = profiles.PROFILES["rehearsal"].classification
+    # Of each label nearly all stay that are not for validation, which a hash decides.
+    assert budget.shots + budget.demonstrations <= rehearsal_data.TEXT_ROWS["train"] // 2
+    assert budget.test_items <= 2 * rehearsal_data.TEXT_ROWS["test"]
+
+
 def test_it_is_the_same_every_time(root, tmp_path):
     rehearsal_data.write(tmp_path)
     files = {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
@@ -95,7 +147,8 @@ from datasets import load_dataset
 seen = {}
 for name in ("cais/mmlu anatomy", "cais/mmlu auxiliary_train", "Rowan/hellaswag", "baber/piqa", "aps/super_glue boolq",
              "aps/super_glue wsc.fixed", "tau/commonsense_qa", "ehovy/race middle", "ehovy/race all",
-             "EleutherAI/race high", "clue/clue cmnli", "openai/gsm8k main", "openai/openai_humaneval"):
+             "EleutherAI/race high", "clue/clue cmnli", "openai/gsm8k main", "openai/openai_humaneval",
+             "stanfordnlp/sst2", "fancyzhx/ag_news", "dair-ai/emotion", "SetFit/TREC-QC"):
     data = load_dataset(*name.split())
     features = next(iter(data.values())).features
     labels = {key: kind.names for key, kind in features.items() if hasattr(kind, "names")}
@@ -124,6 +177,17 @@ def test_schemas(root, tmp_path):
         "sol2",
     ]
     assert seen["cais/mmlu auxiliary_train"][0] == ["train"]
+    assert seen["stanfordnlp/sst2"][:3] == [
+        ["test", "train", "validation"],
+        ["idx", "label", "sentence"],
+        {"label": ["negative", "positive"]},
+    ]
+    assert seen["fancyzhx/ag_news"][0] == seen["SetFit/TREC-QC"][0] == ["test", "train"]
+    assert seen["fancyzhx/ag_news"][2] == {"label": ["World", "Sports", "Business", "Sci/Tech"]}
+    assert seen["dair-ai/emotion"][2] == {"label": list(SOURCES["emotion"].labels)}
+    assert seen["SetFit/TREC-QC"][1] == [
+        "label", "label_coarse", "label_coarse_original", "label_coarse_text", "label_original", "label_text", "text",
+    ]  # fmt: skip
 
 
 def test_every_raw_file_has_its_address(root):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from layer_redundancy import corpora, models, profiles, rehearsal_models
+from layer_redundancy import classification, corpora, models, profiles, rehearsal_models
 from layer_redundancy.local_hub import LocalHub
 from test_local_hub import client
 
@@ -96,6 +96,14 @@ def test_tokenizers_are_those_of_their_sentencepiece_models(root):
             for text in (*texts, " a", "\n a"):
                 assert whole.encode(text, add_special_tokens=False).ids == pieces.encode(text)
             assert whole.encode("a").tokens[0] == "<s>"
+
+
+@pytest.mark.parametrize("name", (rehearsal_models.LLAMA_7B, rehearsal_models.BAICHUAN_7B))
+def test_labels_begin_with_different_tokens(root, name):
+    tokenizer = models.load_tokenizer(identify(root, name))
+    for dataset in profiles.PROFILES["rehearsal"].classification.datasets:
+        source = classification.SOURCES[dataset]
+        assert len(classification.label_tokens(source, tokenizer).unique()) == len(source.labels)
 
 
 def test_published_layouts(root):

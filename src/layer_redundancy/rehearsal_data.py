@@ -4,6 +4,7 @@ Repositories, configurations, file names, columns and their types are those of t
 gensim's Wikipedia extract, Chinese text from a few words. Right answers are drawn too: scores mean nothing.
 """
 
+import gzip
 import io
 import json
 import random
@@ -34,6 +35,10 @@ BOOK_WORDS = 3000
 MMLU_ROWS = {"test": 2, "validation": 1, "dev": 5}  # of each of the 57 subjects
 CMMLU_ROWS = {"dev": 5, "test": 2}  # of each of the 67
 ROWS = {"train": 10, "validation": 6, "test": 6}  # of every other data set; eight of train are worked examples
+PAGES = 60  # of C4 in each file
+INSTRUCTIONS = 60  # of Alpaca; one in three has an input
+# Of each label of a data set to classify. Some of train's are set apart by their hash, and each label must be there.
+TEXT_ROWS = {"train": 60, "validation": 8, "test": 8}
 TEXT, TEXTS, WHOLE = {"dtype": "string"}, {"sequence": "string"}, {"dtype": "int32"}  # kinds of columns
 
 
@@ -48,6 +53,8 @@ def write(root: Path) -> None:
     for make in (_pg19, _mmlu, _hellaswag, _piqa, _super_glue, _commonsense_qa, _race, _cmnli, _xsum, _cmmlu):
         make(root)
     for make in (_gsm8k, _humaneval, _code_eval, _chid, _cluewsc, _c3):
+        make(root)
+    for make in (_c4, _alpaca, _sst2, _ag_news, _trec, _emotion):
         make(root)
 
 
@@ -189,6 +196,34 @@ def _book(rng: random.Random, paragraphs: Sequence[str]) -> str:
         chosen.append(rng.choice(paragraphs))
         words += len(chosen[-1].split())
     return "\n\n".join(chosen)
+
+
+def _c4(root: Path) -> None:
+    """allenai/c4: two of its files, lines of JSON in a gzip, among folders of other kinds that are not read."""
+    folder = place(root, "datasets", "allenai/c4")
+    for split in corpora.SPLITS:
+        rng, paragraphs, rows = random.Random(f"c4 {split}"), _paragraphs(split), []
+        for i in range(PAGES):
+            row = {"text": "\n".join(rng.sample(paragraphs, 2)), "timestamp": f"2019-04-25T12:{i:02}:54Z"}
+            rows.append(row | {"url": f"https://example.org/{split}/{i}"})
+        file = folder / corpora.C4_FILES[split]
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(gzip.compress(_lines(rows).encode(), mtime=0))  # without a date, always the same
+    _write_card(folder, {"license": ["odc-by"], "pretty_name": "C4", "source_datasets": ["original"]})
+
+
+def _alpaca(root: Path) -> None:
+    """yahma/alpaca-cleaned: one list of JSON."""
+    rng, rows = random.Random("alpaca"), []
+    for i in range(INSTRUCTIONS):
+        question, answer = rng.sample(_sentences(), 2)
+        row = {"instruction": f"Rewrite what follows, number {i}.", "input": question, "output": answer}
+        if i % 3:
+            row |= {"instruction": f"What comes after this? {question}", "input": ""}
+        rows.append(row)
+    folder = place(root, "datasets", "yahma/alpaca-cleaned")
+    (folder / corpora.ALPACA_FILE).write_text(json.dumps(rows, indent=4), encoding="utf-8")
+    _write_card(folder, {"license": "cc-by-4.0", "language": ["en"], "pretty_name": "Alpaca-Cleaned"})
 
 
 # -------------------------------------------------------------------------------------------------------- benchmarks
@@ -340,6 +375,77 @@ def _cmmlu(root: Path) -> None:
     folder = place(root, "datasets", "haonan-li/cmmlu")
     (folder / "cmmlu_v1_0_1.zip").write_bytes(archive.getvalue())
     _write_card(folder, {"license": "cc-by-nc-4.0"})
+
+
+# ------------------------------------------------------------------------------------------------- texts to classify
+
+
+def _to_classify(seed: str, labels: int, make: Callable[[str, int, int], Row], splits: Iterable[str]) -> Splits:
+    """make(sentence, label, number of the row) for rows of each label, no sentence twice."""
+    rng, rows = random.Random(seed), {split: TEXT_ROWS[split] * labels for split in splits}
+    drawn = iter(rng.sample(_sentences(), sum(rows.values())))
+    found = {split: [make(next(drawn), i % labels, i) for i in range(count)] for split, count in rows.items()}
+    for of_split in found.values():
+        rng.shuffle(of_split)
+    return found
+
+
+def _sst2(root: Path) -> None:
+    """stanfordnlp/sst2, whose test split has no labels."""
+    columns = {"idx": WHOLE, "sentence": TEXT, "label": _labels("negative", "positive")}
+
+    def row(text: str, label: int, i: int) -> Row:
+        return {"idx": i, "sentence": f"{text.lower()} ", "label": label}
+
+    splits = dict(_to_classify("sst2", 2, row, ("train", "validation", "test")))
+    splits["test"] = [row | {"label": -1} for row in splits["test"]]
+    _publish(root, "stanfordnlp/sst2", {"default": (columns, splits)})
+
+
+def _ag_news(root: Path) -> None:
+    columns = {"text": TEXT, "label": _labels("World", "Sports", "Business", "Sci/Tech")}
+
+    def row(text: str, label: int, _i: int) -> Row:
+        return {"text": f"{' '.join(text.split()[:4])} (AP) AP - {text}", "label": label}
+
+    splits = _to_classify("ag_news", 4, row, ("train", "test"))
+    _publish(root, "fancyzhx/ag_news", {"default": (columns, splits)})
+
+
+def _trec(root: Path) -> None:
+    """SetFit/TREC-QC: lines of JSON without a description, beside the files that they were made of."""
+    kinds = {
+        "DESC": "description and abstract concepts", "ENTY": "entities", "ABBR": "abbreviation",
+        "HUM": "human beings", "NUM": "numeric values", "LOC": "locations",
+    }  # fmt: skip
+
+    def row(text: str, label: int, _i: int) -> Row:
+        kind = list(kinds)[label]
+        row = {"text": f"What {text[0].lower()}{text[1:-1]} ?", "label": label, "label_text": f"one of {kinds[kind]}"}
+        row |= {"label_original": f"{kind}:other", "label_coarse": label}
+        return row | {"label_coarse_text": kinds[kind], "label_coarse_original": kind}
+
+    folder = place(root, "datasets", "SetFit/TREC-QC")
+    splits = _to_classify("trec", len(kinds), row, ("train", "test"))
+    for split, old in (("train", "train_5500.label"), ("test", "TREC_10.label")):
+        (folder / f"{split}.jsonl").write_text(_lines(splits[split]), encoding="utf-8")
+        lines = [f"{row['label_original']} {row['text']}\n" for row in splits[split]]
+        (folder / old).write_text("".join(lines), encoding="utf-8")
+    (folder / "question_types.txt").write_text("".join(f"{kind}\t{what}\n" for kind, what in kinds.items()))
+    (folder / "prepare.py").write_text('raise RuntimeError("nothing from the hub is run")\n')
+    (folder / "README.md").write_text("# Made up, for rehearsals\n")
+
+
+def _emotion(root: Path) -> None:
+    """dair-ai/emotion: split, which is read, and unsplit."""
+    columns = {"text": TEXT, "label": _labels("sadness", "joy", "love", "anger", "fear", "surprise")}
+
+    def row(text: str, label: int, _i: int) -> Row:
+        return {"text": f"i feel that {text.rstrip('.').lower()}", "label": label}
+
+    splits = _to_classify("emotion", 6, row, ("train", "validation", "test"))
+    parts = {"split": (columns, splits), "unsplit": (columns, {"train": [*splits["train"], *splits["test"]]})}
+    _publish(root, "dair-ai/emotion", parts, default="split")
 
 
 # -------------------------------------------------------------------------------------------------------- generation

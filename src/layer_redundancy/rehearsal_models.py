@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from layer_redundancy import corpora
+from layer_redundancy.classification import SOURCES
 from layer_redundancy.local_hub import place
 
 LLAMA_7B, LLAMA_13B = "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-13b-hf"
@@ -148,6 +149,9 @@ def _sentencepiece(dummy_prefix: bool) -> bytes:
 
     texts = corpora.articles("wikipedia", "calibration")[:TRAINING_ARTICLES]
     lines = [line for text in texts for line in text.split("\n") if line] + 20 * [CHINESE]
+    # So often that they are tokens, or begin with different ones: labels are told apart by their words' first tokens.
+    words = [word for source in SOURCES.values() if source.repository for word in source.words.values()]
+    lines += 100 * [" ".join(dict.fromkeys(words))]
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),

@@ -3,12 +3,12 @@ import pytest
 from transformers import AutoConfig
 
 import tiny_models
-from layer_redundancy import bench_gpu, estimate, profiles, rehearsal, sources
+from layer_redundancy import bench_gpu, estimate, healing, paths, profiles, rehearsal, sources
 from layer_redundancy.downloads import Download
 from layer_redundancy.errors import StudyError
-from layer_redundancy.profiles import PROFILES
+from layer_redundancy.profiles import PROFILES, Recipe
 from layer_redundancy.sources import Amount
-from layer_redundancy.workload import Sweep, Work, Writing
+from layer_redundancy.workload import Sweep, Training, Work, Writing
 
 TINY = tiny_models.CONFIGS["llama"]()
 SHAPE = {
@@ -50,6 +50,41 @@ def test_more_work_takes_longer(speed):
     assert estimate.seconds(work, speed, {}, amount) > estimate.START_SECONDS
 
 
+RECIPES = [Recipe("lora", 1e-4), Recipe("qlora", 1e-4), Recipe("partial", 1e-4, last_blocks=3), Recipe("full", 1e-4)]
+
+
+def test_training_takes_time_and_memory(speed):
+    amount, whole = Amount(8, 8, 800, 800, 800), tiny_models.build("llama")
+    trainings = [Training(recipe, 4096, 64, 4096, 5) for recipe in RECIPES]
+    for one in trainings:  # of the whole model, found on two of its blocks
+        assert speed.trained_weights(one) == healing.trainable_weights(whole, one.recipe)
+    needed = {one.recipe.method: speed.training_bytes(one) for one in trainings}
+    assert needed["lora"] < needed["partial"] < needed["full"]
+    assert speed.training_bytes(Training(Recipe("prompts", 0.1), 4096, 64, 64, 5)) < needed["lora"]
+    nothing = estimate.seconds(Work("10"), speed, {}, amount)
+    times = [estimate.seconds(Work("10", trainings=[one]), speed, {}, amount) - nothing for one in trainings]
+    assert 0 < times[0] == times[1] and times[0] < times[3]
+    assert estimate.seconds(Work("10", trainings=2 * trainings[:1]), speed, {}, amount) - nothing == pytest.approx(
+        2 * times[0]
+    )
+
+
+def test_what_does_not_fit_is_left_out_or_replaced(speed):
+    weights, lora = Recipe("full", 1e-4), Recipe("lora", 1e-4)
+    whole, few = Training(weights, 4096, 64, 64, 5), Training(weights, 4096, 64, 64, 1, lora)
+    there = speed.training_bytes(whole) / estimate.FITS
+    assert estimate.fitting([whole, few], speed, 1.01 * there) == ([whole, few], [])
+    # One block's weights would fit: but what is compared is trained alike at every depth.
+    kept, left_out = estimate.fitting([whole, whole, few], speed, 0.99 * there)
+    assert kept == [Training(lora, 4096, 64, 64, 1)] and left_out == ["all weights"]
+    row = estimate.Row("m", "11", 1, 1, 1, 1.0, 1.0, 3, 4096, "all weights")
+    assert (
+        estimate.report_trainings(row)
+        == "; 3 trainings on 4.1e+03 tokens; left out, since they do not fit: all weights"
+    )
+    assert not estimate.report_trainings(estimate.Row("m", "02", 1, 1, 1, 1.0, 1.0))
+
+
 def test_inputs_of_a_kind_are_timed_once(speed, monkeypatch):
     first = speed.rates(Amount(8, 8, 800, 800, 800))
     monkeypatch.setattr(estimate.sweep, "rates", lambda *_: pytest.fail("timed again"))
@@ -58,8 +93,10 @@ def test_inputs_of_a_kind_are_timed_once(speed, monkeypatch):
 
 def test_the_whole_of_a_profile_is_planned():
     told = []
-    rows = list(estimate.rows(profiles.get("smoke"), ["02", "06"], told.append))
-    assert [row.notebook for row in rows] == ["02", "06"] and len(told) == 2
+    rows = list(estimate.rows(profiles.get("smoke"), ["02", "06", "11"], told.append))
+    assert [row.notebook for row in rows] == ["02", "06", "11"] and len(told) == 2
+    tuning = PROFILES["smoke"].healing.tuning
+    assert rows[2].trained_tokens == rows[2].trainings * tuning.tokens > 0 == rows[0].trainings
     single = rows[0]
     assert single.variants == 31 and single.block_tokens < 0.5 * single.block_tokens_naive
     frame = estimate.table(rows)
@@ -72,6 +109,7 @@ def test_too_little_disk_is_said():
     lines = estimate.report_downloads([huge, Download("b", "org/b", 1.0, True, "MIT")])
     assert "TOO LITTLE" in lines[-1] and "1 downloads" in lines[-1]
     assert "gated: accept" in lines[0] and "here" in lines[1]
+    assert "[no licence named]" in estimate.report_downloads([Download("c", "org/c", 1.0, False, "")])[0]
 
 
 @pytest.mark.parametrize("arguments", [("huge",), ("smoke", "--notebooks", "77")])
@@ -85,7 +123,8 @@ def test_a_mistake_is_one_line(arguments):
 def test_a_rehearsal_runs_every_model_on_its_notebooks():
     wanted = rehearsal.runs([])
     assert [model for (model, _), *_ in wanted] == ["", *(f.model for f in PROFILES["paper"].further)]
-    assert [len(of) for of in wanted] == [9, 3, 5, 4]
+    files = sorted(path.name[:2] for path in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
+    assert [len(of) for of in wanted] == [len(files), 3, 5, 4] and files == list(estimate.NOTEBOOKS)
     assert [[path.name[:2] for _, path in of] for of in rehearsal.runs(["09"])] == [["09"], ["09"]]
     with pytest.raises(StudyError, match="no notebook 42"):
         rehearsal.runs(["42"])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from layer_redundancy import importance, profiles, sources, variants, workload
+from layer_redundancy import estimate, importance, profiles, sources, variants, workload
 from layer_redundancy.profiles import PROFILES, TaskBudget
 from layer_redundancy.sources import Amount
 from layer_redundancy.workload import Planner, Shape
@@ -64,11 +64,69 @@ def test_every_notebook_of_every_profile_can_be_planned(profile, blocks):
     of = PROFILES[profile]
     amounts = AMOUNTS | {b.name: Amount(50, 200, 9000, 5000, 200) for b in (*of.tasks, *of.benchmarks)}
     plans = Planner(of, shape, beside, amounts)
-    for number in (f"{n:02}" for n in range(1, 10)):
+    for number in estimate.NOTEBOOKS:
         work = plans.work(number)
         assert 0 <= work.block_tokens <= work.block_tokens_naive
         for sweep in work.sweeps:
             assert all(len(variants.removed_blocks(blocks, v)) < blocks for v in sweep.variants if sweep.variants)
+
+
+def test_block_pruning_by_hand():
+    work = planner().work("10")
+    # Depths 3, 6, 10, 13, 16 and 19 are healed after either rule, and the whole model is trained too.
+    assert sorted(one.blocks for one in work.trainings) == sorted([32, *2 * [29, 26, 22, 19, 16, 13]])
+    tokens = 5000 * 16 * 2048
+    assert {one.tokens for one in work.trainings} == {tokens} == {one.scored for one in work.trainings}
+    # QLoRA: a forward, and the gradients of its states.
+    assert sum(one.block_tokens for one in work.trainings) == 2 * tokens * (32 + 2 * 125)
+    assert sum(one.head_tokens for one in work.trainings) == 13 * 2 * tokens
+    assert {s.measurement for s in work.sweeps} == {"perplexity/c4", "mmlu"}
+    texts = [s for s in work.sweeps if s.measurement == "perplexity/c4"]
+    # Dense; every n from 1 to 31 by three rules, which agree where hardly a block is left; and what is healed.
+    plan = set(texts[1].variants)
+    assert texts[0].variants == (tuple(range(32)),) and 3 * 31 - 4 <= len(plan) <= 3 * 31
+    assert {tuple(range(n)) for n in range(1, 32)} < plan  # the last blocks
+    assert {(*range(31 - n), 31) for n in range(1, 32)} < plan  # the simple rule
+    healed = [s.variants for s in texts[2:]]
+    assert sorted(len(variant) for (variant,) in healed) == sorted(one.blocks for one in work.trainings)
+    text = 128 * 1023
+    assert [s.block_tokens for s in texts[2:]] == [len(variant) * text for (variant,) in healed]
+    whole = planner().work("10").block_tokens
+    after = planner()
+    after.work("04")  # which has measured MMLU on removal from the last block on
+    assert after.work("10").block_tokens < whole
+
+
+def test_recipes_by_hand():
+    work, budget = planner().work("11"), PROFILES["paper"].healing
+    methods = [one.recipe.method for one in work.trainings]
+    # Nine selections after LoRA, of which the last blocks at the first seed are a recipe's run too.
+    assert [methods.count(m) for m in ("lora", "qlora", "partial", "full")] == [3 + 8, 3, 3, 3]
+    assert {one.blocks for one in work.trainings} == {24} and {one.length for one in work.trainings} == {256}
+    assert {one.tokens for one in work.trainings} == {1555 * 64 * 256} == {budget.tuning.tokens}
+    by = {one.recipe.method: one.block_tokens / one.tokens / 24 for one in work.trainings}
+    assert by == {"lora": 2, "qlora": 2, "full": 3, "partial": (24 + 2 * 3) / 24}
+    chosen, *_ = work.sweeps
+    assert chosen.amount.items == 64 and chosen.variants == tuple(variants.single_removal(32))
+    unhealed = next(s for s in work.sweeps if s.measurement == "perplexity")
+    assert {len(variant) for variant in unhealed.variants} == {24} and len(unhealed.variants) == 9
+    assert work.passes > 3 * chosen.amount.tokens * 32 and work.models == 1 + 2 * len(work.trainings)
+
+
+def test_prompt_tuning_by_hand():
+    work, budget = planner().work("12"), PROFILES["paper"].classification
+    kept = (1, 2, 4, 6, 8, 12, 16, 24, 32)
+    assert len(work.trainings) == 2 * len(kept) * 4 * 3 and not work.sweeps
+    assert {one.blocks for one in work.trainings} == set(kept)
+    prompts = [one for one in work.trainings if one.recipe.method == "prompts"]
+    assert len(prompts) * 2 == len(work.trainings)
+    (sst2,) = {one.length for one in prompts if one.scored == 5 * 2 * 64}
+    assert sst2 == 20 + 3 * (26 + workload.TEMPLATE_TOKENS)  # virtual tokens, two worked examples, the text
+    assert all(one.instead.method == "lora" for one in work.trainings if one.recipe.method == "full")
+    assert budget.test_items == 1000
+    small = planner(profile="smoke")
+    small.profile = replace(small.profile, classification=replace(small.profile.classification, test_items=None))
+    assert small.work("12").passes > planner(profile="smoke").work("12").passes > 0
 
 
 def test_a_part_keeps_the_examples():

@@ -24,6 +24,7 @@ from torch import nn
 from layer_redundancy import (
     batches,
     downloads,
+    healing,
     hub,
     models,
     paths,
@@ -33,6 +34,7 @@ from layer_redundancy import (
     surgery,
     sweep,
     throughput,
+    training,
 )
 from layer_redundancy.bench import device_name, matmul_rate
 from layer_redundancy.bench_worker import RandomSequences
@@ -42,13 +44,14 @@ from layer_redundancy.memory import keep_freed_memory
 from layer_redundancy.models import DecoderStack
 from layer_redundancy.profiles import Profile
 from layer_redundancy.sources import Amount
-from layer_redundancy.workload import Planner, Shape, Sweep, Work
+from layer_redundancy.workload import Planner, Shape, Sweep, Training, Work
 
-NOTEBOOKS = tuple(f"{number:02}" for number in range(1, 10))
+NOTEBOOKS = tuple(f"{number:02}" for number in range(1, 13))
 START_SECONDS = 25.0  # a notebook's kernel, imports, statistics and figures
 DISK_RATE = 1e9  # bytes a second at which weights are read
 COLUMN_SECONDS = 2e-4  # of GPTQ's loop over the columns of a matrix
 PROBE_BLOCKS = 2
+FITS = 0.9  # of a device's memory that a training may take
 GIGA = 1e9
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -156,6 +159,27 @@ class Speed:
         """Weights of a block, the mean over the probe's."""
         return sum(p.numel() * p.element_size() for b in self.stack.blocks for p in b.parameters()) / len(self.stack)
 
+    def trained_weights(self, of: Training) -> int:
+        """Number of weights that a training trains."""
+        if of.recipe.method == "prompts":
+            return 0  # a few tokens' states
+        model = self.stack.model
+        of_block = sum(p.numel() for block in self.stack.blocks for p in block.parameters()) / len(self.stack)
+        if of.recipe.method == "full":
+            every = sum(p.numel() for p in model.parameters())
+            return round(every + (of.blocks - len(self.stack)) * of_block)
+        if of.recipe.method == "partial":
+            ends = (model.get_output_embeddings(), *self.stack.final)
+            of_ends = sum(p.numel() for part in ends for p in part.parameters())
+            return round(of_ends + min(of.recipe.last_blocks, of.blocks) * of_block)
+        return round(healing.trainable_weights(model, of.recipe) * of.blocks / len(self.stack))
+
+    def training_bytes(self, of: Training) -> float:
+        """Memory of a training at one example at a time, the least there is."""
+        vocabulary = self.stack.model.config.get_text_config().vocab_size
+        kept = of.length * (of.blocks * 2 * sweep.workspace(self.stack) + 3 * 4 * vocabulary)
+        return training.bytes_needed(self.trained_weights(of), self.weight_bytes(of.blocks)) + kept
+
     def close(self) -> None:
         """Frees the probe's memory; what was measured stays."""
         del self.stack
@@ -225,6 +249,9 @@ def seconds(work: Work, speed: Speed, speeds: Mapping[str, Speed], text: Amount)
         total += sum(writing.blocks) * writing.amount.tokens / speed.rates(text)[0]
     for blocks, tokens in work.quantizations:
         total += blocks * _quantization_seconds(speed, tokens, text)
+    for one in work.trainings:
+        block_rate, head_rate = speed.rates(text)
+        total += one.block_tokens / block_rate + one.head_tokens / head_rate
     for name, other in work.other.items():
         total += seconds(other, speeds[name], speeds, text) - START_SECONDS
     return total
@@ -238,6 +265,25 @@ def _quantization_seconds(speed: Speed, tokens: int, text: Amount) -> float:
     operations = sum(2 * tokens * i * i + i**3 + 2 * o * i * i for o, i in shapes)
     loop = sum(i for _, i in shapes) * COLUMN_SECONDS
     return 2 * tokens / speed.rates(text)[0] + operations / speed.product_rate + loop
+
+
+def fitting(found: Sequence[Training], speed: Speed, there: float) -> tuple[list[Training], list[str]]:
+    """The trainings that a device's memory suffices for, as notebooks choose them; and the recipes that are left out.
+
+    Args:
+        found: of a notebook.
+        speed: of its model.
+        there: bytes of the device.
+    """
+    kept, left_out = [], []
+    for one in found:
+        if speed.training_bytes(replace(one, blocks=speed.blocks) if one.instead else one) <= FITS * there:
+            kept.append(one)
+        elif one.instead:  # of the whole model it would not fit, so nowhere
+            kept.append(replace(one, recipe=one.instead, instead=None))
+        else:
+            left_out.append(healing.describe(one.recipe))
+    return kept, list(dict.fromkeys(left_out))
 
 
 def peak_bytes_of(sweeps: Sequence[Sweep], speed: Speed) -> float:
@@ -290,6 +336,9 @@ class Row:
     block_tokens: int
     seconds: float
     peak_bytes: float
+    trainings: int = 0
+    trained_tokens: int = 0
+    left_out: str = ""  # recipes of training that memory does not suffice for
 
 
 def rows(profile: Profile, notebooks: Sequence[str] = NOTEBOOKS, say: Callable[[str], None] = print) -> Iterator[Row]:
@@ -306,6 +355,7 @@ def rows(profile: Profile, notebooks: Sequence[str] = NOTEBOOKS, say: Callable[[
     chosen = {profile.model: NOTEBOOKS} | {f.model: f.notebooks for f in further}
     beside_name = profile.recurrent_model
     known: dict[str, tuple[Speed, Shape]] = {}
+    memory, _ = device_memory(profile)
 
     def speed_of(model: str) -> tuple[Speed, Shape]:
         if model not in known:
@@ -333,10 +383,12 @@ def rows(profile: Profile, notebooks: Sequence[str] = NOTEBOOKS, say: Callable[[
                 continue
             work = planner.work(number)  # of all, since a later one is spared what an earlier one stores
             if number in wanted:
+                work.trainings, left_out = fitting(work.trainings, speed, memory)
                 spent = seconds(work, speed, other, planner.evaluation)
+                peak = max([peak_bytes_of(work.sweeps, speed), *map(speed.training_bytes, work.trainings)])
                 yield Row(
-                    model, number, work.num_variants, work.block_tokens_naive, work.block_tokens, spent,
-                    peak_bytes_of(work.sweeps, speed),
+                    model, number, work.num_variants, work.block_tokens_naive, work.block_tokens, spent, peak,
+                    len(work.trainings), sum(one.tokens for one in work.trainings), ", ".join(left_out),
                 )  # fmt: skip
         if model != profile.model:
             known.pop(model)[0].close()
@@ -365,7 +417,8 @@ def report_downloads(found: Sequence[downloads.Download]) -> list[str]:
     lines = []
     for d in found:
         state = "here" if d.here else f"{d.gigabytes:.2f} GB" if d.gigabytes >= 0.01 else "< 0.01 GB"
-        lines.append(f"  {d.name:<34} {state:>10}  {d.source}  [{d.licence}]{f'; {d.note}' if d.note else ''}")
+        licence = d.licence or "no licence named"
+        lines.append(f"  {d.name:<34} {state:>10}  {d.source}  [{licence}]{f'; {d.note}' if d.note else ''}")
     need, folder = sum(d.gigabytes for d in missing if d.gigabytes == d.gigabytes), cache_folder()
     free = shutil.disk_usage(folder).free / GIGA
     # Benchmarks lie there twice: as downloaded, and as the tables that are read.
@@ -374,19 +427,29 @@ def report_downloads(found: Sequence[downloads.Download]) -> list[str]:
     return lines
 
 
+def device_memory(profile: Profile) -> tuple[int, str]:
+    """Bytes of the device that a profile runs on, and which it is."""
+    if torch.cuda.is_available() and profile.device in ("auto", "cuda"):
+        there = sum(torch.cuda.mem_get_info(i)[1] for i in range(torch.cuda.device_count()))
+        return there, f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return psutil.virtual_memory().total, f"{device_name('cpu')}, no GPU"
+
+
 def report_memory(planned: Sequence[Row], profile: Profile) -> str:
     """One line on the device's memory."""
     peak = max(planned, key=lambda row: row.peak_bytes)
-    if torch.cuda.is_available() and profile.device in ("auto", "cuda"):
-        there = sum(torch.cuda.mem_get_info(i)[1] for i in range(torch.cuda.device_count()))
-        what = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    else:
-        there, what = psutil.virtual_memory().total, f"{device_name('cpu')}, no GPU"
+    there, what = device_memory(profile)
     fits = "fits" if peak.peak_bytes < 0.95 * there else "DOES NOT FIT: a smaller model, or more GPUs"
     return (
         f"memory: {peak.peak_bytes / GIGA:.1f} GB at most ({peak.model}, notebook {peak.notebook}), "
         f"{there / GIGA:.0f} GB there ({what}; {fits})"
     )
+
+
+def report_trainings(row: Row) -> str:
+    """What a notebook trains, at the end of its line; "" where it trains nothing."""
+    told = f"; {row.trainings} trainings on {row.trained_tokens:.3g} tokens" if row.trainings else ""
+    return told + (f"; left out, since they do not fit: {row.left_out}" if row.left_out else "")
 
 
 def table(planned: Sequence[Row]) -> pd.DataFrame:
@@ -426,7 +489,7 @@ def main(
         share = f"{row.block_tokens / row.block_tokens_naive:4.0%}" if row.block_tokens_naive else "   -"
         print(
             f"  {row.notebook}  {row.model:<34} {row.variants:6d} variants  {row.block_tokens_naive:9.3g} naive  "
-            f"{row.block_tokens:9.3g} shared ({share})  {hours(row.seconds):>9}"
+            f"{row.block_tokens:9.3g} shared ({share})  {hours(row.seconds):>9}{report_trainings(row)}"
         )
     print(f"all: about {hours(frame['seconds'].sum())}; planned in {time.perf_counter() - begin:.0f} s")
     counted = downloads.amounts(chosen.model)[1]

@@ -8,10 +8,24 @@ store will have by then, from notebooks before, is not counted again.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from layer_redundancy import curves, generation, greedy, paper, sweep, table1, table2, variants
-from layer_redundancy.profiles import Profile, TaskBudget
+from layer_redundancy import (
+    classification,
+    curves,
+    generation,
+    greedy,
+    paper,
+    selection,
+    sweep,
+    table1,
+    table2,
+    variants,
+)
+from layer_redundancy.profiles import Profile, Recipe, TaskBudget, TrainingBudget
 from layer_redundancy.sources import Amount
 from layer_redundancy.variants import Variant
+
+TEMPLATE_TOKENS = 10  # around a text that is to be classified, and its label's word
+UNKNOWN_ITEMS = 2000  # about, of a data set that was not counted
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,42 @@ class Writing:
         return sum(self.blocks) * (self.amount.tokens + self.amount.items * self.amount.answers)
 
 
+@dataclass(frozen=True)
+class Training:
+    """Weights that are trained.
+
+    Attributes:
+        recipe: which: as `healing` has it, or of method "prompts", where weights stay as they are.
+        tokens: of the examples, those that come again counted again.
+        length: tokens of an example, about.
+        scored: positions that go through the head.
+        blocks: of the model that is trained.
+        instead: recipe that takes its place where memory does not suffice; None where it is left out.
+    """
+
+    recipe: Recipe
+    tokens: int
+    length: int
+    scored: int
+    blocks: int
+    instead: Recipe | None = None
+
+    @property
+    def block_tokens(self) -> int:
+        """In forwards: gradients of states cost as much as a forward, gradients of weights as much again.
+
+        Adapters and prompts need those of states alone; of what lies below the last blocks, nothing needs any.
+        """
+        if self.recipe.method == "partial":
+            return self.tokens * (self.blocks + 2 * min(self.blocks, self.recipe.last_blocks))
+        return self.tokens * self.blocks * (3 if self.recipe.method == "full" else 2)
+
+    @property
+    def head_tokens(self) -> int:
+        """Positions that go through the head, in forwards likewise."""
+        return self.scored * (3 if self.recipe.method in ("full", "partial") else 2)
+
+
 @dataclass
 class Work:
     """What a notebook runs.
@@ -97,9 +147,10 @@ class Work:
     Attributes:
         notebook: its number.
         sweeps: with several models in one notebook, of all of them.
-        passes: block-tokens of single passes: importance sums, plain forwards to compare with.
+        passes: block-tokens of single passes: importance sums, plain forwards to compare with, answers of tuned models.
         writings: texts that are generated.
         quantizations: (blocks, tokens of calibration text; 0 for rounding) of each.
+        trainings: of weights.
         models: weights that are read from disk, times the model.
         other: models beside the notebook's own: name -> its work.
     """
@@ -109,6 +160,7 @@ class Work:
     passes: int = 0
     writings: list[Writing] = field(default_factory=list)
     quantizations: list[tuple[int, int]] = field(default_factory=list)
+    trainings: list[Training] = field(default_factory=list)
     models: int = 1
     other: dict[str, "Work"] = field(default_factory=dict)
 
@@ -189,7 +241,12 @@ class Planner:
         back = list(range(num))[::-1]
         for measured in (similar, _neighbours(similar), back[1:] + back[:1], back[::-1], back):
             yield from (variants.without(num, measured[:k]) for k in counts)
-        yield from (variants.block_removal(num, max(1, num - 1 - k) if k < num - 1 else 0, k) for k in counts if k)
+        yield from (self._similar_run(k) for k in counts if k)
+
+    def _similar_run(self, length: int) -> Variant:
+        """Stands in for the run of the smallest angular distance: the one that ends before the last two blocks."""
+        num = self.shape.blocks
+        return variants.block_removal(num, max(1, num - 2 - length) if length < num - 1 else 0, length)
 
     def _fresh(self, what: str, amount: Amount, plan: Sequence[Variant], model: str = "") -> Sweep:
         """A sweep of what is not measured yet."""
@@ -198,9 +255,12 @@ class Planner:
         done.update(new)
         return Sweep(what, amount, new, self.shape.keeps_prefixes)
 
-    def _swept(self, plan: Sequence[Variant], model: str = "", limit: int | None = None) -> list[Sweep]:
+    def _swept(
+        self, plan: Sequence[Variant], model: str = "", limit: int | None = None, loss: str = "perplexity"
+    ) -> list[Sweep]:
+        """Perplexity (on another text than the profile's, by its name) and the profile's tasks."""
         tasks = [self._fresh(b.name, self.task(b, limit), plan, model) for b in self.profile.tasks]
-        return [self._fresh("perplexity", self.evaluation, plan, model), *tasks]
+        return [self._fresh(loss, self.evaluation, plan, model), *tasks]
 
     def _greedy(self) -> Iterator[Sweep]:
         """The steps of the greedy order."""
@@ -339,6 +399,90 @@ class Planner:
         quarter = min(generation.quarter(num), deepest)
         few = sorted({0, max(1, quarter // 2), quarter, deepest})
         work.sweeps += self._swept([plan[n] for n in few])
+
+    def _notebook_10(self, work: Work) -> None:
+        num, budget = self.shape.blocks, self.profile.healing
+        healed = sorted({min(num - 1, curves.at_ratio(num, share)) for share in budget.fractions})
+        counts = sorted({*healed, *curves.depths(num, self.profile.depth_step)} - {0})
+        self._sums(work)
+        # similarity, the simple rule, and the last blocks
+        rules = [self._similar_run, lambda n: variants.block_removal(num, num - 1 - n, n)]
+        plan = [rule(n) for rule in rules for n in counts]
+        plan += [variants.block_removal(num, num - n, n) for n in counts]
+        own = budget.evaluation_corpus not in ("", self.profile.text.corpus)
+        loss = f"perplexity/{budget.evaluation_corpus}" if own else "perplexity"
+        work.sweeps += self._swept([variants.dense(num)], loss=loss) + self._swept(plan, loss=loss)
+        for variant in [variants.dense(num), *(rule(n) for rule in rules for n in healed)]:
+            work.sweeps += self._healed(work, variant, budget.recipe, budget.healing, self.profile.seed, loss)
+
+    def _notebook_11(self, work: Work) -> None:
+        num, budget = self.shape.blocks, self.profile.healing
+        self._sums(work)
+        blocks = min(budget.loss_blocks, self.profile.text.calibration_blocks)
+        amount = self._text(blocks, self.profile.text.block_length)
+        work.sweeps.append(self._fresh("selection", amount, variants.single_removal(num)))
+        work.passes += 3 * amount.tokens * num  # the Taylor measure's gradients
+        count = min(num - 1, curves.at_ratio(num, 0.25))
+        plan = list(dict.fromkeys(variants.without(num, order[:count]) for order in self._selections()))
+        work.sweeps += self._swept(plan)
+        last = variants.block_removal(num, num - count, count)
+        todo = [(last, recipe, seed) for recipe in budget.recipes for seed in range(budget.seeds)]
+        todo += [(variant, budget.ranked_by, self.profile.seed) for variant in plan]
+        for variant, recipe, seed in todo:
+            work.sweeps += self._healed(work, variant, recipe, budget.tuning, seed)
+
+    def _selections(self) -> Iterator[list[int]]:
+        """Stand in for what the seven selections remove first; those that are drawn or given are themselves."""
+        num, order = self.shape.blocks, self.order()
+        for draw in range(self.profile.healing.random_orders):
+            yield selection.order("random", {}, num, self.profile.seed + draw).tolist()
+        yield selection.order("reverse_order", {}, num).tolist()
+        # Block Influence, perplexity and Taylor nearly agree; norms grow with depth, so that the first blocks go.
+        yield order
+        yield order[1:] + order[:1]
+        yield order[2:] + order[:2]
+        yield list(range(num))
+        yield [*range(1, num), 0]
+
+    def _healed(
+        self, work: Work, kept: Variant, recipe: Recipe, budget: TrainingBudget, seed: int, loss: str = "perplexity"
+    ) -> list[Sweep]:
+        """A training of what is kept, and the sweeps of what comes of it."""
+        name = f"{self.shape.name}, {variants.name(kept)}, {recipe}, {budget}, seed {seed}"
+        if self._fresh("training", Amount(0, 0, 0, 0, 0), [kept], name).variants:
+            work.trainings.append(Training(recipe, budget.tokens, budget.block_length, budget.tokens, len(kept)))
+            work.passes += 11 * budget.held_out * budget.block_length * len(kept)
+            work.models += 2  # to be trained, and to be measured
+        return self._swept([variants.dense(len(kept))], name, loss=loss)
+
+    def _notebook_12(self, work: Work) -> None:
+        num, budget = self.shape.blocks, self.profile.classification
+        weights, lora = Recipe("full", budget.weights_rate), Recipe("lora", budget.lora_rate)
+        methods = [(Recipe("prompts", budget.prompt_rate), budget.epochs[0], None), (weights, budget.epochs[1], lora)]
+        seeds = len(budget.seeds)
+        for name in budget.datasets:
+            labels = len(classification.SOURCES[name].labels)
+            length = self._prompt_tokens(name, labels)
+            amount = self.amounts.get(name)
+            items = amount.items if amount else UNKNOWN_ITEMS
+            judged = min(budget.test_items or items, items) * length
+            shots = labels * budget.shots
+            for kept in sorted({k for k in budget.kept if k < num} | {num}):
+                work.passes += (1 + len(methods) * seeds) * judged * kept
+                if name == budget.datasets[0]:  # once more for each method, timed
+                    work.passes += len(methods) * (1 + budget.repeats) * judged * kept
+                for recipe, epochs, instead in methods:
+                    seen = -(-epochs * shots // budget.batch) * budget.batch
+                    virtual = budget.virtual_tokens if recipe.method == "prompts" else 0
+                    one = Training(recipe, seen * (length + virtual), length + virtual, seen, kept, instead)
+                    work.trainings += [one] * seeds
+
+    def _prompt_tokens(self, name: str, labels: int) -> int:
+        """Of a text in its template, after the worked examples."""
+        amount, words = self.amounts.get(name), self.profile.classification.max_words
+        # A word is about one token and a half, and texts that may have so many words have two thirds of them.
+        text = amount.tokens / amount.items if amount else words or 30
+        return round((1 + labels * self.profile.classification.demonstrations) * (text + TEMPLATE_TOKENS))
 
 
 def part(whole: Amount, items: int) -> Amount:

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from layer_redundancy.plots import BLACK, BLUE, GREEN, GREY, ORANGE, WIDTH, _band, _styled
 
@@ -66,7 +66,7 @@ def difference_from_whole(rows: pd.DataFrame) -> Figure:
     """
     groups = rows[["dataset", "kept"]].drop_duplicates().to_numpy().tolist()
     methods = [method for method in METHOD_LOOKS if method in set(rows["method"])]
-    figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.24 * len(rows)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.28 * len(rows)), layout="constrained")
     places, names = [], []
     for group, (name, kept) in enumerate(groups):
         at = -group * (len(methods) + 1.0)
@@ -80,18 +80,19 @@ def difference_from_whole(rows: pd.DataFrame) -> Figure:
             axes.plot(row["difference"], at - turn, marker, color=colour, ms=6, ls="", label=label)
             axes.annotate(
                 f"{row['difference']:+.1f}".replace("-", "−"),
-                (row["high"], at - turn),
-                (5, 0),
+                (row["difference"], at - turn),
+                (0, 4),
                 textcoords="offset points",
-                va="center",
-                size=8.5,
+                ha="center",
+                va="bottom",
+                size=8,
             )
     axes.axvline(0, color=BLACK, lw=1, ls="--")
     axes.set_yticks(places, names)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.1, y=0.06)
-    axes.set_xlabel("points of accuracy above the whole model, tuned alike; line: 95 % interval")
+    axes.set_xlabel("accuracy minus that of the whole model, treated alike (points); line: 95 % interval")
     figure.legend(loc="outside upper left", ncols=len(methods), frameon=False)
     return figure
 
@@ -125,7 +126,10 @@ def tuning_costs(rows: pd.DataFrame) -> Figure:
         axes.set_title(title)
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
-        _kept_axis(axes, rows["kept"])
+        # Not on a scale of factors: a straight line is what there is to see.
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        axes.set_xlim(left=0)
+        axes.set_xlabel("first blocks kept")
     figure.legend(loc="outside upper left", ncols=4, frameon=False)
     return figure
 

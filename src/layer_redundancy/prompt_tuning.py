@@ -139,7 +139,7 @@ def results(study: Study, runs: Sequence[Run] | None = None, part: str = "test")
 
 def describe(run: Run) -> str:
     """A run in a message."""
-    return f"{run.dataset}, {run.method}, {run.kept} block{'s' * (run.kept > 1)}, seed {run.seed}"
+    return f"{run.dataset}, {run.method}, {_times(run.kept, 'block')}, seed {run.seed}"
 
 
 def _asked(study: Study, name: str, seed: int, part: str) -> Asked:
@@ -748,11 +748,15 @@ def note(study: Study) -> str:
         how += f" for all blocks and larger for fewer (by {'their factor' if budget.rate_power == 1 else 'a power'})"
     said += [
         f"Prompt tuning: {budget.virtual_tokens} virtual tokens, learning rate {budget.prompt_rate:g}, "
-        f"{budget.epochs[0]} epochs",
-        f"Fine-tuning: {how}, {budget.epochs[1]} epochs",
+        f"{_times(budget.epochs[0], 'epoch')}",
+        f"Fine-tuning: {how}, {_times(budget.epochs[1], 'epoch')}",
         f"Batches of {budget.batch}, {len(budget.seeds)} seeds",
     ]
     return ". ".join(said)
+
+
+def _times(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 INTERVALS = "Intervals: 95 %, bootstrap over seeds and test items"

@@ -97,12 +97,10 @@ def test_fewer_items_are_the_first_of_more():
     assert len(classification.few(data.test, None, 0)) == len(data.test)
 
 
-def test_baselines():
+def test_words_can_be_counted():
     train = Texts(("good fine", "good", "bad poor", "bad"), np.array([1, 1, 0, 0]))
     judged = Texts(("good day", "bad day", "poor", "good"), np.array([1, 0, 0, 1]))
     assert classification.bag_of_words(train, judged).tolist() == [True] * 4
-    skewed = Texts(("a", "b", "c"), np.array([1, 1, 0]))
-    assert classification.majority(skewed, judged) == 0.5
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -293,11 +293,6 @@ def few(texts: Texts, limit: int | None, seed: int) -> Texts:
     return texts.chosen(np.random.default_rng(seed).permutation(len(texts))[:limit])
 
 
-def majority(train: Texts, judged: Texts) -> float:
-    """Accuracy on `judged` of always saying the commonest label of `train`."""
-    return float((judged.labels == np.bincount(train.labels).argmax()).mean())
-
-
 def bag_of_words(train: Texts, judged: Texts) -> np.ndarray:
     """Which texts a logistic regression on word counts gets right that has seen `train`; bool (judged,).
 

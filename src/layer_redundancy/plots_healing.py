@@ -12,6 +12,7 @@ from layer_redundancy.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 
 RULES = {"similarity": (VERMILLION, "P"), "simple rule": (BLUE, "o"), "last blocks": (SKY, "D")}
 RECIPES = {"lora": (ORANGE, "s"), "qlora": (PURPLE, "^"), "partial": (BLUE, "o"), "full": (BLACK, "X")}
+_PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
 _SPARE = [(GREEN, "v"), (SKY, "D"), (VERMILLION, "P")]
 
 
@@ -33,7 +34,7 @@ def block_pruning(rows: pd.DataFrame, vocabulary: int, reported: tuple[float, fl
     once = rows[rows["task"] == (tasks[0] if tasks else "")]
     _curves(left, once, "loss", "low", "high")
     left.axhline(log(vocabulary), color=GREY, ls=":", lw=1)
-    left.text(100, log(vocabulary), "guessing, log V", color=GREY, fontsize=8, va="bottom", ha="right")
+    left.text(100, log(vocabulary), "guessing, log V", color=GREY, fontsize=8, va="bottom", ha="right", bbox=_PAPER)
     left.set_yscale("log")
     left.yaxis.set_major_formatter("{x:g}")
     left.yaxis.set_minor_formatter("{x:g}")
@@ -43,7 +44,7 @@ def block_pruning(rows: pd.DataFrame, vocabulary: int, reported: tuple[float, fl
         part = rows[rows["task"] == task]
         _curves(axes, part, "accuracy", "accuracy_low", "accuracy_high")
         axes.axhline(part["chance"].iloc[0], color=GREY, ls=":", lw=1)
-        axes.text(100, part["chance"].iloc[0], "chance", color=GREY, fontsize=8, va="bottom", ha="right")
+        axes.text(100, part["chance"].iloc[0], "chance", color=GREY, fontsize=8, va="bottom", ha="right", bbox=_PAPER)
         axes.set_ylim(0, 1.03)
         axes.set_ylabel(f"accuracy, {task} (n = {int(part['n'].iloc[0])})")
         if reported is not None:
@@ -150,12 +151,12 @@ def selections(rows: pd.DataFrame) -> Figure:
     """
     figure, axes = plt.subplots(figsize=(WIDTH, 0.42 * len(rows) + 1.4), layout="constrained")
     place = np.arange(len(rows))[::-1]
-    for column, low, high, fill, label in (
-        ("loss", "low", "high", "white", "before training"),
-        ("healed_loss", "healed_low", "healed_high", BLUE, "after"),
+    for column, low, high, fill, label, shift in (
+        ("loss", "low", "high", "white", "before training", 0.12),
+        ("healed_loss", "healed_low", "healed_high", BLUE, "after", -0.12),
     ):
         axes.errorbar(
-            rows[column], place, xerr=np.abs(rows[[low, high]].to_numpy().T - rows[column].to_numpy()),
+            rows[column], place + shift, xerr=np.abs(rows[[low, high]].to_numpy().T - rows[column].to_numpy()),
             fmt="o", color=BLUE, mfc=fill, ms=6, elinewidth=1, label=label,
         )  # fmt: skip
     axes.set_yticks(place, rows["selection"].str.replace("_", " "))

@@ -8,6 +8,7 @@ import gc
 import hashlib
 import json
 import math
+import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -202,7 +203,7 @@ def last_checkpoint(folder: Path) -> Path | None:
             json.loads((checkpoint / STATE).read_text())
             load_file(checkpoint / WEIGHTS)
             torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError):
+        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError):
             continue
         return checkpoint
     return None

@@ -234,6 +234,18 @@ def test_lora_takes_the_place_of_all_weights_where_they_do_not_fit(study, monkey
     assert "LoRA of rank 8" in prompt_tuning.note(built)
 
 
+@pytest.mark.parametrize("how", ["all", "prompts", "lora"])
+def test_weights_of_16_bits_are_tuned_too(study, monkeypatch, how):
+    built = study()
+    built.profile = replace(built.profile, dtype="bfloat16")
+    if how == "lora":
+        monkeypatch.setattr(prompt_tuning, "FITS", 1e-9)
+    run = Run("amazon_reviews", PROMPTS if how == "prompts" else WEIGHTS, 1, 0)
+    found = prompt_tuning.results(built, [run])[run]
+    assert built.stack.model.dtype == torch.bfloat16
+    assert np.isfinite(found.arrays["gold_logprob"]).all() and found.summary["trainable"] > 0
+
+
 # --------------------------------------------------------------------------------------------- costs
 
 

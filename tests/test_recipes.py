@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from layer_redundancy import paper, recipes, selection
+from layer_redundancy import paper, profiles, recipes, selection
 from layer_redundancy.profiles import Recipe
 from layer_redundancy.recipes import Selected, Tuned
 from layer_redundancy.results import Result
@@ -93,3 +93,13 @@ def test_the_papers_ranking_does_not_hold_at_50_percent():
     assert mean.loc[50, "reverse_order"] == pytest.approx(35.415) and mean.loc[50, "perplexity"] == pytest.approx(
         36.875
     )
+
+
+def test_the_paper_profile_heals_as_the_papers_do():
+    budget = profiles.PROFILES["paper"].healing
+    row = paper.table("unreasonable_settings").set_index("model").loc["Llama-2-7B"]
+    healing, recipe = budget.healing, budget.recipe
+    assert (healing.block_length, recipe.learning_rate, recipe.rank) == (row.block_length, row.learning_rate, row["rank"])
+    assert round(healing.tokens / 1e6) == row.million_tokens and (healing.batch, healing.warmup) == (16, 100)
+    assert (recipe.alpha, recipe.dropout, recipe.targets, healing.schedule) == (recipe.rank, 0.05, "mlp", "cosine")
+    assert {r.learning_rate for r in budget.recipes} == {1e-5} and budget.tuning.batch == 64

@@ -531,5 +531,15 @@ def versions() -> pd.Series:
     """Versions of what the numbers depend on, for a notebook's last cell."""
     import importlib.metadata
 
-    names = ["layer-redundancy", "torch", "transformers", "llmcompressor", "lm-eval", "gensim", "numpy"]
+    names = [
+        "layer-redundancy",
+        "torch",
+        "transformers",
+        "peft",
+        "bitsandbytes",
+        "llmcompressor",
+        "lm-eval",
+        "gensim",
+        "numpy",
+    ]
     return pd.Series({name: importlib.metadata.version(name) for name in names}, name="version")

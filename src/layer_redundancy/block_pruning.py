@@ -182,6 +182,17 @@ def table(found: Sequence[Measured], num_blocks: int, vocabulary: int) -> pd.Dat
     return pd.DataFrame(rows)
 
 
+def curve_table(found: Sequence[Measured], tokens_a_step: int) -> pd.DataFrame:
+    """rule, count, tokens, held_out (nats a token) while models were healed, wherever that was measured."""
+    parts = []
+    for one in found:
+        if one.training is not None:
+            arrays = one.training.arrays
+            part = {"tokens": arrays["held_out_step"] * tokens_a_step, "held_out": arrays["held_out"]}
+            parts.append(pd.DataFrame(part).assign(rule=one.rule or "whole model", count=one.count))
+    return pd.concat(parts, ignore_index=True)[["rule", "count", "tokens", "held_out"]]
+
+
 def accuracy_row(result: Result) -> dict[str, float]:
     """accuracy, accuracy_low, accuracy_high (95 % Wilson), n, chance of a task's result."""
     right = -tables.cost(result)

@@ -81,6 +81,36 @@ def _curves(axes: Axes, rows: pd.DataFrame, y: str, low: str, high: str) -> None
 
 
 @_styled
+def healing_curves(rows: pd.DataFrame) -> Figure:
+    """Held-out loss against tokens trained on; a panel a rule, a line a number of removed blocks.
+
+    Args:
+        rows: `block_pruning.curve_table`.
+    """
+    rules = [rule for rule in dict.fromkeys(rows["rule"]) if rule in RULES]
+    figure, all_axes = plt.subplots(
+        1, len(rules), figsize=(WIDTH, 3.9), layout="constrained", sharey=True, squeeze=False
+    )
+    counts = sorted(set(rows["count"]) - {0})
+    colours = plt.get_cmap("viridis_r")(np.linspace(0.15, 0.95, len(counts)))
+    for axes, rule in zip(all_axes[0], rules, strict=True):
+        whole = rows[rows["count"] == 0]
+        axes.plot(whole["tokens"], whole["held_out"], color=BLACK, ls="--", label="none (whole model)")
+        for count, colour in zip(counts, colours, strict=True):
+            mine = rows[(rows["rule"] == rule) & (rows["count"] == count)]
+            axes.plot(mine["tokens"], mine["held_out"], color=colour, marker="o", ms=3.5, label=f"{count}")
+        axes.set_title(rule)
+        axes.set_xlabel("tokens trained on")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="y", which="minor", labelsize=8)
+    all_axes[0][0].set_ylabel("loss on held-out text, nats a token")
+    all_axes[0][-1].legend(title="blocks removed")
+    return figure
+
+
+@_styled
 def training_curves(rows: pd.DataFrame) -> Figure:
     """Held-out loss against tokens trained on; a line a recipe, its band the range over seeds.
 

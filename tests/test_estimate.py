@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from transformers import AutoConfig
@@ -59,8 +61,11 @@ def test_training_takes_time_and_memory(speed):
     for one in trainings:  # of the whole model, found on two of its blocks
         assert speed.trained_weights(one) == healing.trainable_weights(whole, one.recipe)
     needed = {one.recipe.method: speed.training_bytes(one) for one in trainings}
-    assert needed["lora"] < needed["partial"] < needed["full"]
+    assert max(needed, key=needed.get) == "full"
     assert speed.training_bytes(Training(Recipe("prompts", 0.1), 4096, 64, 64, 5)) < needed["lora"]
+    shallow = Training(Recipe("partial", 1e-4, last_blocks=1), 4096, 64, 64, 5)
+    deeper = Training(Recipe("partial", 1e-4, last_blocks=2), 4096, 64, 64, 5)
+    assert speed.training_bytes(shallow) < speed.training_bytes(deeper) < needed["full"]
     nothing = estimate.seconds(Work("10"), speed, {}, amount)
     times = [estimate.seconds(Work("10", trainings=[one]), speed, {}, amount) - nothing for one in trainings]
     assert 0 < times[0] == times[1] and times[0] < times[3]
@@ -71,18 +76,29 @@ def test_training_takes_time_and_memory(speed):
 
 def test_what_does_not_fit_is_left_out_or_replaced(speed):
     weights, lora = Recipe("full", 1e-4), Recipe("lora", 1e-4)
-    whole, few = Training(weights, 4096, 64, 64, 5), Training(weights, 4096, 64, 64, 1, lora)
+    whole = Training(weights, 4096, 64, 64, 5)
+    spared, few = replace(whole, spared=True), replace(whole, blocks=1, instead=lora)
     there = speed.training_bytes(whole) / estimate.FITS
-    assert estimate.fitting([whole, few], speed, 1.01 * there) == ([whole, few], [])
+    assert estimate.fitting([whole, spared, few], speed, 1.01 * there) == ([whole, spared, few], [])
     # One block's weights would fit: but what is compared is trained alike at every depth.
-    kept, left_out = estimate.fitting([whole, whole, few], speed, 0.99 * there)
-    assert kept == [Training(lora, 4096, 64, 64, 1)] and left_out == ["all weights"]
-    row = estimate.Row("m", "11", 1, 1, 1, 1.0, 1.0, 3, 4096, "all weights")
-    assert (
-        estimate.report_trainings(row)
-        == "; 3 trainings on 4.1e+03 tokens; left out, since they do not fit: all weights"
-    )
+    kept, left_out = estimate.fitting([spared, spared, few, whole], speed, 0.99 * there)
+    assert kept == [Training(lora, 4096, 64, 64, 1), whole] and left_out == ["all weights"]
+    row = estimate.Row("m", "11", 1, 1, 1, 1.0, 1.0, 3, 4096, "all weights", 2e9)
+    assert estimate.report_trainings(row) == "; 3 trainings on 4.1e+03 tokens; no memory for: all weights"
     assert not estimate.report_trainings(estimate.Row("m", "02", 1, 1, 1, 1.0, 1.0))
+
+
+def test_what_is_trained_takes_disk(speed):
+    lora, whole = (Training(Recipe(method, 1e-4), 4096, 64, 64, 5) for method in ("lora", "full"))
+    weights = [speed.trained_weights(one) for one in (lora, whole)]
+    assert speed.disk_bytes([lora, whole, whole]) == 4 * (weights[0] + 2 * weights[1]) + 24 * weights[1]
+    assert speed.disk_bytes([replace(lora, kept=False)]) == 24 * weights[0] and not speed.disk_bytes([])
+    row = estimate.Row("m", "11", 1, 1, 1, 1.0, 1.0, 3, 4096, "", 2e9)
+    assert "disk for what is trained: 2.0 GB" in estimate.report_disk([row], PROFILES["smoke"])
+    # 164 million tokens of C4 and 25 million of Alpaca, eight bytes each.
+    assert "disk for what is trained: 3.5 GB" in estimate.report_disk([row], PROFILES["paper"])
+    assert "TOO LITTLE" in estimate.report_disk([replace(row, disk_bytes=1e18)], PROFILES["smoke"])
+    assert estimate.report_disk([replace(row, disk_bytes=0.0)], PROFILES["paper"]) is None
 
 
 def test_inputs_of_a_kind_are_timed_once(speed, monkeypatch):

@@ -177,8 +177,17 @@ class Speed:
     def training_bytes(self, of: Training) -> float:
         """Memory of a training at one example at a time, the least there is."""
         vocabulary = self.stack.model.config.get_text_config().vocab_size
-        kept = of.length * (of.blocks * 2 * sweep.workspace(self.stack) + 3 * 4 * vocabulary)
+        # Below the last blocks that are trained nothing is kept for gradients.
+        deep = min(of.recipe.last_blocks, of.blocks) if of.recipe.method == "partial" else of.blocks
+        kept = of.length * (deep * 2 * sweep.workspace(self.stack) + 3 * 4 * vocabulary)
         return training.bytes_needed(self.trained_weights(of), self.weight_bytes(of.blocks)) + kept
+
+    def disk_bytes(self, trainings: Sequence[Training]) -> float:
+        """What trainings leave on disk, and the largest one's checkpoints: the last, and the next being written."""
+        element = self.stack.model.get_input_embeddings().weight.element_size()
+        left = sum(self.trained_weights(one) for one in trainings if one.kept) * element
+        # Weights in float32 and AdamW's two numbers for each.
+        return left + 2 * 12 * max(map(self.trained_weights, trainings), default=0)
 
     def close(self) -> None:
         """Frees the probe's memory; what was measured stays."""
@@ -268,7 +277,7 @@ def _quantization_seconds(speed: Speed, tokens: int, text: Amount) -> float:
 
 
 def fitting(found: Sequence[Training], speed: Speed, there: float) -> tuple[list[Training], list[str]]:
-    """The trainings that a device's memory suffices for, as notebooks choose them; and the recipes that are left out.
+    """The trainings that notebooks will choose by a device's memory, and the recipes that they will leave out.
 
     Args:
         found: of a notebook.
@@ -281,6 +290,8 @@ def fitting(found: Sequence[Training], speed: Speed, there: float) -> tuple[list
             kept.append(one)
         elif one.instead:  # of the whole model it would not fit, so nowhere
             kept.append(replace(one, recipe=one.instead, instead=None))
+        elif not one.spared:  # then the notebook will say so
+            kept.append(one)
         else:
             left_out.append(healing.describe(one.recipe))
     return kept, list(dict.fromkeys(left_out))
@@ -339,15 +350,22 @@ class Row:
     trainings: int = 0
     trained_tokens: int = 0
     left_out: str = ""  # recipes of training that memory does not suffice for
+    disk_bytes: float = 0.0  # of what is trained
 
 
-def rows(profile: Profile, notebooks: Sequence[str] = NOTEBOOKS, say: Callable[[str], None] = print) -> Iterator[Row]:
+def rows(
+    profile: Profile,
+    notebooks: Sequence[str] = NOTEBOOKS,
+    say: Callable[[str], None] = print,
+    alone: bool = False,
+) -> Iterator[Row]:
     """Plans a profile's notebooks, model by model.
 
     Args:
         profile: with the user's own model in place, if there is one.
         notebooks: numbers.
         say: told of what is measured, since that takes a while.
+        alone: as from an empty store; otherwise as if those before had been run.
     """
     device = "cuda" if profile.device in ("auto", "cuda") and torch.cuda.is_available() else "cpu"
     of_profile = profiles.PROFILES[profile.name]
@@ -378,9 +396,7 @@ def rows(profile: Profile, notebooks: Sequence[str] = NOTEBOOKS, say: Callable[[
             name = beside_name if shape.heads else of_profile.model
             other[name], beside = speed_of(name)
         planner = Planner(profile, shape, beside, amounts(profile, model))
-        for number in NOTEBOOKS:
-            if number not in own:
-                continue
+        for number in wanted if alone else own:
             work = planner.work(number)  # of all, since a later one is spared what an earlier one stores
             if number in wanted:
                 work.trainings, left_out = fitting(work.trainings, speed, memory)
@@ -389,6 +405,7 @@ def rows(profile: Profile, notebooks: Sequence[str] = NOTEBOOKS, say: Callable[[
                 yield Row(
                     model, number, work.num_variants, work.block_tokens_naive, work.block_tokens, spent, peak,
                     len(work.trainings), sum(one.tokens for one in work.trainings), ", ".join(left_out),
+                    speed.disk_bytes(work.trainings),
                 )  # fmt: skip
         if model != profile.model:
             known.pop(model)[0].close()
@@ -446,10 +463,23 @@ def report_memory(planned: Sequence[Row], profile: Profile) -> str:
     )
 
 
+def report_disk(planned: Sequence[Row], profile: Profile) -> str | None:
+    """One line on the disk that results take: trained weights, checkpoints, and the tokens they are trained on."""
+    need = sum(row.disk_bytes for row in planned)
+    if not need:
+        return None
+    budgets = {profile.healing.healing, profile.healing.tuning}
+    need += 8 * sum(b.tokens + b.held_out * b.block_length for b in budgets if b.corpus in downloads.CORPORA)
+    folder = next(folder for folder in (paths.CACHE, *paths.CACHE.parents) if folder.exists())
+    free = shutil.disk_usage(folder).free
+    verdict = "enough" if free > need else "TOO LITTLE: free some space"
+    return f"disk for what is trained: {need / GIGA:.1f} GB at most, {free / GIGA:.1f} GB free ({verdict})"
+
+
 def report_trainings(row: Row) -> str:
     """What a notebook trains, at the end of its line; "" where it trains nothing."""
     told = f"; {row.trainings} trainings on {row.trained_tokens:.3g} tokens" if row.trainings else ""
-    return told + (f"; left out, since they do not fit: {row.left_out}" if row.left_out else "")
+    return told + (f"; no memory for: {row.left_out}" if row.left_out else "")
 
 
 def table(planned: Sequence[Row]) -> pd.DataFrame:
@@ -457,7 +487,7 @@ def table(planned: Sequence[Row]) -> pd.DataFrame:
     frame = pd.DataFrame([vars(row) for row in planned])
     frame["share"] = frame["block_tokens"] / frame["block_tokens_naive"].where(frame["block_tokens_naive"] > 0)
     frame["hours"] = frame["seconds"] / 3600
-    frame["peak_gb"] = frame.pop("peak_bytes") / GIGA
+    frame["peak_gb"], frame["disk_gb"] = frame.pop("peak_bytes") / GIGA, frame.pop("disk_bytes") / GIGA
     return frame
 
 
@@ -467,6 +497,7 @@ def main(
     model: Annotated[str, typer.Option(help="a model of your own")] = "",
     revision: Annotated[str, typer.Option(help="its revision")] = "",
     notebooks: Annotated[str, typer.Option(help="only these, by number")] = "",
+    alone: Annotated[bool, typer.Option("--alone", help="as if no other notebook had been run before")] = False,
 ) -> None:
     """Tells what a run of a profile takes, before anything starts."""
     try:
@@ -478,12 +509,12 @@ def main(
         found = downloads.downloads(chosen)
         if found:
             print("downloads:", *report_downloads(found), sep="\n")
-        planned = list(rows(chosen, numbers, lambda text: print(text, file=sys.stderr)))
+        planned = list(rows(chosen, numbers, lambda text: print(text, file=sys.stderr), alone))
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     frame = table(planned)
-    print(report_memory(planned, chosen))
+    print(*filter(None, (report_disk(planned, chosen), report_memory(planned, chosen))), sep="\n")
     print("notebooks (block-tokens: tokens times the blocks that run on them):")
     for row in planned:
         share = f"{row.block_tokens / row.block_tokens_naive:4.0%}" if row.block_tokens_naive else "   -"

@@ -114,7 +114,9 @@ class Training:
         length: tokens of an example, about.
         scored: positions that go through the head.
         blocks: of the model that is trained.
-        instead: recipe that takes its place where memory does not suffice; None where it is left out.
+        instead: recipe that takes its place where memory does not suffice; None for none.
+        spared: it is left out where memory does not suffice.
+        kept: what was trained stays on disk.
     """
 
     recipe: Recipe
@@ -123,6 +125,8 @@ class Training:
     scored: int
     blocks: int
     instead: Recipe | None = None
+    spared: bool = False
+    kept: bool = True
 
     @property
     def block_tokens(self) -> int:
@@ -450,7 +454,8 @@ class Planner:
         """A training of what is kept, and the sweeps of what comes of it."""
         name = f"{self.shape.name}, {variants.name(kept)}, {recipe}, {budget}, seed {seed}"
         if self._fresh("training", Amount(0, 0, 0, 0, 0), [kept], name).variants:
-            work.trainings.append(Training(recipe, budget.tokens, budget.block_length, budget.tokens, len(kept)))
+            tokens, compared = budget.tokens, work.notebook == "11" and recipe in self.profile.healing.recipes
+            work.trainings.append(Training(recipe, tokens, budget.block_length, tokens, len(kept), spared=compared))
             work.passes += 11 * budget.held_out * budget.block_length * len(kept)
             work.models += 2  # to be trained, and to be measured
         return self._swept([variants.dense(len(kept))], name, loss=loss)
@@ -474,7 +479,8 @@ class Planner:
                 for recipe, epochs, instead in methods:
                     seen = -(-epochs * shots // budget.batch) * budget.batch
                     virtual = budget.virtual_tokens if recipe.method == "prompts" else 0
-                    one = Training(recipe, seen * (length + virtual), length + virtual, seen, kept, instead)
+                    size = length + virtual
+                    one = Training(recipe, seen * size, size, seen, kept, instead, kept=False)
                     work.trainings += [one] * seeds
 
     def _prompt_tokens(self, name: str, labels: int) -> int:

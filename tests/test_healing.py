@@ -11,6 +11,7 @@ import tiny_models
 from layer_redundancy import corpora, healing, memory, models, paths, profiles, surgery, training, variants
 from layer_redundancy.errors import DoesNotFit, StudyError
 from layer_redundancy.profiles import Recipe, TrainingBudget
+from layer_redundancy.quantize import Scheme
 from layer_redundancy.study import Study
 from test_study import checkpoint
 
@@ -125,6 +126,13 @@ def test_a_healed_model_is_built_again_equal_to_the_trained_one(study, key, tmp_
     assert other.sweep([other.dense])["perplexity"][other.dense].summary["nll"] == first
     other.training()
     assert len(trained) == 1 and "stack" not in vars(other), "made once"
+
+
+def test_a_healed_model_must_be_exported_before_it_is_changed_again(study):
+    healed = study().healed([1], RECIPES["lora"], BUDGET)
+    for change in (lambda: healed.healed([1], RECIPES["lora"], BUDGET), lambda: healed.quantized(Scheme(8, "rtn"))):
+        with pytest.raises(StudyError, match=r"model without 1 blocks, LoRA, rank 8 cannot be .*: export it"):
+            change()
 
 
 def test_what_a_training_took_is_kept(study):

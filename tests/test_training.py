@@ -185,8 +185,13 @@ def test_a_workplace_is_kept_until_the_work_is_done(tmp_path, monkeypatch):
 
 def test_weights_of_16_bits_are_trained_in_32(tmp_path):
     built = model().bfloat16()
-    trained, fitted = fit(tmp_path / "a", built=built)
+
+    def validate(model):
+        return training.causal_loss(model, {"input_ids": IDS[:2]}).item()
+
+    trained, fitted = fit(tmp_path / "a", built=built, validate=validate, validate_every=8)
     assert {p.dtype for p in trained.parameters()} == {torch.bfloat16}
+    assert trained(input_ids=IDS).logits.dtype == torch.bfloat16, "as before, no float32 at its end"
     assert fitted.curve()[1][-1] < fitted.curve()[1][0]
     in_full, _ = fit(tmp_path / "b")
     assert equal(trained.float(), in_full, atol=0.05)

@@ -125,6 +125,7 @@ def measured(study: Study) -> list[Measured]:
     pairs = {(rule, n): v for rule, plan in chosen.items() for n, v in plan.items() if n}
     found += _of(study, pairs, perplexity, of_task)
     budget = study.profile.healing
+    study.unload()
     todo = [("", 0), *((rule, n) for rule in HEALED_RULES for n in healed)]
     for rule, n in todo:
         removed = variants.removed_blocks(study.num_blocks, chosen[rule or SIMPLE][n])

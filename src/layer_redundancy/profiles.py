@@ -379,9 +379,10 @@ PROFILES = {
             healing=TrainingBudget("", block_length=128, steps=32, batch=2, warmup=3, held_out=3),
             recipe=Recipe("qlora", 3e-3, targets="mlp", rank=8, alpha=8),
             fractions=(0.1, 0.25, 0.4, 0.55),
-            tuning=TrainingBudget("", block_length=128, steps=32, batch=2, warmup=3, held_out=3),
+            tuning=TrainingBudget("", block_length=128, steps=24, batch=2, warmup=2, held_out=3),
             recipes=(Recipe("lora", 3e-3), Recipe("qlora", 3e-3), Recipe("partial", 3e-3), Recipe("full", 5e-4)),
             ranked_by=Recipe("lora", 3e-3),
+            loss_blocks=4,
         ),
         classification=ClassificationBudget(
             ("movie_reviews", "amazon_reviews"),

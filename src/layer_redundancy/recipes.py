@@ -69,6 +69,7 @@ def compared(study: Study, removed: Sequence[int]) -> dict[str, list[Tuned]]:
         NotApplicable: memory suffices for none.
     """
     found: dict[str, list[Tuned]] = {}
+    study.unload()
     for recipe in study.profile.healing.recipes:
         try:
             runs = [tuned(study, removed, recipe, seed) for seed in range(study.profile.healing.seeds)]
@@ -114,6 +115,7 @@ def selected(study: Study) -> list[Selected]:
         chosen[name] = [tuple(sorted(int(block) for block in order[:count])) for order in orders]
     plan = {removed: variants.without(num, removed) for draws in chosen.values() for removed in draws}
     results = study.sweep(list(plan.values()))
+    study.unload()
     healed = {removed: tuned(study, removed, budget.ranked_by, study.profile.seed) for removed in plan}
     found = []
     for name, draws in chosen.items():

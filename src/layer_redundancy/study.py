@@ -1,6 +1,7 @@
 """What a notebook opens: a profile's model, texts and tasks, loaded when first needed, and the store behind them."""
 
 import copy
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -181,6 +182,7 @@ class Study:
         Raises:
             StudyError: as `quantize.quantized`.
         """
+        self._check_on_disk("quantized")
         chosen = self.calibration.input_ids[: self.profile.quantization.calibration_blocks]
         calibration = replace(self.calibration, input_ids=chosen)
         folder = quantize.quantized(self.identity, scheme, calibration, removed, self.profile.dtype)
@@ -217,6 +219,7 @@ class Study:
         Raises:
             StudyError: as `variants.without`; no text to train on.
         """
+        self._check_on_disk("healed again")
         kept = variants.without(self.num_blocks, removed)
         gone = variants.removed_blocks(self.num_blocks, kept)
         text = self.training_text(budget)
@@ -226,6 +229,19 @@ class Study:
         vars(other).pop("stack", None)
         other.identity, other.made_by = work.healed_identity, work
         return other
+
+    def _check_on_disk(self, what: str) -> None:
+        if self.made_by is not None:
+            raise StudyError(
+                f"{self.identity.name} cannot be {what} as it is: export it (surgery.export) and study the export"
+            )
+
+    def unload(self) -> None:
+        """Lets go of the model, so that another one has its memory; it is loaded again when it is needed."""
+        vars(self).pop("stack", None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def training(self) -> Result:
         """What it took to train this model, which `healed` gave; trained now if that was not done.

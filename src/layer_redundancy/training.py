@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import extract_model_from_parallel
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -186,6 +187,7 @@ def fit(
             micro = max(n for n in range(1, smaller + 1) if optimization.batch % n == 0)
             print(f"{label}: out of memory, going on with {micro} of a step's {optimization.batch} examples at a time")
     finally:
+        extract_model_from_parallel(model, keep_fp32_wrapper=False)  # which computes in bfloat16 for good
         model.config.use_cache = use_cache
         for name, p in trained.items():
             p.grad = None

@@ -99,7 +99,8 @@ def test_the_paper_profile_heals_as_the_papers_do():
     budget = profiles.PROFILES["paper"].healing
     row = paper.table("unreasonable_settings").set_index("model").loc["Llama-2-7B"]
     healing, recipe = budget.healing, budget.recipe
-    assert (healing.block_length, recipe.learning_rate, recipe.rank) == (row.block_length, row.learning_rate, row["rank"])
+    assert (healing.block_length, recipe.learning_rate) == (row.block_length, row.learning_rate)
+    assert recipe.rank == row["rank"]
     assert round(healing.tokens / 1e6) == row.million_tokens and (healing.batch, healing.warmup) == (16, 100)
     assert (recipe.alpha, recipe.dropout, recipe.targets, healing.schedule) == (recipe.rank, 0.05, "mlp", "cosine")
     assert {r.learning_rate for r in budget.recipes} == {1e-5} and budget.tuning.batch == 64

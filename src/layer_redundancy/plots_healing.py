@@ -12,7 +12,6 @@ from layer_redundancy.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 
 RULES = {"similarity": (VERMILLION, "P"), "simple rule": (BLUE, "o"), "last blocks": (SKY, "D")}
 RECIPES = {"lora": (ORANGE, "s"), "qlora": (PURPLE, "^"), "partial": (BLUE, "o"), "full": (BLACK, "X")}
-_PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
 _SPARE = [(GREEN, "v"), (SKY, "D"), (VERMILLION, "P")]
 
 
@@ -34,7 +33,7 @@ def block_pruning(rows: pd.DataFrame, vocabulary: int, reported: tuple[float, fl
     once = rows[rows["task"] == (tasks[0] if tasks else "")]
     _curves(left, once, "loss", "low", "high")
     left.axhline(log(vocabulary), color=GREY, ls=":", lw=1)
-    left.text(100, log(vocabulary), "guessing, log V", color=GREY, fontsize=8, va="bottom", ha="right", bbox=_PAPER)
+    left.text(100, log(vocabulary), "guessing, log V", color=GREY, fontsize=8, va="top", ha="right")
     left.set_yscale("log")
     left.yaxis.set_major_formatter("{x:g}")
     left.yaxis.set_minor_formatter("{x:g}")
@@ -44,7 +43,7 @@ def block_pruning(rows: pd.DataFrame, vocabulary: int, reported: tuple[float, fl
         part = rows[rows["task"] == task]
         _curves(axes, part, "accuracy", "accuracy_low", "accuracy_high")
         axes.axhline(part["chance"].iloc[0], color=GREY, ls=":", lw=1)
-        axes.text(100, part["chance"].iloc[0], "chance", color=GREY, fontsize=8, va="bottom", ha="right", bbox=_PAPER)
+        axes.text(100, part["chance"].iloc[0], "chance", color=GREY, fontsize=8, va="top", ha="right")
         axes.set_ylim(0, 1.03)
         axes.set_ylabel(f"accuracy, {task} (n = {int(part['n'].iloc[0])})")
         if reported is not None:

@@ -92,7 +92,7 @@ def difference_from_whole(rows: pd.DataFrame) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.1, y=0.06)
-    axes.set_xlabel("accuracy minus that of the whole model, treated alike (points); line: 95 % interval")
+    axes.set_xlabel("accuracy minus that of the whole model, tuned alike (points); line: 95 % interval")
     figure.legend(loc="outside upper left", ncols=len(methods), frameon=False)
     return figure
 

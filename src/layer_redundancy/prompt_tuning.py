@@ -559,6 +559,10 @@ class Accuracies:
         there = {method for _, method, _ in self.correct}
         return [method for method in (UNTUNED, PROMPTS, WEIGHTS) if method in there]
 
+    def tuned_methods(self) -> list[str]:
+        """Those that train something."""
+        return [method for method in self.methods() if method != UNTUNED]
+
     def names(self) -> list[str]:
         """The data sets, and their mean where there are several."""
         return self.datasets + [MEAN] * (len(self.datasets) > 1)
@@ -646,7 +650,7 @@ def bag_of_words(study: Study, name: str) -> np.ndarray:
 
 
 def against_whole(accuracies: Accuracies, kept: Sequence[int]) -> pd.DataFrame:
-    """Some of the first blocks against the whole model, tuned alike.
+    """Some of the first blocks against the whole model, tuned alike; not where neither was tuned.
 
     Returns:
         dataset, method, kept, accuracy, whole (accuracy of the whole model), difference (points of accuracy, 0 to 100),
@@ -654,7 +658,7 @@ def against_whole(accuracies: Accuracies, kept: Sequence[int]) -> pd.DataFrame:
     """
     whole, rows = accuracies.kept[-1], []
     for name in accuracies.names():
-        for method in accuracies.methods():
+        for method in accuracies.tuned_methods():
             for count in kept:
                 draws = accuracies.drawn(name, method, count) - accuracies.drawn(name, method, whole)
                 measured = [accuracies.measured(name, method, k) for k in (count, whole)]
@@ -685,7 +689,7 @@ def claim(study: Study, accuracies: Accuracies) -> pd.DataFrame:
             | {"holds": bool(better(one[0], other[0])), "certainty": better(one[1], other[1]).mean()}
         )
 
-    for method in [m for m in accuracies.methods() if m != UNTUNED]:
+    for method in accuracies.tuned_methods():
         of = {k: (accuracies.measured(name, method, k), accuracies.drawn(name, method, k)) for k in accuracies.kept}
         for kept in [k for k in (1, 2) if k in of and k < whole]:
             say(
@@ -726,7 +730,7 @@ def beside_paper(study: Study, accuracies: Accuracies) -> pd.DataFrame:
         what = "paper", row.model, row.method, row.blocks, row.kept
         rows.append((*what, row.accuracy, whole, row.accuracy - whole, np.nan, np.nan))
     ours = against_whole(accuracies, [kept for kept in (1, 2) if kept in accuracies.kept[:-1]])
-    for row in ours[(ours["dataset"] == accuracies.names()[-1]) & (ours["method"] != UNTUNED)].itertuples():
+    for row in ours[ours["dataset"] == accuracies.names()[-1]].itertuples():
         what = "measured", study.identity.name, row.method, accuracies.kept[-1], row.kept
         rows.append((*what, 100 * row.accuracy, 100 * row.whole, row.difference, row.low, row.high))
     return pd.DataFrame(rows, columns=columns)

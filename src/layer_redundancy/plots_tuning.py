@@ -66,7 +66,7 @@ def difference_from_whole(rows: pd.DataFrame) -> Figure:
     """
     groups = rows[["dataset", "kept"]].drop_duplicates().to_numpy().tolist()
     methods = [method for method in METHOD_LOOKS if method in set(rows["method"])]
-    figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.28 * len(rows)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.33 * len(rows)), layout="constrained")
     places, names = [], []
     for group, (name, kept) in enumerate(groups):
         at = -group * (len(methods) + 1.0)

@@ -9,7 +9,7 @@ import transformers as tf
 
 import tiny_models
 from layer_redundancy import corpora, healing, memory, models, paths, profiles, surgery, training, variants
-from layer_redundancy.errors import DoesNotFit, StudyError
+from layer_redundancy.errors import DoesNotFit, NotApplicable, StudyError
 from layer_redundancy.profiles import Recipe, TrainingBudget
 from layer_redundancy.quantize import Scheme
 from layer_redundancy.study import Study
@@ -50,6 +50,24 @@ def test_each_recipe_trains_what_it_says_and_counts_it(name):
             assert all("lora_" in n for n in trained)
             inside = "attn", "attention"
             assert key != "mlp" or name == "mamba" or not any(word in n for n in trained for word in inside)
+
+
+def test_more_last_blocks_than_there_are_means_all_and_none_means_the_head():
+    for number, blocks in ((9, 5), (0, 0)):
+        model, recipe = tiny_models.build("llama"), Recipe("partial", 1e-3, last_blocks=number)
+        expected = healing.trainable_weights(model, recipe)
+        assert sum(p.requires_grad for p in healing.prepare(model, recipe).model.layers.parameters()) == 9 * blocks
+        assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
+
+
+def test_lora_stands_in_for_qlora_where_layers_have_no_4_bit_form(tmp_path, capsys):
+    recipe = RECIPES["qlora"]
+    llama, gpt2 = (
+        models.identify(profiles.get("smoke", model=str(checkpoint(tmp_path / k, k)))) for k in ("llama", "gpt2")
+    )
+    assert healing.possible(llama, recipe) == recipe and not capsys.readouterr().out
+    assert healing.possible(gpt2, recipe) == replace(recipe, method="lora")
+    assert "LoRA stands in for QLoRA" in capsys.readouterr().out
 
 
 def test_a_tied_head_gets_weights_of_its_own_and_is_exported_with_them(tmp_path):
@@ -173,13 +191,12 @@ def test_recipes_that_cannot_be_are_one_line(study, monkeypatch):
     for recipe, message in (
         (Recipe("lore", 1e-3), "unknown way of training 'lore': choose one of lora, qlora, full, partial"),
         (Recipe("lora", 1e-3, targets="some"), "adapters for 'some' are not known: choose all or mlp"),
-        (Recipe("partial", 1e-3, last_blocks=9), "9 blocks are to be trained: 4 are left"),
     ):
         with pytest.raises(StudyError, match=message):
             whole.healed([1], recipe, BUDGET).training()
     with pytest.raises(StudyError, match="block 1 is to be removed twice"):
         whole.healed([1, 1], RECIPES["lora"], BUDGET)
-    with pytest.raises(StudyError, match="Conv1D layers have no 4-bit form"):
+    with pytest.raises(NotApplicable, match="Conv1D layers have no 4-bit form"):
         healing.prepare(tiny_models.build("gpt2"), RECIPES["qlora"])
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     with pytest.raises(DoesNotFit, match=r"all weights .* GB beside the model, 0 are free on cpu: leave it out"):

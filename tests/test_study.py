@@ -67,6 +67,8 @@ def execute(name: str, root: Path, model: Path, *more: str) -> subprocess.Comple
         ("07_quantization", "llama"),
         ("08_benchmarks", "mamba"),
         ("09_generation", "llama"),
+        ("10_block_pruning", "gpt2"),
+        ("11_healing", "mamba"),
         ("12_prompt_tuning", "llama"),
     ],
 )

@@ -11,7 +11,7 @@ from math import log
 import numpy as np
 import pandas as pd
 
-from layer_redundancy import curves, importance, tables, tasks, variants
+from layer_redundancy import curves, healing, importance, tables, tasks, variants
 from layer_redundancy.activations import ActivationSums
 from layer_redundancy.results import Result
 from layer_redundancy.scoring import ChoiceTask, Perplexity
@@ -118,7 +118,7 @@ def measured(study: Study) -> list[Measured]:
 
     What healed models gain only because they have seen such text, the dense one gains too.
     """
-    ns, healed = counts(study)
+    ns, deep = counts(study)
     chosen = runs(study.activation_sums(), ns)
     perplexity, of_task = study.healing_perplexity, study.measurements[1:]
     found = _of(study, {("", n): v for n, v in chosen[SIMPLE].items() if not n}, perplexity, of_task)
@@ -126,10 +126,11 @@ def measured(study: Study) -> list[Measured]:
     found += _of(study, pairs, perplexity, of_task)
     budget = study.profile.healing
     study.unload()
-    todo = [("", 0), *((rule, n) for rule in HEALED_RULES for n in healed)]
+    recipe = healing.possible(study.identity, budget.recipe)
+    todo = [("", 0), *((rule, n) for rule in HEALED_RULES for n in deep)]
     for rule, n in todo:
         removed = variants.removed_blocks(study.num_blocks, chosen[rule or SIMPLE][n])
-        other = study.healed(removed, budget.recipe, budget.healing, study.profile.seed)
+        other = study.healed(removed, recipe, budget.healing, study.profile.seed)
         training = other.training()
         (of,) = _of(other, {(rule, n): other.dense}, perplexity, of_task)
         found.append(Measured(rule, True, n, removed, of.loss, of.tasks, training))

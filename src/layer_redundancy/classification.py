@@ -19,7 +19,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from layer_redundancy import packages
+from layer_redundancy import packages, sources
 from layer_redundancy.errors import StudyError
 from layer_redundancy.profiles import ClassificationBudget
 from layer_redundancy.rwkv_texts import REQUIREMENTS
@@ -247,7 +247,9 @@ def _rows_of_hub(name: str) -> Iterator[tuple[str, str, int | None]]:
     numbers = {label: i for i, label in enumerate(source.labels)}
     with data_errors(name):
         splits = {
-            split: datasets.load_dataset(source.repository, source.config, split=split)
+            split: datasets.load_dataset(
+                source.repository, source.config, split=split, revision=sources.DATA[name].revision
+            )
             for split in ("train", source.test)
         }
         columns = {split: (list(rows[source.text]), list(rows[source.label])) for split, rows in splits.items()}

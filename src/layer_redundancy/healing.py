@@ -7,7 +7,7 @@ model when it is needed: without some blocks, with 4-bit weights where they were
 import gc
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 
 from layer_redundancy import memory, models, packages, surgery, training
 from layer_redundancy.corpora import TokenBlocks
-from layer_redundancy.errors import DoesNotFit, StudyError
+from layer_redundancy.errors import DoesNotFit, NotApplicable, StudyError
 from layer_redundancy.models import ModelIdentity
 from layer_redundancy.profiles import Recipe, TrainingBudget
 
@@ -127,7 +127,7 @@ def round_to_4_bits(model: nn.Module) -> None:
     """Puts bitsandbytes' 4-bit layers (nf4, its scales rounded too; Dettmers et al. 2023) in the blocks' linear ones.
 
     Raises:
-        StudyError: the blocks' linear layers are none that bitsandbytes knows.
+        NotApplicable: the blocks' linear layers are none that bitsandbytes knows.
     """
     import bitsandbytes as bnb
 
@@ -135,7 +135,9 @@ def round_to_4_bits(model: nn.Module) -> None:
         parent, _, child = name.rpartition(".")
         old = model.get_submodule(name)
         if not isinstance(old, nn.Linear):
-            raise StudyError(f"{type(model).__name__}: {type(old).__name__} layers have no 4-bit form: use method lora")
+            raise NotApplicable(
+                f"{type(model).__name__}: {type(old).__name__} layers have no 4-bit form: use method lora"
+            )
         new = bnb.nn.Linear4bit(
             old.in_features,
             old.out_features,
@@ -194,9 +196,7 @@ def prepare(model: nn.Module, recipe: Recipe, seed: int = 0) -> nn.Module:
         return model.requires_grad_(True)
     if recipe.method == "partial":
         stack = models.decoder_stack(model)
-        if recipe.last_blocks > len(stack):
-            raise StudyError(f"{recipe.last_blocks} blocks are to be trained: {len(stack)} are left")
-        parts = [untie_head(model), *stack.final, *list(stack.blocks)[len(stack) - recipe.last_blocks :]]
+        parts = [untie_head(model), *stack.final, *_last(stack, recipe)]
         for part in parts:
             part.requires_grad_(True)
         return model
@@ -217,13 +217,29 @@ def prepare(model: nn.Module, recipe: Recipe, seed: int = 0) -> nn.Module:
     return peft.get_peft_model(model, config)
 
 
+def _last(stack: models.DecoderStack, recipe: Recipe) -> list[nn.Module]:
+    """The last blocks that a recipe trains; all, where it wants more than there are."""
+    return list(stack.blocks)[max(0, len(stack) - recipe.last_blocks) :]
+
+
+def possible(identity: ModelIdentity, recipe: Recipe) -> Recipe:
+    """The recipe, or LoRA beside full-precision weights in QLoRA's place where these have no 4-bit form (GPT-2)."""
+    if recipe.method == "qlora":
+        with models.shapes(identity) as shapes:
+            kinds = {type(shapes.get_submodule(name)) for name in linear_layers(shapes)}
+        if not all(issubclass(kind, nn.Linear) for kind in kinds):
+            print(f"{identity.name}: its layers have no 4-bit form, so that LoRA stands in for QLoRA")
+            return replace(recipe, method="lora")
+    return recipe
+
+
 def trainable_weights(shapes: nn.Module, recipe: Recipe) -> int:
     """Number of weights a recipe trains, of a model without storage (`models.shapes`) or with."""
     if recipe.method == "full":
         return sum(p.numel() for p in shapes.parameters())
     stack = models.decoder_stack(shapes)
     if recipe.method == "partial":
-        parts = [shapes.get_output_embeddings(), *stack.final, *list(stack.blocks)[-recipe.last_blocks :]]
+        parts = [shapes.get_output_embeddings(), *stack.final, *_last(stack, recipe)]
         return sum(p.numel() for part in parts for p in part.parameters())
     layers = [shapes.get_submodule(name).weight for name in linear_layers(shapes, recipe.targets)]
     return sum(recipe.rank * sum(weight.shape) for weight in layers)

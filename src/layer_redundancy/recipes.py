@@ -62,23 +62,23 @@ def tuned(study: Study, removed: Sequence[int], recipe: Recipe, seed: int) -> Tu
 
 
 def compared(study: Study, removed: Sequence[int]) -> dict[str, list[Tuned]]:
-    """Recipe's description -> its trainings, one a seed; recipes that memory does not suffice for are left out, and
-    that is said.
+    """Recipe's description -> its trainings, one a seed; recipes that memory does not suffice for, or that the model
+    has no place for, are left out, and that is said.
 
     Raises:
-        NotApplicable: memory suffices for none.
+        NotApplicable: none is left.
     """
     found: dict[str, list[Tuned]] = {}
     study.unload()
     for recipe in study.profile.healing.recipes:
         try:
             runs = [tuned(study, removed, recipe, seed) for seed in range(study.profile.healing.seeds)]
-        except DoesNotFit as error:
+        except (DoesNotFit, NotApplicable) as error:
             print(f"left out: {error}")
             continue
         found[healing.describe(recipe)] = runs
     if not found:
-        raise NotApplicable("no recipe fits this device's memory: use a smaller model or a larger device")
+        raise NotApplicable("no recipe is possible: use another model or a larger device")
     return found
 
 

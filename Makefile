@@ -127,8 +127,9 @@ rehearse: $(READY) ## the paper profile in small, tiny random models on a hub of
 	@$(MAKE) --no-print-directory gptq || echo "the ready GPTQ checkpoint will be left out"
 	@$(PY) -m layer_redundancy.rehearsal --notebooks '$(NOTEBOOKS)'
 
+# Two at a time: most of what so small a run takes is starting Python and drawing figures.
 smoke: ## every notebook in small: does it run?
-	@$(MAKE) --no-print-directory figures PROFILE=smoke
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 figures PROFILE=smoke
 
 rwkv-train: $(READY) ## train the small RWKV of data/models/ anew (an hour on two cores; stopped, it goes on where it was)
 	@$(PY) -m layer_redundancy.rwkv_training

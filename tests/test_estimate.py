@@ -157,6 +157,7 @@ def test_what_ran_is_set_against_what_was_planned():
     ]
     (row,) = rehearsal.compare(planned, swept).to_dict("records")
     assert (row["notebook"], row["planned"], row["ran"], row["ratio"]) == ("02", 80, 72, 0.9)
+    assert rehearsal.compare(planned.iloc[2:], []).empty, "notebook 12 sweeps nothing"
 
 
 def test_the_benchmark_of_a_gpu_runs_without_one():

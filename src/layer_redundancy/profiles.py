@@ -387,7 +387,7 @@ PROFILES = {
         classification=ClassificationBudget(
             ("movie_reviews", "amazon_reviews"),
             kept=(1, 2, 4, 8, 16),
-            shots=48,
+            shots=40,
             test_items=200,
             # Rates that were best on the validation part, of 0.01 to 1 for prompts (one block and four learn at none)
             # and of 2e-5 to 1e-3 for weights: 1e-3 for one block, 3e-4 for four, 2e-5 to 5e-5 for all.

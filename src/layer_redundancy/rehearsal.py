@@ -98,9 +98,9 @@ def compare(planned: pd.DataFrame, swept: Sequence[dict]) -> pd.DataFrame:
     Returns:
         One row a notebook: notebook, planned_naive, ran_naive, planned, ran (shared), ratio (ran over planned).
     """
-    ran = pd.DataFrame(swept).assign(notebook=lambda frame: frame["notebook"].str[:2])
-    columns = {"block_tokens_naive": "naive", "block_tokens_shared": "shared"}
-    ran = ran.groupby("notebook")[list(columns)].sum()
+    columns = ["block_tokens_naive", "block_tokens_shared"]
+    ran = pd.DataFrame(swept, columns=["notebook", *columns])  # notebook 12 sweeps nothing
+    ran = ran.assign(notebook=ran["notebook"].astype(str).str[:2]).groupby("notebook")[columns].sum()
     planned = planned.assign(notebook=[f"{int(n):02}" for n in planned["notebook"]]).groupby("notebook")
     planned = planned[["block_tokens_naive", "block_tokens"]].sum()
     planned.columns, ran.columns = ["planned_naive", "planned"], ["ran_naive", "ran"]
@@ -147,7 +147,7 @@ def main(notebooks: Annotated[str, typer.Option(help="only these, by number")] =
     try:
         table = rehearse([n.zfill(2) for n in notebooks.split()])
         print(table.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
-        total = table["ran"].sum() / table["planned"].sum()
+        total = table["ran"].sum() / table["planned"].sum() if len(table) else 1.0
         if abs(total - 1) > TOLERANCE:
             raise StudyError(f"block-tokens that ran are {total:.2f} of those planned: workload.py is out of date")
     except StudyError as error:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from layer_redundancy.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, _styled
 
@@ -104,7 +105,7 @@ def healing_curves(rows: pd.DataFrame) -> Figure:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.tick_params(axis="y", which="minor", labelsize=8)
-    all_axes[0][0].set_ylabel("loss on held-out text, nats a token")
+    all_axes[0][0].set_ylabel("loss on held-out text, nats a token (log scale)")
     all_axes[0][-1].legend(title="blocks removed")
     return figure
 
@@ -124,7 +125,7 @@ def training_curves(rows: pd.DataFrame) -> Figure:
         axes.plot(mean.index, mean, color=colour, marker=marker, label=part["label"].iloc[0])
         axes.fill_between(mean.index, of.min(), of.max(), color=colour, alpha=0.2, lw=0)
     axes.set_xlabel("tokens trained on")
-    axes.set_ylabel("loss on held-out text, nats a token")
+    axes.set_ylabel("loss on held-out text, nats a token (log scale)")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
@@ -163,6 +164,15 @@ def recipes(rows: pd.DataFrame) -> Figure:
             axes.plot(row[column] * scale, y, marker, color=colour, ms=6)
         if logarithmic:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=5))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.set_xlim(0, 1.08 * axes.get_xlim()[1])
+        if column == "accuracy":
+            chance = rows["chance"].max()
+            axes.axvline(chance, color=GREY, ls=":", lw=1)
+            axes.text(chance, len(rows) - 0.45, "chance", color=GREY, fontsize=8, ha="center", va="top")
         axes.set_xlabel(label, fontsize=8.5)
         axes.tick_params(axis="x", labelsize=8, which="both")
         axes.grid(axis="y", visible=False)

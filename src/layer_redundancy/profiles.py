@@ -380,8 +380,8 @@ PROFILES = {
             recipe=Recipe("qlora", 3e-3, targets="mlp", rank=8, alpha=8),
             fractions=(0.1, 0.25, 0.4, 0.55),
             tuning=TrainingBudget("", block_length=128, steps=24, batch=2, warmup=2, held_out=3),
-            # Of 1e-3, 3e-3, 1e-2, 3e-2 (all weights: 2e-4, 5e-4, 1e-3, 2e-3; head and last blocks: to 1e-2) the rate that
-            # was best on the held-out part of the training text: no evaluation text decided.
+            # Of 1e-3, 3e-3, 1e-2, 3e-2 (all weights: 2e-4, 5e-4, 1e-3, 2e-3; head and last blocks: to 1e-2) the rate
+            # that was best on the held-out part of the training text: no evaluation text decided.
             recipes=(Recipe("lora", 1e-2), Recipe("qlora", 1e-2), Recipe("partial", 3e-3), Recipe("full", 1e-3)),
             ranked_by=Recipe("lora", 1e-2),
             loss_blocks=4,

@@ -106,7 +106,7 @@ class Measured:
     @property
     def nll(self) -> np.ndarray:
         """(N,) mean loss of each block of text, nats a token."""
-        return self.loss.arrays["nll"] / self.loss.arrays["tokens"]
+        return tables.cost(self.loss)
 
     def right(self, task: str) -> np.ndarray:
         """(N,) 1 for each item that was answered right."""

@@ -9,9 +9,6 @@ author's study of the same month on the same data sets (GNNavi, arXiv 2402.11709
 """
 
 import hashlib
-import io
-import tarfile
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,10 +16,9 @@ from functools import cache
 import numpy as np
 import torch
 
-from layer_redundancy import packages, sources
+from layer_redundancy import rwkv_texts, sources
 from layer_redundancy.errors import StudyError
 from layer_redundancy.profiles import ClassificationBudget
-from layer_redundancy.rwkv_texts import REQUIREMENTS
 from layer_redundancy.tasks import data_errors
 
 # Of the sentiment sets' scores, which go from -4 (very negative) to 4: what is nearer to zero is left out as doubtful.
@@ -223,17 +219,7 @@ def _rows_of_package(source: Source) -> Iterator[tuple[str, str, int | None]]:
 
 def _scored(kind: str) -> Iterator[tuple[str, float, str]]:
     """(identity, mean score, text) of the archive's file of a kind, which is tab-separated."""
-    archive = packages.fetch(REQUIREMENTS, "vaderSentiment", "vaderSentiment-{version}.zip", "reviews", source=True)
-    with zipfile.ZipFile(archive) as outer:
-        inner = next(name for name in outer.namelist() if name.endswith("hutto_ICWSM_2014.tar.gz"))
-        data = outer.read(inner)
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        content = tar.extractfile(f"hutto_ICWSM_2014/{kind}_GroundTruth.txt").read()
-    try:
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        lines = content.decode("cp1252", errors="replace").splitlines()
-    for line in lines:
+    for line in rwkv_texts.snippets(kind):
         if line.count("\t") >= 2:
             identity, score, text = line.split("\t", 2)
             yield identity, float(score), " ".join(text.replace("''", '"').split())

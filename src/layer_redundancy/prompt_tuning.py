@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from layer_redundancy import classification, memory, models, paper, surgery, training, variants
+from layer_redundancy import classification, healing, memory, models, paper, surgery, training, variants
 from layer_redundancy.errors import NotApplicable, StudyError
-from layer_redundancy.profiles import ClassificationBudget
+from layer_redundancy.profiles import ClassificationBudget, Recipe
 from layer_redundancy.results import Key, Result, settings_text
 from layer_redundancy.study import Study
 from layer_redundancy.tables import INTERVAL
@@ -33,7 +33,7 @@ VERSION = 1  # raise it when a run means something else
 UNTUNED, PROMPTS, WEIGHTS = "untuned", "prompt tuning", "fine-tuning"
 TIMED = 64  # items
 BATCH_TOKENS = 8192  # of a forward without gradients, where the profile leaves it to the device
-LORA_RANK = 8
+LORA = Recipe("lora", learning_rate=0.0, rank=8, alpha=16, dropout=0.0)  # the rate is the budget's
 FITS = 0.8  # share of the device's memory that weights, gradients and the optimizer's states may take
 MEAN = "mean"  # of all data sets
 
@@ -251,7 +251,7 @@ def tuned(
     if trained == "prompts":
         model = with_prompts(model, _initial_tokens(study, run.dataset))
     elif trained == "lora":
-        model = _with_lora(model)
+        model = healing.prepare(model, LORA, run.seed)
     else:
         model.requires_grad_(True)
     fitted = training.fit(
@@ -308,20 +308,6 @@ def with_prompts(model: nn.Module, initial: Tensor) -> nn.Module:
         raise NotApplicable(f"peft cannot tune prompts of {type(model).__name__} ({reason})") from error
     prompted.prompt_encoder[prompted.active_adapter].embedding.weight.data = begin
     return prompted
-
-
-def _with_lora(model: nn.Module) -> nn.Module:
-    """The model with low-rank updates of all linear layers but the head, which alone are trained."""
-    import peft
-
-    model.requires_grad_(False)
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear")
-    try:
-        return peft.get_peft_model(model, config)
-    except ValueError as error:  # no linear layers
-        raise NotApplicable(
-            f"peft knows no LoRA for a {type(model).__name__}: {' '.join(str(error).split())}"
-        ) from error
 
 
 # ------------------------------------------------------------------------------------------------ scoring
@@ -762,7 +748,7 @@ def note(study: Study) -> str:
     said = [classification.note(budget)]
     how = {
         "all": f"all weights, learning rate {budget.weights_rate:g}",
-        "lora": f"LoRA of rank {LORA_RANK} (Adam on all weights does not fit), learning rate {budget.lora_rate:g}",
+        "lora": f"LoRA of rank {LORA.rank} (Adam on all weights does not fit), learning rate {budget.lora_rate:g}",
     }[trained_weights(study)]
     if budget.rate_power:
         how += f" for all blocks and larger for fewer (by {'their factor' if budget.rate_power == 1 else 'a power'})"

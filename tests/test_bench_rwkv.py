@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from benchmarks import rwkv_prefill as bench_rwkv
 
-from layer_redundancy import bench_rwkv, paths, rwkv5
-from layer_redundancy.errors import StudyError
+from layer_redundancy.core import paths
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.models.rwkv5 import model as rwkv5
 from test_rwkv5 import random_model
 
 

@@ -11,17 +11,20 @@ from datasets import ClassLabel, Dataset, Features, Value
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
-from layer_redundancy import benchmarks, embedded, generative_tasks, paths, tasks
-from layer_redundancy.errors import StudyError
-from layer_redundancy.profiles import TaskBudget
-from layer_redundancy.scoring import ChoiceTask
+from layer_redundancy.config.profiles import TaskBudget
+from layer_redundancy.core import paths
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data import benchmark_items, paper_benchmarks
+from layer_redundancy.evaluate import generative_tasks
+from layer_redundancy.evaluate.scoring import ChoiceTask
+from layer_redundancy.models import smollm2
 
 FEWCLUE = "https://raw.githubusercontent.com/CLUEbenchmark/FewCLUE/"
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(embedded.folder())
+    return AutoTokenizer.from_pretrained(smollm2.folder())
 
 
 @pytest.fixture
@@ -53,14 +56,14 @@ def raw_file(monkeypatch, tmp_path):
 
         target = tmp_path / "rows.json"
         target.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
-        monkeypatch.setattr(benchmarks.hub, "file", file)
+        monkeypatch.setattr(paper_benchmarks.hub, "file", file)
 
     return serve
 
 
 def asked(name, tokenizer):
     """The task through lm-eval and `tasks.load`: for each item in the data's order, (context, choices, gold)."""
-    items = tasks.load(TaskBudget(name), tokenizer)
+    items = benchmark_items.load(TaskBudget(name), tokenizer)
     texts = {}
     for request in items.requests:
         item = items.items[request.doc]
@@ -263,7 +266,7 @@ def test_c3(monkeypatch, tmp_path, tokenizer):
         (tmp_path / "c3").write_text(json.dumps(C3, ensure_ascii=False), encoding="utf-8")
         return tmp_path / "c3"
 
-    monkeypatch.setattr(benchmarks.hub, "file", download)
+    monkeypatch.setattr(paper_benchmarks.hub, "file", download)
     items, told = asked("shortgpt_c3", tokenizer)
     prompt = "文章：男：你去哪儿? 女：去上班。\n问题：女的去哪儿?\n答案："
     assert told[0] == ("", [prompt + "家", prompt + "公司", prompt + "学校"], 1)
@@ -277,7 +280,7 @@ def test_cmmlu(monkeypatch, tmp_path, tokenizer):
         rows = [[i, f"{subject} {split} {i}", "甲", "NA", "丙", "丁", "ABCD"[(i + len(split)) % 4]] for i in range(n)]
         return pd.DataFrame(rows, columns=["", "Question", "A", "B", "C", "D", "Answer"]).to_csv(index=False)
 
-    names = benchmarks.cmmlu_subjects()
+    names = paper_benchmarks.cmmlu_subjects()
     with zipfile.ZipFile(tmp_path / "cmmlu.zip", "w") as file:
         for subject in names:
             file.writestr(f"dev/{subject}.csv", questions(subject, "dev", 6))
@@ -328,11 +331,11 @@ def test_xsum(hub):
 def test_mean_and_sum_disagree_where_lengths_do(monkeypatch, tmp_path, tokenizer):
     from tokenizers.processors import TemplateProcessing
 
-    monkeypatch.setattr(benchmarks.hub, "file", lambda _url: tmp_path / "c3")
+    monkeypatch.setattr(paper_benchmarks.hub, "file", lambda _url: tmp_path / "c3")
     choice = ["短", "一个长得多的答案，有许多字"]
     question = [{"question": "哪个?", "choice": choice, "answer": choice[1]}]
     (tmp_path / "c3").write_text(json.dumps([[["男：好。"], question, "1"]], ensure_ascii=False), encoding="utf-8")
-    items = tasks.load(TaskBudget("shortgpt_c3"), tokenizer)
+    items = benchmark_items.load(TaskBudget("shortgpt_c3"), tokenizer)
     prompts = items.items[0].task.doc_to_choice(items.items[0].doc)
     lengths = [len(tokenizer(prompt).input_ids) for prompt in prompts]
     assert lengths[0] + 5 < lengths[1]
@@ -350,10 +353,10 @@ def test_mean_and_sum_disagree_where_lengths_do(monkeypatch, tmp_path, tokenizer
         assert items.metrics([given[0], (equal - shift, False)])["acc"].tolist() == [right]
 
     # A tokenizer that prepends the beginning-of-sequence token itself: it is counted once, and T - 1 tokens are scored.
-    with_bos = AutoTokenizer.from_pretrained(embedded.folder())
+    with_bos = AutoTokenizer.from_pretrained(smollm2.folder())
     bos = (with_bos.bos_token, with_bos.bos_token_id)
     with_bos.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
-    again = tasks.load(TaskBudget("shortgpt_c3"), with_bos)
+    again = benchmark_items.load(TaskBudget("shortgpt_c3"), with_bos)
     for request, prompt in zip(again.requests, prompts, strict=True):
         assert list(request.context_ids + request.continuation_ids) == with_bos(prompt).input_ids
         assert request.context_ids == (bos[1],)
@@ -362,7 +365,7 @@ def test_mean_and_sum_disagree_where_lengths_do(monkeypatch, tmp_path, tokenizer
 def test_mean_and_sum_agree_where_lengths_do(hub, tokenizer):
     row = {"question": "is ice cold", "passage": "Ice is cold.", "idx": 0, "label": 1}
     hub({"validation": [row, row | {"label": 0}]}, "aps/super_glue", "boolq")
-    items = tasks.load(TaskBudget("shortgpt_boolq"), tokenizer)
+    items = benchmark_items.load(TaskBudget("shortgpt_boolq"), tokenizer)
     assert len({len(request.continuation_ids) for request in items.requests}) == 1
     rng = np.random.default_rng(1)
     for _ in range(20):
@@ -393,11 +396,11 @@ def test_scoring_is_in_the_fingerprint_and_must_be_one_that_exists(hub, monkeypa
 
     def load(metadata, text=""):
         (tmp_path / "hand_made.yaml").write_text(HAND_MADE.format(text=text, metadata=metadata))
-        return tasks.load(TaskBudget("hand_made"), tokenizer)
+        return benchmark_items.load(TaskBudget("hand_made"), tokenizer)
 
     plain, mean = load("{version: 1.0}"), load("{version: 1.0, scoring: mean_cross_entropy}")
     assert plain.requests == mean.requests and plain.fingerprint != mean.fingerprint
-    assert plain.items[0].scoring is None and mean.items[0].scoring == tasks.MEAN_CROSS_ENTROPY
+    assert plain.items[0].scoring is None and mean.items[0].scoring == benchmark_items.MEAN_CROSS_ENTROPY
     for metadata, text in (("{scoring: mean}", ""), ("{scoring: mean_cross_entropy}", "Count:")):
         with pytest.raises(StudyError, match="the only scoring its metadata may name is mean_cross_entropy") as error:
             load(metadata, text)
@@ -406,21 +409,21 @@ def test_scoring_is_in_the_fingerprint_and_must_be_one_that_exists(hub, monkeypa
 
 def test_every_column_of_table_1_has_a_task():
     columns = list(pd.read_csv(paths.PAPER / "table1.csv").columns)
-    names = [benchmark.name for benchmark in benchmarks.PAPER_BENCHMARKS]
+    names = [benchmark.name for benchmark in paper_benchmarks.PAPER_BENCHMARKS]
     assert names == columns[columns.index("CMNLI") : columns.index("average_reported")]
     own = set(TaskManager(include_path=str(paths.TASKS), include_defaults=False).all_tasks)
-    folder = benchmarks.Path(benchmarks.lm_eval.__file__).parent / "tasks"
+    folder = paper_benchmarks.Path(paper_benchmarks.lm_eval.__file__).parent / "tasks"
     files = {  # where lm-eval defines what the table names
         "hellaswag": "hellaswag/hellaswag.yaml", "piqa": "piqa/piqa.yaml", "wsc": "super_glue/wsc/default.yaml",
         "commonsense_qa": "commonsense_qa/default.yaml", "boolq": "super_glue/boolq/default.yaml",
         "race": "race/race.yaml", "mmlu": "mmlu/default/_mmlu.yaml",
     }  # fmt: skip
-    for benchmark in benchmarks.PAPER_BENCHMARKS:
+    for benchmark in paper_benchmarks.PAPER_BENCHMARKS:
         for task in {benchmark.task, benchmark.default} - own - {None}:
             text = (folder / files[task]).read_text(encoding="utf-8")
             assert f"task: {task}\n" in text or f"group: {task}\n" in text
     # What the table names is all there is, but for the other half of two benchmarks.
-    named = {benchmark.task for benchmark in benchmarks.PAPER_BENCHMARKS} - {"mmlu"}
+    named = {benchmark.task for benchmark in paper_benchmarks.PAPER_BENCHMARKS} - {"mmlu"}
     others = {"shortgpt_chid_dev", "shortgpt_wsc_superglue"}
     assert {name for name in own if name.startswith("shortgpt_")} == named | others
 
@@ -429,7 +432,7 @@ def test_scores_of_the_paper_are_fractions_of_the_items():
     """The ShortGPT rows' scores are k / items to two decimals, but for two of the 32."""
     scores = pd.read_csv(paths.PAPER / "table1.csv").query("method == 'ShortGPT'")
     misfits = []
-    for benchmark in benchmarks.PAPER_BENCHMARKS:
+    for benchmark in paper_benchmarks.PAPER_BENCHMARKS:
         if benchmark.items < 4000 and benchmark.name != "XSum":  # more items fit any two decimals; ROUGE is no fraction
             for score in scores[benchmark.name]:
                 k = round(score / 100 * benchmark.items)
@@ -442,9 +445,9 @@ def test_scores_of_the_paper_are_fractions_of_the_items():
 def test_unreachable_data_is_told_in_one_line(tokenizer, monkeypatch, tmp_path, name):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("layer_redundancy.paths.CACHE", tmp_path)  # nor is it in a cache
+    monkeypatch.setattr("layer_redundancy.core.paths.CACHE", tmp_path)  # nor is it in a cache
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(StudyError, match="is not in the local cache and the hub cannot be reached") as error:
-        tasks.load(TaskBudget(name), tokenizer)
+        benchmark_items.load(TaskBudget(name), tokenizer)
     assert "\n" not in str(error.value)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from layer_redundancy import block_pruning, importance
-from layer_redundancy.activations import ActivationSums
-from layer_redundancy.block_pruning import Measured
-from layer_redundancy.results import Result
+from layer_redundancy.core.store import Result
+from layer_redundancy.experiments import block_pruning
+from layer_redundancy.experiments.block_pruning import Measured
+from layer_redundancy.measures import importance
+from layer_redundancy.measures.activations import ActivationSums
 
 L, S = 6, 20
 

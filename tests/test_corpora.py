@@ -7,15 +7,17 @@ import struct
 import pytest
 from transformers import AutoTokenizer
 
-from layer_redundancy import corpora, embedded, paths
-from layer_redundancy.corpora import articles, token_blocks
-from layer_redundancy.errors import StudyError
-from layer_redundancy.profiles import TextBudget
+from layer_redundancy.config.profiles import TextBudget
+from layer_redundancy.core import paths
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data import corpora
+from layer_redundancy.data.corpora import articles, token_blocks
+from layer_redundancy.models import smollm2
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(embedded.folder())
+    return AutoTokenizer.from_pretrained(smollm2.folder())
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def bos_tokenizer():
     """The same vocabulary, with the beginning-of-sequence token prepended as Llama's tokenizers do."""
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = AutoTokenizer.from_pretrained(embedded.folder())
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.folder())
     bos = (tokenizer.bos_token, tokenizer.bos_token_id)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
     return tokenizer

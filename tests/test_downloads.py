@@ -3,18 +3,21 @@ from dataclasses import replace
 import pytest
 from transformers import AutoTokenizer
 
-from layer_redundancy import classification, downloads, embedded, profiles, sources, tasks
-from layer_redundancy.batches import arrange
-from layer_redundancy.errors import StudyError
-from layer_redundancy.profiles import PROFILES, TaskBudget
-from layer_redundancy.scoring import ChoiceTask
+from layer_redundancy.config import profiles, sources
+from layer_redundancy.config.profiles import PROFILES, TaskBudget
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data import benchmark_items, classification_sets
+from layer_redundancy.evaluate.batches import arrange
+from layer_redundancy.evaluate.scoring import ChoiceTask
+from layer_redundancy.models import smollm2
+from layer_redundancy.planning import downloads
 
 PAPER = PROFILES["paper"]
 
 
 @pytest.fixture
 def tokenizer():
-    return AutoTokenizer.from_pretrained(embedded.folder())
+    return AutoTokenizer.from_pretrained(smollm2.folder())
 
 
 @pytest.fixture
@@ -65,7 +68,7 @@ def test_what_is_trained_on_and_classified_is_downloaded_too(record):
         assert len(data.revision) == 40 and found[name].source == data.repository and not found[name].here
         assert found[name].gigabytes == data.megabytes / 1000 and found[name].licence == data.licence
     for name in downloads.classified(PAPER):
-        assert classification.SOURCES[name].repository == sources.DATA[name].repository
+        assert classification_sets.SOURCES[name].repository == sources.DATA[name].repository
     for name in ("smoke", "embedded"):
         assert downloads.texts(PROFILES[name]) == downloads.classified(PROFILES[name]) == []
 
@@ -92,7 +95,7 @@ def test_all_of_it_is_fetched_once(record, monkeypatch, tmp_path):
 
 
 def test_texts_to_classify_are_counted(record, tokenizer, monkeypatch):
-    data = classification.load("movie_reviews")
+    data = classification_sets.load("movie_reviews")
     exact = downloads.count_texts("movie_reviews", tokenizer)
     ids = tokenizer(list(data.test.texts)).input_ids
     monkeypatch.setattr(downloads, "SAMPLE", len(ids) // 2)
@@ -117,7 +120,7 @@ def test_a_model_with_a_missing_shard_is_not_complete(tmp_path):
 
 @pytest.mark.parametrize("name", ["mmlu_dev_fewshot", "mmlu_dev_continuation", "passage_continuation"])
 def test_counted_amounts_are_what_runs(tokenizer, name, monkeypatch):
-    items = tasks.load(TaskBudget(name), tokenizer)
+    items = benchmark_items.load(TaskBudget(name), tokenizer)
     work = arrange(ChoiceTask(items).sequences, True)
     exact = downloads.count(TaskBudget(name), tokenizer)
     assert exact.items == items.num_items == items.total and exact.sequences == len(work.order)

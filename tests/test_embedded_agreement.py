@@ -8,21 +8,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import test_importance
 import test_sweep
-from layer_redundancy import activations, corpora, embedded, importance, models, scoring, sweep, tasks, variants
-from layer_redundancy.profiles import PROFILES, TaskBudget, TextBudget
-from layer_redundancy.results import Store
+from layer_redundancy.config.profiles import PROFILES, TaskBudget, TextBudget
+from layer_redundancy.core import variants
+from layer_redundancy.core.store import Store
+from layer_redundancy.data import benchmark_items, corpora
+from layer_redundancy.evaluate import scoring, sweep
+from layer_redundancy.measures import activations, importance
+from layer_redundancy.models import decoder, smollm2
 
 
 @pytest.fixture(scope="module")
 def loaded():
-    model = AutoModelForCausalLM.from_pretrained(embedded.folder(), dtype=torch.float32)
-    return models.prepare(model), AutoTokenizer.from_pretrained(embedded.folder())
+    model = AutoModelForCausalLM.from_pretrained(smollm2.folder(), dtype=torch.float32)
+    return decoder.prepare(model), AutoTokenizer.from_pretrained(smollm2.folder())
 
 
 def run(model, plan, measurement, tmp_path):
-    identity = models.ModelIdentity("embedded", "", "", "fp32", 30)
+    identity = decoder.ModelIdentity("embedded", "", "", "fp32", 30)
     with Store(tmp_path / "store") as store:
-        stack = models.decoder_stack(model)
+        stack = decoder.decoder_stack(model)
         return sweep.run(identity, lambda: stack, plan, [measurement], store, 256, progress=False)[measurement.name]
 
 
@@ -30,7 +34,7 @@ def test_importance_agrees_with_a_direct_computation(loaded):
     model, tokenizer = loaded
     budget = TextBudget("wikipedia", block_length=24, calibration_blocks=3, evaluation_blocks=1)
     ids, lengths = corpora.token_blocks(budget, tokenizer, "calibration").input_ids, [24, 11, 24]
-    sums = activations.collect(models.decoder_stack(model), ids, torch.tensor(lengths), batch_tokens=48)
+    sums = activations.collect(decoder.decoder_stack(model), ids, torch.tensor(lengths), batch_tokens=48)
     test_importance.assert_agrees(sums, test_importance.direct(model, ids, lengths))
 
 
@@ -50,7 +54,7 @@ def test_perplexity_of_variants_agrees_with_plain_forwards(loaded, tmp_path):
 @pytest.mark.parametrize("task, limit", [("passage_continuation", 5), ("mmlu_dev", 5), ("mmlu_dev_continuation", 3)])
 def test_choice_loglikelihoods_equal_lm_evals(loaded, task, limit, tmp_path):
     model, tokenizer = loaded
-    items = tasks.load(TaskBudget(task, limit=limit), tokenizer)
+    items = benchmark_items.load(TaskBudget(task, limit=limit), tokenizer)
     measurement = scoring.ChoiceTask(items)
     result = run(model, [variants.dense(30)], measurement, tmp_path)[variants.dense(30)]
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
@@ -68,10 +72,10 @@ def test_bfloat16_is_harmless_for_importance(loaded):
     budget = TextBudget("wikipedia", block_length=128, calibration_blocks=4, evaluation_blocks=1)
     ids = corpora.token_blocks(budget, tokenizer, "calibration").input_ids
     assert PROFILES["paper"].dtype == "bfloat16"
-    half = AutoModelForCausalLM.from_pretrained(embedded.folder(), dtype=torch.bfloat16)
+    half = AutoModelForCausalLM.from_pretrained(smollm2.folder(), dtype=torch.bfloat16)
     full, low = (
-        importance.scores(activations.collect(models.decoder_stack(m), ids), "block_influence")
-        for m in (model, models.prepare(half))
+        importance.scores(activations.collect(decoder.decoder_stack(m), ids), "block_influence")
+        for m in (model, decoder.prepare(half))
     )
     np.testing.assert_allclose(low, full, rtol=0.05)
     ranks = [importance.ranks(importance.removal_order(s, "block_influence")) for s in (low, full)]

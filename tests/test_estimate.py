@@ -2,15 +2,20 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from benchmarks import gpu as bench_gpu
+from rehearsal import run as rehearsal
 from transformers import AutoConfig
 
 import tiny_models
-from layer_redundancy import bench_gpu, estimate, healing, paths, profiles, rehearsal, sources
-from layer_redundancy.downloads import Download
-from layer_redundancy.errors import StudyError
-from layer_redundancy.profiles import PROFILES, Recipe
-from layer_redundancy.sources import Amount
-from layer_redundancy.workload import Sweep, Training, Work, Writing
+from layer_redundancy.config import profiles, sources
+from layer_redundancy.config.profiles import PROFILES, Recipe
+from layer_redundancy.config.sources import Amount
+from layer_redundancy.core import paths
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.planning import estimate
+from layer_redundancy.planning.downloads import Download
+from layer_redundancy.planning.workload import Sweep, Training, Work, Writing
+from layer_redundancy.train import healing
 
 TINY = tiny_models.CONFIGS["llama"]()
 SHAPE = {

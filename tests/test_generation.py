@@ -8,19 +8,24 @@ import pytest
 import torch
 
 import tiny_models
-from layer_redundancy import corpora, generation, models, plain, profiles, tables, variants
-from layer_redundancy.errors import StudyError
-from layer_redundancy.models import ModelIdentity
-from layer_redundancy.profiles import GenerationBudget
-from layer_redundancy.results import Result, Store
+from layer_redundancy.config import profiles
+from layer_redundancy.config.profiles import GenerationBudget
+from layer_redundancy.core import variants
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.store import Result, Store
+from layer_redundancy.data import corpora
+from layer_redundancy.evaluate import generation, plain_forwards
+from layer_redundancy.experiments import result_tables
+from layer_redundancy.models import decoder
+from layer_redundancy.models.decoder import ModelIdentity
 
 BUDGET = GenerationBudget(prompts=5, prompt_tokens=9, new_tokens=8, max_removed=3)
 KINDS = ["llama", "gpt2", "gemma3", "rwkv", "rwkv5", "mamba"]
 PRUNED = (0, 2, 4)
 
 
-def stack_of(name: str, seed: int = 0) -> models.DecoderStack:
-    return models.decoder_stack(models.prepare(tiny_models.build(name, seed)))
+def stack_of(name: str, seed: int = 0) -> decoder.DecoderStack:
+    return decoder.decoder_stack(decoder.prepare(tiny_models.build(name, seed)))
 
 
 def blocks(num: int = 5, length: int = 17) -> corpora.TokenBlocks:
@@ -52,7 +57,7 @@ def by_hand(model, prompts: torch.Tensor, new_tokens: int, ends: list[int]) -> n
 @pytest.mark.parametrize("batch_tokens", [1, 20, 2048])
 def test_continuations_are_those_of_whole_forwards_for_any_batch(name, batch_tokens):
     stack, prompts = stack_of(name), blocks().input_ids[:, :9]
-    with plain.applied(stack, PRUNED) as model:
+    with plain_forwards.applied(stack, PRUNED) as model:
         expected = by_hand(model, prompts, 8, generation.end_tokens(model))
         got = generation.continuations(model, prompts, 8, batch_tokens)
     assert got.dtype == np.int64 and got.shape == (5, 8)
@@ -79,7 +84,7 @@ def test_tokens_that_end_a_text_and_the_checkpoints_penalties_are_set_aside():
 @pytest.mark.parametrize("name", KINDS)
 def test_a_model_that_reads_its_own_text_makes_the_same_choices(name):
     stack, prompts = stack_of(name), blocks().input_ids[:, :9]
-    with plain.applied(stack, PRUNED) as model:
+    with plain_forwards.applied(stack, PRUNED) as model:
         tokens = generation.continuations(model, prompts, 8)
         choices, nll = generation.read(model, prompts, tokens, batch_tokens=30)
         logprobs = model(input_ids=torch.cat([prompts, torch.from_numpy(tokens)], 1)).logits.log_softmax(-1)[:, 8:-1]
@@ -123,7 +128,7 @@ def test_measure_sets_a_variant_against_the_dense_model():
     pruned = generation.measure(stack, PRUNED, text, BUDGET, reference).arrays
     assert set(pruned) == {"tokens", "judged", "forced", "nll"}
     assert set(dense.arrays) == {*pruned, "text_nll"}
-    with plain.applied(stack, PRUNED) as model:
+    with plain_forwards.applied(stack, PRUNED) as model:
         np.testing.assert_array_equal(pruned["forced"], generation.read(model, prompts, reference)[0])
     judged, nll = generation.read(stack.model, prompts, pruned["tokens"])
     np.testing.assert_array_equal(pruned["judged"], judged)
@@ -237,13 +242,13 @@ def test_loops_that_both_models_follow_hide_no_errors():
 
 def test_bootstrap_resamples_rows_together():
     values = np.array([[0.0, 10.0], [1.0, 11.0], [4.0, 14.0]])
-    draws = tables.bootstrap_means(values, 400, seed=3)
+    draws = result_tables.bootstrap_means(values, 400, seed=3)
     assert draws.shape == (400, 2)
     np.testing.assert_allclose(draws[:, 1] - draws[:, 0], 10)
     assert draws[:, 0].min() == 0 and draws[:, 0].max() == 4
     assert abs(draws[:, 0].mean() - 5 / 3) < 0.2
-    np.testing.assert_array_equal(draws, tables.bootstrap_means(values, 400, seed=3))
-    assert (draws != tables.bootstrap_means(values, 400, seed=4)).any()
+    np.testing.assert_array_equal(draws, result_tables.bootstrap_means(values, 400, seed=3))
+    assert (draws != result_tables.bootstrap_means(values, 400, seed=4)).any()
 
 
 DENSE = (0, 1, 2)

@@ -7,10 +7,11 @@ import torch
 import transformers as tf
 
 import tiny_models
-from layer_redundancy import generative_tasks, models
-from layer_redundancy.errors import StudyError
-from layer_redundancy.profiles import TaskBudget
-from layer_redundancy.results import Store
+from layer_redundancy.config.profiles import TaskBudget
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.store import Store
+from layer_redundancy.evaluate import generative_tasks
+from layer_redundancy.models import decoder
 from test_generation import PRUNED, identity
 
 GSM8K_LIKE = """
@@ -90,7 +91,7 @@ def tokenizer():
 def byte_stack():
     torch.manual_seed(0)
     config = tf.LlamaConfig(**tiny_models.COMMON | {"vocab_size": 259, "max_position_embeddings": 256})
-    return models.decoder_stack(models.prepare(tf.AutoModelForCausalLM.from_config(config)))
+    return decoder.decoder_stack(decoder.prepare(tf.AutoModelForCausalLM.from_config(config)))
 
 
 def evaluate(stack, tokenizer, task, store, plan, **options):

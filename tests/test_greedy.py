@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from layer_redundancy import greedy, variants
-from layer_redundancy.errors import StudyError
+from layer_redundancy.core import variants
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.measures import greedy
 
 
 def test_each_step_removes_what_hurts_least_now():

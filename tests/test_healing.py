@@ -8,11 +8,15 @@ import torch
 import transformers as tf
 
 import tiny_models
-from layer_redundancy import corpora, healing, memory, models, paths, profiles, surgery, training, variants
-from layer_redundancy.errors import DoesNotFit, NotApplicable, StudyError
-from layer_redundancy.profiles import Recipe, TrainingBudget
-from layer_redundancy.quantize import Scheme
+from layer_redundancy.config import profiles
+from layer_redundancy.config.profiles import Recipe, TrainingBudget
+from layer_redundancy.core import devices, paths, variants
+from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
+from layer_redundancy.data import corpora
+from layer_redundancy.models import decoder, surgery
+from layer_redundancy.models.quantize import Scheme
 from layer_redundancy.study import Study
+from layer_redundancy.train import healing, training_loop
 from test_study import checkpoint
 
 RECIPES = {
@@ -37,7 +41,7 @@ def test_each_recipe_trains_what_it_says_and_counts_it(name):
         wrapped = healing.prepare(model, recipe)
         trained = {n: p for n, p in wrapped.named_parameters() if p.requires_grad}
         assert sum(p.numel() for p in trained.values()) == expected
-        stack = models.decoder_stack(model)
+        stack = decoder.decoder_stack(model)
         if key == "partial":
             last = {id(p) for block in list(stack.blocks)[-2:] for p in block.parameters()}
             others = {id(p) for block in list(stack.blocks)[:-2] for p in block.parameters()}
@@ -63,7 +67,7 @@ def test_more_last_blocks_than_there_are_means_all_and_none_means_the_head():
 def test_lora_stands_in_for_qlora_where_layers_have_no_4_bit_form(tmp_path, capsys):
     recipe = RECIPES["qlora"]
     llama, gpt2 = (
-        models.identify(profiles.get("smoke", model=str(checkpoint(tmp_path / k, k)))) for k in ("llama", "gpt2")
+        decoder.identify(profiles.get("smoke", model=str(checkpoint(tmp_path / k, k)))) for k in ("llama", "gpt2")
     )
     assert healing.possible(llama, recipe) == recipe and not capsys.readouterr().out
     assert healing.possible(gpt2, recipe) == replace(recipe, method="lora")
@@ -90,7 +94,9 @@ def test_4_bit_layers_and_their_values_in_ordinary_ones_are_the_same(name):
     ids = tiny_models.tokens()
     one, other, whole = (model(ids).logits for model in (packed, plain, exact))
     assert torch.allclose(one, other, atol=1e-3) and not torch.allclose(one, whole, atol=1e-2)
-    (weight, *_) = (m.weight for m in models.decoder_stack(packed).blocks.modules() if type(m).__name__ == "Linear4bit")
+    (weight, *_) = (
+        m.weight for m in decoder.decoder_stack(packed).blocks.modules() if type(m).__name__ == "Linear4bit"
+    )
     assert weight.dtype == torch.uint8
 
 
@@ -117,7 +123,7 @@ def study(tmp_path, monkeypatch):
 def test_a_healed_model_is_built_again_equal_to_the_trained_one(study, key, tmp_path, monkeypatch):
     """As it came out of the training, as it is built from what was kept, and as it is exported."""
     trained = []
-    fit = training.fit
+    fit = training_loop.fit
 
     def watched(model, *arguments, **options):
         found = fit(model, *arguments, **options)
@@ -126,7 +132,7 @@ def test_a_healed_model_is_built_again_equal_to_the_trained_one(study, key, tmp_
             trained.append(model(input_ids=ids).logits)
         return found
 
-    monkeypatch.setattr(training, "fit", watched)
+    monkeypatch.setattr(training_loop, "fit", watched)
     whole = study()
     healed = whole.healed([1, 3], RECIPES[key], BUDGET)
     assert healed.num_blocks == 3 and healed.store is whole.store and not trained, "trained when it is measured"
@@ -198,14 +204,14 @@ def test_recipes_that_cannot_be_are_one_line(study, monkeypatch):
         whole.healed([1, 1], RECIPES["lora"], BUDGET)
     with pytest.raises(NotApplicable, match="Conv1D layers have no 4-bit form"):
         healing.prepare(tiny_models.build("gpt2"), RECIPES["qlora"])
-    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    monkeypatch.setattr(devices, "available", lambda device: 1000)
     with pytest.raises(DoesNotFit, match=r"all weights .* GB beside the model, 0 are free on cpu: leave it out"):
         whole.healed([1], RECIPES["full"], BUDGET).training()
 
 
 def test_packed_text_is_all_text_in_the_order_of_a_hash():
     profile = profiles.PROFILES["smoke"]
-    tokenizer = models.load_tokenizer(models.identify(profile))
+    tokenizer = decoder.load_tokenizer(decoder.identify(profile))
     blocks = corpora.packed_blocks("wikipedia", tokenizer, "calibration", 100, 7).input_ids
     longer = corpora.packed_blocks("wikipedia", tokenizer, "calibration", 100, 10**6).input_ids
     assert torch.equal(blocks, longer[:7]) and 2300 < len(longer) < 2500, "237 thousand tokens"

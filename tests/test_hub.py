@@ -5,20 +5,21 @@ import errno
 import httpx
 import pytest
 from huggingface_hub import errors
+from rehearsal import made_up_data, tiny_models
+from rehearsal.local_hub import LocalHub, Trouble
 
-from layer_redundancy import hub, rehearsal_data, rehearsal_models
-from layer_redundancy.errors import StudyError
-from layer_redundancy.local_hub import LocalHub, Trouble
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data import hub
 from test_local_hub import client
 
-LLAMA, GPTQ = rehearsal_models.LLAMA_7B, rehearsal_models.GPTQ
+LLAMA, GPTQ = tiny_models.LLAMA_7B, tiny_models.GPTQ
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
-    rehearsal_models.write(root)
-    rehearsal_data.write(root)
+    tiny_models.write(root)
+    made_up_data.write(root)
     return root
 
 

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from layer_redundancy import paths, profiles
-from layer_redundancy.profiles import PROFILES
+from layer_redundancy.config import profiles
+from layer_redundancy.config.profiles import PROFILES
+from layer_redundancy.core import paths
 
 # In place of a Python: makes environments that hold itself, pretends to install and to execute, fails at what the file
 # `fail` names, and leaves to the real Python the one question the Makefile asks.
 STAND_IN = f"""#!/bin/sh
 case "$*" in
   "-c "*) exit 0 ;;
-  "-m layer_redundancy.run_folder"*) exec "{sys.executable}" "$@" ;;
+  "-m layer_redundancy.config.run_folder"*) exec "{sys.executable}" "$@" ;;
 esac
 echo "$@" >> calls
 if [ -e fail ] && echo "$*" | grep -q -e "$(cat fail)"; then exit 1; fi
@@ -37,7 +38,7 @@ class Study:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("Makefile", "pyproject.toml", "requirements.lock", "src/layer_redundancy", "data"):
+        for name in ("Makefile", "pyproject.toml", "requirements.lock", "src/layer_redundancy", "data", "benchmarks"):
             target = root / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if (paths.ROOT / name).is_dir():
@@ -85,7 +86,7 @@ class Study:
 
 
 PIP = ["pip install", "pip install"]
-SETUP = ["venv .venv", *PIP, "layer_redundancy.embedded"]
+SETUP = ["venv .venv", *PIP, "layer_redundancy.models.smollm2"]
 
 
 @pytest.fixture
@@ -132,9 +133,9 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
 @pytest.mark.parametrize(
     ("command", "calls"),
     [
-        ("plan", ["layer_redundancy.estimate paper"]),
-        ("prefetch", ["layer_redundancy.downloads paper"]),
-        ("rehearse", ["pip install", "layer_redundancy.rehearsal --notebooks"]),
+        ("plan", ["layer_redundancy.planning.estimate paper"]),
+        ("prefetch", ["layer_redundancy.planning.downloads paper"]),
+        ("rehearse", ["pip install", "rehearsal.run --notebooks"]),
     ],
 )
 def test_what_comes_before_a_long_run(ready, command, calls):
@@ -145,7 +146,7 @@ def test_what_comes_before_a_long_run(ready, command, calls):
 def test_a_rehearsal_goes_on_without_the_gptq_packages(ready):
     ready.fail_at("requirements-gptq")
     assert ready.make("rehearse").returncode == 0
-    assert ready.calls() == ["pip install", "layer_redundancy.rehearsal --notebooks"]
+    assert ready.calls() == ["pip install", "rehearsal.run --notebooks"]
 
 
 def test_a_profiles_further_models_come_after_its_own(ready):
@@ -174,7 +175,7 @@ def test_a_profiles_further_models_come_after_its_own(ready):
 
 
 def test_bench_installs_its_peer_apart_and_once(ready):
-    parts = ["layer_redundancy.bench --peer", "layer_redundancy.bench_rwkv"]
+    parts = ["benchmarks.sweeps --peer", "benchmarks.rwkv_prefill"]
     for expected in (["pip install", *parts], parts):
         assert ready.make("bench").returncode == 0
         assert ready.calls() == expected
@@ -221,7 +222,9 @@ def test_setup_is_done_once(ready):
     assert ready.calls() == []
 
 
-@pytest.mark.parametrize("changed", ["pyproject.toml", "requirements.lock", "data/requirements-embedded.txt"])
+@pytest.mark.parametrize(
+    "changed", ["pyproject.toml", "requirements.lock", "src/layer_redundancy/data/requirements-embedded.txt"]
+)
 def test_setup_is_done_again_when_what_it_installs_changes(ready, changed):
     ready.edit(changed)
     ready.make("setup")
@@ -238,7 +241,7 @@ def test_a_setup_interrupted_while_pip_installs_is_built_anew(study):
 
 
 def test_a_setup_interrupted_while_the_model_is_fetched_goes_on(study):
-    study.fail_at("layer_redundancy.embedded")
+    study.fail_at("layer_redundancy.models.smollm2")
     assert study.make("setup").returncode != 0
     study.calls()
     study.fail_at(None)
@@ -319,7 +322,7 @@ def test_make_executes_what_changed(ready):
     ready.edit("notebooks/02_second.ipynb")
     ready.make("figures")
     assert ready.executed() == ["02_second"]
-    ready.edit("src/layer_redundancy/profiles.py")
+    ready.edit("src/layer_redundancy/config/profiles.py")
     ready.make("figures")
     assert ready.executed() == everything
 
@@ -354,7 +357,7 @@ def test_a_failed_notebook_stops_make_and_is_executed_next_time(ready):
 def test_test_runs_the_unit_tests_and_then_every_notebook_in_small(ready):
     assert ready.make("test").returncode == 0
     expected = [f"layer_redundancy.run_notebook notebooks/{name}.ipynb" for name in ("01_first", "02_second")]
-    rehearsed = ["pip install", "layer_redundancy.rehearsal --notebooks"]
+    rehearsed = ["pip install", "rehearsal.run --notebooks"]
     assert ready.calls() == ["pytest --numprocesses", *expected, *rehearsed]
     assert (ready.root / "data" / "runs" / "smoke" / "02_second.ipynb").exists()
 

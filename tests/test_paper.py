@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layer_redundancy import paper
-from layer_redundancy.errors import StudyError
+from layer_redundancy.config import paper_tables
+from layer_redundancy.core.errors import StudyError
 
 
 def test_tables_hold_the_printed_numbers():
-    first = paper.table("table1")
+    first = paper_tables.table("table1")
     assert len(first) == 20
     assert (first.groupby("model").size() == 5).all()
     assert first.loc[:, "CMNLI":"CMMLU"].apply(lambda column: column.between(0, 100)).all(axis=None)
     row = first.set_index(["model", "method"]).loc[("Llama-2-7B", "ShortGPT")]
     assert (row["HellaSwag"], row["XSum"], row["MMLU"], row["CMMLU"]) == (53.02, 0.67, 43.96, 32.25)
-    second = paper.table("table2").set_index("layers")
+    second = paper_tables.table("table2").set_index("layers")
     assert second.loc[23, ["perplexity", "mmlu"]].tolist() == [42.6951, 36.69]
-    assert paper.table("table3")["metric"].tolist() == [
+    assert paper_tables.table("table3")["metric"].tolist() == [
         "sequential",
         "reverse_order",
         "relative_magnitude",
@@ -30,7 +30,7 @@ def test_tables_hold_the_printed_numbers():
 
 
 def test_table4_orders_are_distinct_blocks_of_the_model():
-    orders = paper.table("table4").set_index("model")
+    orders = paper_tables.table("table4").set_index("model")
     assert orders.loc["Llama-2-7B", "removed_layers"] == (27, 26, 25, 28, 24, 29, 23, 21, 22)
     assert [len(order) for order in orders["removed_layers"]] == [9, 10, 9, 10]
     for layers, order in zip(orders["num_layers"], orders["removed_layers"], strict=True):
@@ -39,11 +39,11 @@ def test_table4_orders_are_distinct_blocks_of_the_model():
 
 
 def test_one_spelling_joins_the_tables():
-    assert set(paper.table("table1")["model"]) == set(paper.table("table4")["model"])
+    assert set(paper_tables.table("table1")["model"]) == set(paper_tables.table("table4")["model"])
 
 
 def test_mmlu_by_share_of_blocks():
-    rows = paper.mmlu_by_ratio().set_index(["model", "removed"])
+    rows = paper_tables.mmlu_by_ratio().set_index(["model", "removed"])
     assert len(rows) == 9 and rows["share"].max() == 55
     assert rows.loc[("Llama-2-13B", 22), "accuracy"] == pytest.approx(0.4719)
     assert rows.loc[("Llama-2-13B", 10), "accuracy"] == pytest.approx(0.5242)  # table 1's, not the introduction's 52.22
@@ -54,19 +54,19 @@ def test_mmlu_by_share_of_blocks():
 @pytest.mark.parametrize("name", ["table9", "../table1", ""])
 def test_an_unknown_table_names_the_known_ones(name):
     with pytest.raises(StudyError, match="table1, table2, table3, table4") as error:
-        paper.table(name)
+        paper_tables.table(name)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_table_file_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(paper, "PAPER", tmp_path)
+    monkeypatch.setattr(paper_tables, "PAPER", tmp_path)
     with pytest.raises(StudyError, match="cannot read the reported numbers") as error:
-        paper.table("table1")
+        paper_tables.table("table1")
     assert "\n" not in str(error.value)
 
 
 def test_where_the_papers_own_arithmetic_does_not_add_up():
-    rows = paper.table1_averages().set_index(["model", "method"])
+    rows = paper_tables.table1_averages().set_index(["model", "method"])
     # (computed average, printed average, computed percentage, printed percentage)
     for key, expected in {
         ("Llama-2-7B", "Dense"): (47.79, 44.52, 100.0, 100.0),
@@ -103,15 +103,15 @@ def test_where_the_papers_own_arithmetic_does_not_add_up():
     ],
 )
 def test_known_models_are_base_models_of_the_paper(model_id, name):
-    assert paper.known_model(model_id) == name
+    assert paper_tables.known_model(model_id) == name
     if name:
-        assert any(name in set(paper.table(t)["model"]) for t in ("table1", "table2"))
+        assert any(name in set(paper_tables.table(t)["model"]) for t in ("table1", "table2"))
 
 
 def test_compare_keeps_rows_of_either_side():
     measured = pd.DataFrame({"model": ["b", "a"], "k": [1, 1], "mmlu": [41.0, 30.0], "ignored": ["x", "y"]})
     reported = pd.DataFrame({"model": ["a", "c"], "k": [1, 1], "mmlu": [28.5, 50]})
-    found = paper.compare(measured, reported, on=["model", "k"], value="mmlu")
+    found = paper_tables.compare(measured, reported, on=["model", "k"], value="mmlu")
     expected = pd.DataFrame(
         {
             "model": ["b", "a", "c"],
@@ -125,35 +125,35 @@ def test_compare_keeps_rows_of_either_side():
 
 
 def test_compare_several_values_and_empty_sides():
-    reported = paper.table("table2")
+    reported = paper_tables.table("table2")
     measured = pd.DataFrame({"layers": [23], "perplexity": [40.0], "mmlu": [36.0]})
-    found = paper.compare(measured, reported, on=["layers"], value=["perplexity", "mmlu"])
+    found = paper_tables.compare(measured, reported, on=["layers"], value=["perplexity", "mmlu"])
     assert found.columns.tolist() == ["layers", "quantity", "paper", "measured", "difference"]
     assert len(found) == 4
     row = found.set_index(["layers", "quantity"]).loc[(23, "perplexity")]
     assert row["difference"] == pytest.approx(40.0 - 42.6951)
-    nothing = paper.compare(measured.iloc[:0], reported, on=["layers"], value="mmlu")
+    nothing = paper_tables.compare(measured.iloc[:0], reported, on=["layers"], value="mmlu")
     assert nothing["paper"].tolist() == [37.99, 36.69]
     assert nothing["measured"].isna().all()
-    assert len(paper.compare(measured, reported.iloc[:0], on=["layers"], value="mmlu")) == 1
+    assert len(paper_tables.compare(measured, reported.iloc[:0], on=["layers"], value="mmlu")) == 1
 
 
 def test_compare_refuses_what_has_no_single_answer():
     good = pd.DataFrame({"model": ["a"], "mmlu": [1.0]})
     with pytest.raises(StudyError, match="the measured numbers hold model=a more than once"):
-        paper.compare(pd.concat([good, good]), good, on=["model"], value="mmlu")
+        paper_tables.compare(pd.concat([good, good]), good, on=["model"], value="mmlu")
     with pytest.raises(StudyError, match="the paper numbers hold model=a more than once"):
-        paper.compare(good, pd.concat([good, good]), on=["model"], value="mmlu")
+        paper_tables.compare(good, pd.concat([good, good]), on=["model"], value="mmlu")
     with pytest.raises(StudyError, match=r"lack the column\(s\) mmlu"):
-        paper.compare(good.drop(columns="mmlu"), good, on=["model"], value="mmlu")
+        paper_tables.compare(good.drop(columns="mmlu"), good, on=["model"], value="mmlu")
     with pytest.raises(StudyError, match="not all numbers"):
-        paper.compare(good.assign(mmlu="n/a"), good, on=["model"], value="mmlu")
+        paper_tables.compare(good.assign(mmlu="n/a"), good, on=["model"], value="mmlu")
     with pytest.raises(StudyError, match="cannot compare on model"):
-        paper.compare(good.assign(model=1), good, on=["model"], value="mmlu")
+        paper_tables.compare(good.assign(model=1), good, on=["model"], value="mmlu")
 
 
 def test_removal_overlap_by_hand():
-    found = paper.removal_overlap([5, 4, 9, 6, 7], [4, 5, 6], num_layers=12)
+    found = paper_tables.removal_overlap([5, 4, 9, 6, 7], [4, 5, 6], num_layers=12)
     assert (found["k"], found["overlap"], found["overlap_by_chance"]) == (3, 2, 0.75)
     assert (found["only_measured"], found["only_paper"]) == ((9,), (6,))
     assert found["position_difference"] == {4: 1, 5: -1, 6: 1}
@@ -161,26 +161,26 @@ def test_removal_overlap_by_hand():
     assert found["kendall"] == pytest.approx(1 / 3)
     assert found["spearman"] == pytest.approx(0.5)
     with pytest.raises(StudyError, match="measured removal order lists a block twice"):
-        paper.removal_overlap([1, 1], [1])
+        paper_tables.removal_overlap([1, 1], [1])
 
 
 @given(st.permutations(range(12)), st.integers(2, 12))
 def test_removal_overlap_of_an_order_with_itself_and_its_reverse(order, k):
-    same = paper.removal_overlap(order, order[:k])
+    same = paper_tables.removal_overlap(order, order[:k])
     assert (same["overlap"], same["only_paper"], same["mean_position_difference"]) == (k, (), 0.0)
     assert (same["kendall"], same["spearman"]) == pytest.approx((1.0, 1.0))
-    assert paper.removal_overlap(order[::-1], order)["kendall"] == pytest.approx(-1.0)
+    assert paper_tables.removal_overlap(order[::-1], order)["kendall"] == pytest.approx(-1.0)
 
 
 def test_removal_overlap_without_common_blocks():
-    found = paper.removal_overlap([0, 1], [2, 3])
+    found = paper_tables.removal_overlap([0, 1], [2, 3])
     assert found["overlap"] == 0
     assert math.isnan(found["kendall"])
     assert math.isnan(found["mean_position_difference"])
 
 
 def test_removed_blocks_are_of_the_very_model():
-    assert paper.removed_blocks("meta-llama/Llama-2-7b-hf", 32) == (27, 26, 25, 28, 24, 29, 23, 21, 22)
-    assert len(paper.removed_blocks("baichuan-inc/Baichuan2-13B-Base", 40)) == 10
-    assert paper.removed_blocks("meta-llama/Llama-2-7b-hf", 4) == ()  # the rehearsal's, which bears the name
-    assert paper.removed_blocks("org/other", 32) == ()
+    assert paper_tables.removed_blocks("meta-llama/Llama-2-7b-hf", 32) == (27, 26, 25, 28, 24, 29, 23, 21, 22)
+    assert len(paper_tables.removed_blocks("baichuan-inc/Baichuan2-13B-Base", 40)) == 10
+    assert paper_tables.removed_blocks("meta-llama/Llama-2-7b-hf", 4) == ()  # the rehearsal's, which bears the name
+    assert paper_tables.removed_blocks("org/other", 32) == ()

@@ -4,15 +4,17 @@ import torch
 
 import test_sweep
 import tiny_models
-from layer_redundancy import models, plain, variants
-from layer_redundancy.errors import StudyError
+from layer_redundancy.core import variants
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.evaluate import plain_forwards
+from layer_redundancy.models import decoder
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 50, 10_000])
 def test_scores_are_those_of_each_sequence_by_itself(batch_tokens):
-    model, sequences = models.prepare(tiny_models.build("gemma2")), test_sweep.ragged_sequences()
-    with plain.applied(models.decoder_stack(model), (0, 2, 3)) as pruned:
-        got = plain.score(pruned, sequences, batch_tokens)
+    model, sequences = decoder.prepare(tiny_models.build("gemma2")), test_sweep.ragged_sequences()
+    with plain_forwards.applied(decoder.decoder_stack(model), (0, 2, 3)) as pruned:
+        got = plain_forwards.score(pruned, sequences, batch_tokens)
     expected = test_sweep.plain(model, sequences, [1, 4])
     flat = [output for targets in got for output in targets]
     np.testing.assert_allclose([o[0] for o in flat], [e[0] for e in expected], atol=1e-4)
@@ -20,17 +22,17 @@ def test_scores_are_those_of_each_sequence_by_itself(batch_tokens):
 
 
 def test_heads_and_blocks_are_put_back():
-    model, ids = models.prepare(tiny_models.build("llama")), tiny_models.tokens()
-    stack, dense = models.decoder_stack(model), model(input_ids=ids).logits
-    with plain.applied(stack, (0, (2, 1), 3)):
+    model, ids = decoder.prepare(tiny_models.build("llama")), tiny_models.tokens()
+    stack, dense = decoder.decoder_stack(model), model(input_ids=ids).logits
+    with plain_forwards.applied(stack, (0, (2, 1), 3)):
         damaged = model(input_ids=ids).logits
         assert len(model.model.layers) == 3
-    with plain.applied(stack, (0, 2, 3)):
+    with plain_forwards.applied(stack, (0, 2, 3)):
         assert not torch.allclose(model(input_ids=ids).logits, damaged)
     torch.testing.assert_close(model(input_ids=ids).logits, dense, atol=0, rtol=0)
     with (
         pytest.raises(StudyError, match="head 4 is out of range"),
-        plain.applied(stack, variants.without_head(5, 0, 4)),
+        plain_forwards.applied(stack, variants.without_head(5, 0, 4)),
     ):
         raise AssertionError("must not be reached")
     torch.testing.assert_close(model(input_ids=ids).logits, dense, atol=0, rtol=0)

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from layer_redundancy import plots
-from layer_redundancy.errors import StudyError
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.figures import plots
 
 CAPTION = "a model at revision 12e5678, bfloat16, 32 x 512 tokens of text $x_1$; " * 8
 
@@ -601,7 +601,7 @@ def test_a_wide_or_long_table_stays_on_its_page():
 
 
 def test_the_directions_drawn_are_those_of_the_measures():
-    from layer_redundancy.importance import MEASURES
+    from layer_redundancy.measures.importance import MEASURES
 
     assert {name: first for name, (_, _, first) in plots.METRICS.items()} == {
         name: measure.removed_first for name, measure in MEASURES.items()

@@ -3,7 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from layer_redundancy import block_pruning, plots, plots_healing, recipes, selection
+from layer_redundancy.experiments import block_pruning
+from layer_redundancy.experiments import healing as recipes
+from layer_redundancy.figures import plots, plots_healing
+from layer_redundancy.measures import selections
 from test_block_pruning import L, found
 from test_recipes import FOUND, selected
 
@@ -41,7 +44,7 @@ def test_recipes_have_a_panel_a_cost():
 
 
 def test_selections_and_healing_curves():
-    chosen = [selected(name, 2.0 + i) for i, name in enumerate(selection.SELECTIONS)]
+    chosen = [selected(name, 2.0 + i) for i, name in enumerate(selections.SELECTIONS)]
     figure = plots_healing.selections(recipes.selection_table(chosen))
     names = [t.get_text() for t in figure.axes[0].get_yticklabels()]
     assert names[0] == "random" and names[-1] == "reverse order"

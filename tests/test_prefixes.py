@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layer_redundancy import prefixes
+from layer_redundancy.evaluate import prefixes
 
 
 def test_few_shot_items_share_the_examples_of_their_subject():

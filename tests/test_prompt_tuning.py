@@ -11,12 +11,17 @@ import torch
 import transformers as tf
 
 import tiny_models
-from layer_redundancy import classification, embedded, paths, plots_tuning, prompt_tuning, surgery, training
-from layer_redundancy.errors import NotApplicable, StudyError
-from layer_redundancy.profiles import PROFILES
-from layer_redundancy.prompt_tuning import MEAN, PROMPTS, UNTUNED, WEIGHTS, Accuracies, Run
-from layer_redundancy.results import Result
+from layer_redundancy.config.profiles import PROFILES
+from layer_redundancy.core import paths
+from layer_redundancy.core.errors import NotApplicable, StudyError
+from layer_redundancy.core.store import Result
+from layer_redundancy.data import classification_sets
+from layer_redundancy.experiments import prompt_tuning
+from layer_redundancy.experiments.prompt_tuning import MEAN, PROMPTS, UNTUNED, WEIGHTS, Accuracies, Run
+from layer_redundancy.figures import plots_tuning
+from layer_redundancy.models import smollm2, surgery
 from layer_redundancy.study import Study
+from layer_redundancy.train import training_loop
 
 WORDS = torch.tensor([11, 12])
 
@@ -37,7 +42,7 @@ def folder(tmp_path_factory) -> Path:
         num_key_value_heads=1, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip
     tf.AutoModelForCausalLM.from_config(config).save_pretrained(target)
-    tf.AutoTokenizer.from_pretrained(embedded.folder()).save_pretrained(target)
+    tf.AutoTokenizer.from_pretrained(smollm2.folder()).save_pretrained(target)
     return target
 
 
@@ -87,7 +92,7 @@ def test_scores_are_those_of_plain_forwards_whatever_the_batch(kind, prompted):
 def test_the_head_runs_on_one_position_a_text():
     model, seen = tiny_models.build("llama"), []
     model.get_output_embeddings().register_forward_hook(lambda _, args, out: seen.append(tuple(out.shape)))
-    batch = classification.collate(examples(5, 17, 9))
+    batch = classification_sets.collate(examples(5, 17, 9))
     assert prompt_tuning.label_logits(model, batch, WORDS).shape == (3, 2)
     assert seen == [(3, 1, 97)]
     assert model(input_ids=batch["input_ids"]).logits.shape[1] == 17, "the hook is gone"
@@ -133,9 +138,9 @@ def test_prompt_tuning_trains_virtual_tokens_alone_and_learns(kind, tmp_path):
     assert [n for n, p in model.named_parameters() if p.requires_grad] == ["prompt_encoder.default.embedding.weight"]
     asked = [example | {"label": torch.tensor(1)} for example in examples(*range(5, 13))]
     untuned = prompt_tuning.judge(model.eval(), asked, WORDS, 1000)[1].mean()
-    learnt = training.fit(
-        model, asked, training.Optimization(40, 8, 0.1), tmp_path,
-        loss=lambda m, batch: prompt_tuning.label_loss(m, batch, WORDS), collate=classification.collate,
+    learnt = training_loop.fit(
+        model, asked, training_loop.Optimization(40, 8, 0.1), tmp_path,
+        loss=lambda m, batch: prompt_tuning.label_loss(m, batch, WORDS), collate=classification_sets.collate,
     )  # fmt: skip
     assert prompt_tuning.judge(model, asked, WORDS, 1000)[1].mean() > untuned + 0.02
     assert learnt.trainable == prompts.numel() and len(learnt.curve()[0]) == 40
@@ -208,7 +213,7 @@ def test_the_test_part_is_never_trained_on(study):
     built = study(demonstrations=1)
     for seed in (0, 1):
         asked = prompt_tuning._asked(built, "amazon_reviews", seed, "test")
-        data = classification.load("amazon_reviews", built.profile.classification.max_words)
+        data = classification_sets.load("amazon_reviews", built.profile.classification.max_words)
         read = [built.tokenizer.decode(example["input_ids"]) for example in asked.train]
         assert len(read) == 2 * built.profile.classification.shots
         assert not any(f"Review: {text}\n" in whole for whole in read for text in data.test.texts)
@@ -381,5 +386,5 @@ def test_an_export_is_loaded_again_and_equal(study, tmp_path, monkeypatch, how):
 def test_every_profile_names_data_that_there_is():
     for profile in PROFILES.values():
         budget = profile.classification
-        assert set(budget.datasets) <= set(classification.SOURCES) and len(budget.datasets) >= 2
+        assert set(budget.datasets) <= set(classification_sets.SOURCES) and len(budget.datasets) >= 2
         assert prompt_tuning.depths(budget, 2) == [1, 2] and prompt_tuning.depths(budget, 1) == [1]

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from layer_redundancy import paper, profiles, recipes, selection
-from layer_redundancy.profiles import Recipe
-from layer_redundancy.recipes import Selected, Tuned
-from layer_redundancy.results import Result
+from layer_redundancy.config import paper_tables, profiles
+from layer_redundancy.config.profiles import Recipe
+from layer_redundancy.core.store import Result
+from layer_redundancy.experiments import healing as recipes
+from layer_redundancy.experiments.healing import Selected, Tuned
+from layer_redundancy.measures import selections
 
 
 def tuned(method: str, seed: int, nll: float, right: list[int], seconds: float = 1.0) -> Tuned:
@@ -65,9 +67,9 @@ def selected(name: str, after: float) -> Selected:
 
 
 def test_selections_stand_beside_the_papers_means():
-    chosen = [selected(name, 2 + i) for i, name in enumerate(selection.SELECTIONS)]
+    chosen = [selected(name, 2 + i) for i, name in enumerate(selections.SELECTIONS)]
     table = recipes.selection_table(chosen).set_index("selection")
-    printed = paper.table("reassessing_selections")
+    printed = paper_tables.table("reassessing_selections")
     mean = printed[printed["ratio_percent"] == 25]["reverse_order"].mean()
     assert (
         table.loc["reverse_order", "reported"] == pytest.approx(mean)
@@ -77,7 +79,7 @@ def test_selections_stand_beside_the_papers_means():
 
 
 def test_claims_say_who_wins():
-    chosen = [selected(name, 2 + i) for i, name in enumerate(selection.SELECTIONS)]  # random first, reverse order last
+    chosen = [selected(name, 2 + i) for i, name in enumerate(selections.SELECTIONS)]  # random first, reverse order last
     claim = recipes.claim(FOUND, chosen, 100, seed=0)
     assert claim["holds"].tolist() == [True, False, False] and (claim["certainty"] == [1, 0, 0]).all()
     assert claim["measured"].iloc[0] == pytest.approx(1)
@@ -97,7 +99,7 @@ def test_the_papers_ranking_does_not_hold_at_50_percent():
 
 def test_the_paper_profile_heals_as_the_papers_do():
     budget = profiles.PROFILES["paper"].healing
-    row = paper.table("unreasonable_settings").set_index("model").loc["Llama-2-7B"]
+    row = paper_tables.table("unreasonable_settings").set_index("model").loc["Llama-2-7B"]
     healing, recipe = budget.healing, budget.recipe
     assert (healing.block_length, recipe.learning_rate) == (row.block_length, row.learning_rate)
     assert recipe.rank == row["rank"]

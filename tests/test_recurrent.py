@@ -6,19 +6,23 @@ import pytest
 import torch
 import transformers as tf
 
-from layer_redundancy import curves, embedded, paper, paths, profiles, recurrent
-from layer_redundancy.corpora import TokenBlocks
-from layer_redundancy.errors import StudyError
+from layer_redundancy.config import paper_tables, profiles
+from layer_redundancy.core import paths
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data.corpora import TokenBlocks
+from layer_redundancy.experiments import depth_curves
+from layer_redundancy.experiments import rwkv_redundancy as recurrent
+from layer_redundancy.models import smollm2
 from test_curves import nll_result
 from test_study import checkpoint
 from test_tables import sums
 
 L, N = 6, 4
-COUNTS = curves.depths(L)
+COUNTS = depth_curves.depths(L)
 
 
 def test_bytes_are_those_of_the_scored_tokens():
-    tokenizer = tf.AutoTokenizer.from_pretrained(embedded.folder())
+    tokenizer = tf.AutoTokenizer.from_pretrained(smollm2.folder())
     text = "Ein Käfer – and a 漢字 in one sentence, to the end."
     ids = torch.tensor([tokenizer(text).input_ids])
     first = len(tokenizer.decode(ids[0, :1].tolist()).encode())
@@ -44,8 +48,8 @@ def units(damage, quarter=0.3):
     """`summary` of a model of one bit a byte: block i costs damage[i], removal along BI 0.1, `quarter`, 2 bits."""
     dense = np.ones(N) + np.array([-0.01, 0.01, -0.02, 0.02])
     by_influence = np.stack([dense] * len(COUNTS))
-    for ratio, cost in zip(curves.RATIOS, (0.1, quarter, 2.0), strict=True):
-        by_influence[COUNTS.index(curves.at_ratio(L, ratio))] += cost
+    for ratio, cost in zip(depth_curves.RATIOS, (0.1, quarter, 2.0), strict=True):
+        by_influence[COUNTS.index(depth_curves.at_ratio(L, ratio))] += cost
     return recurrent.summary(np.stack([dense + d for d in damage]), dense, by_influence, COUNTS)
 
 
@@ -54,7 +58,7 @@ DAMAGE = (3.0, 0.01, 0.02, 0.03, 0.04, 0.6)
 
 def test_summary_and_redundancy_by_hand():
     values = units(DAMAGE)
-    assert values.shape == (N, 1 + L + len(curves.RATIOS))
+    assert values.shape == (N, 1 + L + len(depth_curves.RATIOS))
     assert values.mean(0)[1:] == pytest.approx([*DAMAGE, 0.1, 0.3, 2.0])
     table = recurrent.redundancy({"m": values}, 100, 0).set_index("quantity")["m"]
     assert table["dense bits per byte"] == pytest.approx(1)
@@ -82,7 +86,7 @@ def test_kept_stands_beside_what_the_paper_prints():
     ] + [("b", "block_influence", "t", k, 25 * k, 0.3, 0.2, 0.4, 40, 0.25) for k in (0, 1)]
     columns = ["model", "metric", "task", "count", "share", "accuracy", "low", "high", "n", "chance"]
     table = pd.DataFrame(rows, columns=columns)
-    kept = recurrent.kept(pd.concat([table, table.assign(metric="greedy", accuracy=0.0)]), paper.table("rwkv"))
+    kept = recurrent.kept(pd.concat([table, table.assign(metric="greedy", accuracy=0.0)]), paper_tables.table("rwkv"))
     printed, measured = kept[kept["source"] != "measured"], kept[kept["source"] == "measured"].set_index("model")
     assert list(printed["accuracy"]) == [50.37, 36.85] and printed["kept"].iloc[1] == pytest.approx(73.16, abs=0.01)
     assert list(measured.loc["a", "kept"]) == pytest.approx([100, 100 * 2 / 3])

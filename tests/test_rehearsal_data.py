@@ -4,11 +4,14 @@ import json
 from collections import Counter
 
 import pytest
+from rehearsal import made_up_data
+from rehearsal.local_hub import LocalHub
 from transformers import AutoTokenizer
 
-from layer_redundancy import corpora, embedded, profiles, rehearsal_data
-from layer_redundancy.classification import SOURCES
-from layer_redundancy.local_hub import LocalHub
+from layer_redundancy.config import profiles
+from layer_redundancy.data import corpora
+from layer_redundancy.data.classification_sets import SOURCES
+from layer_redundancy.models import smollm2
 from test_local_hub import client
 
 # Loads two items of every task and prints what they are.
@@ -56,12 +59,12 @@ told([seen, passed])
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
-    rehearsal_data.write(root)
+    made_up_data.write(root)
     return root
 
 
 def test_every_task_of_the_paper_profile(root, tmp_path):
-    AutoTokenizer.from_pretrained(embedded.folder()).save_pretrained(tmp_path / "tokenizer")
+    AutoTokenizer.from_pretrained(smollm2.folder()).save_pretrained(tmp_path / "tokenizer")
     arguments = [str(tmp_path / "tokenizer")]
     with LocalHub(root) as hub:
         online, passed = client(hub, tmp_path, TASKS, arguments=arguments)
@@ -76,7 +79,7 @@ def test_every_task_of_the_paper_profile(root, tmp_path):
     assert {budget.name for budget in budgets} < online.keys()
     for name, (_, items, chance, longest) in online.items():
         if name in ("calibration", "evaluation"):
-            assert items == rehearsal_data.BOOKS and longest >= rehearsal_data.BOOK_WORDS
+            assert items == made_up_data.BOOKS and longest >= made_up_data.BOOK_WORDS
         else:
             assert items == 2 and 0 <= chance <= 0.5 and 20 < longest < 4000, name
 
@@ -105,7 +108,7 @@ told(seen)
 
 
 def test_texts_to_train_on_and_to_classify(root, tmp_path):
-    AutoTokenizer.from_pretrained(embedded.folder()).save_pretrained(tmp_path / "tokenizer")
+    AutoTokenizer.from_pretrained(smollm2.folder()).save_pretrained(tmp_path / "tokenizer")
     arguments = [str(tmp_path / "tokenizer")]
     with LocalHub(root) as hub:
         seen = client(hub, tmp_path, TEXTS, arguments=arguments)
@@ -114,31 +117,31 @@ def test_texts_to_train_on_and_to_classify(root, tmp_path):
         assert seen == client(hub, tmp_path, TEXTS, offline=True, arguments=arguments)
         assert not hub.requests
     for split in corpora.SPLITS:
-        assert seen[f"c4 {split}"][:4] == [rehearsal_data.PAGES, rehearsal_data.PAGES, 9, 32]
-        assert seen[f"alpaca {split}"][:4] == [rehearsal_data.INSTRUCTIONS // 2] * 2 + [9, 32]
+        assert seen[f"c4 {split}"][:4] == [made_up_data.PAGES, made_up_data.PAGES, 9, 32]
+        assert seen[f"alpaca {split}"][:4] == [made_up_data.INSTRUCTIONS // 2] * 2 + [9, 32]
         assert seen[f"alpaca {split}"][5].startswith("Below is an instruction") and f"pg19 {split}" in seen
     assert seen["c4 calibration"][4:] != seen["c4 evaluation"][4:]
     for name in profiles.PROFILES["paper"].classification.datasets:
         sizes, labels, shots, left_out, text = seen[name]
         number = len(SOURCES[name].labels)
         assert labels == [list(range(number))] * 3 and shots == 30 * number and not left_out and text
-        assert sizes[0] + sizes[1] == rehearsal_data.TEXT_ROWS["train"] * number
+        assert sizes[0] + sizes[1] == made_up_data.TEXT_ROWS["train"] * number
 
 
 def test_the_rehearsal_has_texts_enough(root):
     budget = profiles.PROFILES["rehearsal"].classification
     # Of each label nearly all stay that are not for validation, which a hash decides.
-    assert budget.shots + budget.demonstrations <= rehearsal_data.TEXT_ROWS["train"] // 2
-    assert budget.test_items <= 2 * rehearsal_data.TEXT_ROWS["test"]
+    assert budget.shots + budget.demonstrations <= made_up_data.TEXT_ROWS["train"] // 2
+    assert budget.test_items <= 2 * made_up_data.TEXT_ROWS["test"]
 
 
 def test_it_is_the_same_every_time(root, tmp_path):
-    rehearsal_data.write(tmp_path)
+    made_up_data.write(tmp_path)
     files = {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
     again = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert files == again and sum(map(len, files.values())) < 5e6
     (tmp_path / "datasets" / "stale").write_text("")
-    rehearsal_data.write(tmp_path)
+    made_up_data.write(tmp_path)
     assert not (tmp_path / "datasets" / "stale").exists()
 
 
@@ -199,4 +202,4 @@ def test_every_raw_file_has_its_address(root):
 
 
 def test_subjects():
-    assert len(rehearsal_data.mmlu_subjects()) == 57 and "abstract_algebra" in rehearsal_data.mmlu_subjects()
+    assert len(made_up_data.mmlu_subjects()) == 57 and "abstract_algebra" in made_up_data.mmlu_subjects()

@@ -14,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from layer_redundancy import paths
+from layer_redundancy.core import paths
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted(paths.NOTEBOOKS.glob("*.ipynb"))}
@@ -23,8 +23,18 @@ TEXT_SUFFIXES = {".py", ".ipynb", ".toml", ".lock", ".yml", ".yaml", ".md", ".tx
 
 def committed_texts() -> dict[str, str]:
     """Every text file of the study, by its path; without what is computed, downloaded or installed."""
-    folders = [".ci", "notebooks", "src/layer_redundancy", "tests", "data/paper", "data/tasks", "figures/embedded"]
-    files = [path for path in [*paths.ROOT.iterdir(), *paths.DATA.iterdir()] if path.is_file()]
+    folders = [
+        ".ci",
+        "notebooks",
+        "src/layer_redundancy",
+        "benchmarks",
+        "rehearsal",
+        "tools",
+        "docs",
+        "tests",
+        "figures/embedded",
+    ]
+    files = [path for path in [*paths.ROOT.iterdir(), *(paths.ROOT / "data").iterdir()] if path.is_file()]
     for folder in folders:
         files += [path for path in (paths.ROOT / folder).rglob("*") if path.is_file()]
     hidden = {"__pycache__", ".ipynb_checkpoints"}
@@ -94,7 +104,7 @@ def test_no_file_names_a_place_on_somebodys_machine():
     # Written so that the pattern does not find itself.
     place = re.compile(r"(?<![\w.}])(?:/(?:home|Users|root|work|mnt)/|[A-Z]:\\Users\\)\w")
     texts = committed_texts()
-    assert {"Makefile", ".ci/run", "src/layer_redundancy/paths.py"} <= set(texts), "the search is too narrow"
+    assert {"Makefile", ".ci/run", "src/layer_redundancy/core/paths.py"} <= set(texts), "the search is too narrow"
     found = [
         f"{name}:{number}: {line}"
         for name, text in texts.items()
@@ -133,7 +143,7 @@ def test_ci_runs_the_commands_of_the_readme():
 
 def test_drawing_needs_no_model_libraries():
     """plots.py is for data that is there; whoever only draws should not wait for torch."""
-    code = "import sys, layer_redundancy.plots; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, layer_redundancy.figures.plots; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
 

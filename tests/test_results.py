@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from layer_redundancy import files, results
-from layer_redundancy.errors import StudyError
+from layer_redundancy.core import cache
+from layer_redundancy.core import store as results
+from layer_redundancy.core.errors import StudyError
 
 KEY = results.Key("model", "0,1", "perplexity", "data", '{"a": 1}', 1)
 RESULT = results.Result({"perplexity": 23.25}, {"nll": np.arange(3.0)})
@@ -132,7 +133,7 @@ def test_folder_that_cannot_be_made_is_one_line(tmp_path):
     with pytest.raises(StudyError, match="cannot be opened"):
         results.Store(tmp_path / "file" / "results.sqlite")
     with pytest.raises(StudyError, match="cannot write"):
-        files.write_whole({tmp_path / "file" / "x.csv": b""})
+        cache.write_whole({tmp_path / "file" / "x.csv": b""})
 
 
 def test_a_claim_holds_while_its_process_lives(tmp_path, monkeypatch):

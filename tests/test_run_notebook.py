@@ -14,8 +14,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 from typer.testing import CliRunner
 
 from layer_redundancy import run_notebook
-from layer_redundancy.errors import StudyError
-from layer_redundancy.run_folder import absolute_model
+from layer_redundancy.config.run_folder import absolute_model
+from layer_redundancy.core.errors import StudyError
 
 PARAMETERS = """\
 profile = "embedded"

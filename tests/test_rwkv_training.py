@@ -11,11 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tools.rwkv import compressors as compression
+from tools.rwkv import train as rwkv_training
+from tools.rwkv.train import Settings
 
-from layer_redundancy import compression, models, paths, profiles, rwkv_texts, rwkv_training
-from layer_redundancy.corpora import articles
-from layer_redundancy.errors import StudyError
-from layer_redundancy.rwkv_training import Settings
+from layer_redundancy.config import profiles
+from layer_redundancy.core import paths
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data import rwkv_texts
+from layer_redundancy.data.corpora import articles
+from layer_redundancy.models import decoder
 
 TINY = Settings(
     vocab_size=300,
@@ -152,8 +157,8 @@ def test_compressors_know_order_from_noise():
 
 @pytest.fixture(scope="module")
 def shipped():
-    identity = models.identify(profiles.get("smoke", model=profiles.EMBEDDED_RWKV))
-    return identity, models.load(identity), models.load_tokenizer(identity)
+    identity = decoder.identify(profiles.get("smoke", model=profiles.EMBEDDED_RWKV))
+    return identity, decoder.load(identity), decoder.load_tokenizer(identity)
 
 
 FOLDER = paths.MODELS / profiles.EMBEDDED_RWKV

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from layer_redundancy import corpora, models, profiles, rwkv5, surgery, tasks
-from layer_redundancy.corpora import articles
-from layer_redundancy.rwkv_world_tokenizer import END, RwkvWorldTokenizer
-from layer_redundancy.scoring import ChoiceTask
+from layer_redundancy.config import profiles
+from layer_redundancy.data import benchmark_items, corpora
+from layer_redundancy.data.corpora import articles
+from layer_redundancy.evaluate.scoring import ChoiceTask
+from layer_redundancy.models import decoder, surgery
+from layer_redundancy.models.rwkv5 import model as rwkv5
+from layer_redundancy.models.rwkv5.tokenizer import END, RwkvWorldTokenizer
 
 TEXTS = [
     "",
@@ -56,26 +59,26 @@ def world_model(folder):
     torch.manual_seed(0)
     config = rwkv5.Rwkv5Config(vocab_size=65536, hidden_size=16, num_hidden_layers=3, head_size=8)
     rwkv5.Rwkv5ForCausalLM(config).save_pretrained(folder)
-    return models.identify(profiles.get("smoke", model=str(folder)))
+    return decoder.identify(profiles.get("smoke", model=str(folder)))
 
 
 def test_a_world_model_gets_it_and_is_measured_with_it(tmp_path, tokenizer):
     identity = world_model(tmp_path / "world")
-    loaded = models.load_tokenizer(identity)
+    loaded = decoder.load_tokenizer(identity)
     assert loaded(TEXTS[2]).input_ids == tokenizer(TEXTS[2]).input_ids
     smoke = profiles.get("smoke")
     blocks = corpora.token_blocks(smoke.text, loaded, "evaluation")
     assert blocks.input_ids.shape == (smoke.text.evaluation_blocks, smoke.text.block_length)
     assert "\ufffd" not in loaded.decode(blocks.input_ids[0][1:-1].tolist())
     for budget in smoke.tasks:
-        sequences = ChoiceTask(tasks.load(budget, loaded, 0, identity.max_length)).sequences
+        sequences = ChoiceTask(benchmark_items.load(budget, loaded, 0, identity.max_length)).sequences
         assert sequences and all(target for s in sequences for target in s.targets)
 
 
 def test_an_exported_world_model_reloads_with_it(tmp_path, tokenizer):
     identity = world_model(tmp_path / "world")
-    model = models.load(identity)
-    surgery.export(model, models.load_tokenizer(identity), removed=[1], folder=tmp_path / "pruned")
-    again = models.identify(profiles.get("smoke", model=str(tmp_path / "pruned")))
+    model = decoder.load(identity)
+    surgery.export(model, decoder.load_tokenizer(identity), removed=[1], folder=tmp_path / "pruned")
+    again = decoder.identify(profiles.get("smoke", model=str(tmp_path / "pruned")))
     assert again.num_hidden_layers == 2
-    assert models.load_tokenizer(again)(TEXTS[3]).input_ids == tokenizer(TEXTS[3]).input_ids
+    assert decoder.load_tokenizer(again)(TEXTS[3]).input_ids == tokenizer(TEXTS[3]).input_ids

@@ -13,9 +13,13 @@ import pytest
 import torch
 import transformers as tf
 
-from layer_redundancy import corpora, embedded, paths, profiles, surgery, sweep, variants
-from layer_redundancy.errors import StudyError
-from layer_redundancy.quantize import Scheme
+from layer_redundancy.config import profiles
+from layer_redundancy.core import paths, variants
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data import corpora
+from layer_redundancy.evaluate import sweep
+from layer_redundancy.models import smollm2, surgery
+from layer_redundancy.models.quantize import Scheme
 from layer_redundancy.study import Study
 
 
@@ -31,7 +35,7 @@ def checkpoint(folder: Path, kind: str = "llama") -> Path:
     }[kind]()
     torch.manual_seed(0)
     tf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tf.AutoTokenizer.from_pretrained(embedded.folder()).save_pretrained(folder)
+    tf.AutoTokenizer.from_pretrained(smollm2.folder()).save_pretrained(folder)
     return folder
 
 
@@ -40,8 +44,6 @@ def root(tmp_path):
     """A project folder of its own: the real inputs, but results and figures that nobody else sees."""
     cache = tmp_path / "root" / "data" / "cache"
     cache.mkdir(parents=True)
-    for name in ("paper", "tasks", "models", "requirements-embedded.txt", "requirements-rwkv.txt"):
-        (cache.parent / name).symlink_to(paths.DATA / name)
     corpora.articles("wikipedia", "evaluation")  # so that they are in the cache and not prepared for each test
     for path in paths.CACHE.iterdir():
         (cache / path.name).symlink_to(path)

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny_models
-from layer_redundancy import batches, models, scoring, surgery, sweep, variants
-from layer_redundancy.errors import StudyError
-from layer_redundancy.results import Result, Store, settings_text
-from layer_redundancy.scoring import ScoredSequence
+from layer_redundancy.core import variants
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.store import Result, Store, settings_text
+from layer_redundancy.evaluate import batches, scoring, sweep
+from layer_redundancy.evaluate.scoring import ScoredSequence
+from layer_redundancy.models import decoder, surgery
 
 
 class Continuations:
@@ -75,17 +77,23 @@ def silenced(model, variant):
 
 
 def identity(name="tiny", fingerprint="f"):
-    return models.ModelIdentity(name, name, "", fingerprint, 5)
+    return decoder.ModelIdentity(name, name, "", fingerprint, 5)
 
 
 @pytest.mark.parametrize("name", tiny_models.CONFIGS)
 def test_sweep_equals_one_plain_forward_a_variant(name, tmp_path):
-    model = models.prepare(tiny_models.build(name))
+    model = decoder.prepare(tiny_models.build(name))
     measurement = Continuations(ragged_sequences())
     plan = [*variants.single_removal(5), *variants.cumulative_removal(5, [3, 1, 4, 0, 2]), (1, 3)]
     with Store(tmp_path / "s") as store:
         got = sweep.run(
-            identity(), lambda: models.decoder_stack(model), plan, [measurement], store, batch_tokens=64, progress=False
+            identity(),
+            lambda: decoder.decoder_stack(model),
+            plan,
+            [measurement],
+            store,
+            batch_tokens=64,
+            progress=False,
         )[measurement.name]
     assert set(got) == set(plan)
     for variant, result in got.items():
@@ -131,9 +139,9 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_other_dtypes_quantized_weights_and_weights_elsewhere(name, tmp_path):
     build, tolerance = FORMATS[name]
-    model, sequences = models.prepare(build(tmp_path / "model")), ragged_sequences()
-    stack, measurement = models.decoder_stack(model), Continuations(sequences)
-    models.check_stack(model)
+    model, sequences = decoder.prepare(build(tmp_path / "model")), ragged_sequences()
+    stack, measurement = decoder.decoder_stack(model), Continuations(sequences)
+    decoder.check_stack(model)
     heads = [variants.without_heads(5, lacking) for lacking in ([(1, 0)], [(3, 2)], [(3, 0), (3, 2), (4, 1)])]
     plan = [variants.dense(5), *variants.single_removal(5), *heads]
     assert sweep.plan(stack, plan, [measurement]).peak_bytes > 0
@@ -157,11 +165,11 @@ variant_sets = st.lists(
 @settings(max_examples=25, deadline=None)
 @given(variant_sets, st.integers(1, 200))
 def test_any_set_of_variants_and_any_batch_size(plan, batch_tokens):
-    model = models.prepare(tiny_models.build("llama"))
+    model = decoder.prepare(tiny_models.build("llama"))
     measurement = Continuations(ragged_sequences()[:7])
     with Store(Path(":memory:")) as store:
         got = sweep.run(
-            identity(), lambda: models.decoder_stack(model), plan, [measurement], store, batch_tokens, progress=False
+            identity(), lambda: decoder.decoder_stack(model), plan, [measurement], store, batch_tokens, progress=False
         )[measurement.name]
     for variant in plan:
         expected = plain(model, measurement.sequences, variants.removed_blocks(5, variant))
@@ -211,8 +219,8 @@ def test_states_are_held_only_where_paths_branch():
 
 
 def test_plan_tells_what_will_run(tmp_path, capsys):
-    model, measurement = models.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
-    stack, plan = models.decoder_stack(model), variants.single_removal(5)
+    model, measurement = decoder.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
+    stack, plan = decoder.decoder_stack(model), variants.single_removal(5)
     told = sweep.plan(stack, plan, [measurement], batch_tokens=64)
     tokens = sum(len(s.input_ids) for s in measurement.sequences)
     assert told.variants == 5 and told.block_tokens_naive == 20 * tokens
@@ -224,7 +232,7 @@ def test_plan_tells_what_will_run(tmp_path, capsys):
     assert 0 < told.seconds < 60
     assert told.peak_bytes > sum(p.numel() * 4 for p in model.parameters())
     assert "5 variants" in str(told) and "\n" not in str(told) and "cache" not in str(told)
-    mamba = models.decoder_stack(models.prepare(tiny_models.build("mamba")))
+    mamba = decoder.decoder_stack(decoder.prepare(tiny_models.build("mamba")))
     assert "has no key-value cache" in str(sweep.plan(mamba, plan, [measurement]))
     with Store(tmp_path / "s") as store:
         sweep.run(identity(), lambda: stack, plan, [measurement], store)
@@ -234,12 +242,12 @@ def test_plan_tells_what_will_run(tmp_path, capsys):
 
 
 def test_what_the_store_has_is_not_computed_and_no_model_is_loaded(tmp_path):
-    model, measurement = models.prepare(tiny_models.build("llama")), Continuations(ragged_sequences()[:3])
+    model, measurement = decoder.prepare(tiny_models.build("llama")), Continuations(ragged_sequences()[:3])
     loads = []
 
     def load():
         loads.append(1)
-        return models.decoder_stack(model)
+        return decoder.decoder_stack(model)
 
     with Store(tmp_path / "s") as store:
 
@@ -260,10 +268,10 @@ def test_what_the_store_has_is_not_computed_and_no_model_is_loaded(tmp_path):
 
 
 def test_nan_logits_are_one_line_and_what_was_finished_stays(tmp_path):
-    model = models.prepare(tiny_models.build("llama"))
+    model = decoder.prepare(tiny_models.build("llama"))
     good, bad = Continuations(ragged_sequences()[:3], "good"), Continuations(ragged_sequences()[3:6], "bad")
     with Store(tmp_path / "s") as store:
-        stack = lambda: models.decoder_stack(model)  # noqa: E731
+        stack = lambda: decoder.decoder_stack(model)  # noqa: E731
         sweep.run(identity(), stack, [(0, 1)], [good], store, progress=False)
         model.model.layers[3].mlp.up_proj.weight[0, 0] = float("nan")
         with pytest.raises(StudyError, match=r"bad, without blocks \[0, 1, 2\]: logits are NaN") as e:
@@ -274,16 +282,16 @@ def test_nan_logits_are_one_line_and_what_was_finished_stays(tmp_path):
 
 @pytest.mark.parametrize("name", tiny_models.CONFIGS)
 def test_shared_prefixes_run_once(name):
-    model = models.prepare(tiny_models.build(name))
-    stack, runs = models.decoder_stack(model), []
+    model = decoder.prepare(tiny_models.build(name))
+    stack, runs = decoder.decoder_stack(model), []
 
-    class Counted(models.DecoderStack):
+    class Counted(decoder.DecoderStack):
         def run_block(self, index, hidden, *args):
             runs.append((index, tuple(hidden.shape[:2])))
             return super().run_block(index, hidden, *args)
 
     sequences = ragged_sequences()[-6:]
-    work = batches.arrange(sequences, models.has_key_value_cache(model))
+    work = batches.arrange(sequences, decoder.has_key_value_cache(model))
     if name in ("rwkv", "rwkv5", "mamba"):
         assert work.prefixes == (0,) * 6
         return
@@ -304,10 +312,10 @@ def test_shared_prefixes_run_once(name):
 
 @pytest.mark.parametrize("name", tiny_models.ATTENTION)
 def test_heads_share_everything_before_their_block_and_its_attention(name, tmp_path):
-    model, sequences = models.prepare(tiny_models.build(name)), ragged_sequences()
+    model, sequences = decoder.prepare(tiny_models.build(name)), ragged_sequences()
     plan = [variants.dense(5)] + [variants.without_head(5, block, head) for block in (0, 2, 4) for head in range(4)]
     plan += [variants.without_heads(5, [(2, 3), (2, 0)]), variants.without_heads(5, [(b, 1) for b in range(5)])]
-    measurement, stack = Continuations(sequences), models.decoder_stack(model)
+    measurement, stack = Continuations(sequences), decoder.decoder_stack(model)
     with Store(tmp_path / "s") as store:
         got = sweep.run(identity(), lambda: stack, plan, [measurement], store, 64, progress=False)[measurement.name]
     for variant in plan[1:]:
@@ -322,7 +330,7 @@ def test_heads_share_everything_before_their_block_and_its_attention(name, tmp_p
 def test_heads_that_are_not_there_are_one_line(tmp_path):
     measurement = Continuations(ragged_sequences()[:2])
     for kind, head, message in (("llama", 4, "head 4 is out of range"), ("mamba", 0, "no attention heads to remove")):
-        stack = models.decoder_stack(models.prepare(tiny_models.build(kind)))
+        stack = decoder.decoder_stack(decoder.prepare(tiny_models.build(kind)))
         with Store(tmp_path / kind) as store, pytest.raises(StudyError, match=message):
             plan = [variants.without_head(5, 1, head)]
             sweep.run(identity(), lambda: stack, plan, [measurement], store, progress=False)  # noqa: B023
@@ -331,11 +339,11 @@ def test_heads_that_are_not_there_are_one_line(tmp_path):
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(tmp_path):
-    model, measurement = models.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
-    stack = models.decoder_stack(model)
+    model, measurement = decoder.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
+    stack = decoder.decoder_stack(model)
     sizes = []
 
-    class Limited(models.DecoderStack):
+    class Limited(decoder.DecoderStack):
         def run_block(self, index, hidden, *args):
             sizes.append(len(hidden))
             if len(hidden) > limit:
@@ -375,12 +383,12 @@ FIXED = Fixed()
 def run_slowly(model, path, conn):
     """A sweep with pauses, in a process of its own."""
 
-    class Slow(models.DecoderStack):
+    class Slow(decoder.DecoderStack):
         def run_block(self, *args):
             time.sleep(0.01)
             return super().run_block(*args)
 
-    stack = Slow(**vars(models.decoder_stack(model)))
+    stack = Slow(**vars(decoder.decoder_stack(model)))
     conn.send("ready")
     with Store(path) as store:
         sweep.run(identity(), lambda: stack, variants.single_removal(5), [FIXED], store, 8, progress=False)
@@ -394,7 +402,7 @@ def num_partial(path):
 def test_killed_at_random_moments_ends_with_the_same_table(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "killed"
-    model = models.prepare(tiny_models.build("llama"))  # before the forks: they share what it imports
+    model = decoder.prepare(tiny_models.build("llama"))  # before the forks: they share what it imports
     kept = [0]
     for attempt in range(6):
         ours, theirs = multiprocessing.Pipe()
@@ -411,7 +419,7 @@ def test_killed_at_random_moments_ends_with_the_same_table(tmp_path):
         kept.append(num_partial(path))
     assert kept[:6] == sorted(kept[:6]) and kept[-1] == 0
     with Store(tmp_path / "calm") as calm, Store(path) as store:
-        stack = models.decoder_stack(model)
+        stack = decoder.decoder_stack(model)
         expected = sweep.run(identity(), lambda: stack, variants.single_removal(5), [FIXED], calm, 8, progress=False)
         for v, result in expected[FIXED.name].items():
             got = store.get(sweep.key(identity(), v, FIXED))
@@ -421,14 +429,14 @@ def test_killed_at_random_moments_ends_with_the_same_table(tmp_path):
 def run_counted(model, path, runs, barrier):
     """A sweep in a process of its own that counts the blocks it runs."""
 
-    class Counted(models.DecoderStack):
+    class Counted(decoder.DecoderStack):
         def run_block(self, *args):
             with runs.get_lock():
                 runs.value += 1
             time.sleep(0.002)
             return super().run_block(*args)
 
-    stack = Counted(**vars(models.decoder_stack(model)))
+    stack = Counted(**vars(decoder.decoder_stack(model)))
     barrier.wait()
     with Store(path) as store:
         sweep.run(identity(), lambda: stack, variants.single_removal(5), [FIXED], store, 8, progress=False)
@@ -436,7 +444,7 @@ def run_counted(model, path, runs, barrier):
 
 def test_two_processes_share_a_sweep(tmp_path):
     context = multiprocessing.get_context("fork")
-    model = models.prepare(tiny_models.build("llama"))
+    model = decoder.prepare(tiny_models.build("llama"))
     counts = []
     for number in (1, 2):
         runs, barrier = context.Value("i", 0), context.Barrier(number)
@@ -458,10 +466,10 @@ def test_two_processes_share_a_sweep(tmp_path):
 def test_a_batch_is_kept_variant_by_variant(tmp_path, monkeypatch):
     """Thousands of variants may take hours on one batch: what is done of it survives."""
     monkeypatch.setattr(sweep, "KEEP_SECONDS", 0)
-    model, measurement = models.prepare(tiny_models.build("llama")), Continuations(ragged_sequences()[:3])
-    stack, runs = models.decoder_stack(model), []
+    model, measurement = decoder.prepare(tiny_models.build("llama")), Continuations(ragged_sequences()[:3])
+    stack, runs = decoder.decoder_stack(model), []
 
-    class Stopped(models.DecoderStack):
+    class Stopped(decoder.DecoderStack):
         def run_block(self, index, *args):
             runs.append(index)
             if len(runs) == 12:
@@ -487,10 +495,10 @@ def test_a_batch_is_kept_variant_by_variant(tmp_path, monkeypatch):
 
 
 def test_batches_are_smaller_where_memory_is_short(tmp_path, monkeypatch):
-    model, measurement = models.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
-    stack, most = models.decoder_stack(model), []
+    model, measurement = decoder.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
+    stack, most = decoder.decoder_stack(model), []
 
-    class Watched(models.DecoderStack):
+    class Watched(decoder.DecoderStack):
         def run_block(self, index, hidden, *args):
             most[-1] = max(most[-1], hidden.shape[0] * hidden.shape[1])
             return super().run_block(index, hidden, *args)
@@ -508,12 +516,12 @@ def test_batches_are_smaller_where_memory_is_short(tmp_path, monkeypatch):
 
 
 def test_targets_may_lie_across_the_heads_chunks(tmp_path, monkeypatch):
-    model, measurement = models.prepare(tiny_models.build("gemma2")), Continuations(ragged_sequences())
+    model, measurement = decoder.prepare(tiny_models.build("gemma2")), Continuations(ragged_sequences())
     results = []
     for rows in (512, 7):
         monkeypatch.setattr(scoring, "HEAD_ROWS", rows)
         with Store(tmp_path / str(rows)) as store:
-            stack = models.decoder_stack(model)
+            stack = decoder.decoder_stack(model)
             results.append(sweep.run(identity(), lambda: stack, [(0, 3)], [measurement], store, 200, progress=False))  # noqa: B023
     whole, chunks = (r[measurement.name][0, 3].arrays for r in results)
     np.testing.assert_allclose(whole["logprob"], chunks["logprob"], atol=1e-5)
@@ -521,12 +529,12 @@ def test_targets_may_lie_across_the_heads_chunks(tmp_path, monkeypatch):
 
 
 def test_a_token_beyond_the_embeddings_is_one_line(tmp_path):
-    model, measurement = models.prepare(tiny_models.build("llama")), Continuations([ScoredSequence((5, 97), ((6,),))])
+    model, measurement = decoder.prepare(tiny_models.build("llama")), Continuations([ScoredSequence((5, 97), ((6,),))])
     with (
         Store(tmp_path / "s") as store,
         pytest.raises(StudyError, match="token 97 is beyond the model's 97 embeddings"),
     ):
-        sweep.run(identity(), lambda: models.decoder_stack(model), [(0,)], [measurement], store, progress=False)
+        sweep.run(identity(), lambda: decoder.decoder_stack(model), [(0,)], [measurement], store, progress=False)
 
 
 def test_perplexity_by_hand():

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
-from layer_redundancy import benchmarks, paper, table1
-from layer_redundancy.profiles import PROFILES
+from layer_redundancy.config import paper_tables
+from layer_redundancy.config.profiles import PROFILES
+from layer_redundancy.data import paper_benchmarks
+from layer_redundancy.experiments import benchmarks as table1
 from test_curves import task_result
 
 
@@ -71,7 +73,7 @@ def test_paper_beside_measured():
     assert len(table1.by_benchmark(measured, "someone/else", {"a": "MMLU"})) == 0
     averages = table1.averages(scores(), 20, seed=0)
     both = table1.beside_paper(averages, "mine")
-    assert len(both) == len(paper.table("table1")) + 3 and both["model"].iloc[-1] == "mine, measured here"
+    assert len(both) == len(paper_tables.table("table1")) + 3 and both["model"].iloc[-1] == "mine, measured here"
     hollow = table1.markers(["Dense", "ShortGPT", "reverse order"])
     assert set(hollow["method"]) == {"Dense", "LLM-Pruner", "SliceGPT", "LaCo", "ShortGPT"} and len(hollow) == 20
 
@@ -79,7 +81,7 @@ def test_paper_beside_measured():
 def test_the_paper_profile_runs_the_papers_benchmarks_and_lm_evals():
     profile = PROFILES["paper"]
     budgets = {b.name: b.num_fewshot for b in (*profile.benchmarks, *profile.generative_benchmarks)}
-    for benchmark in benchmarks.PAPER_BENCHMARKS:
+    for benchmark in paper_benchmarks.PAPER_BENCHMARKS:
         assert budgets[benchmark.task] == benchmark.num_fewshot
         assert benchmark.default is None or benchmark.default in budgets
-    assert set(budgets) == {n for b in benchmarks.PAPER_BENCHMARKS for n in (b.task, b.default) if n}
+    assert set(budgets) == {n for b in paper_benchmarks.PAPER_BENCHMARKS for n in (b.task, b.default) if n}

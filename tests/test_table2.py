@@ -5,11 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from layer_redundancy import paths, profiles, quantize, table2, variants
-from layer_redundancy.errors import NotApplicable, StudyError
-from layer_redundancy.quantize import WeightBytes
-from layer_redundancy.results import Result
-from layer_redundancy.table2 import Precision
+from layer_redundancy.config import profiles
+from layer_redundancy.core import paths, variants
+from layer_redundancy.core.errors import NotApplicable, StudyError
+from layer_redundancy.core.store import Result
+from layer_redundancy.experiments import quantization as table2
+from layer_redundancy.experiments.quantization import Precision
+from layer_redundancy.models import quantize
+from layer_redundancy.models.quantize import WeightBytes
 from test_curves import nll_result
 from test_quantize import CALIBRATION, ROUNDED, checkpoint
 from test_tables import sums

@@ -2,9 +2,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from layer_redundancy import importance, paper, tables, variants
-from layer_redundancy.activations import ActivationSums
-from layer_redundancy.results import Result
+from layer_redundancy.config import paper_tables
+from layer_redundancy.core import variants
+from layer_redundancy.core.store import Result
+from layer_redundancy.experiments import result_tables
+from layer_redundancy.measures import importance
+from layer_redundancy.measures.activations import ActivationSums
 
 
 def sums(num_sequences=24, num_blocks=6, seed=0):
@@ -20,7 +23,7 @@ def sums(num_sequences=24, num_blocks=6, seed=0):
 
 
 def test_importance_scores_have_every_measure_with_and_without_the_first_token():
-    table = tables.importance_scores(sums(), resamples=50, seed=0)
+    table = result_tables.importance_scores(sums(), resamples=50, seed=0)
     assert len(table) == 2 * len(importance.MEASURES) * 6
     assert (table["low"] <= table["score"] + 1e-9).all() and (table["score"] <= table["high"] + 1e-9).all()
     for (_, _), part in table.groupby(["metric", "first_token"]):
@@ -30,13 +33,13 @@ def test_importance_scores_have_every_measure_with_and_without_the_first_token()
 
 
 def test_order_stability():
-    inclusion, ranks = tables.order_stability(sums(), "block_influence", 200, seed=0)
+    inclusion, ranks = result_tables.order_stability(sums(), "block_influence", 200, seed=0)
     assert inclusion.groupby("k")["probability"].sum().to_numpy() == pytest.approx(np.arange(1, 7))
     assert sorted(ranks["rank"]) == list(range(1, 7))
     assert (ranks["low"] <= ranks["high"]).all()
-    certain = tables.order_agreement(sums(), "sequential", 20, 0, removed=2)
+    certain = result_tables.order_agreement(sums(), "sequential", 20, 0, removed=2)
     assert certain == {"kendall": pytest.approx(1), "same_set": 1}
-    noisy = tables.order_agreement(sums(num_sequences=2), "block_influence", 200, 0, removed=2)
+    noisy = result_tables.order_agreement(sums(num_sequences=2), "block_influence", 200, 0, removed=2)
     assert noisy["kendall"] < 1
 
 
@@ -51,7 +54,7 @@ def perplexities():
 
 def test_perplexity_increase_is_paired_by_block():
     dense, results = perplexities()
-    table, reference = tables.perplexity(results, dense)
+    table, reference = result_tables.perplexity(results, dense)
     assert reference["removed"] == () and reference["log_increase"] == 0
     by_removed = table.set_index("removed")
     # Without block 0 both blocks of text lose one nat in two tokens: half a nat a token, and no doubt about it.
@@ -73,72 +76,72 @@ def test_accuracy_takes_the_normalised_metric_and_its_interval():
             "gold_logprob": np.array([-1.0, -3, 0, 0]),
         },
     )
-    table = tables.accuracy({(0, 1): result, (0,): result}, (0, 1), "x")
+    table = result_tables.accuracy({(0, 1): result, (0,): result}, (0, 1), "x")
     row = table.iloc[1]
     assert (row["metric"], row["accuracy"], row["n"], row["chance"]) == ("acc_norm", 0.5, 4, 0.25)
     assert row["low"] == pytest.approx(0.15, abs=0.01) and row["high"] == pytest.approx(0.85, abs=0.01)
     assert row["gold_logprob"] == -1 and row["removed"] == (1,)
-    assert tables.primary_metric(["acc"]) == "acc"
-    by_block = tables.by_block(table)
+    assert result_tables.primary_metric(["acc"]) == "acc"
+    by_block = result_tables.by_block(table)
     assert np.isnan(by_block["block"][0]) and by_block["block"][1] == 1
 
 
 def test_damage_by_block_of_text_and_by_item():
     dense, results = perplexities()
-    np.testing.assert_allclose(tables.damage(results, dense), [[0.5, 0, 0], [0.5, 0.25, 0]])
+    np.testing.assert_allclose(result_tables.damage(results, dense), [[0.5, 0, 0], [0.5, 0.25, 0]])
     answers = {dense: [1.0, 1, 0], (1, 2): [0.0, 1, 0], (0, 2): [1.0, 1, 1], (0, 1): [1.0, 1, 0]}
     tasks = {v: Result({"acc": np.mean(a)}, {"acc": np.array(a)}) for v, a in answers.items()}
-    np.testing.assert_array_equal(tables.damage(tasks, dense), [[1, 0, 0], [0, 0, 0], [0, -1, 0]])
+    np.testing.assert_array_equal(result_tables.damage(tasks, dense), [[1, 0, 0], [0, 0, 0], [0, -1, 0]])
 
 
 def test_depth_claim_can_hold_and_fail():
     holds = np.array([9, 0.5, 0.4, 0.1, 0.05, 0.1, 0.1, 0.2, 5])
     noise = 0.01 * np.random.default_rng(0).normal(size=(20, 9))
-    table = tables.depth_claim(holds + noise, 100, seed=0)
+    table = result_tables.depth_claim(holds + noise, 100, seed=0)
     assert len(table) == 4 and table["holds"].all() and (table["certainty"] == 1).all()
-    table = tables.depth_claim(np.array([0.1, 0, 0, 3, 4, 3, 3, 3, 0.1]) + noise, 100, seed=0)
+    table = result_tables.depth_claim(np.array([0.1, 0, 0, 3, 4, 3, 3, 3, 0.1]) + noise, 100, seed=0)
     assert not table["holds"].any() and (table["certainty"] == 0).all()
-    unsure = tables.depth_claim(holds + 20 * np.random.default_rng(0).normal(size=(20, 9)), 200, seed=0)
+    unsure = result_tables.depth_claim(holds + 20 * np.random.default_rng(0).normal(size=(20, 9)), 200, seed=0)
     assert ((unsure["certainty"] > 0.01) & (unsure["certainty"] < 0.99)).any()
 
 
 @pytest.mark.parametrize("num_blocks, statements", [(1, 0), (2, 0), (3, 3), (4, 3), (6, 4)])
 def test_depth_claim_of_shallow_models(num_blocks, statements):
-    assert len(tables.depth_claim(np.ones((5, num_blocks)), 10, seed=0)) == statements
+    assert len(result_tables.depth_claim(np.ones((5, num_blocks)), 10, seed=0)) == statements
 
 
 def test_removed_layers_by_relative_depth_and_by_place():
-    table4 = paper.table("table4")
+    table4 = paper_tables.table("table4")
     llama = list(table4.set_index("model").loc["Llama-2-7B", "removed_layers"])
     order = llama + [b for b in range(32) if b not in llama]
-    table = tables.removed_layers(order, table4)
+    table = result_tables.removed_layers(order, table4)
     row = table[table["paper's model"] == "Llama-2-7B"].iloc[0]
     assert (
         row["difference"] == 0
         and row["removed, paper"] == row["removed, measured"] == "27, 26, 25, 28, 24, 29, 23, 21, 22"
     )
     assert len(table) == 4
-    same = tables.removed_layers_by_place(order, "meta-llama/Llama-2-7b-hf", table4)
+    same = result_tables.removed_layers_by_place(order, "meta-llama/Llama-2-7b-hf", table4)
     assert same["difference"].tolist() == [0] * 9
-    other = tables.removed_layers_by_place(order, "somebody/else", table4)
+    other = result_tables.removed_layers_by_place(order, "somebody/else", table4)
     assert len(other) == 8 and other["paper"].isna().all() and other["measured"].tolist() == llama[:8]
 
 
 def test_single_removal_values_start_with_the_dense_model():
     dense, results = perplexities()
-    ppl = tables.by_block(tables.perplexity(results, dense)[0])
+    ppl = result_tables.by_block(result_tables.perplexity(results, dense)[0])
     rows = [
         {"block": b, "task": "t", "metric": "acc", "accuracy": 0.5, "low": 0.1, "high": 0.9, "n": 4}
         for b in (np.nan, 0, 1, 2)
     ]
-    table = tables.single_removal_values(ppl, pd.DataFrame(rows))
+    table = result_tables.single_removal_values(ppl, pd.DataFrame(rows))
     assert table["removed block"].tolist() == ["none", "0", "1", "2"]
     assert table["t 95 %"].tolist() == ["0.10 to 0.90"] * 4
     assert table["perplexity"][0] == pytest.approx(np.e)
 
 
 def test_strategies_list_what_goes_first():
-    table = tables.strategies(tables.importance_scores(sums(), 10, 0), 6, 0.34)
+    table = result_tables.strategies(result_tables.importance_scores(sums(), 10, 0), 6, 0.34)
     column = "first 2 of 6 removed"
     by_name = table.set_index("strategy")[column]
     assert by_name["sequential"] == "0, 1" and by_name["reverse_order"] == "5, 4"

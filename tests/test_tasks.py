@@ -12,9 +12,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from layer_redundancy import corpora, embedded, paths, tasks
-from layer_redundancy.errors import StudyError
-from layer_redundancy.profiles import TaskBudget
+from layer_redundancy.config.profiles import TaskBudget
+from layer_redundancy.core import paths
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data import benchmark_items, corpora
+from layer_redundancy.models import smollm2
 
 EMBEDDED = ["mmlu_dev", "mmlu_dev_continuation", "mmlu_dev_fewshot", "passage_continuation"]
 
@@ -74,7 +76,7 @@ doc_to_target: answer
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(embedded.folder())
+    return AutoTokenizer.from_pretrained(smollm2.folder())
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,7 @@ def evaluated(lm, items, **options):
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_embedded_tasks_agree_with_lm_eval(lm, tokenizer, name):
-    items = tasks.load(TaskBudget(name, limit=12), tokenizer)
+    items = benchmark_items.load(TaskBudget(name, limit=12), tokenizer)
     frame = items.metrics(answers(lm, items))
     results, seen = evaluated(lm, items)
     assert sorted(seen) == sorted((r.context_ids, r.continuation_ids) for r in items.requests)
@@ -151,7 +153,7 @@ def test_embedded_tasks_agree_with_lm_eval(lm, tokenizer, name):
 
 @pytest.mark.parametrize("num_fewshot", [0, 2])
 def test_hand_made_items_agree_with_lm_eval(hand_made, lm, tokenizer, num_fewshot):
-    items = tasks.load(TaskBudget("hand_made", num_fewshot=num_fewshot), tokenizer)
+    items = benchmark_items.load(TaskBudget("hand_made", num_fewshot=num_fewshot), tokenizer)
     frame = items.metrics(answers(lm, items))
     results, seen = evaluated(lm, items, num_fewshot=num_fewshot)
     assert sorted(seen) == sorted((r.context_ids, r.continuation_ids) for r in items.requests)
@@ -162,7 +164,7 @@ def test_hand_made_items_agree_with_lm_eval(hand_made, lm, tokenizer, num_fewsho
 
 
 def test_loglikelihood_task_agrees_with_lm_eval(hand_made, lm, tokenizer):
-    items = tasks.load(TaskBudget("last_word"), tokenizer)
+    items = benchmark_items.load(TaskBudget("last_word"), tokenizer)
     given = answers(lm, items)
     frame = items.metrics(given)
     results, seen = evaluated(lm, items)
@@ -173,7 +175,7 @@ def test_loglikelihood_task_agrees_with_lm_eval(hand_made, lm, tokenizer):
 
 
 def test_metrics_by_hand(hand_made, tokenizer):
-    items = tasks.load(TaskBudget("hand_made"), tokenizer)
+    items = benchmark_items.load(TaskBudget("hand_made"), tokenizer)
     by_question = {item.doc["question"]: i for i, item in enumerate(items.items)}
     sky = by_question["The sky is"]
     # "blue" (4 characters) -8 against "a large green field of corn" (27) -9: right by sum, wrong by length.
@@ -187,7 +189,7 @@ def test_metrics_by_hand(hand_made, tokenizer):
 
 
 def test_trailing_space_and_empty_context_are_as_in_hflm(hand_made, lm, tokenizer):
-    items = tasks.load(TaskBudget("hand_made"), tokenizer)
+    items = benchmark_items.load(TaskBudget("hand_made"), tokenizer)
     requests = {(items.items[r.doc].doc["question"], r.choice): r for r in items.requests}
     moved = requests["Two and two make ", 1]
     assert tokenizer.decode(moved.context_ids) == "Two and two make"
@@ -200,11 +202,11 @@ def test_trailing_space_and_empty_context_are_as_in_hflm(hand_made, lm, tokenize
 def test_bos_is_in_the_context_where_the_tokenizer_prepends_it(hand_made):
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = AutoTokenizer.from_pretrained(embedded.folder())
-    plain = tasks.load(TaskBudget("last_word"), tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.folder())
+    plain = benchmark_items.load(TaskBudget("last_word"), tokenizer)
     bos = (tokenizer.bos_token, tokenizer.bos_token_id)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
-    with_bos = tasks.load(TaskBudget("last_word"), tokenizer)
+    with_bos = benchmark_items.load(TaskBudget("last_word"), tokenizer)
     for a, b in zip(plain.requests, with_bos.requests, strict=True):
         assert b.context_ids == (bos[1], *a.context_ids)
         assert b.continuation_ids == a.continuation_ids
@@ -212,29 +214,29 @@ def test_bos_is_in_the_context_where_the_tokenizer_prepends_it(hand_made):
 
 
 def test_long_contexts_are_cut_as_in_hflm(lm, tokenizer):
-    full = tasks.load(TaskBudget("mmlu_dev", limit=10), tokenizer)
-    cut = tasks.load(TaskBudget("mmlu_dev", limit=10), tokenizer, max_length=40)
+    full = benchmark_items.load(TaskBudget("mmlu_dev", limit=10), tokenizer)
+    cut = benchmark_items.load(TaskBudget("mmlu_dev", limit=10), tokenizer, max_length=40)
     short = HFLM(pretrained=lm.model, tokenizer=tokenizer, batch_size=4, max_length=40, device="cpu")
     assert max(len(r.context_ids) for r in full.requests) > 40
     for (ours, _), (theirs, _) in zip(answers(lm, cut), answers(short, full), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
     assert max(len(r.context_ids) + len(r.continuation_ids) for r in cut.requests) == 41  # the last is never read
     with pytest.raises(StudyError, match=r"continuation of \d+ tokens, longer than the model's 2"):
-        tasks.load(TaskBudget("mmlu_dev_continuation", limit=10), tokenizer, max_length=2)
+        benchmark_items.load(TaskBudget("mmlu_dev_continuation", limit=10), tokenizer, max_length=2)
 
 
 def test_items_are_deterministic_and_a_smaller_limit_takes_the_first(tokenizer):
-    few, again, many = (tasks.load(TaskBudget("mmlu_dev", limit=n), tokenizer) for n in (20, 20, 60))
+    few, again, many = (benchmark_items.load(TaskBudget("mmlu_dev", limit=n), tokenizer) for n in (20, 20, 60))
     assert few.fingerprint == again.fingerprint != many.fingerprint
     assert few.requests == many.requests[: len(few.requests)]
-    other = tasks.load(TaskBudget("mmlu_dev", limit=20), tokenizer, seed=1)
+    other = benchmark_items.load(TaskBudget("mmlu_dev", limit=20), tokenizer, seed=1)
     assert [item.doc_id for item in other.items] != [item.doc_id for item in few.items]
     assert len({item.doc["subject"] for item in many.items}) > 25
     assert len({item.doc_id for item in many.items}) == 60
 
 
 def test_both_forms_of_mmlu_dev_ask_the_same_questions(tokenizer):
-    letters, texts = (tasks.load(TaskBudget(name, limit=5), tokenizer) for name in EMBEDDED[:2])
+    letters, texts = (benchmark_items.load(TaskBudget(name, limit=5), tokenizer) for name in EMBEDDED[:2])
     assert [item.doc for item in letters.items] == [item.doc for item in texts.items]
     first, item = letters.requests[0], letters.items[0].doc
     prompt = (
@@ -246,7 +248,7 @@ def test_both_forms_of_mmlu_dev_ask_the_same_questions(tokenizer):
 
 
 def test_mmlu_dev_holds_the_usable_questions():
-    rows = tasks.mmlu_dev()["test"].to_list()
+    rows = benchmark_items.mmlu_dev()["test"].to_list()
     assert len(rows) == 280 and len({row["subject"] for row in rows}) == 57
     assert collections.Counter("ABCD"[row["answer"]] for row in rows) == {"A": 65, "B": 70, "C": 68, "D": 77}
     assert len({(row["question"], *row["choices"]) for row in rows}) == 280
@@ -257,9 +259,9 @@ def test_mmlu_dev_holds_the_usable_questions():
 
 
 def test_each_known_defect_of_mmlu_dev_is_handled():
-    rows = {(row["subject"], row["index"]): row for row in tasks.mmlu_dev()["test"].to_list()}
-    assert len(tasks.MMLU_DEFECTS) == 5
-    for place, (kept, reason) in tasks.MMLU_DEFECTS.items():
+    rows = {(row["subject"], row["index"]): row for row in benchmark_items.mmlu_dev()["test"].to_list()}
+    assert len(benchmark_items.MMLU_DEFECTS) == 5
+    for place, (kept, reason) in benchmark_items.MMLU_DEFECTS.items():
         assert (place in rows) == kept and reason
     assert rows["abstract_algebra", 1]["question"] == "Find the characteristic of the ring 2Z."
     assert rows["high_school_computer_science", 4]["answer"] == 1
@@ -270,8 +272,8 @@ def test_each_known_defect_of_mmlu_dev_is_handled():
 
 
 def test_passages_are_of_the_evaluation_split_and_candidates_of_other_articles():
-    rows = tasks.passage_continuation()["test"].to_list()
-    assert rows == tasks.passage_continuation()["test"].to_list()
+    rows = benchmark_items.passage_continuation()["test"].to_list()
+    assert rows == benchmark_items.passage_continuation()["test"].to_list()
     evaluation = corpora.articles("wikipedia", "evaluation")
     calibration = "\n".join(corpora.articles("wikipedia", "calibration"))
     assert len(rows) > 500
@@ -301,7 +303,7 @@ def test_passages_are_of_the_evaluation_split_and_candidates_of_other_articles()
     ],
 )
 def test_sentences(paragraph, expected):
-    assert tasks.sentences(paragraph) == (expected or [paragraph])
+    assert benchmark_items.sentences(paragraph) == (expected or [paragraph])
 
 
 @pytest.mark.parametrize(
@@ -313,41 +315,41 @@ def test_sentences(paragraph, expected):
 )
 def test_numbers_that_do_not_fit_are_told_in_one_line(tokenizer, budget, message):
     with pytest.raises(StudyError, match=message) as error:
-        tasks.load(budget, tokenizer)
+        benchmark_items.load(budget, tokenizer)
     assert "\n" not in str(error.value)
 
 
 def test_task_that_generates_is_refused(hand_made, tokenizer):
     with pytest.raises(StudyError, match="generate_until task: only loglikelihood tasks"):
-        tasks.load(TaskBudget("generate"), tokenizer)
+        benchmark_items.load(TaskBudget("generate"), tokenizer)
 
 
 def test_unreachable_data_is_told_in_one_line(hand_made, tokenizer, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(StudyError, match="task from_hub is not in the local cache and the hub cannot") as error:
-        tasks.load(TaskBudget("from_hub"), tokenizer)
+        benchmark_items.load(TaskBudget("from_hub"), tokenizer)
     assert "\n" not in str(error.value)
 
 
 def test_lm_evals_own_names_are_known_and_others_are_not(tokenizer, monkeypatch):
     """One test, because reading lm-eval's own task folder costs many seconds: it is read once and reused."""
-    monkeypatch.setattr(tasks, "TaskManager", cache(TaskManager))
+    monkeypatch.setattr(benchmark_items, "TaskManager", cache(TaskManager))
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("hellaswag", "mmlu"):  # known, so that it is only the data that is missing
         with pytest.raises(StudyError, match=rf"task {name} \(.+\) is not in the local cache"):
-            tasks.load(TaskBudget(name, limit=4), tokenizer)
+            benchmark_items.load(TaskBudget(name, limit=4), tokenizer)
     with pytest.raises(
         StudyError, match=r"unknown task 'helaswag': choose mmlu_dev, .*did you mean .*hellaswag"
     ) as error:
-        tasks.load(TaskBudget("helaswag"), tokenizer)
+        benchmark_items.load(TaskBudget("helaswag"), tokenizer)
     assert "\n" not in str(error.value)
 
 
 def test_group_is_one_benchmark(hand_made, lm, tokenizer):
     (hand_made / "group.yaml").write_text("group: both\ntask: [hand_made, last_word]\n")
-    items = tasks.load(TaskBudget("both"), tokenizer)
+    items = benchmark_items.load(TaskBudget("both"), tokenizer)
     frame = items.metrics(answers(lm, items))
     assert sorted(zip(frame["task"], frame["doc_id"], strict=True)) == [
         (name, i) for name in ("hand_made", "last_word") for i in range(4)
@@ -364,8 +366,8 @@ def test_accuracy_interval_is_wilsons():
         (1, 29): (0.0061, 0.1718),
     }
     for (successes, n), interval in known.items():
-        assert tasks.accuracy_interval(successes, n) == pytest.approx(interval, abs=5e-5)
-    assert tasks.accuracy_interval(20, 20)[1] == pytest.approx(1.0)
+        assert benchmark_items.accuracy_interval(successes, n) == pytest.approx(interval, abs=5e-5)
+    assert benchmark_items.accuracy_interval(20, 20)[1] == pytest.approx(1.0)
 
 
 def test_encoder_is_hflms_own(lm, tokenizer):
@@ -377,11 +379,11 @@ def test_encoder_is_hflms_own(lm, tokenizer):
         lm.loglikelihood(instances, disable_tqdm=True)
     finally:
         del lm._loglikelihood_tokens
-    assert tasks._Encoder(tokenizer).loglikelihood(instances, disable_tqdm=True) == seen
+    assert benchmark_items._Encoder(tokenizer).loglikelihood(instances, disable_tqdm=True) == seen
 
 
 def test_few_shot_questions_share_five_worked_examples(tokenizer):
-    items = tasks.load(TaskBudget("mmlu_dev_fewshot", limit=50), tokenizer)
+    items = benchmark_items.load(TaskBudget("mmlu_dev_fewshot", limit=50), tokenizer)
     assert items.num_items == 50 and items.num_fewshot == 5
     prompts = {item.task.fewshot_context(item.doc, num_fewshot=5) for item in items.items}
     (shared,) = {prompt.rsplit("\n\n", 1)[0] for prompt in prompts}

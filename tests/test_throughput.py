@@ -2,14 +2,16 @@ import pytest
 import torch
 
 import tiny_models
-from layer_redundancy import models, sweep, throughput, variants
-from layer_redundancy.results import Store
+from layer_redundancy.core import variants
+from layer_redundancy.core.store import Store
+from layer_redundancy.evaluate import sweep
+from layer_redundancy.models import decoder, throughput
 from test_sweep import Continuations, identity, ragged_sequences
 
 
 @pytest.fixture
 def stack():
-    return models.decoder_stack(tiny_models.build("llama"))
+    return decoder.decoder_stack(tiny_models.build("llama"))
 
 
 def test_rates_double_and_end(stack):
@@ -26,14 +28,14 @@ def test_the_smallest_batch_that_is_fast_enough_is_taken(stack, monkeypatch):
 
 
 def test_memory_that_runs_out_ends_the_search(stack, monkeypatch):
-    run = models.DecoderStack.run_block
+    run = decoder.DecoderStack.run_block
 
     def scarce(self, index, hidden, *arguments):
         if hidden.shape[0] * hidden.shape[1] > 1024:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(self, index, hidden, *arguments)
 
-    monkeypatch.setattr(models.DecoderStack, "run_block", scarce)
+    monkeypatch.setattr(decoder.DecoderStack, "run_block", scarce)
     assert list(throughput.rates(stack)) == [1024]
     assert throughput.batch_tokens(stack) == 1024
 

@@ -14,9 +14,10 @@ import torch
 from transformers.trainer_pt_utils import safe_globals
 
 import tiny_models
-from layer_redundancy import memory, paths, training
-from layer_redundancy.errors import DoesNotFit, StudyError
-from layer_redundancy.training import Optimization
+from layer_redundancy.core import devices, paths
+from layer_redundancy.core.errors import DoesNotFit, StudyError
+from layer_redundancy.train import training_loop
+from layer_redundancy.train.training_loop import Optimization
 
 IDS = tiny_models.tokens(12, 9)
 EXAMPLES = [{"input_ids": row} for row in IDS]
@@ -33,7 +34,7 @@ def fit(folder, steps=8, built=None, **changes):
     built = built or model()
     folder.mkdir(exist_ok=True)
     optimization = Optimization(steps, batch=4, learning_rate=1e-2, warmup=2)
-    return built, training.fit(built, EXAMPLES, optimization, folder, seed=3, **changes)
+    return built, training_loop.fit(built, EXAMPLES, optimization, folder, seed=3, **changes)
 
 
 def equal(one, other, atol=0.0):
@@ -76,7 +77,7 @@ def test_only_what_requires_a_gradient_is_trained_and_counted(tmp_path):
 def test_held_out_numbers_are_taken_before_and_after(tmp_path):
     def validate(model):
         assert not model.training
-        return training.causal_loss(model, {"input_ids": IDS[:2]}).item()
+        return training_loop.causal_loss(model, {"input_ids": IDS[:2]}).item()
 
     trained, fitted = fit(tmp_path / "a", steps=7, validate=validate, validate_every=3)
     steps, values = fitted.curve("validation")
@@ -92,7 +93,7 @@ def test_a_smaller_batch_gives_the_same_weights_when_memory_runs_out(tmp_path, c
     def scarce(model, batch):
         if len(batch["input_ids"]) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return training.causal_loss(model, batch)
+        return training_loop.causal_loss(model, batch)
 
     halved, fitted = fit(tmp_path / "b", loss=scarce)
     assert "out of memory, going on with 2 of a step's 4 examples at a time" in capsys.readouterr().out
@@ -104,19 +105,19 @@ def test_a_smaller_batch_gives_the_same_weights_when_memory_runs_out(tmp_path, c
 
     with pytest.raises(DoesNotFit, match="training on one example does not fit"):
         fit(tmp_path / "c", loss=never)
-    assert memory.lacks_memory(torch.OutOfMemoryError())
+    assert devices.lacks_memory(torch.OutOfMemoryError())
 
 
 def test_a_training_that_stops_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path, monkeypatch, capsys):
     expected, through = fit(tmp_path / "a")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", 0)
     calls = []
 
     def stops(model, batch):
         calls.append(1)
         if len(calls) > 5:
             raise KeyboardInterrupt
-        return training.causal_loss(model, batch)
+        return training_loop.causal_loss(model, batch)
 
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "b", loss=stops)
@@ -128,16 +129,16 @@ def test_a_training_that_stops_goes_on_from_its_checkpoint_to_the_same_weights(t
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
     expected, _ = fit(tmp_path / "a")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", 0)
     fit(tmp_path / "b")
     (last,) = (tmp_path / "b").glob("checkpoint-*")
-    assert training.last_checkpoint(tmp_path / "b") == last
+    assert training_loop.last_checkpoint(tmp_path / "b") == last
     broken = tmp_path / "b" / "checkpoint-8"
     broken.mkdir()
-    (broken / training.WEIGHTS).write_bytes(b"half")
-    assert training.last_checkpoint(tmp_path / "b") == last
-    (last / training.OPTIMIZER).write_bytes(b"")
-    assert training.last_checkpoint(tmp_path / "b") is None
+    (broken / training_loop.WEIGHTS).write_bytes(b"half")
+    assert training_loop.last_checkpoint(tmp_path / "b") == last
+    (last / training_loop.OPTIMIZER).write_bytes(b"")
+    assert training_loop.last_checkpoint(tmp_path / "b") is None
     again, _ = fit(tmp_path / "b")
     assert equal(expected, again)
 
@@ -161,7 +162,7 @@ def test_kill_9_loses_no_more_than_a_checkpoint(tmp_path, capsys):
     code = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder))
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"})
     until = time.monotonic() + 120
-    while training.last_checkpoint(folder) is None and process.poll() is None and time.monotonic() < until:
+    while training_loop.last_checkpoint(folder) is None and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -173,12 +174,12 @@ def test_kill_9_loses_no_more_than_a_checkpoint(tmp_path, capsys):
 
 def test_a_workplace_is_kept_until_the_work_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path)
-    with pytest.raises(RuntimeError), training.workplace({"a": 1}) as folder:
+    with pytest.raises(RuntimeError), training_loop.workplace({"a": 1}) as folder:
         (folder / "kept").write_text("")
         raise RuntimeError
-    with training.workplace({"a": 2}) as other:
+    with training_loop.workplace({"a": 2}) as other:
         assert other != folder
-    with training.workplace({"a": 1}) as again:
+    with training_loop.workplace({"a": 1}) as again:
         assert again == folder and (again / "kept").exists()
     assert not list(tmp_path.iterdir())
 
@@ -187,7 +188,7 @@ def test_weights_of_16_bits_are_trained_in_32(tmp_path):
     built = model().bfloat16()
 
     def validate(model):
-        return training.causal_loss(model, {"input_ids": IDS[:2]}).item()
+        return training_loop.causal_loss(model, {"input_ids": IDS[:2]}).item()
 
     trained, fitted = fit(tmp_path / "a", built=built, validate=validate, validate_every=8)
     assert {p.dtype for p in trained.parameters()} == {torch.bfloat16}
@@ -198,35 +199,35 @@ def test_weights_of_16_bits_are_trained_in_32(tmp_path):
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", 0)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training, "save_file", full)
+    monkeypatch.setattr(training_loop, "save_file", full)
     with pytest.raises(StudyError, match=r"cannot write a checkpoint to .* \(No space left on device\)"):
         fit(tmp_path / "a")
 
 
 def test_what_cannot_be_trained_is_one_line(tmp_path):
     def diverges(model, batch):
-        return training.causal_loss(model, batch) * float("nan")
+        return training_loop.causal_loss(model, batch) * float("nan")
 
     with pytest.raises(StudyError, match="the loss is nan at step 1: choose a lower learning rate"):
         fit(tmp_path / "a", loss=diverges)
     with pytest.raises(StudyError, match="no weight is to be trained"):
         fit(tmp_path / "b", built=model("nothing"))
     with pytest.raises(StudyError, match="no examples to train on"):
-        training.fit(model(), [], Optimization(1, 1, 1e-3), tmp_path)
+        training_loop.fit(model(), [], Optimization(1, 1, 1e-3), tmp_path)
 
 
 def test_a_checkpoint_holds_json_and_tensors_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", 0)
     fit(tmp_path / "a", built=model("layers.4."))
     (last,) = (tmp_path / "a").glob("checkpoint-*")
-    assert json.loads((last / training.STATE).read_text())["global_step"] == 7
+    assert json.loads((last / training_loop.STATE).read_text())["global_step"] == 7
     with safe_globals():  # numpy's random state, as Trainer allows it
         for file in last.glob("*.pt*"):
             torch.load(file, weights_only=True)
     size = sum(4 * p.numel() for name, p in model().named_parameters() if "layers.4." in name)
-    assert size < (last / training.WEIGHTS).stat().st_size < size + 4000
+    assert size < (last / training_loop.WEIGHTS).stat().st_size < size + 4000

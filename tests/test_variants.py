@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layer_redundancy import variants
-from layer_redundancy.errors import StudyError
+from layer_redundancy.core import variants
+from layer_redundancy.core.errors import StudyError
 
 
 def test_known_plans():

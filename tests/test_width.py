@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from layer_redundancy import variants, width
+from layer_redundancy.core import variants
+from layer_redundancy.experiments import width_vs_depth
 from test_curves import nll_result, task_result
 
 L, H = 4, 3
@@ -29,12 +30,12 @@ def test_changes_and_ids_by_hand():
     tried = {
         name.removeprefix("task/"): {p: (of[v], of[DENSE]) for p, v in heads.items()} for name, of in measured.items()
     }
-    single = width.changes(tried)
+    single = width_vs_depth.changes(tried)
     assert len(single) == 2 * L * H and set(single["n"]) == {3, 4}
     nats = single[single["measurement"] == "perplexity"].set_index(["block", "head"])["change"]
     assert nats[2, 1] == pytest.approx(0.2)
     assert (single[single["measurement"] == "t"]["change"] == -0.5).all()
-    by_id = width.by_id(measured, variants.head_everywhere(L, H), DENSE)
+    by_id = width_vs_depth.by_id(measured, variants.head_everywhere(L, H), DENSE)
     of = by_id[by_id["measurement"] == "perplexity"]
     assert list(of["head"]) == [0, 1, 2]
     assert np.log(of["value"] / of["dense"]).tolist() == pytest.approx([0.4, 0.8, 1.2])
@@ -47,9 +48,11 @@ def test_equal_weights_scales_single_heads():
     nll = results(lambda v: 0.1 * len(lost(v)) + len(variants.removed_blocks(L, v)))
     heads = list(variants.single_heads(L, H).values())
     sets = variants.random_heads(L, H, 2, 5, seed=0)
-    table = width.equal_weights(nll, variants.single_removal(L), sets, heads, DENSE, size=2)
+    table = width_vs_depth.equal_weights(nll, variants.single_removal(L), sets, heads, DENSE, size=2)
     assert table.groupby("what", sort=False)["damage"].mean().tolist() == pytest.approx([1, 0.2, 0.2])
-    claim = width.width_claim(nll, variants.single_removal(L), sets, heads, DENSE, 50, seed=0).set_index("statement")
+    claim = width_vs_depth.width_claim(nll, variants.single_removal(L), sets, heads, DENSE, 50, seed=0).set_index(
+        "statement"
+    )
     assert claim["holds"].tolist() == [False, True, False]  # each head costs 10 %; sets cost less than blocks do
     assert claim["measured"].tolist() == pytest.approx([0, 0.2, 1])
 
@@ -61,10 +64,14 @@ def square(change):
 
 def test_a_pattern_by_head_is_told_from_none():
     rng = np.random.default_rng(0)
-    stripes = width.variance_shares(square(lambda b, h: h + 0.1 * rng.normal()), 200, seed=0).set_index("factor")
+    stripes = width_vs_depth.variance_shares(square(lambda b, h: h + 0.1 * rng.normal()), 200, seed=0).set_index(
+        "factor"
+    )
     assert stripes.loc["head id", "share"] > 0.95 and stripes.loc["head id", "p"] < 0.01
-    by_depth = width.variance_shares(square(lambda b, h: b + 0.1 * rng.normal()), 200, seed=0).set_index("factor")
+    by_depth = width_vs_depth.variance_shares(square(lambda b, h: b + 0.1 * rng.normal()), 200, seed=0).set_index(
+        "factor"
+    )
     assert by_depth.loc["block", "share"] > 0.95 and by_depth.loc["block", "p"] < 0.01
     assert by_depth.loc["head id", "p"] > 0.05
-    none = width.variance_shares(square(lambda b, h: rng.normal()), 200, seed=0).set_index("factor")
+    none = width_vs_depth.variance_shares(square(lambda b, h: rng.normal()), 200, seed=0).set_index("factor")
     assert (none["p"] > 0.05).all() and none["share"].to_numpy() == pytest.approx(none["by_chance"].to_numpy(), abs=0.1)

@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from layer_redundancy import estimate, importance, profiles, sources, variants, workload
-from layer_redundancy.profiles import PROFILES, TaskBudget
-from layer_redundancy.sources import Amount
-from layer_redundancy.workload import Planner, Shape
+from layer_redundancy.config import profiles, sources
+from layer_redundancy.config.profiles import PROFILES, TaskBudget
+from layer_redundancy.config.sources import Amount
+from layer_redundancy.core import variants
+from layer_redundancy.measures import importance
+from layer_redundancy.planning import estimate, workload
+from layer_redundancy.planning.workload import Planner, Shape
 
 LLAMA = Shape("meta-llama/Llama-2-7b-hf", 32, 32, 97, True)
 AMOUNTS = {name: data.amount for name, data in sources.DATA.items() if data.amount}
@@ -146,7 +149,7 @@ def test_every_benchmark_that_is_downloaded_is_known():
     paper = profiles.PROFILES["paper"]
     every = (*paper.tasks, *paper.benchmarks, *paper.generative_benchmarks, *paper.generation.tasks)
     assert {b.name for b in every} <= set(AMOUNTS)
-    from layer_redundancy.benchmarks import PAPER_BENCHMARKS
+    from layer_redundancy.data.paper_benchmarks import PAPER_BENCHMARKS
 
     for benchmark in PAPER_BENCHMARKS:
         assert sources.DATA[benchmark.task].amount.items == benchmark.items

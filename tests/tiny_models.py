@@ -3,8 +3,8 @@
 import torch
 import transformers as tf
 
-from layer_redundancy import baichuan
-from layer_redundancy.rwkv5 import Rwkv5Config
+from layer_redundancy.models.baichuan import model as baichuan
+from layer_redundancy.models.rwkv5.model import Rwkv5Config
 
 COMMON = {
     "vocab_size": 97,

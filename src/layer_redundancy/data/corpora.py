@@ -1,0 +1,364 @@
+"""Running text as token blocks: calibration and evaluation come from different articles, always the same ones."""
+
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from layer_redundancy.config import sources
+from layer_redundancy.config.profiles import TextBudget
+from layer_redundancy.core import paths
+from layer_redundancy.core.cache import made_once, scratch_folder
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data import hub
+
+Split = Literal["calibration", "evaluation"]
+SPLITS: tuple[Split, Split] = ("calibration", "evaluation")
+
+RULES_VERSION = 1  # part of the cached file's name: raise it when a cleaning rule changes
+MIN_PARAGRAPH_WORDS = 20  # table cells, captions and list entries are shorter
+MIN_ARTICLE_WORDS = 200  # redirects, disambiguation pages and lists leave less prose than that
+TEXT_FILE_ARTICLE_WORDS = 2000  # a single .txt is cut after the paragraph that reaches this
+
+# The books of PG-19 by split: its validation and its test split.
+PG19_FILES: dict[Split, str] = {"calibration": "data/validation-*.parquet", "evaluation": "data/test-*.parquet"}
+
+C4_FILES: dict[Split, str] = {
+    "calibration": "en/c4-train.00000-of-01024.json.gz",
+    "evaluation": "en/c4-validation.00000-of-00008.json.gz",
+}
+PACK_DOCUMENTS = 2000  # that are tokenised at a time
+
+# A paragraph of prose starts like a sentence (list entries, headings, table rows and templates do not) and ends like
+# one (captions and lines that lead into a list or a formula do not).
+SENTENCE_START = re.compile(r"""["“'(]?[^\W_a-z]""")
+SENTENCE_END = re.compile(r"""[.!?]["'”’)]*$""")
+MARKUP = re.compile(r"[\[\]{}<>|\\=]|https?:|\b\d+px\b|^\w+:\S")  # what the wikitext filter did not resolve
+# A removed template or formula leaves its surroundings: "an algorithm ( ) is", "an area of  and", "the Greek , i.e.".
+HOLE = re.compile(r"""\(\s*[,;:)]|\(\s|\s[,;:.)?](?!\d)|[^.!?:;,)"”’%]\s{2,}\S""")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBlocks:
+    """Token blocks of one split of a corpus.
+
+    Attributes:
+        input_ids: int64 tensor of shape (num_blocks, block_length); no padding.
+        corpus: the corpus as the budget names it.
+        split: "calibration" or "evaluation".
+        bos: each block starts with the beginning-of-sequence token.
+    """
+
+    input_ids: torch.Tensor
+    corpus: str
+    split: Split
+    bos: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all blocks, beginning-of-sequence tokens included."""
+        return self.input_ids.numel()
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the shape and then the ids, both as little-endian int64."""
+        ids = self.input_ids.numpy()
+        return hashlib.sha256(np.array(ids.shape, "<i8").tobytes() + ids.astype("<i8").tobytes()).hexdigest()
+
+
+def token_blocks(budget: TextBudget, tokenizer, split: Split) -> TokenBlocks:
+    """Cuts a split of the budget's corpus into blocks and takes as many as the budget says.
+
+    Every article is tokenised by itself and cut into whole blocks, so that no block spans two articles; the rest of an
+    article is left out. Then blocks are dealt round-robin over the articles: the first n blocks come from as many
+    articles as there are, and are the same whatever number is asked. Which article comes first, and which of its
+    blocks, is decided by a hash, so that blocks do not all come from the openings of articles.
+
+    Args:
+        budget: corpus, block length and number of blocks.
+        tokenizer: a transformers tokenizer. Blocks start with its beginning-of-sequence token exactly if it prepends
+            that token by default, as its models were trained: Llama-2 and Gemma need it, SmolLM2 and GPT-2 have none.
+        split: "calibration" or "evaluation".
+
+    Raises:
+        StudyError: unknown corpus, or less text than the budget asks for.
+    """
+    asked = budget.calibration_blocks if split == "calibration" else budget.evaluation_blocks
+    if asked < 1 or budget.block_length < 2:
+        raise StudyError(f"{asked} {split} blocks of {budget.block_length} tokens: need at least 1 block of 2 tokens")
+    bos = prepends_bos(tokenizer)
+    prefix = [tokenizer.bos_token_id] if bos else []
+    length = budget.block_length - len(prefix)
+
+    texts = sorted(articles(budget.corpus, split), key=_digest)
+    # verbose=False: an article longer than the model's context is no reason to warn, it is cut below.
+    ids = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+    dealt = []
+    for text, tokens in zip(texts, ids, strict=True):
+        order = sorted(range(len(tokens) // length), key=lambda k, text=text: _digest(f"{k} {text}"))
+        dealt.append([prefix + tokens[k * length : (k + 1) * length] for k in order])
+    blocks = [block for turn in zip_longest(*dealt) for block in turn if block is not None]
+    if len(blocks) < asked:
+        raise StudyError(
+            f"corpus {budget.corpus!r} gives {len(blocks)} {split} blocks of {budget.block_length} tokens "
+            f"({sum(map(len, ids))} tokens in {len(texts)} articles), not {asked}: "
+            "ask for fewer or shorter blocks, or give a corpus with more text"
+        )
+    return TokenBlocks(torch.tensor(blocks[:asked], dtype=torch.long), budget.corpus, split, bos)
+
+
+def packed_blocks(corpus: str, tokenizer, split: Split, length: int, count: int) -> TokenBlocks:
+    """Text to train on: articles one after the other, in the order of a hash, cut into blocks whatever ends in them.
+
+    Articles begin with the beginning-of-sequence token where the tokenizer prepends it, and otherwise end with the
+    end-of-sequence token where there is one.
+
+    Args:
+        corpus: as `articles` has it.
+        tokenizer: a transformers tokenizer.
+        split: "calibration" or "evaluation".
+        length: tokens a block.
+        count: blocks; fewer where the corpus has less text.
+
+    Raises:
+        StudyError: unknown corpus, or less text than one block.
+    """
+    key = {
+        "corpus": corpus,
+        "split": split,
+        "length": length,
+        "count": count,
+        "tokenizer": _tokenizer_digest(tokenizer),
+    }
+    if corpus not in ("c4", "alpaca"):
+        return _packed(corpus, tokenizer, split, length, count)
+    key |= {"revision": sources.DATA[corpus].revision, "rules": RULES_VERSION}
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        np.save(folder / "tokens.npy", _packed(corpus, tokenizer, split, length, count).input_ids.numpy())
+
+    file = made_once("tokens", key, write) / "tokens.npy"
+    return TokenBlocks(torch.from_numpy(np.load(file)), corpus, split, prepends_bos(tokenizer))
+
+
+def _packed(corpus: str, tokenizer, split: Split, length: int, count: int) -> TokenBlocks:
+    bos = prepends_bos(tokenizer)
+    first = [tokenizer.bos_token_id] if bos else []
+    last = [] if bos or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    texts = sorted(articles(corpus, split), key=_digest)
+    pieces, num = [], 0
+    for begin in range(0, len(texts), PACK_DOCUMENTS):
+        found = tokenizer(texts[begin : begin + PACK_DOCUMENTS], add_special_tokens=False, verbose=False).input_ids
+        pieces += [np.array([*first, *ids, *last], dtype=np.int64) for ids in found]
+        num = sum(map(len, pieces))
+        if num >= length * count:
+            break
+    if num < length:
+        raise StudyError(f"corpus {corpus!r} has {num} {split} tokens: no block of {length} can be cut from it")
+    blocks = np.concatenate(pieces)[: num // length * length].reshape(-1, length)[:count]
+    return TokenBlocks(torch.from_numpy(blocks), corpus, split, bos)
+
+
+def _tokenizer_digest(tokenizer) -> str:
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    return _digest(f"{type(tokenizer).__name__} {vocabulary}")
+
+
+def prepends_bos(tokenizer) -> bool:
+    """Whether the tokenizer puts its beginning-of-sequence token first when it is called without options."""
+    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+
+
+def articles(corpus: str, split: Split) -> list[str]:
+    """The articles of one split, cleaned, in the corpus's order; paragraphs are separated by an empty line.
+
+    The two splits share no article: articles are ranked by a hash of their title (of their text where there is no
+    title) and go to the splits in turn.
+
+    Args:
+        corpus: one of
+            - "wikipedia": the extract of the English Wikipedia that gensim ships for its tests, as prose; 46 articles
+              with 237 k SmolLM2 tokens for calibration and 45 with 223 k for evaluation;
+            - "pg19": Gutenberg books from the hub (emozilla/pg19), its 50 validation books for calibration and its 100
+              test books for evaluation;
+            - "c4": web pages from the hub (allenai/c4, English), the first of 1024 files of its training split for
+              calibration and the first of 8 of its validation split for evaluation;
+            - "alpaca": instructions and answers from the hub (yahma/alpaca-cleaned), each in Alpaca's template;
+            - a .txt file (UTF-8), cut into articles of about 2000 words at empty lines, or a folder of .txt files, each
+              an article; a relative path starts at the project's root.
+        split: "calibration" or "evaluation".
+
+    Raises:
+        StudyError: unknown corpus, unreadable file, or unreachable hub.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
+    if corpus == "pg19":
+        return _pg19(split)
+    if corpus == "c4":
+        return _c4(split)
+    titled = TITLED.get(corpus, lambda: _text_files(corpus))()
+    ranked = sorted(titled, key=_digest)
+    mine = set(ranked[SPLITS.index(split) :: 2])
+    return [text for title, text in titled.items() if title in mine]
+
+
+def prose(wikitext: str) -> str:
+    """The prose of a page, whose markup gensim resolves: whole paragraphs, case and punctuation kept.
+
+    A paragraph is dropped unless it has at least 20 words, starts and ends like a sentence, and holds neither markup
+    nor the gap that a removed template or formula leaves; so headings, lists, tables, captions and references go.
+    """
+    from gensim.corpora.wikicorpus import filter_wiki
+
+    kept = []
+    for line in filter_wiki(wikitext).split("\n"):
+        paragraph = re.sub(r"'{2,}", "", line).strip()  # bold and italics
+        if (
+            len(paragraph.split()) >= MIN_PARAGRAPH_WORDS
+            and SENTENCE_START.match(paragraph)
+            and SENTENCE_END.search(paragraph)
+            and not MARKUP.search(paragraph)
+            and not HOLE.search(paragraph)
+        ):
+            kept.append(" ".join(paragraph.split()))
+    return "\n\n".join(kept)
+
+
+def _wikipedia() -> dict[str, str]:
+    """Title -> prose; cleaned once, then read from a file whose name says all it depends on."""
+    import bz2
+    import json
+
+    import gensim
+    from gensim.corpora.wikicorpus import extract_pages
+    from gensim.test.utils import datapath
+
+    dump = Path(datapath("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"))
+    digest = hashlib.sha256(dump.read_bytes()).hexdigest()
+    cached = paths.CACHE / f"wikipedia-{digest[:12]}-v{RULES_VERSION}-gensim-{gensim.__version__}.json"
+    if cached.is_file():
+        return json.loads(cached.read_text(encoding="utf-8"))
+    with bz2.open(dump) as pages:
+        cleaned = {title: prose(text) for title, text, _ in extract_pages(pages, filter_namespaces=("0",))}
+    cleaned = {title: text for title, text in cleaned.items() if len(text.split()) >= MIN_ARTICLE_WORDS}
+    with scratch_folder("wikipedia") as scratch:
+        whole = scratch / cached.name
+        whole.write_text(json.dumps(cleaned, ensure_ascii=False, indent=0), encoding="utf-8")
+        whole.replace(cached)
+    return cleaned
+
+
+def pg19_files() -> Path:
+    """The folder of PG-19's validation and test splits, downloaded once; its training split of 11 GB stays where it is.
+
+    Raises:
+        StudyError: they are not in the hub's cache, and the hub cannot be reached or does not hand them out.
+    """
+    source = sources.DATA["pg19"]
+    return hub.snapshot(source.repository, source.revision, list(PG19_FILES.values()), "dataset")
+
+
+def _pg19(split: Split) -> list[str]:
+    """The books of one of PG-19's own splits."""
+    import pandas as pd
+
+    files = sorted(pg19_files().glob(PG19_FILES[split]))
+    if not files:
+        raise StudyError(f"corpus 'pg19' has no file {PG19_FILES[split]} on the hub any more: name another corpus")
+    return [text for file in files for text in pd.read_parquet(file, columns=["text"])["text"]]
+
+
+def c4_files() -> Path:
+    """The folder of a file of C4's training and one of its validation split, downloaded once; as `pg19_files`."""
+    source = sources.DATA["c4"]
+    return hub.snapshot(source.repository, source.revision, list(C4_FILES.values()), "dataset")
+
+
+def _c4(split: Split) -> list[str]:
+    file = c4_files() / C4_FILES[split]
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            return [json.loads(line)["text"] for line in lines]
+    except (OSError, ValueError, EOFError) as error:
+        raise StudyError(f"cannot read {file} ({error}): delete it, so that it is downloaded again") from error
+
+
+ALPACA_FILE = "alpaca_data_cleaned.json"
+# Taori et al. 2023, with an input and without.
+ALPACA = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n{output}",
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n{output}",
+)
+
+
+def alpaca_files() -> Path:
+    """The folder of the cleaned Alpaca instructions, downloaded once; errors as `pg19_files`."""
+    source = sources.DATA["alpaca"]
+    return hub.snapshot(source.repository, source.revision, [ALPACA_FILE], "dataset")
+
+
+def _alpaca() -> dict[str, str]:
+    rows = json.loads(_read(alpaca_files() / ALPACA_FILE))
+    texts = [ALPACA[not row["input"].strip()].format_map(row) for row in rows]
+    return {text: text for text in texts}
+
+
+def _text_files(corpus: str) -> dict[str, str]:
+    """Title -> text of the user's own files. The title of a piece of a single file is its text."""
+    path = paths.ROOT / Path(corpus).expanduser()
+    if path.is_dir():
+        titled = {file.name: _read(file).strip() for file in sorted(path.glob("*.txt"))}
+        titled = {title: text for title, text in titled.items() if text}
+    elif path.is_file() and path.suffix == ".txt":
+        titled = {text: text for text in _pieces(re.split(r"\n\s*\n", _read(path)))}
+    else:
+        raise StudyError(
+            f"unknown corpus {corpus!r}: choose wikipedia, pg19, c4, alpaca, a .txt file or a folder of .txt files"
+        )
+    if len(titled) < len(SPLITS):
+        raise StudyError(
+            f"corpus {corpus!r} has {len(titled)} articles: calibration and evaluation need one each at least "
+            f"(a file is cut into articles of {TEXT_FILE_ARTICLE_WORDS} words at empty lines, a folder has one a file)"
+        )
+    return titled
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"cannot read {file}: it must be a readable UTF-8 text file") from error
+
+
+def _pieces(paragraphs: Iterable[str]) -> Iterable[str]:
+    """Joins paragraphs to pieces of at least TEXT_FILE_ARTICLE_WORDS words; the last may be shorter."""
+    piece, words = [], 0
+    for paragraph in filter(None, map(str.strip, paragraphs)):
+        piece.append(paragraph)
+        words += len(paragraph.split())
+        if words >= TEXT_FILE_ARTICLE_WORDS:
+            yield "\n\n".join(piece)
+            piece, words = [], 0
+    if piece:
+        yield "\n\n".join(piece)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+# Corpora whose articles have titles, by which they go to the splits.
+TITLED = {"wikipedia": _wikipedia, "alpaca": _alpaca}

@@ -1,0 +1,219 @@
+"""The hub and other places that data is downloaded from: what their troubles mean, told in one line; single files."""
+
+import errno
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlparse
+
+from layer_redundancy.config import sources
+from layer_redundancy.core import paths
+from layer_redundancy.core.errors import StudyError
+
+RAW_FILES = "https://raw.githubusercontent.com"
+RETRIES, RETRY_SECONDS = 2, 1.0  # of a single file whose download broke off; then it is the user's turn
+NO_HUB = "use the embedded profile, which needs no hub"
+
+
+def told(error: BaseException, name: str, instead: str = NO_HUB) -> str | None:
+    """What a trouble of the hub, the network or the disk means for the user, in one line that says what to do.
+
+    Libraries wrap what the hub's client raises, often in a ConnectionError that says less, so the causes of `error`
+    are looked at too.
+
+    Args:
+        error: whatever was raised while something was downloaded or looked up.
+        name: of the model or data set.
+        instead: what the user may do who has no network.
+
+    Returns:
+        The line, which begins with the name; None if `error` is nothing of the kind.
+    """
+    causes = list(_causes(error))
+    for cause in causes:
+        if (line := _known_trouble(cause, name)) is not None:
+            return line
+    for cause in causes:
+        if (line := _no_answer(cause, name, instead)) is not None:
+            return line
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _known_trouble(error: BaseException, name: str) -> str | None:
+    import httpx
+    from huggingface_hub import errors
+
+    text = " ".join(str(error).split())
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError) or "is a gated dataset" in text:
+        return f"{name} is gated: accept its licence on its hub page, then run `hf auth login`{_instead(name)}"
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        file = re.search(r"resolve/[^/]+/(\S+?)\.?(\s|$)", text)
+        return f"{name} has no {file[1] if file else 'such file'} on the hub: was another revision meant?"
+    missing = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)
+    if isinstance(error, missing) or type(error).__name__ == "DatasetNotFoundError":
+        return f"{name}: no such repository or revision on the hub (or private): check the id and revision"
+    if status == 429:
+        return (
+            f"{name}: the hub is asked too often (429){_wait(error)}: wait and run again, it goes on where it was; "
+            "`hf auth login` raises the limit"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{name}: the disk is full: free some space, or set HF_HOME to another disk, and run again"
+    cut = (httpx.RemoteProtocolError, httpx.ReadError, httpx.ReadTimeout)
+    if isinstance(error, cut) or re.search("Consistency check failed|closed connection|IncompleteRead|Truncated", text):
+        return f"{name}: the download broke off ({text[:120]}): run again, it goes on where it was"
+    return None
+
+
+def _no_answer(error: BaseException, name: str, instead: str) -> str | None:
+    import httpx
+    from huggingface_hub import errors
+
+    offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError, ConnectionError)
+    if isinstance(error, offline):
+        return (
+            f"{name} is not in the local cache and the hub cannot be reached: check the network and HF_HUB_OFFLINE, "
+            f"or {instead}"
+        )
+    if isinstance(error, errors.HfHubHTTPError | httpx.HTTPStatusError):
+        return f"{name}: the hub answered {str(error).splitlines()[0]}: try again later"
+    return None
+
+
+def _wait(error: BaseException) -> str:
+    seconds = error.response.headers.get("Retry-After", "")
+    return f" and says to come back in {seconds} s" if seconds.isdigit() else ""
+
+
+def _instead(name: str) -> str:
+    source = sources.MODELS.get(name)
+    if source is None or not source.ungated:
+        return ""
+    return f"; or use MODEL={source.ungated}, the same weights without a gate"
+
+
+@contextmanager
+def errors(name: str, instead: str = NO_HUB) -> Iterator[None]:
+    """Turns troubles of the hub, the network or the disk while `name` is downloaded into one line."""
+    try:
+        yield
+    except StudyError:
+        raise
+    except Exception as error:
+        line = told(error, name, instead)
+        if line is None:
+            raise
+        raise StudyError(line) from error
+
+
+@cache
+def answers() -> bool:
+    """Whether the hub can be reached at all, asked once and without the many retries of its client."""
+    import httpx
+    from huggingface_hub import constants
+
+    if offline():
+        return False
+    try:
+        httpx.head(constants.ENDPOINT, timeout=5)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def offline() -> bool:
+    """Whether the user wants nothing to be looked for on the network (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
+
+
+def file(url: str) -> Path:
+    """A single file that lies on no hub, in the cache; downloaded at the first call, the rest of it if it broke off.
+
+    Args:
+        url: https address, at a commit or a version, so that it is always the same file. The variable RAW_FILES names
+            a mirror of the host of GitHub's raw files.
+
+    Raises:
+        StudyError: not in the cache, and it cannot be downloaded now.
+    """
+    import httpx
+
+    target = paths.CACHE / "files" / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{Path(urlparse(url).path).name}"
+    if target.is_file():
+        return target
+    with errors(url):
+        if offline():
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        address = url.replace(RAW_FILES, os.environ.get("RAW_FILES") or RAW_FILES)
+        for again in range(RETRIES, -1, -1):
+            try:
+                _download(address, target)
+                break
+            except httpx.TransportError:
+                if not again:
+                    raise
+                time.sleep(RETRY_SECONDS)
+    return target
+
+
+def _download(url: str, target: Path) -> None:
+    import httpx
+    from tqdm import tqdm
+
+    part = target.with_name(f"{target.name}.part")
+    have = part.stat().st_size if part.is_file() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as answer:
+        if answer.status_code == 416:  # nothing is left to get, or the part is of something else
+            part.unlink()
+            raise httpx.RemoteProtocolError("what was there did not fit")
+        if answer.status_code == 404:
+            raise StudyError(f"{url}: no such file: was it moved, or is the mirror in RAW_FILES incomplete?")
+        answer.raise_for_status()
+        resumed = answer.status_code == 206
+        total = int(answer.headers.get("Content-Length", 0)) + (have if resumed else 0)
+        with (
+            part.open("ab" if resumed else "wb") as stream,
+            tqdm(total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc=target.name[13:]) as bar,
+        ):
+            for chunk in answer.iter_bytes():  # as they come, so that none is lost
+                stream.write(chunk)
+                bar.update(len(chunk))
+    part.replace(target)
+
+
+def snapshot(repository: str, revision: str | None, patterns: list[str], kind: str = "model") -> Path:
+    """The folder of a hub repository's files that fit the patterns, downloaded where they are not in the hub's cache.
+
+    Args:
+        repository: owner/name.
+        revision: commit, tag or branch; None for the default.
+        patterns: of file names, as in a shell.
+        kind: "model" or "dataset".
+
+    Raises:
+        StudyError: as `told`.
+    """
+    from huggingface_hub import snapshot_download
+
+    with errors(repository):
+        return Path(
+            snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=patterns, max_workers=4)
+        )

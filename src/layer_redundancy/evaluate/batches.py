@@ -1,0 +1,190 @@
+"""Which sequences run together, and what they share: batches of sequences with common prefixes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, cat, tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from layer_redundancy.core.variants import Element
+from layer_redundancy.evaluate import scoring
+from layer_redundancy.evaluate.prefixes import shared_prefixes
+from layer_redundancy.evaluate.scoring import ScoredSequence
+from layer_redundancy.models.decoder import BlockCalls, DecoderStack, PrefixKeys, SharedAttention
+
+PREFIX_BATCHES = 4  # forwards that one run of a prefix may serve
+
+
+@dataclass(frozen=True)
+class Work:
+    """The order in which a measurement's sequences run, and the prefixes they share.
+
+    Attributes:
+        sequences: the measurement's, in its own order.
+        order: indices of sequences; neighbours share a prefix or are of similar length.
+        prefixes: tokens of each sequence, by place in the order, that run once for its group.
+        groups: number of each sequence's group, by place in the order.
+    """
+
+    sequences: Sequence[ScoredSequence]
+    order: tuple[int, ...]
+    prefixes: tuple[int, ...]
+    groups: tuple[int, ...]
+
+    def tail(self, place: int) -> int:
+        """Tokens that the sequence at that place has for itself."""
+        return len(self.sequences[self.order[place]].input_ids) - self.prefixes[place]
+
+    def num_tokens(self, low: int = 0, high: int | None = None) -> int:
+        """Tokens that run for the places low..high-1, a shared prefix counted once."""
+        places = range(low, len(self.order) if high is None else high)
+        return sum(map(self.tail, places)) + sum({self.groups[k]: self.prefixes[k] for k in places}.values())
+
+    def batches(self, batch_tokens: int) -> list[tuple[int, int]]:
+        """All places cut into batches (first place, place after the last)."""
+        ends = [0]
+        while ends[-1] < len(self.order):
+            ends.append(self.batch_end(ends[-1], batch_tokens))
+        return list(pairwise(ends))
+
+    def batch_end(self, low: int, batch_tokens: int) -> int:
+        """Where the batch that begins at place `low` ends: at the tokens it may hold, or after one sequence.
+
+        With prefixes it may hold PREFIX_BATCHES forwards, so that a prefix is not run again for a few sequences more
+        and sequences of similar length find each other. Sequences with a prefix and sequences without do not mix.
+        """
+        prefix, room, groups, high = self.prefixes[low], batch_tokens, set(), low
+        if prefix:
+            room *= PREFIX_BATCHES
+        while high < len(self.order) and (self.prefixes[high] > 0) == (prefix > 0):
+            if not prefix:
+                room -= self.tail(low)  # the longest of the batch
+            else:
+                room -= self.tail(high) + (0 if self.groups[high] in groups else prefix)
+                groups.add(self.groups[high])
+            if room < 0 and high > low:
+                break
+            high += 1
+        return high
+
+
+def arrange(sequences: Sequence[ScoredSequence], share_prefixes: bool) -> Work:
+    """Groups sequences by shared prefix; longest first, so that a lack of memory shows at once.
+
+    Args:
+        sequences: of one measurement.
+        share_prefixes: whether the model can keep a prefix as keys and values.
+    """
+    if share_prefixes:
+        groups = shared_prefixes([s.input_ids for s in sequences], [s.num_scored for s in sequences])
+    else:
+        groups = [(0, [i]) for i in range(len(sequences))]
+
+    def length(sequence: int) -> int:
+        return len(sequences[sequence].input_ids)
+
+    groups = [(prefix, sorted(members, key=length, reverse=True)) for prefix, members in groups]
+    groups.sort(key=lambda g: (-g[0], -length(g[1][0])))
+    return Work(
+        sequences=sequences,
+        order=tuple(i for _, members in groups for i in members),
+        prefixes=tuple(prefix for prefix, members in groups for _ in members),
+        groups=tuple(n for n, (_, members) in enumerate(groups) for _ in members),
+    )
+
+
+class Batch:
+    """Sequences that run together.
+
+    A prefix runs once a node of the trie; its keys and values serve every sequence that continues it and are dropped
+    with the block. So what is held between blocks is hidden states only: those of the prefixes and of what follows.
+
+    Args:
+        stack: the model taken apart.
+        sequences: what to score.
+        prefixes: for each, how many of its first tokens are a prefix; positive for all of them or for none.
+        batch_tokens: tokens a forward may hold.
+
+    Attributes:
+        num_tokens: tokens that run, padding not counted.
+        start: hidden states before the first block, a tensor a forward.
+    """
+
+    def __init__(
+        self, stack: DecoderStack, sequences: Sequence[ScoredSequence], prefixes: Sequence[int], batch_tokens: int
+    ):
+        self.stack, self.sequences, self.prefixes = stack, sequences, prefixes
+        heads = [s.input_ids[:n] for s, n in zip(sequences, prefixes, strict=True)]
+        tails = [s.input_ids[n:] for s, n in zip(sequences, prefixes, strict=True)]
+        distinct = {head: row for row, head in enumerate(dict.fromkeys(heads))} if any(prefixes) else {}
+        self.num_tokens = sum(map(len, distinct)) + sum(map(len, tails))
+        # Each forward: its tokens' calls, the rows of the prefixes they continue, and which sequences they are.
+        self.forwards: list[tuple[BlockCalls, Tensor | None, tuple[int, ...]]] = []
+        states, real = [], None
+        if distinct:
+            ids, real = _padded_left(list(distinct))
+            hidden, calls = stack.start(ids, real=real)
+            states.append(hidden)
+            self.forwards.append((calls, None, ()))
+        waiting = sorted(range(len(tails)), key=lambda i: -len(tails[i]))
+        while waiting:
+            rows = max(1, batch_tokens // len(tails[waiting[0]]))
+            part, waiting = tuple(waiting[:rows]), waiting[rows:]
+            owners = tensor([distinct[heads[i]] for i in part]) if distinct else None
+            ids = pad_sequence([tensor(tails[i]) for i in part], batch_first=True)  # (B, T), padded on the right
+            hidden, calls = stack.start(ids, past=None if real is None else real[owners])
+            states.append(hidden)
+            self.forwards.append((calls, owners, part))
+        self.start = tuple(states)
+
+    def run_block(self, element: Element, states: tuple[Tensor, ...], shared: dict) -> tuple[Tensor, ...]:
+        """A block, or a block without some of its heads, on the prefixes and on what follows them.
+
+        Args:
+            element: of a variant.
+            states: hidden states before the block, a tensor a forward.
+            shared: kept between calls with the same `states`: what heads of one block have in common.
+        """
+        block, *heads = element if isinstance(element, tuple) else (element,)
+        if heads and block not in shared:
+            shared[block] = self._run(block, states, [SharedAttention() for _ in states])
+        if not heads:
+            return tuple(out for out, _ in self._run(block, states, [None] * len(states)))
+        return tuple(
+            self.stack.run_block_without_heads(block, heads, hidden, calls, attention)
+            for (calls, _, _), hidden, (_, attention) in zip(self.forwards, states, shared[block], strict=True)
+        )
+
+    def _run(
+        self, block: int, states: tuple[Tensor, ...], attentions: Sequence[SharedAttention | None]
+    ) -> list[tuple[Tensor, SharedAttention | None]]:
+        keys = PrefixKeys()
+        out = []
+        for (calls, owners, _), hidden, attention in zip(self.forwards, states, attentions, strict=True):
+            keys.rows = owners
+            out.append((self.stack.run_block(block, hidden, calls, keys, attention), attention))
+        return out
+
+    def select(self, states: tuple[Tensor, ...]) -> Tensor:
+        """What the head needs of the states after the last block: (N, hidden size), for `in_order`'s sequences."""
+        parts = []
+        for (_, _, part), hidden in zip(self.forwards, states, strict=True):
+            if part:
+                chosen = [self.sequences[i] for i in part], [self.prefixes[i] for i in part]
+                rows = scoring.select(self.stack, hidden, *chosen)
+                parts.append(rows if not parts else rows.to(parts[0].device))
+        return cat(parts)
+
+    @property
+    def in_order(self) -> list[int]:
+        """Places of the sequences in the order in which they run."""
+        return [i for _, _, part in self.forwards for i in part]
+
+
+def _padded_left(rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    """Token ids (G, P) and which of them are real (G, P)."""
+    width = max(map(len, rows))
+    ids = tensor([[0] * (width - len(row)) + list(row) for row in rows])
+    real = tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    return ids, real

@@ -1,0 +1,293 @@
+"""lm-eval's generative benchmarks (GSM8K, HumanEval, XSum) on pruned models: its own tasks, prompts and metrics.
+
+Nothing is shared among variants here: each writes its own text. Answers go to the results store as they come.
+"""
+
+import copy
+import difflib
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval.models.huggingface import HFLM
+from torch import nn
+from tqdm import tqdm
+
+from layer_redundancy.config.profiles import TaskBudget
+from layer_redundancy.core import variants
+from layer_redundancy.core.devices import halved
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.store import Key, Result, Store, settings_text
+from layer_redundancy.core.variants import Variant
+from layer_redundancy.data import benchmark_items
+from layer_redundancy.evaluate import plain_forwards
+from layer_redundancy.models import decoder, throughput
+from layer_redundancy.models.decoder import DecoderStack, ModelIdentity
+
+VERSION = 1  # raise it when stored answers mean something else
+ANSWERS_KEPT = 64  # how many answers are generated before they go to the store
+
+
+@dataclass(frozen=True, eq=False)
+class GenerativeTask:
+    """A generate_until task of lm-eval and the items of it that are used.
+
+    Attributes:
+        budget: name, items, worked examples.
+        manager: lm-eval's, which finds the task again.
+        chosen: positions of the items in lm-eval's order, ascending.
+        fingerprint: sha256 (hex) of prompts, targets, stop sequences, metrics and filters.
+        longest: characters of the longest prompt.
+        max_new_tokens: that a prompt may be answered with.
+        runs_code: its metric runs what the model wrote.
+        seed: of worked examples, where the task draws them.
+    """
+
+    budget: TaskBudget
+    manager: Any
+    chosen: tuple[int, ...]
+    fingerprint: str
+    longest: str
+    max_new_tokens: int
+    runs_code: bool
+    seed: int
+
+
+def _find(budget: TaskBudget, folder: Path | None) -> tuple[Any, dict]:
+    """lm-eval's manager that knows the task, and the task's definition as it is written, its functions not looked up.
+
+    HumanEval's functions run a sample program when they are looked up.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    manager = benchmark_items.task_manager(budget.name, folder)
+    if budget.name not in manager.all_subtasks:
+        near = difflib.get_close_matches(budget.name, manager.all_subtasks, n=3)
+        raise StudyError(
+            f"unknown generative task {budget.name!r}: name a single task of lm-eval"
+            + (f" (did you mean {' or '.join(near)}?)" if near else "")
+        )
+    path = manager.task_index[budget.name].yaml_path
+    config = load_yaml(path, resolve_func=False) if path else {}
+    if config.get("output_type") != "generate_until":
+        raise StudyError(f"task {budget.name!r} does not generate text: it is for the profile's `tasks`")
+    return manager, config
+
+
+def runs_code(budget: TaskBudget, folder: Path | None = None) -> bool:
+    """Whether a generative task runs what the model wrote; says so without loading it. Errors as `load`."""
+    return _find(budget, folder)[1].get("unsafe_code", False) is not False
+
+
+def _refuse_code(budget: TaskBudget, run_generated_code: bool) -> None:
+    if not run_generated_code:
+        raise StudyError(
+            f"task {budget.name!r} runs the programs that the model writes, on this computer: set "
+            "run_generated_code=True to allow that, best in a container without network"
+        )
+
+
+def load(
+    budget: TaskBudget, seed: int = 0, run_generated_code: bool = False, folder: Path | None = None
+) -> GenerativeTask:
+    """Looks a generative task up, and builds its prompts once to know what they are.
+
+    Args:
+        budget: `limit` takes the first items after a seeded shuffle; a smaller limit's items are a larger one's first.
+        seed: of the shuffle and of worked examples, where the task draws them.
+        run_generated_code: let tasks such as HumanEval run what the model wrote on this computer, without a sandbox.
+        folder: task definitions beside lm-eval's own; data/tasks if not given.
+
+    Raises:
+        StudyError: unknown task, one that generates nothing, data out of reach, or a task that runs generated code and
+            no leave to do so; that is said before anything of the task is loaded.
+    """
+    manager, config = _find(budget, folder)
+    if code := config.get("unsafe_code", False) is not False:
+        _refuse_code(budget, run_generated_code)
+    with benchmark_items.quiet(), _code_allowed(code):
+        with benchmark_items.data_errors(budget.name):
+            task = manager.load([budget.name])["tasks"][budget.name]
+            if budget.num_fewshot is not None and task.get_config("num_fewshot") != 0:
+                task.set_config("num_fewshot", budget.num_fewshot)
+            task.set_fewshot_seed(seed)
+            docs = task.eval_docs
+        places = list(range(len(docs)))
+        random.Random(seed).shuffle(places)
+        chosen = tuple(sorted(places[: budget.limit]))
+        settings = dict(task.config.generation_kwargs or {})
+        shots = task.config.num_fewshot or 0
+        prompts = [task.fewshot_context(docs[i], num_fewshot=shots) for i in chosen]
+        content = {
+            "prompts": prompts,
+            "targets": [str(task.doc_to_target(docs[i])) for i in chosen],
+            "generation": settings,
+            "metrics": sorted(map(str, task.aggregation())),
+            "filters": str(config.get("filter_list")),
+            "version": str(task.VERSION),
+        }
+    text = json.dumps(content, sort_keys=True, default=str)
+    return GenerativeTask(
+        budget=budget,
+        manager=manager,
+        chosen=chosen,
+        fingerprint=hashlib.sha256(text.encode()).hexdigest(),
+        longest=max(map(str, prompts), key=len),
+        max_new_tokens=int(settings.get("max_gen_toks", 256)),  # 256 is HFLM's own
+        runs_code=code,
+        seed=seed,
+    )
+
+
+@contextmanager
+def _code_allowed(allowed: bool) -> Iterator[None]:
+    """The variable that the hub's code_eval metric asks for, set for as long as a task that runs code is at work."""
+    name, old = "HF_ALLOW_CODE_EVAL", os.environ.get("HF_ALLOW_CODE_EVAL")
+    if allowed:
+        os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if allowed and old is None:
+            del os.environ[name]
+        elif allowed:
+            os.environ[name] = old
+
+
+class _Answers(HFLM):
+    """HFLM that keeps its answers in the results store as they come, and goes on from there after it was stopped."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, store: Store, key: Key, **options: Any):
+        super().__init__(pretrained=model, tokenizer=tokenizer, **options)
+        self._store, self._key = store, key
+
+    def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
+        answers = self._store.partial(self._key)
+        missing = [i for i in range(len(requests)) if i not in answers]
+        for begin in range(0, len(missing), ANSWERS_KEPT):
+            part = missing[begin : begin + ANSWERS_KEPT]
+            while True:
+                try:
+                    fresh = super().generate_until([requests[i] for i in part], disable_tqdm=True)
+                    break
+                except (MemoryError, RuntimeError) as e:
+                    self.batch_size_per_gpu = halved(int(self.batch_size_per_gpu), e, "one prompt of a benchmark")
+            answers |= (new := dict(zip(part, fresh, strict=True)))
+            self._store.put_partial({self._key: new})
+        return [answers[i] for i in range(len(requests))]
+
+
+def evaluate(
+    identity: ModelIdentity,
+    get_stack: Callable[[], DecoderStack],
+    tokenizer: Any,
+    plan: Sequence[Variant],
+    task: GenerativeTask,
+    store: Store,
+    batch_tokens: int | None = 2048,
+    run_generated_code: bool = False,
+    progress: bool = True,
+) -> dict[Variant, Result]:
+    """A generative task of lm-eval on every variant, by lm-eval's own HFLM on the pruned model in memory.
+
+    Answers go to the store as they come, a result as soon as it is there; what the store has is not done again.
+
+    Args:
+        identity: the model.
+        get_stack: loads it; called only if something is missing in the store.
+        tokenizer: the model's; HFLM gets a copy, since it changes it.
+        plan: variants.
+        task: from `load`.
+        store: where results are and go.
+        batch_tokens: tokens a batch may hold, answers included; halved when memory runs out. None for as many as
+            `throughput` finds on this device. A model that carries a state answers one prompt at a time: padding would
+            run through the state.
+        run_generated_code: see `load`; asked for here too.
+        progress: draw a progress bar with the time left, in variants.
+
+    Returns:
+        variant -> result; arrays: one a metric, (items,) float64 in the order of `task.chosen`, named after the metric,
+        with the filter behind a comma where the task has several; summary: their means, items, num_fewshot.
+
+    Raises:
+        StudyError: the task runs generated code without leave, prompts do not fit in the model, or no metric is a
+            number for each item.
+    """
+    import lm_eval
+
+    if task.runs_code:
+        _refuse_code(task.budget, run_generated_code)
+    name, shots = task.budget.name, task.budget.num_fewshot
+    tokens = len(tokenizer(task.longest).input_ids) + task.max_new_tokens
+    if identity.max_length is not None and tokens > identity.max_length:
+        raise StudyError(
+            f"task {name!r} needs {tokens} tokens for its longest prompt and answer, {identity.name} takes "
+            f"{identity.max_length}: lower num_fewshot in profiles.py"
+        )
+    keys = {
+        variant: Key(
+            model=identity.fingerprint,
+            variant=variants.name(variant),
+            measurement=f"generative/{name}",
+            data=task.fingerprint,
+            settings=settings_text({"num_fewshot": shots, "lm_eval": lm_eval.__version__}),
+            version=VERSION,
+        )
+        for variant in dict.fromkeys(plan)
+    }
+    found = {variant: store.get(key) for variant, key in keys.items()}
+    todo = [variant for variant, result in found.items() if result is None]
+    for variant in tqdm(todo, desc=name, unit="variant", disable=not (progress and todo)):
+        stack = get_stack()
+        rows = 1
+        if decoder.has_key_value_cache(stack.model):
+            rows = max(1, throughput.batch_tokens(stack, batch_tokens) // tokens)
+        with plain_forwards.applied(stack, variant) as model, benchmark_items.quiet(), _code_allowed(task.runs_code):
+            lm = _Answers(
+                model, copy.deepcopy(tokenizer), store, keys[variant], batch_size=rows, max_length=identity.max_length
+            )
+            evaluated = lm_eval.simple_evaluate(
+                lm,
+                tasks=[name],
+                num_fewshot=shots,
+                samples={name: list(task.chosen)},
+                bootstrap_iters=0,
+                log_samples=True,
+                task_manager=task.manager,
+                random_seed=task.seed,
+                numpy_random_seed=task.seed,
+                torch_random_seed=task.seed,
+                fewshot_random_seed=task.seed,
+                confirm_run_unsafe_code=run_generated_code,
+            )
+        found[variant] = _scores(name, evaluated["samples"][name], len(task.chosen), shots)
+        store.put(keys[variant], identity.name, found[variant])
+    return found
+
+
+def _scores(name: str, samples: Sequence[Mapping[str, Any]], items: int, shots: int | None) -> Result:
+    """lm-eval's log of every item -> arrays by metric; values that are no number for an item are left out."""
+    filters = list(dict.fromkeys(sample["filter"] for sample in samples))
+    scores: dict[str, dict[int, float]] = {}
+    for sample in samples:
+        for metric in sample["metrics"]:
+            if isinstance(value := sample[metric], bool | int | float | np.number):
+                label = metric if len(filters) == 1 else f"{metric},{sample['filter']}"
+                scores.setdefault(label, {})[sample["doc_id"]] = float(value)
+    arrays = {label: np.array([of[i] for i in sorted(of)]) for label, of in scores.items() if len(of) == items}
+    if not arrays:
+        raise StudyError(f"task {name!r} has no metric that is a number for each item: it cannot be compared")
+    summary = {label: float(values.mean()) for label, values in arrays.items()}
+    return Result(summary | {"items": items, "num_fewshot": shots}, arrays)
+
+
+def primary_metric(result: Result) -> str:
+    """The score that is drawn: of answers found anywhere in the text, where the task has it; else the first."""
+    return next((name for name in result.arrays if "flexible" in name), next(iter(result.arrays)))

@@ -1,0 +1,232 @@
+"""Scores of the dense and the pruned models on a set of benchmarks, their averages, and what the paper reports.
+
+Scores are kept item by item, benchmark -> method -> (N,) in 0..1, the same N items for every method of a benchmark.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from layer_redundancy.config import paper_tables
+from layer_redundancy.core.store import Result
+from layer_redundancy.core.variants import Variant
+from layer_redundancy.experiments import result_tables
+from layer_redundancy.experiments.result_tables import INTERVAL
+
+Scores = Mapping[str, Mapping[str, np.ndarray]]
+KEPT = 0.92  # "our method maintains 92 % performance while reducing approximately 25 % of the parameters" (ShortGPT, 1)
+
+
+def num_removed(model: str, num_blocks: int) -> int:
+    """Blocks removed for table 1: as many as the paper removes of the same model, else 9 of 32 as of its 7B models.
+
+    A model under a known name that has another number of blocks is another model.
+    """
+    reported = paper_tables.removed_blocks(model, num_blocks)
+    if reported:
+        return len(reported)
+    return min(num_blocks - 1, max(1, round(num_blocks * 9 / 32)))
+
+
+def scores(results: Mapping[str, Mapping[Variant, Result]], plan: Mapping[str, Variant]) -> dict[str, dict]:
+    """Accuracies item by item.
+
+    Args:
+        results: measurement -> variant -> result, of multiple-choice tasks.
+        plan: method -> variant.
+    """
+    found = {}
+    for name, of_variant in results.items():
+        metric = result_tables.accuracy_metric(next(iter(of_variant.values())))
+        chosen = {method: of_variant[variant].arrays[metric] for method, variant in plan.items()}
+        found[name.removeprefix("task/")] = chosen
+    return found
+
+
+def table(scores: Scores, chance: Mapping[str, float]) -> pd.DataFrame:
+    """One row a (benchmark, method).
+
+    Args:
+        scores: of the items; the first method is the dense model.
+        chance: benchmark -> accuracy of guessing; none for a benchmark that is not multiple choice.
+
+    Returns:
+        task, method, n, chance, accuracy, low, high (95 %: Wilson, or Student's t for scores that are not 0 or 1),
+        change (from the dense model), change_low, change_high (95 % t interval, paired by item), kept (percent of the
+        dense model's).
+    """
+    from layer_redundancy.data.benchmark_items import accuracy_interval
+
+    rows = []
+    for task, of_method in scores.items():
+        dense = next(iter(of_method.values()))
+        for method, values in of_method.items():
+            if np.isin(values, (0, 1)).all():
+                low, high = accuracy_interval(round(values.sum()), len(values))
+            else:
+                low, high = result_tables.mean_interval(values)
+            change_low, change_high = result_tables.mean_interval(values - dense)
+            rows.append(
+                {
+                    "task": task,
+                    "method": method,
+                    "n": len(values),
+                    "chance": chance.get(task, np.nan),
+                    "accuracy": values.mean(),
+                    "low": low,
+                    "high": high,
+                    "change": (values - dense).mean(),
+                    "change_low": change_low,
+                    "change_high": change_high,
+                    "kept": 100 * values.mean() / dense.mean() if dense.any() else np.nan,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def wide(measured: pd.DataFrame) -> pd.DataFrame:
+    """`table` as table 1 is printed: a row a method, a column a benchmark, in percent with its 95 % interval."""
+    columns = {}
+    for task, part in measured.groupby("task", sort=False):
+        bounds = 100 * part[["accuracy", "low", "high"]].to_numpy()
+        cells = [f"{value:.1f} ({low:.1f} to {high:.1f})" for value, low, high in bounds]
+        columns[f"{task} (n={part['n'].iloc[0]})"] = pd.Series(cells, index=part["method"])
+    return pd.DataFrame(columns).rename_axis("method").reset_index()
+
+
+def averages(scores: Scores, resamples: int, seed: int) -> pd.DataFrame:
+    """Mean over the benchmarks, each weighing the same, and the percentage of the dense model's that is kept.
+
+    Returns:
+        method, average, low, high, kept, kept_low, kept_high; all in percent, 95 % over bootstrap resamples of each
+        benchmark's items.
+    """
+    methods, means, draws = _drawn(scores, resamples, seed)
+    kept, kept_draws = 100 * means / means[0], 100 * draws / draws[:, :1]
+    rows = []
+    for i, method in enumerate(methods):
+        low, high = np.percentile(100 * draws[:, i], INTERVAL)
+        kept_low, kept_high = np.percentile(kept_draws[:, i], INTERVAL)
+        rows.append((method, 100 * means[i], low, high, kept[i], kept_low, kept_high))
+    return pd.DataFrame(rows, columns=["method", "average", "low", "high", "kept", "kept_low", "kept_high"])
+
+
+def _drawn(scores: Scores, resamples: int, seed: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """(methods, (M,) averages over benchmarks, (R, M) the same over resamples of the items)."""
+    rng = np.random.default_rng(seed)
+    methods = list(next(iter(scores.values())))
+    means, draws = np.zeros(len(methods)), np.zeros((resamples, len(methods)))
+    for of_method in scores.values():
+        values = np.stack([of_method[method] for method in methods], axis=1)  # (N, M)
+        weights = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples) / len(values)
+        means += values.mean(0) / len(scores)
+        draws += np.einsum("rn,nm->rm", weights, values) / len(scores)
+    return methods, means, draws
+
+
+def claim(scores: Scores, pruned: str, rival: str, resamples: int, seed: int) -> pd.DataFrame:
+    """ShortGPT's claim on table 1, here: 92 % is kept, and Block Influence beats removing the last blocks.
+
+    Args:
+        scores: of the items; the first method is the dense model.
+        pruned: the method claimed for.
+        rival: the method to beat.
+
+    Returns:
+        statement, measured, threshold, holds, certainty (share of the bootstrap resamples in which it holds too).
+    """
+    methods, means, draws = _drawn(scores, resamples, seed)
+    a, b = methods.index(pruned), methods.index(rival)
+    rows = [
+        ("92 % of the dense model's average is kept", means[a] / means[0], KEPT, draws[:, a] >= KEPT * draws[:, 0]),
+        (f"{pruned} keeps a higher average than {rival}", means[a], means[b], draws[:, a] > draws[:, b]),
+    ]
+    return pd.DataFrame(
+        [(name, x, y, x >= y if y == KEPT else x > y, held.mean()) for name, x, y, held in rows],
+        columns=["statement", "measured", "threshold", "holds", "certainty"],
+    )
+
+
+def reported_claim() -> pd.DataFrame:
+    """The same claim on the paper's own numbers, with averages as they follow from its cells.
+
+    Returns:
+        model, ShortGPT kept as printed and as computed (percent of the dense average), the best other method and what
+        it keeps, and whether each half of the claim holds: 92 % kept, best method.
+    """
+    rows = []
+    for model, part in paper_tables.table1_averages().groupby("model", sort=False):
+        part = part.set_index("method").drop("Dense")
+        others = part["percentage"].drop("ShortGPT")
+        ours = part.loc["ShortGPT"]
+        rows.append(
+            {
+                "model": model,
+                "ShortGPT kept, printed": ours["percentage_reported"],
+                "ShortGPT kept, computed": ours["percentage"],
+                "best other": others.idxmax(),
+                "it keeps, computed": others.max(),
+                "92 % kept": "yes" if ours["percentage"] >= 100 * KEPT else "no",
+                "best method": "yes" if ours["percentage"] > others.max() else "no",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def beside_paper(averages: pd.DataFrame, model: str) -> pd.DataFrame:
+    """What is kept of the dense average: reported for each model and method, and measured here.
+
+    Returns:
+        model, method, removed parameters (percent), average and kept as printed and as computed from the cells; then
+        the measured rows, with what is computed only.
+    """
+    reported = paper_tables.table1_averages()
+    theirs = pd.DataFrame(
+        {
+            "model": reported["model"],
+            "method": reported["method"],
+            "average, printed": reported["average_reported"],
+            "average, computed": reported["average"],
+            "kept, printed (%)": reported["percentage_reported"],
+            "kept, computed (%)": reported["percentage"],
+        }
+    )
+    ours = pd.DataFrame(
+        {
+            "model": f"{model}, measured here",
+            "method": averages["method"],
+            "average, computed": averages["average"],
+            "kept, computed (%)": averages["kept"],
+        }
+    )
+    return pd.concat([theirs, ours], ignore_index=True)
+
+
+def by_benchmark(measured: pd.DataFrame, model: str, names: Mapping[str, str]) -> pd.DataFrame:
+    """Scores beside the paper's, benchmark by benchmark, for a model of its table 1.
+
+    Args:
+        measured: from `table`.
+        model: id of the measured model.
+        names: task -> the paper's name of the benchmark, for tasks that score as the paper does.
+
+    Returns:
+        benchmark, method, paper, measured, difference (percent); no row for a model or benchmark that the paper lacks.
+    """
+    rows = paper_tables.table("table1")
+    rows = rows[rows["model"] == paper_tables.known_model(model)]
+    cells = list(dict.fromkeys(names.values()))
+    theirs = rows.melt("method", [c for c in rows if c in cells], "benchmark", "score")
+    ours = measured[measured["task"].isin(names) & measured["method"].isin(rows["method"])]
+    ours = ours.assign(benchmark=ours["task"].map(names), score=100 * ours["accuracy"])
+    theirs = theirs[theirs["method"].isin(ours["method"])]
+    return paper_tables.compare(ours, theirs, ["benchmark", "method"], "score")
+
+
+def markers(methods: Sequence[str]) -> pd.DataFrame:
+    """MMLU accuracies of table 1 as hollow markers for figure 1: method, label, accuracy (0 to 1)."""
+    rows = paper_tables.table("table1")
+    rows = rows[rows["method"].isin([*methods, "LLM-Pruner", "SliceGPT", "LaCo"])]
+    labels = "MMLU, paper, " + rows["model"]
+    return pd.DataFrame({"method": rows["method"], "label": labels, "accuracy": rows["MMLU"] / 100})

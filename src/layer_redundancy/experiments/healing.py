@@ -1,0 +1,314 @@
+"""Notebook 11: which blocks to select, and which weights to train afterwards (Lu et al. 2024)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from layer_redundancy.config import paper_tables
+from layer_redundancy.config.profiles import Recipe
+from layer_redundancy.core import variants
+from layer_redundancy.core.errors import DoesNotFit, NotApplicable
+from layer_redundancy.core.store import Result
+from layer_redundancy.experiments import depth_curves, result_tables
+from layer_redundancy.measures import selections
+from layer_redundancy.models import surgery
+from layer_redundancy.study import Study
+from layer_redundancy.train import healing
+
+RATIO = 0.25  # of the blocks that are removed
+REPORTED = {"lora": "lora", "qlora": "qlora", "partial": "head_last_3"}  # the paper's columns
+INTERVAL = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One training and what came of it.
+
+    Attributes:
+        recipe: which weights were trained.
+        seed: of the training.
+        loss: perplexity's result on evaluation text.
+        tasks: by task.
+        training: what it took.
+    """
+
+    recipe: Recipe
+    seed: int
+    loss: Result
+    tasks: dict[str, Result]
+    training: Result
+
+    @property
+    def nll(self) -> np.ndarray:
+        """(N,) mean loss of each block of text, nats a token."""
+        return result_tables.cost(self.loss)
+
+
+def num_removed(study: Study) -> int:
+    """Blocks that are removed: a quarter of all, as in the paper."""
+    return min(study.num_blocks - 1, depth_curves.at_ratio(study.num_blocks, RATIO))
+
+
+def last_blocks(study: Study) -> tuple[int, ...]:
+    """The last quarter of the blocks, the very last among them: what the paper's recipe removes."""
+    return tuple(range(study.num_blocks - num_removed(study), study.num_blocks))
+
+
+def tuned(study: Study, removed: Sequence[int], recipe: Recipe, seed: int) -> Tuned:
+    """Trains what is left without some blocks, and measures it."""
+    other = study.healed(removed, recipe, study.profile.healing.tuning, seed)
+    training = other.training()
+    results = other.sweep([other.dense])
+    of = {task.items.name: results[task.name][other.dense] for task in other.measurements[1:]}
+    return Tuned(recipe, seed, results["perplexity"][other.dense], of, training)
+
+
+def compared(study: Study, removed: Sequence[int]) -> dict[str, list[Tuned]]:
+    """Recipe's description -> its trainings, one a seed; recipes that memory does not suffice for, or that the model
+    has no place for, are left out, and that is said.
+
+    Raises:
+        NotApplicable: none is left.
+    """
+    found: dict[str, list[Tuned]] = {}
+    study.unload()
+    for recipe in study.profile.healing.recipes:
+        try:
+            runs = [tuned(study, removed, recipe, seed) for seed in range(study.profile.healing.seeds)]
+        except (DoesNotFit, NotApplicable) as error:
+            print(f"left out: {error}")
+            continue
+        found[healing.describe(recipe)] = runs
+    if not found:
+        raise NotApplicable("no recipe is possible: use another model or a larger device")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ selections
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What a selection removes, and what is left of the model; of a random one, of several draws.
+
+    Attributes:
+        name: one of `selection.SELECTIONS`.
+        removed: blocks of each draw.
+        before: (N,) loss of each block of text, the mean over draws, nats a token.
+        after: the same of the trained models.
+        accuracy: task -> (items,) share of draws that answer right, before and after.
+    """
+
+    name: str
+    removed: list[tuple[int, ...]]
+    before: np.ndarray
+    after: np.ndarray
+    accuracy: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def selected(study: Study) -> list[Selected]:
+    """Every selection at a quarter of the blocks, before and after the profile's training for it."""
+    num, count, budget = study.num_blocks, num_removed(study), study.profile.healing
+    scores = study.selection_scores()
+    chosen: dict[str, list[tuple[int, ...]]] = {}
+    for name in selections.SELECTIONS:
+        draws = budget.random_orders if name == "random" else 1
+        orders = [selections.order(name, scores, num, study.profile.seed + draw) for draw in range(draws)]
+        chosen[name] = [tuple(sorted(int(block) for block in order[:count])) for order in orders]
+    plan = {removed: variants.without(num, removed) for draws in chosen.values() for removed in draws}
+    results = study.sweep(list(plan.values()))
+    study.unload()
+    healed = {removed: tuned(study, removed, budget.ranked_by, study.profile.seed) for removed in plan}
+    found = []
+    for name, draws in chosen.items():
+        raw = [results["perplexity"][plan[removed]] for removed in draws]
+        accuracy = {}
+        for task in study.measurements[1:]:
+            first = [-result_tables.cost(results[task.name][plan[removed]]) for removed in draws]
+            then = [-result_tables.cost(healed[removed].tasks[task.items.name]) for removed in draws]
+            accuracy[task.items.name] = np.mean(first, axis=0), np.mean(then, axis=0)
+        before = np.mean([result_tables.cost(r) for r in raw], axis=0)
+        after = np.mean([healed[removed].nll for removed in draws], axis=0)
+        found.append(Selected(name, draws, before, after, accuracy))
+    return sorted(found, key=lambda one: one.after.mean())
+
+
+def selection_table(found: Sequence[Selected]) -> pd.DataFrame:
+    """One row a selection, the best after training first.
+
+    Returns:
+        selection, draws, removed (of the first draw), loss, low, high, healed_loss, healed_low, healed_high (nats a
+        token, 95 % t intervals over blocks of text), and for each task accuracy before and after in percent; reported
+        (the paper's average accuracy at a quarter, LoRA, in percent, mean over its four models), reported_rank.
+    """
+    printed = paper_tables.table("reassessing_selections")
+    means = printed[printed["ratio_percent"] == 25][list(selections.SELECTIONS)].mean()
+    ranks = means.rank(ascending=False).astype(int)
+    rows = []
+    for one in found:
+        low, high = result_tables.mean_interval(one.before)
+        healed_low, healed_high = result_tables.mean_interval(one.after)
+        row = {"selection": one.name, "draws": len(one.removed), "removed": one.removed[0]}
+        row |= {"loss": one.before.mean(), "low": low, "high": high}
+        row |= {"healed_loss": one.after.mean(), "healed_low": healed_low, "healed_high": healed_high}
+        for task, (before, after) in one.accuracy.items():
+            row |= {f"{task} before": 100 * before.mean(), f"{task} after": 100 * after.mean()}
+        rows.append(row | {"reported": means[one.name], "reported_rank": ranks[one.name]})
+    return pd.DataFrame(rows)
+
+
+def reported_selections() -> pd.DataFrame:
+    """The paper's own table at both ratios, and whether it says what its text says of it.
+
+    Returns:
+        model ("mean" for their mean), ratio_percent, a column a selection (average accuracy of eight benchmarks, LoRA,
+        in percent), best.
+    """
+    printed = paper_tables.table("reassessing_selections")
+    names = list(selections.SELECTIONS)
+    means = printed.groupby("ratio_percent")[names].mean().reset_index().assign(model="mean")
+    both = pd.concat([printed, means], ignore_index=True).sort_values("ratio_percent", kind="stable")
+    return both[["model", "ratio_percent", *names]].assign(best=both[names].idxmax(axis=1))
+
+
+# ------------------------------------------------------------------------------------------------ recipes
+
+
+def over_seeds(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of (S, N) values over seeds and units, both resampled."""
+    rng = np.random.default_rng(seed)
+    num_seeds, num = values.shape
+    rows = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples) / num_seeds
+    columns = rng.multinomial(num, np.full(num, 1 / num), size=resamples) / num
+    low, high = np.percentile(np.einsum("rs,sn,rn->r", rows, values, columns), INTERVAL)
+    return float(low), float(high)
+
+
+def recipe_table(found: Mapping[str, Sequence[Tuned]], resamples: int, seed: int) -> pd.DataFrame:
+    """One row a recipe, the best first.
+
+    Returns:
+        recipe, label, seeds, loss, perplexity (exp of the mean loss over seeds), low, high (95 % over seeds and blocks
+        of text), lowest, highest (seed's perplexity), task, accuracy, accuracy_low, accuracy_high (95 % over seeds and
+        items), n, chance, trainable, peak_bytes, seconds (means over seeds).
+    """
+    rows = []
+    for label, runs in found.items():
+        nll = np.stack([run.nll for run in runs])
+        low, high = over_seeds(nll, resamples, seed)
+        by_seed = np.exp(nll.mean(1))
+        row = {
+            "recipe": runs[0].recipe.method,
+            "label": label,
+            "seeds": len(runs),
+            "loss": nll.mean(),
+            "perplexity": np.exp(nll.mean()),
+            "low": np.exp(low),
+            "high": np.exp(high),
+            "lowest": by_seed.min(),
+            "highest": by_seed.max(),
+        }
+        for task in runs[0].tasks:
+            right = np.stack([-result_tables.cost(run.tasks[task]) for run in runs])
+            accuracy_low, accuracy_high = over_seeds(right, resamples, seed)
+            row |= {
+                "task": task,
+                "accuracy": right.mean(),
+                "accuracy_low": accuracy_low,
+                "accuracy_high": accuracy_high,
+            }
+            row |= {"n": right.shape[1], "chance": runs[0].tasks[task].summary["chance"]}
+        for name in ("trainable", "peak_bytes", "seconds"):
+            row[name] = float(np.mean([run.training.summary[name] for run in runs]))
+        rows.append(row)
+    columns = {
+        "task": "",
+        "accuracy": np.nan,
+        "accuracy_low": np.nan,
+        "accuracy_high": np.nan,
+        "n": 0,
+        "chance": np.nan,
+    }
+    table = pd.DataFrame(rows)
+    table = table.assign(**{name: value for name, value in columns.items() if name not in table})
+    return table.sort_values("loss", ignore_index=True)
+
+
+def curve_table(found: Mapping[str, Sequence[Tuned]], tokens_a_step: int) -> pd.DataFrame:
+    """recipe, label, seed, tokens, held_out (nats a token) wherever that was measured."""
+    parts = []
+    for label, runs in found.items():
+        for run in runs:
+            arrays = run.training.arrays
+            part = {"tokens": arrays["held_out_step"] * tokens_a_step, "held_out": arrays["held_out"]}
+            parts.append(pd.DataFrame(part).assign(recipe=run.recipe.method, label=label, seed=run.seed))
+    return pd.concat(parts, ignore_index=True)[["recipe", "label", "seed", "tokens", "held_out"]]
+
+
+def beside_reported(table: pd.DataFrame) -> pd.DataFrame:
+    """What each recipe costs and reaches here beside what the paper prints, as ratios to LoRA, since model and device
+    differ: recipe, what, measured, reported (Llama-3.1-8B-It, mean of eight accuracies in the last row).
+    """
+    cost = paper_tables.table("reassessing_cost").set_index("recipe")
+    accuracy = paper_tables.table("reassessing_recipes")
+    accuracy = accuracy[(accuracy["model"] == "Llama-3.1-8B-It") & (accuracy["selection"] == "reverse_order")].iloc[0]
+    mine = table.set_index("recipe")
+    rows = []
+    for recipe, printed in REPORTED.items():
+        if recipe not in mine.index or "lora" not in mine.index:
+            continue
+        for what, column, theirs in (
+            ("weights trained", "trainable", "trainable_millions"),
+            ("memory", "peak_bytes", "memory_gigabytes"),
+            ("seconds", "seconds", "seconds"),
+        ):
+            measured = mine[column][recipe] / mine[column]["lora"]
+            reported = cost[theirs][printed] / cost[theirs]["lora"]
+            rows.append({"recipe": recipe, "what": what, "measured": measured, "reported": reported})
+        measured = mine["accuracy"][recipe] - mine["accuracy"]["lora"]
+        reported = accuracy[printed] - accuracy["lora"]
+        rows.append({"recipe": recipe, "what": "accuracy (points)", "measured": 100 * measured, "reported": reported})
+    return pd.DataFrame(rows).assign(relative_to="LoRA")
+
+
+def claim(
+    found: Mapping[str, Sequence[Tuned]], selections: Sequence[Selected], resamples: int, seed: int
+) -> pd.DataFrame:
+    """The paper's statements as ones that can be false, by the loss in nats a token; columns as `tables.claim`."""
+    mean = {runs[0].recipe.method: np.mean([run.nll for run in runs], axis=0) for runs in found.values()}
+    names = [one.name for one in selections]
+    values = np.stack([*mean.values(), *(one.after for one in selections)], axis=1)
+
+    def statements(means: np.ndarray) -> list[tuple[str, float, float, bool]]:
+        at = dict(zip(mean, means, strict=False))
+        of = dict(zip(names, means[len(mean) :], strict=True))
+        said = []
+        if "partial" in at:
+            for other, text in (("lora", "LoRA"), ("qlora", "QLoRA"), ("full", "all weights")):
+                if other in at:
+                    gap = at[other] - at["partial"]
+                    said.append((f"training head and last blocks beats {text} (nats)", gap, 0.0, gap > 0))
+        if {"lora", "qlora"} <= set(at):
+            gap = at["qlora"] - at["lora"]
+            said.append(("QLoRA is behind LoRA (nats)", gap, 0.0, gap > 0))
+        best = min(v for name, v in of.items() if name != "reverse_order")
+        gap = best - of["reverse_order"]
+        said.append(
+            ("trained, reverse order beats every other selection (nats, to the best of them)", gap, 0.0, gap > 0)
+        )
+        gap = of["random"] - max(v for name, v in of.items() if name in ("perplexity", "taylor", "block_influence"))
+        said.append(
+            ("perplexity, Taylor and Block Influence all beat random (nats, the worst of them)", gap, 0.0, gap > 0)
+        )
+        return said
+
+    return result_tables.claim(statements, values, resamples, seed)
+
+
+def export(study: Study, removed: Sequence[int], recipe: Recipe, folder: str | Path) -> Path:
+    """Writes a trained model as a checkpoint for transformers, which must give equal logits; see `surgery.export`."""
+    other = study.healed(removed, recipe, study.profile.healing.tuning, study.profile.seed)
+    return surgery.export(other.stack.model, other.tokenizer, [], Path(folder))

@@ -1,0 +1,505 @@
+"""Fewer blocks and fewer bits, apart and together (ShortGPT table 2): is one orthogonal to the other?
+
+Damage is an increase of the mean NLL a token, in nats, over the dense full-precision model's on the same text: what
+pruning multiplies the perplexity by, and what quantization does, would multiply where the two are orthogonal. The
+interaction is what pruning and quantization together cost beyond the sum of what each costs alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+from scipy.stats import kendalltau
+
+from layer_redundancy.config import paper_tables
+from layer_redundancy.core import variants
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.store import Result
+from layer_redundancy.core.variants import Variant
+from layer_redundancy.experiments import depth_curves, result_tables
+from layer_redundancy.experiments.result_tables import INTERVAL, Statement
+from layer_redundancy.measures import importance
+from layer_redundancy.measures.activations import ActivationSums
+from layer_redundancy.models import decoder, quantize
+from layer_redundancy.models.quantize import Scheme, WeightBytes
+from layer_redundancy.study import Study
+
+FULL = "full precision"
+ADDITIVE = 0.10  # of the sum of the two damages: an interaction below it is called none
+SIZES = (1.0, 0.9, 0.75, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2)  # of the weights at 16 bits: what a mix may take
+MEASURE = "block_influence"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One model at one precision of its weights, and what was measured of it.
+
+    Attributes:
+        name: as it is drawn.
+        results: measurement -> variant -> result.
+        weights: what its weights occupy.
+        disk: variant -> bytes of an exported checkpoint's weight files, of those in the table.
+        sums: of the calibration text, for Block Influence; None where it was not measured.
+        own: what is left of it when as many blocks as in the table are removed in the order of its own Block Influence.
+        pruned_first: measurement -> result, of the model that was quantized after the table's blocks were removed.
+        pruned_first_bytes: of that model's weights, in memory and on disk.
+    """
+
+    name: str
+    results: Mapping[str, Mapping[Variant, Result]]
+    weights: WeightBytes
+    disk: Mapping[Variant, int]
+    sums: ActivationSums | None = None
+    own: Variant | None = None
+    pruned_first: Mapping[str, Result] = field(default_factory=dict)
+    pruned_first_bytes: tuple[int, int] = (0, 0)
+
+
+def removed_in_table(num_blocks: int) -> int:
+    """Blocks removed for the table: the paper's share, 9 of 32, and at least one."""
+    layers = paper_tables.table("table2").set_index("setting")["layers"]
+    share = (layers["Baseline"] - layers["ShortGPT"]) / layers["Baseline"]
+    return min(num_blocks - 1, max(1, round(share * num_blocks)))
+
+
+def opened(profile: str, model: str = "", revision: str = "", trust_remote_code: bool = False) -> Study:
+    """The full-precision model, with as many items of each task and as many blocks as the profile affords here.
+
+    Arguments as `Study`'s.
+
+    Raises:
+        StudyError: as `Study`.
+        NotApplicable: the model is quantized already, or cannot be.
+    """
+    study = Study(profile, model, revision, trust_remote_code)
+    quantize.check(study.identity)
+    limit, num = study.profile.quantization.items, study.profile.quantization.max_blocks
+    if limit is not None:
+        tasks = tuple(replace(t, limit=min(limit, t.limit or limit)) for t in study.profile.tasks)
+        study.profile = replace(study.profile, tasks=tasks)
+    if num is not None and num < study.num_blocks:
+        kept = np.linspace(0, study.num_blocks - 1, num).round().astype(int)
+        study = study.pruned([block for block in range(study.num_blocks) if block not in kept])
+    return study
+
+
+def measured(study: Study, ready: str = "") -> tuple[dict[int, Variant], list[Precision]]:
+    """Everything that notebook 07 shows.
+
+    Args:
+        study: from `opened`.
+        ready: a checkpoint that somebody else quantized; "" for none.
+
+    Returns:
+        What is left at each number of removed blocks, in the order of the full-precision model's Block Influence, the
+        same for all precisions; and the precisions: full, GPTQ by bits, then, at the table's two depths only, the
+        ready checkpoint, and rounding to nearest, of which perplexity alone is measured.
+    """
+    num, budget = study.num_blocks, study.profile.quantization
+    other = _opened_ready(study, ready) if ready else None  # what is wrong with it shows before hours are spent
+    order = study.order(MEASURE)
+    plan = {k: variants.without(num, order[:k]) for k in range(num)}
+    k = removed_in_table(num)
+    few = [plan[0], plan[k]]
+    found = [_measured(study, FULL, plan.values(), few, k)]
+    for bits in budget.bits:
+        print(f"GPTQ, {bits} bits")
+        scheme = Scheme(bits, "gptq")
+        first: dict = {}
+        if bits in budget.pruned_first:
+            pruned = study.quantized(scheme, removed=order[:k].tolist())
+            of_dense = {name: of[pruned.dense] for name, of in pruned.sweep([pruned.dense], progress=False).items()}
+            size = quantize.weight_bytes(pruned.identity).of(pruned.dense), pruned.disk_bytes(pruned.dense)
+            first = {"pruned_first": of_dense, "pruned_first_bytes": size}
+        found.append(_measured(study.quantized(scheme), f"GPTQ, {bits} bits", plan.values(), few, k, **first))
+    if other is not None:
+        found.append(_measured(other, ready, few, few))
+    for bits in budget.rounded:
+        found.append(_measured(study.quantized(Scheme(bits, "rtn")), f"rounded, {bits} bits", few, few, tasks=False))
+    return plan, found
+
+
+def _opened_ready(study: Study, ready: str) -> Study | None:
+    """The ready checkpoint with the same texts and tasks; None, told in a line, where the profile's own cannot be."""
+    try:
+        other = Study(study.profile.name, ready, store=study.store.path)
+        decoder.check_library(other.identity)
+        if other.num_blocks != study.num_blocks:
+            raise StudyError(f"it has {other.num_blocks} blocks, {study.identity.name} has {study.num_blocks}")
+    except StudyError as error:
+        if ready != study.profile.quantization.ready:
+            raise StudyError(f"ready={ready}: {error}") from error
+        print(f"{ready} left out: {error}")
+        return None
+    other.profile = replace(other.profile, tasks=study.profile.tasks)
+    return other
+
+
+def _measured(
+    study: Study,
+    name: str,
+    plan: Sequence[Variant],
+    few: Sequence[Variant],
+    k: int | None = None,
+    tasks: bool = True,
+    **more: object,
+) -> Precision:
+    """One precision: a plan, exports of a few of it, and, with k, its own order of removal; tasks too or not."""
+    plan = list(plan)
+    if k is not None:
+        sums = study.activation_sums()
+        own = variants.without(
+            study.num_blocks, importance.removal_order(importance.scores(sums, MEASURE), MEASURE)[:k]
+        )
+        plan.append(own)
+        more |= {"sums": sums, "own": own}
+    # The few take seconds, of which a plan and a bar would be a third.
+    measurements = study.measurements if tasks else study.measurements[:1]
+    results = study.sweep(plan, measurements, progress=len(plan) > len(few))
+    disk = {variant: study.disk_bytes(variant) for variant in few}
+    return Precision(name, results, quantize.weight_bytes(study.identity), disk, **more)
+
+
+def _tasks(precision: Precision) -> list[str]:
+    return [name for name in precision.results if name != "perplexity"]
+
+
+def _nll(precision: Precision, chosen: Sequence[Variant]) -> np.ndarray:
+    """(N, K) mean NLL a token of N blocks of text for K variants, nats."""
+    return np.stack([result_tables.cost(precision.results["perplexity"][variant]) for variant in chosen], axis=1)
+
+
+def table(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int) -> pd.DataFrame:
+    """Table 2: the paper's rows, and each precision without and with removal.
+
+    Args:
+        precisions: from `measured`.
+        plan: likewise.
+        k: blocks removed.
+
+    Returns:
+        source, weights, setting ("dense", "ShortGPT": removed after quantization, "removed first": before it), blocks,
+        perplexity with its 95 % interval, MMLU as the paper prints it, each task's accuracy in percent with its
+        interval and number of items, on disk and in memory (MB, 10^6 bytes of weights).
+    """
+    from layer_redundancy.data.benchmark_items import accuracy_interval
+
+    rows = [
+        {
+            "source": "paper",
+            "weights": row.model,
+            "setting": {"Baseline": "dense"}.get(row.setting, row.setting),
+            "blocks": row.layers,
+            "perplexity": row.perplexity,
+            "95 %": None,
+            "MMLU": row.mmlu,
+        }
+        for row in paper_tables.table("table2").itertuples()
+    ]
+    for precision, setting, variant, results, in_memory, on_disk in _rows(precisions, plan, k):
+        nll = result_tables.cost(results["perplexity"])
+        row = {
+            "source": "measured",
+            "weights": precision.name,
+            "setting": setting,
+            "blocks": len(variant),
+            "perplexity": np.exp(nll.mean()),
+            "95 %": "{:.2f} to {:.2f}".format(*np.exp(result_tables.mean_interval(nll))),
+        }
+        for name in _tasks(precision):
+            values = -result_tables.cost(results[name])
+            low, high = accuracy_interval(round(values.sum()), len(values))
+            task = f"{name.removeprefix('task/')} (n={len(values)})"
+            row |= {task: 100 * values.mean(), f"{task}, 95 %": f"{100 * low:.1f} to {100 * high:.1f}"}
+        rows.append(row | {"on disk (MB)": on_disk / 1e6, "in memory (MB)": in_memory / 1e6})
+    return pd.DataFrame(rows)
+
+
+def _rows(
+    precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int
+) -> Iterator[tuple[Precision, str, Variant, dict[str, Result], int, int]]:
+    for precision in precisions:
+        for setting, variant in (("dense", plan[0]), ("ShortGPT", plan[k])):
+            results = {name: of[variant] for name, of in precision.results.items()}
+            yield precision, setting, variant, results, precision.weights.of(variant), precision.disk[variant]
+        if precision.pruned_first:
+            yield precision, "removed first", plan[k], dict(precision.pruned_first), *precision.pruned_first_bytes
+
+
+def points(precisions: Sequence[Precision], plan: Mapping[int, Variant]) -> pd.DataFrame:
+    """Every depth of removal of every precision that was measured at all of them, by the bytes of its weights.
+
+    Returns:
+        weights, count (blocks removed), megabytes, perplexity, low, high (95 % t interval over blocks of text), and for
+        each task a row with task, accuracy, low, high (95 % Wilson), n and chance in their place.
+    """
+    num, parts = len(plan[0]), []
+    for precision in _complete(precisions, plan):
+        frames = [result_tables.perplexity(precision.results["perplexity"], plan[0])[0]]
+        for name in _tasks(precision):
+            of_task = result_tables.accuracy(precision.results[name], plan[0], name.removeprefix("task/"))
+            frames.append(of_task.rename(columns={"metric": "metric_name"}))
+        megabytes = {count: precision.weights.of(variant) / 1e6 for count, variant in plan.items()}
+        for frame in frames:
+            drawn = depth_curves.along(frame, plan, num)
+            parts.append(drawn.assign(weights=precision.name, megabytes=drawn["count"].map(megabytes)))
+    columns = ["weights", "count", "megabytes", "perplexity", "low", "high", "task", "metric_name", "accuracy", "n"]
+    return pd.concat(parts, ignore_index=True).reindex(columns=[*columns, "chance"])
+
+
+def _complete(precisions: Sequence[Precision], plan: Mapping[int, Variant]) -> list[Precision]:
+    return [p for p in precisions if set(plan.values()) <= set(p.results["perplexity"])]
+
+
+def best_mix(precisions: Sequence[Precision], plan: Mapping[int, Variant], resamples: int, seed: int) -> pd.DataFrame:
+    """The mix of blocks and bits with the lowest perplexity whose weights fit in a size.
+
+    Args:
+        precisions: from `measured`.
+        plan: likewise.
+        resamples: bootstrap resamples of the blocks of text.
+        seed: of the resampling.
+
+    Returns:
+        at most (MB; and in percent of the weights at 16 bits), weights, removed (blocks), megabytes, perplexity,
+        next (the best mix at another precision), next perplexity, certainty (share of the resamples in which it is
+        still better than the next). Sizes that no mix fits in are left out.
+    """
+    complete = _complete(precisions, plan)
+    mixes = [(p, count, p.weights.of(variant)) for p in complete for count, variant in plan.items()]
+    nll = np.concatenate([_nll(p, list(plan.values())) for p in complete], axis=1)  # (N, mixes)
+    mean, draws = nll.mean(0), result_tables.bootstrap_means(nll, resamples, seed)
+    whole = complete[0].weights.of(plan[0])
+    rows = []
+    for size in SIZES:
+        fitting = [i for i in np.argsort(mean, kind="stable") if mixes[i][2] <= size * whole]
+        if not fitting:
+            continue
+        first = fitting[0]
+        best, count, megabytes = mixes[first]
+        row = {
+            "at most (%)": 100 * size,
+            "at most (MB)": size * whole / 1e6,
+            "weights": best.name,
+            "removed": count,
+            "megabytes": megabytes / 1e6,
+            "perplexity": np.exp(mean[first]),
+        }
+        others = [i for i in fitting if mixes[i][0] is not best]
+        if others:
+            other = others[0]
+            row["next"] = f"{mixes[other][0].name}, {mixes[other][1]} removed"
+            row["next perplexity"] = np.exp(mean[other])
+            row["certainty"] = (draws[:, first] < draws[:, other]).mean()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def interaction(precisions: Sequence[Precision], plan: Mapping[int, Variant]) -> pd.DataFrame:
+    """What pruning and quantization cost together, against the sum of what each costs alone.
+
+    Returns:
+        weights, count (blocks removed), share (percent), pruning, quantization, sum, both (nats a token), interaction
+        (both minus sum) with its 95 % t interval, paired by block of text: low, high; and relative (of the sum).
+    """
+    full, *others = _complete(precisions, plan)
+    rows = []
+    for precision in others:
+        parts = _damages(full, precision, list(plan.values()))
+        for i, count in enumerate(plan):
+            pruning, quantization, both = (part[:, i] for part in parts)
+            extra = both - pruning - quantization
+            low, high = result_tables.mean_interval(extra)
+            total = pruning.mean() + quantization.mean()
+            rows.append(
+                {
+                    "weights": precision.name,
+                    "count": count,
+                    "share": 100 * count / len(plan[0]),
+                    "pruning": pruning.mean(),
+                    "quantization": quantization.mean(),
+                    "sum": total,
+                    "both": both.mean(),
+                    "interaction": extra.mean(),
+                    "low": low,
+                    "high": high,
+                    "relative": extra.mean() / total if total > 0 else np.nan,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _damages(full: Precision, other: Precision, chosen: Sequence[Variant]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N, K) each: of pruning alone, of quantization alone (the same at every depth), of both; the first is dense."""
+    whole, few = _nll(full, chosen), _nll(other, chosen)
+    base = whole[:, :1]
+    return whole - base, np.broadcast_to(few[:, :1] - base, few.shape), few - base
+
+
+def order_of_steps(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int) -> pd.DataFrame:
+    """Does it matter whether one prunes or quantizes first?
+
+    Returns:
+        weights, perplexity of quantizing first and of removing first, and the difference of their mean NLL (removing
+        first minus quantizing first, nats a token) with its 95 % t interval, paired by block of text.
+    """
+    rows = []
+    for precision in precisions:
+        if not precision.pruned_first:
+            continue
+        after, before = _nll(precision, [plan[k]])[:, 0], result_tables.cost(precision.pruned_first["perplexity"])
+        low, high = result_tables.mean_interval(before - after)
+        rows.append(
+            {
+                "weights": precision.name,
+                "blocks": len(plan[k]),
+                "perplexity, quantized first": np.exp(after.mean()),
+                "perplexity, removed first": np.exp(before.mean()),
+                "difference (nats)": (before - after).mean(),
+                "low": low,
+                "high": high,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def influence(precisions: Sequence[Precision]) -> pd.DataFrame:
+    """Block Influence at each precision: weights, block, score, rank (1 = removed first)."""
+    parts = []
+    for precision in _with_sums(precisions):
+        score = importance.scores(precision.sums, MEASURE)
+        rank = importance.ranks(importance.removal_order(score, MEASURE))
+        parts.append(
+            pd.DataFrame({"weights": precision.name, "block": np.arange(len(score)), "score": score, "rank": rank})
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def _with_sums(precisions: Sequence[Precision]) -> list[Precision]:
+    """Those whose Block Influence was measured, on the text that all of them have in common."""
+    found = [p for p in precisions if p.sums is not None]
+    common = min(len(p.sums.tokens) for p in found)
+    return [replace(p, sums=p.sums.first(common)) for p in found]
+
+
+def order_after(
+    precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int, resamples: int, seed: int
+) -> pd.DataFrame:
+    """Block Influence's order before and after quantization.
+
+    Returns:
+        weights, tau (Kendall's, with the full-precision order; 1: the same), low, high (95 % of the bootstrap
+        resamples of the calibration text that all have, the same draws for all), removed (the first k), same (of them
+        also removed first at full precision), perplexity by the full-precision order and by its own, difference (own
+        minus full precision's, nats a token) with its 95 % t interval.
+    """
+    full, *others = _with_sums(precisions)
+    orders = {
+        p.name: (
+            importance.removal_order(importance.scores(p.sums, MEASURE), MEASURE),
+            importance.removal_order(importance.bootstrap_scores(p.sums, MEASURE, resamples, seed), MEASURE),
+        )
+        for p in (full, *others)
+    }
+    order, draws = orders[full.name]
+    rows = []
+    for precision in others:
+        mine, my_draws = orders[precision.name]
+        taus = [_tau(a, b) for a, b in zip(draws, my_draws, strict=True)]
+        nll = _nll(precision, [plan[k], precision.own])
+        change = nll[:, 1] - nll[:, 0]
+        low, high = result_tables.mean_interval(change)
+        rows.append(
+            {
+                "weights": precision.name,
+                "tau": _tau(order, mine),
+                "low": np.percentile(taus, INTERVAL[0]),
+                "high": np.percentile(taus, INTERVAL[1]),
+                f"first {k} removed": ", ".join(map(str, mine[:k])),
+                "same": len(set(mine[:k]) & set(order[:k])),
+                "perplexity, full precision's order": np.exp(nll[:, 0].mean()),
+                "perplexity, own order": np.exp(nll[:, 1].mean()),
+                "difference (nats)": change.mean(),
+                "difference 95 %": "the same blocks" if precision.own == plan[k] else f"{low:.3f} to {high:.3f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _tau(a: np.ndarray, b: np.ndarray) -> float:
+    return float(kendalltau(importance.ranks(a), importance.ranks(b)).statistic)
+
+
+def reported(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int) -> pd.DataFrame:
+    """What removal costs in accuracy before and after quantization: the paper's two tables, and measured.
+
+    Returns:
+        source, weights, task, n, loss at full precision and loss when quantized (points of accuracy in percent), and
+        their difference, the interaction (negative: removal costs the quantized model less), with the 95 % t interval
+        over items, low, high. The paper's are from tables 1 and 2, which print no intervals and may differ in more than
+        the weights.
+    """
+    one, two = paper_tables.table("table1"), paper_tables.table("table2").set_index("setting")
+    of_model = one[one["model"] == "Llama-2-7B"].set_index("method")["MMLU"]
+    losses = of_model["Dense"] - of_model["ShortGPT"], two["mmlu"]["Baseline"] - two["mmlu"]["ShortGPT"]
+    rows = [
+        ("paper, tables 1 and 2", two["model"].iloc[0], "MMLU", np.nan, *losses, losses[1] - losses[0], *[np.nan] * 2)
+    ]
+    full, *others = precisions
+    for name in _tasks(full):
+        before = 100 * (
+            result_tables.cost(full.results[name][plan[k]]) - result_tables.cost(full.results[name][plan[0]])
+        )
+        for precision in others:
+            if name not in precision.results:
+                continue
+            of = precision.results[name]
+            after = 100 * (result_tables.cost(of[plan[k]]) - result_tables.cost(of[plan[0]]))
+            # Where all items agree, Student's t would call the difference exactly known.
+            same = np.ptp(after - before) == 0
+            low, high = (np.nan, np.nan) if same else result_tables.mean_interval(after - before)
+            task = name.removeprefix("task/")
+            found = (len(after), before.mean(), after.mean(), (after - before).mean(), low, high)
+            rows.append(("measured", precision.name, task, *found))
+    columns = [
+        "source",
+        "weights",
+        "task",
+        "n",
+        "loss, full precision",
+        "loss, quantized",
+        "interaction",
+        "low",
+        "high",
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def claim(precisions: Sequence[Precision], plan: Mapping[int, Variant], resamples: int, seed: int) -> pd.DataFrame:
+    """ShortGPT 4.5: pruning is "orthogonal to quantization methods", made into statements that can be false.
+
+    Returns:
+        statement, measured (interaction, of the sum of the two damages), threshold, holds, certainty; at the ratios at
+        which measures are compared elsewhere. An interaction as such is no failure: below zero the two cost less
+        together than their sum.
+    """
+    full, *others = _complete(precisions, plan)
+    num = len(plan[0])
+    counts = list(dict.fromkeys(min(num - 1, depth_curves.at_ratio(num, ratio)) for ratio in depth_curves.RATIOS))
+    chosen = [plan[count] for count in (0, *counts)]
+    damages = [_damages(full, other, chosen) for other in others]
+    values = np.stack([np.stack(parts, axis=1) for parts in damages], axis=1)  # (N, precisions, 3, 1 + counts)
+
+    def statements(mean: np.ndarray) -> list[Statement]:
+        said = []
+        for place, other in enumerate(others):
+            for i, count in enumerate(counts, start=1):
+                pruning, quantization, both = mean[place, :, i]
+                total = pruning + quantization
+                share = (both - total) / total if total > 0 else np.nan  # no damage: nothing that could add up
+                what = f"{other.name}, {count} of {num} blocks removed: the damages add up to within {ADDITIVE:.0%}"
+                said.append((what, share, ADDITIVE, bool(abs(share) < ADDITIVE)))
+        return said
+
+    return result_tables.claim(statements, values, resamples, seed)

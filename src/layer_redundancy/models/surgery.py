@@ -1,0 +1,208 @@
+"""Removing blocks and heads from a transformers model, for a while or for good."""
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layer_redundancy.core import variants
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.models import decoder
+
+
+@contextmanager
+def without_layers(model: nn.Module, removed: Iterable[int]) -> Iterator[nn.Module]:
+    """The same model with some blocks removed, restored on exit and on error.
+
+    Inside, the model is consistent: plain forward, generation with a cache, and `decoder_stack` all see the kept blocks
+    only. `layer_idx` is renumbered (a cache would otherwise have holes), `num_hidden_layers` and every per-layer list
+    of the config keep the entries *of the kept blocks*.
+
+    Args:
+        model: a causal language model that `decoder_stack` takes apart.
+        removed: indices of blocks to remove.
+
+    Raises:
+        StudyError: see `variants.without`.
+    """
+    with ExitStack() as restored:
+        _cut(model, removed, restored)
+        yield model
+
+
+def cut(model: nn.Module, removed: Iterable[int]) -> nn.Module:
+    """Removes blocks for good, and lets go of their weights; arguments and errors as `without_layers`."""
+    _cut(model, removed, ExitStack())
+    return model
+
+
+def _cut(model: nn.Module, removed: Iterable[int], restored: ExitStack) -> None:
+    """Removes blocks; `restored` gets what puts them back."""
+    stack = decoder.decoder_stack(model)
+    blocks = list(stack.blocks)
+    kept = variants.without(len(blocks), removed)
+    first = blocks[0], blocks[kept[0]]
+    flags = [m for m in model.modules() if "has_sliding_layers" in vars(m)]
+    config_changes = list(_cut_config(model.config, kept, len(blocks)))
+
+    decoder.move_embedding_norm(*first)
+    restored.callback(decoder.move_embedding_norm, *first[::-1])
+    restored.callback(_set_blocks, stack.blocks, blocks)
+    _set_blocks(stack.blocks, [blocks[i] for i in kept])
+    for module, name, old in decoder.renumber(stack.blocks):
+        restored.callback(setattr, module, name, old)
+    for config, name, old, new in config_changes:
+        restored.callback(setattr, config, name, old)
+        setattr(config, name, new)
+    for module in flags:
+        restored.callback(setattr, module, "has_sliding_layers", module.has_sliding_layers)
+        module.has_sliding_layers = "sliding_attention" in module.config.layer_types
+
+
+def _set_blocks(container: nn.ModuleList, blocks: list[nn.Module]) -> None:
+    # In place, so that whoever holds the ModuleList (a stack, a hook) goes on seeing the model's blocks.
+    container._modules.clear()
+    container._modules.update({str(i): block for i, block in enumerate(blocks)})
+
+
+def _cut_config(config: Any, kept: tuple[int, ...], num_blocks: int) -> Iterator[tuple[Any, str, Any, Any]]:
+    """(config, attribute, old, new) for the number of blocks and for every list with one entry a block."""
+    text = config.get_text_config()
+    for cfg in [config] if text is config else [config, text]:
+        names = cfg.to_dict().keys()
+        if cfg is text:
+            # GPT-2 and others store the number under a name of their own; setting num_hidden_layers sets it.
+            yield cfg, "num_hidden_layers", num_blocks, len(kept)
+        for name in names:
+            value = getattr(cfg, name, None)
+            per_layer = isinstance(value, list | tuple) and len(value) == num_blocks
+            if per_layer and ("layer" in name or "block" in name or "pattern" in name):
+                yield cfg, name, value, type(value)(value[i] for i in kept)
+
+
+@contextmanager
+def without_head(model: nn.Module, layer: int, head: int) -> Iterator[nn.Module]:
+    """The same model without one query head of one block's attention, restored on exit and on error.
+
+    What the head hands to the output projection is set to zero (ShortGPT 4.2): the shape stays, the head's contribution
+    is gone, and weights in any format, quantized ones too, stay untouched. With grouped-query attention the head's keys
+    and values are shared with other query heads and stay.
+
+    Args:
+        model: a causal language model whose blocks have attention.
+        layer: index of the block.
+        head: index of the query head, 0 to num_attention_heads - 1.
+
+    Raises:
+        StudyError: no such block or head, or the block has no attention heads.
+    """
+    stack = decoder.decoder_stack(model)
+    if not 0 <= layer < len(stack):
+        raise StudyError(f"block {layer} is out of range: the model has blocks 0 to {len(stack) - 1}")
+    part = decoder.head_slice(stack, layer, head)
+
+    def silence(_: nn.Module, args: tuple) -> tuple:
+        heads = args[0].clone()
+        heads[..., part] = 0
+        return (heads, *args[1:])
+
+    handle = decoder.output_projection(stack, layer).register_forward_pre_hook(silence)
+    try:
+        yield model
+    finally:
+        handle.remove()
+
+
+def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Path) -> Path:
+    """Writes the model without some blocks as a checkpoint that plain transformers loads; quantized weights packed.
+
+    A Baichuan-7B is written as the Llama that it is. Other tools need `layer_redundancy.rwkv5` imported to load an
+    RWKV-5, and `layer_redundancy.baichuan` to load a Baichuan-13B or either one's tokenizer.
+
+    The checkpoint is written beside `folder`, loaded again, its logits compared with those of the model in memory, and
+    renamed only then: a folder that exists is a checkpoint that works.
+
+    Args:
+        model: a causal language model that `decoder_stack` takes apart.
+        tokenizer: saved with it; None to leave it out.
+        removed: indices of blocks to remove; may be empty.
+        folder: to be made; must not exist.
+
+    Returns:
+        The folder. It also holds `layer_redundancy.json` with the removed blocks.
+
+    Raises:
+        StudyError: the folder exists, cannot be written, or the reloaded model gives other logits; the weights are
+            those of a ready GPTQ checkpoint.
+    """
+    folder, removed = Path(folder), list(removed)
+    method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "")
+    if method in ("gptq", "awq"):  # their libraries rearrange the weights for the device when they load them
+        raise StudyError(
+            f"{method.upper()} weights as they lie in memory cannot be written again: quantize the full-precision "
+            "model here (quantize.quantized) and export that"
+        )
+    if folder.exists():
+        raise StudyError(f"{folder} exists: choose another folder or delete it")
+    if model.config.model_type == "baichuan":
+        from layer_redundancy.models.baichuan import model as baichuan
+
+        if baichuan.is_rotary(model):
+            model = baichuan.as_llama(model)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as e:
+        raise StudyError(f"cannot write {folder}: {e.strerror}") from e
+    try:
+        with without_layers(model, removed):
+            # A copy, so that what save_pretrained notes in the config does not stay in the caller's model.
+            config = model.config
+            model.config = copy.deepcopy(config)
+            try:
+                with decoder.packed(model) as tensors:
+                    model.save_pretrained(temporary, **({} if tensors is None else {"state_dict": tensors}))
+            finally:
+                model.config = config
+            if tokenizer is not None:
+                tokenizer.save_pretrained(temporary)
+            note = {"removed_blocks": sorted(int(i) for i in removed), "exported_from": model.config._name_or_path}
+            (temporary / "layer_redundancy.json").write_text(json.dumps(note, indent=1))
+            _check_export(model, temporary)
+        temporary.chmod(0o777 & ~_umask())
+        temporary.rename(folder)
+    except OSError as e:
+        raise StudyError(f"cannot write {folder}: {e.strerror or e}") from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _check_export(model: nn.Module, folder: Path) -> None:
+    stack = decoder.decoder_stack(model)
+    ids = torch.arange(3, 19, device=stack.device)[None] * 5 % model.get_input_embeddings().weight.shape[0]
+    sharded = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    place = "auto" if sharded else {"": stack.device}
+    with decoder.hub_errors(f"the exported checkpoint of {type(model).__name__}"):
+        reloaded = decoder.prepare(type(model).from_pretrained(folder, dtype=model.dtype, device_map=place))
+        with torch.no_grad():
+            ours, theirs = (m(input_ids=ids, use_cache=False).logits.float().cpu() for m in (model, reloaded))
+    if not torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4):
+        raise StudyError(
+            f"{type(model).__name__} cannot be exported without these blocks: reloaded, it gives other logits (largest "
+            f"difference {(ours - theirs).abs().max().item():.3g}); a weight or a rule depends on the block's number"
+        )

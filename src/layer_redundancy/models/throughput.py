@@ -1,0 +1,79 @@
+"""How many tokens a forward should hold on the device at hand: found by timing a block of the model, not by guessing.
+
+On a GPU, few tokens leave it idle and many only take memory; from some number on the rate no longer grows. That number
+depends on the model's width and on the device, so it is looked for with the model in memory, in a second or two.
+"""
+
+import time
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from layer_redundancy.core.devices import available, lacks_memory
+from layer_redundancy.models.decoder import DecoderStack
+
+FEWEST, MOST = 1024, 1 << 17  # tokens
+LENGTH = 512  # of the sequences that are timed
+SLOW = 2.0  # seconds of one run: a device so slow gains nothing from larger batches, and its time is dear
+ENOUGH = 0.97  # of the best rate: the smallest number of tokens that reaches it is taken
+
+_found: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+def seconds(call: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:
+    """The shortest of several runs; the first pays for what later ones find ready. Of a slow call, the first alone."""
+    times: list[float] = []
+    while (len(times) < 2 and sum(times) < SLOW) or (len(times) < 5 and sum(times) < at_least):
+        begin = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def rates(stack: DecoderStack, most: int = MOST) -> dict[int, float]:
+    """Tokens a second through a block in the middle of the model, by tokens a forward holds.
+
+    The numbers double from FEWEST to `most`, and end where a doubling no longer helps twice in a row, where half of
+    the free memory is too little, or where a run takes long.
+    """
+    length = min(LENGTH, FEWEST)
+    vocabulary = stack.model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    found: dict[int, float] = {}
+    num = FEWEST
+    while num <= most:
+        ids = torch.randint(0, vocabulary, (max(1, num // length), length), generator=generator)
+        free = available(stack.device)
+        try:
+            hidden, calls = stack.start(ids)
+            spent = seconds(lambda: stack.run_block(len(stack) // 2, hidden, calls), stack.device)  # noqa: B023
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            break
+        found[num] = ids.numel() / spent
+        # A block needs about eight times its input: attention's and the MLP's activations.
+        too_much = 16 * hidden.numel() * hidden.element_size() > free / 2
+        flat = len(found) > 2 and max(list(found.values())[-2:]) < max(list(found.values())[:-2]) / ENOUGH
+        del hidden, calls
+        if too_much or flat or spent > SLOW:
+            break
+        num *= 2
+    if stack.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return found
+
+
+def batch_tokens(stack: DecoderStack, asked: int | None = None) -> int:
+    """Tokens a forward should hold: those asked for, or what `rates` shows to be enough; looked for once a model."""
+    if asked is not None:
+        return asked
+    if stack.model not in _found:
+        measured = rates(stack)
+        best = max(measured.values(), default=0.0)
+        _found[stack.model] = next((n for n, rate in measured.items() if rate >= ENOUGH * best), FEWEST)
+    return _found[stack.model]

@@ -1,0 +1,363 @@
+"""Training what is left of a pruned model: LoRA, QLoRA, all weights, or the head and the last blocks.
+
+A healed model is kept as what was trained (adapters, or the trained weights themselves) and built again from the dense
+model when it is needed: without some blocks, with 4-bit weights where they were trained beside such, adapters merged.
+"""
+
+import gc
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from layer_redundancy.config.profiles import Recipe, TrainingBudget
+from layer_redundancy.core import cache, devices
+from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
+from layer_redundancy.data.corpora import TokenBlocks
+from layer_redundancy.models import decoder, surgery
+from layer_redundancy.models.decoder import ModelIdentity
+from layer_redundancy.train import training_loop
+
+METHODS = ("lora", "qlora", "full", "partial")
+RULES_VERSION = 1  # raise it when the same settings give other weights
+WEIGHTS, RECORD = "trained.safetensors", "training.json"
+
+
+@dataclass(frozen=True)
+class Healing:
+    """All that decides a healed model.
+
+    Attributes:
+        identity: of the dense model.
+        dtype: of its weights.
+        device: as `models.load` takes it.
+        removed: blocks, ascending.
+        recipe: which weights are trained.
+        budget: on how much text.
+        text: the blocks of text; the last `budget.held_out` are not trained on.
+        seed: of the order of text and of new weights.
+    """
+
+    identity: ModelIdentity
+    dtype: str
+    device: str
+    removed: tuple[int, ...]
+    recipe: Recipe
+    budget: TrainingBudget
+    text: TokenBlocks
+    seed: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As JSON has it; another entry is another model."""
+        return {
+            "model": self.identity.fingerprint,
+            "removed": list(self.removed),
+            "recipe": asdict(self.recipe),
+            "budget": asdict(self.budget),
+            "text": self.text.fingerprint,
+            "seed": self.seed,
+            "rules": RULES_VERSION,
+            # torch and the processor move the last digits only.
+            **{name: version(name) for name in ("transformers", "peft", "bitsandbytes")},
+        }
+
+    @property
+    def healed_identity(self) -> ModelIdentity:
+        """The healed model, as the store knows it."""
+        fingerprint = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        text = asdict(self.identity) | {
+            "name": f"{self.identity.name} without {len(self.removed)} blocks, {describe(self.recipe)}",
+            "fingerprint": fingerprint,
+            "num_hidden_layers": self.identity.num_hidden_layers - len(self.removed),
+        }
+        return ModelIdentity(**text)
+
+
+def describe(recipe: Recipe) -> str:
+    """A recipe in a table."""
+    return {
+        "lora": f"LoRA, rank {recipe.rank}",
+        "qlora": f"QLoRA, rank {recipe.rank}",
+        "full": "all weights",
+        "partial": f"head and last {recipe.last_blocks}" if recipe.last_blocks else "head",
+    }[_checked(recipe).method]
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    if recipe.method not in METHODS:
+        raise StudyError(f"unknown way of training {recipe.method!r}: choose one of {', '.join(METHODS)}")
+    if recipe.targets not in ("all", "mlp"):
+        raise StudyError(f"adapters for {recipe.targets!r} are not known: choose all or mlp")
+    return recipe
+
+
+# ------------------------------------------------------------------------------------------------ which weights
+
+
+def linear_layers(model: nn.Module, targets: str = "all") -> list[str]:
+    """Names of the linear layers of the residual blocks.
+
+    Args:
+        model: a causal language model that `decoder_stack` takes apart.
+        targets: "all", or "mlp" for those outside of attention (of all, where a block has nothing but attention).
+
+    Raises:
+        StudyError: there are none.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    blocks = decoder.decoder_stack(model).blocks
+    prefix = next(name for name, module in model.named_modules() if module is blocks)
+    found = [name for name, module in blocks.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    if "mamba" in model.config.model_type:  # whose fused kernel reads this one's weight past any adapter
+        found = [name for name in found if not name.endswith("out_proj")]
+    outside = [name for name in found if "attn" not in name and "attention" not in name]
+    if not found:
+        raise StudyError(f"{type(model).__name__} has no linear layers in its blocks: adapters have no place")
+    return [f"{prefix}.{name}" for name in (outside if targets == "mlp" and outside else found)]
+
+
+def round_to_4_bits(model: nn.Module) -> None:
+    """Puts bitsandbytes' 4-bit layers (nf4, its scales rounded too; Dettmers et al. 2023) in the blocks' linear ones.
+
+    Raises:
+        NotApplicable: the blocks' linear layers are none that bitsandbytes knows.
+    """
+    import bitsandbytes as bnb
+
+    for name in linear_layers(model):
+        parent, _, child = name.rpartition(".")
+        old = model.get_submodule(name)
+        if not isinstance(old, nn.Linear):
+            raise NotApplicable(
+                f"{type(model).__name__}: {type(old).__name__} layers have no 4-bit form: use method lora"
+            )
+        new = bnb.nn.Linear4bit(
+            old.in_features,
+            old.out_features,
+            bias=old.bias is not None,
+            compute_dtype=old.weight.dtype,
+            quant_type="nf4",
+            compress_statistics=True,
+            device="meta",
+        )
+        new.weight = bnb.nn.Params4bit(
+            old.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new
+        )
+        new.bias = old.bias
+        # On processors with AVX-512 BF16 a forward without gradients would round the scales to bfloat16 for good.
+        new.support_avx512bf16_for_cpu = False
+        setattr(model.get_submodule(parent), child, new.to(old.weight.device))
+
+
+def round_trip_4_bits(model: nn.Module) -> None:
+    """The same values as `round_to_4_bits` leaves, in ordinary linear layers of the model's dtype."""
+    import bitsandbytes as bnb
+
+    for name in linear_layers(model):
+        weight = model.get_submodule(name).weight
+        packed, state = bnb.functional.quantize_4bit(weight.data, quant_type="nf4", compress_statistics=True)
+        weight.data = bnb.functional.dequantize_4bit(packed, state).to(weight.dtype).reshape(weight.shape)
+
+
+def untie_head(model: nn.Module) -> nn.Module:
+    """The head, with weights of its own if it had the embedding's; config and exports know it."""
+    head = model.get_output_embeddings()
+    if head.weight is model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
+    return head
+
+
+def prepare(model: nn.Module, recipe: Recipe, seed: int = 0) -> nn.Module:
+    """Sets `requires_grad` on what a recipe trains, adding adapters where it wants them.
+
+    Args:
+        model: the pruned model; changed in place.
+        recipe: which weights.
+        seed: of new weights.
+
+    Returns:
+        The model to train: peft's around it, or itself.
+
+    Raises:
+        StudyError: unknown recipe, or the model has no place for it.
+    """
+    _checked(recipe)
+    model.requires_grad_(False)
+    if recipe.method == "full":
+        return model.requires_grad_(True)
+    if recipe.method == "partial":
+        stack = decoder.decoder_stack(model)
+        parts = [untie_head(model), *stack.final, *_last(stack, recipe)]
+        for part in parts:
+            part.requires_grad_(True)
+        return model
+    import peft
+
+    targets = linear_layers(model, recipe.targets)
+    if recipe.method == "qlora":
+        round_to_4_bits(model)
+    torch.manual_seed(seed)
+    config = peft.LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        lora_dropout=recipe.dropout,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, config)
+
+
+def _last(stack: decoder.DecoderStack, recipe: Recipe) -> list[nn.Module]:
+    """The last blocks that a recipe trains; all, where it wants more than there are."""
+    return list(stack.blocks)[max(0, len(stack) - recipe.last_blocks) :]
+
+
+def possible(identity: ModelIdentity, recipe: Recipe) -> Recipe:
+    """The recipe, or LoRA beside full-precision weights in QLoRA's place where these have no 4-bit form (GPT-2)."""
+    if recipe.method == "qlora":
+        with decoder.shapes(identity) as shapes:
+            kinds = {type(shapes.get_submodule(name)) for name in linear_layers(shapes)}
+        if not all(issubclass(kind, nn.Linear) for kind in kinds):
+            print(f"{identity.name}: its layers have no 4-bit form, so that LoRA stands in for QLoRA")
+            return replace(recipe, method="lora")
+    return recipe
+
+
+def trainable_weights(shapes: nn.Module, recipe: Recipe) -> int:
+    """Number of weights a recipe trains, of a model without storage (`models.shapes`) or with."""
+    if recipe.method == "full":
+        return sum(p.numel() for p in shapes.parameters())
+    stack = decoder.decoder_stack(shapes)
+    if recipe.method == "partial":
+        parts = [shapes.get_output_embeddings(), *stack.final, *_last(stack, recipe)]
+        return sum(p.numel() for part in parts for p in part.parameters())
+    layers = [shapes.get_submodule(name).weight for name in linear_layers(shapes, recipe.targets)]
+    return sum(recipe.rank * sum(weight.shape) for weight in layers)
+
+
+# ------------------------------------------------------------------------------------------------ training, building
+
+
+def heal(work: Healing) -> Path:
+    """Trains, unless that is done, and returns the folder of what was trained: adapters or weights, and `RECORD`.
+
+    Args:
+        work: what to train. Ten times meanwhile the loss on held-out text is shown.
+
+    Raises:
+        StudyError: as `training.fit` and `prepare`; no memory for the recipe, no text to train on.
+    """
+    settings = work.settings
+    place = cache.made_folder("healed", settings)
+    if place.is_dir():
+        return place
+    with training_loop.workplace(settings) as folder:
+        if place.is_dir():  # another process made it meanwhile
+            return place
+        model = _pruned(work)
+        check_memory(model, work.recipe)
+        wrapped = prepare(model, work.recipe, work.seed)
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        fitted = _fit(work, wrapped, folder)
+
+        def write(target: Path) -> None:
+            target.mkdir()
+            if wrapped is model:
+                tensors = {name: model.get_parameter(name).detach().cpu().contiguous() for name in names}
+                save_file(tensors, target / WEIGHTS)
+            else:
+                wrapped.save_pretrained(target)
+            note = {"settings": settings, **asdict(fitted)}
+            (target / RECORD).write_text(json.dumps(note))
+
+        return cache.made_once("healed", settings, write)
+
+
+def _fit(work: Healing, model: nn.Module, folder: Path) -> training_loop.Fitted:
+    budget, device = work.budget, next(model.parameters()).device
+    trained_on = len(work.text.input_ids) - budget.held_out
+    if trained_on < 1:
+        raise StudyError(
+            f"corpus {work.text.corpus!r} has {len(work.text.input_ids)} blocks of {budget.block_length} tokens, "
+            f"{budget.held_out} of them held out: nothing is left to train on"
+        )
+    held_out = work.text.input_ids[trained_on:].to(device)
+
+    def validate(model: nn.Module) -> float:
+        return float(np.mean([training_loop.causal_loss(model, {"input_ids": row[None]}).item() for row in held_out]))
+
+    return training_loop.fit(
+        model,
+        [{"input_ids": row} for row in work.text.input_ids[:trained_on]],
+        training_loop.Optimization(
+            budget.steps, budget.batch, work.recipe.learning_rate, budget.warmup, budget.schedule
+        ),
+        folder,
+        seed=work.seed,
+        validate=validate if len(held_out) else None,
+        validate_every=max(1, budget.steps // 10) if len(held_out) else 0,
+        label=f"{describe(work.recipe)}, {len(work.removed)} blocks removed, seed {work.seed}",
+    )
+
+
+def check_memory(model: nn.Module, recipe: Recipe) -> None:
+    """Raises DoesNotFit if a model's weights, gradients and AdamW's states leave no memory for a forward."""
+    trainable = trainable_weights(model, recipe)
+    device = next(model.parameters()).device
+    # The model lies in memory already; of what is trained there will be a float32 copy.
+    needed, free = training_loop.bytes_needed(trainable, 0), devices.available(device)
+    if needed > 0.9 * free:
+        raise DoesNotFit(
+            f"training {describe(recipe)} ({trainable / 1e9:.2f} billion weights) takes {needed / 1e9:.0f} GB beside "
+            f"the model, {free / 1e9:.0f} are free on {device}: leave it out, or use a larger device"
+        )
+
+
+def _pruned(work: Healing) -> nn.Module:
+    model = decoder.load(work.identity, work.dtype, work.device)
+    surgery.cut(model, work.removed)
+    gc.collect()
+    return model
+
+
+def build(work: Healing) -> nn.Module:
+    """The healed model, ordinary weights of the dense model's dtype, trained before if need be.
+
+    After QLoRA these are the 4-bit weights' values with the adapters added, which is what was trained.
+
+    Raises:
+        StudyError: as `heal`.
+    """
+    folder = heal(work)
+    model = _pruned(work)
+    if work.recipe.method in ("lora", "qlora"):
+        import peft
+
+        if work.recipe.method == "qlora":
+            round_trip_4_bits(model)
+        model = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
+    else:
+        prepare(model, work.recipe)
+        weights = load_file(folder / WEIGHTS)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in weights:
+                    parameter.copy_(weights[name])
+    return decoder.prepare(model)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """What `heal` wrote of a training: log, seconds, peak_bytes, trainable."""
+    return json.loads((folder / RECORD).read_text())

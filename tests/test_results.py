@@ -38,6 +38,19 @@ def test_whatever_the_number_depends_on_is_in_the_key(store, part):
     assert store.get(other) is None
 
 
+def test_a_cached_result_is_computed_once_and_a_failed_one_is_not_kept(store):
+    def fail():
+        raise StudyError("too little memory")
+
+    with pytest.raises(StudyError, match="too little"):
+        store.cached(KEY, "name", fail)
+    assert store.get(KEY) is None
+    assert store.cached(KEY, "name", lambda: RESULT) is RESULT
+    again = store.cached(KEY, "name", fail)
+    assert again.summary == RESULT.summary
+    np.testing.assert_array_equal(again.arrays["nll"], [0, 1, 2])
+
+
 def test_partial_outputs_are_dropped_with_the_result(store):
     other = replace(KEY, variant="0")
     store.put_partial({KEY: {0: [[-1.5, True]], 1: [[-2.5, False]]}, other: {0: [[-9, True]]}})

@@ -7,7 +7,7 @@ import os
 import platform
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,6 +167,20 @@ class Store:
                 row,
             )
             db.execute(f"DELETE FROM partial WHERE {_WHERE}", key.values())
+
+    def cached(self, key: Key, model_name: str, compute: Callable[[], Result]) -> Result:
+        """The stored result, or what `compute` returns, which is then stored.
+
+        Args:
+            key: what the result depends on.
+            model_name: for people, in the table's column of that name.
+            compute: called only when the store has no such result; what it raises goes on and nothing is stored.
+        """
+        result = self.get(key)
+        if result is None:
+            result = compute()
+            self.put(key, model_name, result)
+        return result
 
     # ------------------------------------------------------------------------------------------------ unfinished ones
 

@@ -2,7 +2,7 @@
 
 First the embedded profile, every notebook from an empty store, by the clock. Then random weights in the shape of
 Llama-2-7B, on which speed does not depend: tokens a second of a sweep, its share of the rate of matrix products that
-was measured, peak memory, and what `make plan` foretold from two blocks against the clock.
+was measured, peak memory, and what `make plan` predicted from two blocks against the clock.
 """
 
 import json
@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-import torch
 import typer
-from benchmarks import sweeps, worker
-from benchmarks.worker import RandomSequences
 from transformers import AutoConfig
 
+from benchmarks import sweeps, worker
+from benchmarks.worker import RandomSequences
 from layer_redundancy.config import sources
 from layer_redundancy.config.profiles import PROFILES
 from layer_redundancy.config.sources import Amount
-from layer_redundancy.core import paths, variants
+from layer_redundancy.core import devices, paths, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Store
-from layer_redundancy.evaluate import sweep
+from layer_redundancy.evaluate import sweep, sweep_estimate
 from layer_redundancy.figures import plots
 from layer_redundancy.models import decoder, throughput
 from layer_redundancy.planning import estimate
@@ -64,7 +63,7 @@ def embedded_seconds(device: str, profile: str = "embedded") -> pd.DataFrame:
 
 
 def sweep_rows(config: dict[str, Any], dtype: str, device: str, sequences: int) -> pd.DataFrame:
-    """Sweeps random weights of a shape, and sets the clock against what two blocks foretold.
+    """Sweeps random weights of a shape, and sets the clock against what two blocks predicted.
 
     Args:
         config: fields of a transformers config, `model_type` among them.
@@ -85,8 +84,8 @@ def sweep_rows(config: dict[str, Any], dtype: str, device: str, sequences: int) 
     shape = Shape("meta-llama/Llama-2-7b-hf", num, config["num_attention_heads"], 1, True)
     order = Planner(PROFILES["paper"], shape, None, {}).order()
     plan = list(dict.fromkeys([*variants.single_removal(num), *variants.cumulative_removal(num, order)]))
-    rate = sweeps.matmul_rate(decoder.DTYPES[dtype], device)
-    foretold = {}
+    rate = devices.matmul_rate(decoder.DTYPES[dtype], device)
+    predicted = {}
     for kind, (prefix, tail, targets) in KINDS.items():
         chosen = RandomSequences(config["vocab_size"], sequences, prefix, tail, targets).sequences
         tokens = sum(len(s.input_ids) for s in chosen)
@@ -94,7 +93,7 @@ def sweep_rows(config: dict[str, Any], dtype: str, device: str, sequences: int) 
         amount = Amount(sequences, sequences, tokens, shared, sum(s.num_scored for s in chosen))
         planned = Sweep(kind, amount, tuple(plan))
         seconds = estimate.sweep_seconds(planned, speed)
-        foretold[kind] = (seconds, estimate.peak_bytes_of([planned], speed))
+        predicted[kind] = (seconds, estimate.peak_bytes_of([planned], speed))
     speed.close()
     del stack
     job = {"config": config, "dtype": dtype, "device": device}
@@ -103,31 +102,30 @@ def sweep_rows(config: dict[str, Any], dtype: str, device: str, sequences: int) 
     for kind, (prefix, tail, targets) in KINDS.items():
         measured = RandomSequences(config["vocab_size"], sequences, prefix, tail, targets)
         batch = throughput.batch_tokens(stack)
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        told = sweep.plan(stack, plan, [measured], batch)
+        devices.reset_peak(device)
+        expected = sweep_estimate.estimate(stack, plan, [measured], batch)
         with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "store") as store:
             begin = time.perf_counter()
             sweep.run(identity, lambda: stack, plan, [measured], store, batch, progress=False)
             spent = time.perf_counter() - begin
-        operations = sweeps.operations(stack, told, 0)
+        operations = sweeps.operations(stack, expected, 0)
         rows.append(
             {
                 "input": kind,
                 "sequences": sequences,
                 "variants": len(plan),
                 "batch_tokens": batch,
-                "block_tokens_naive": told.block_tokens_naive,
-                "block_tokens": told.block_tokens_shared,
+                "block_tokens_naive": expected.block_tokens_naive,
+                "block_tokens": expected.block_tokens_shared,
                 "seconds": spent,
-                "estimated_seconds": foretold[kind][0],
-                "error": foretold[kind][0] / spent - 1,
-                "tokens_per_second": told.block_tokens_naive / num / spent,
-                "block_tokens_per_second": told.block_tokens_shared / spent,
+                "estimated_seconds": predicted[kind][0],
+                "error": predicted[kind][0] / spent - 1,
+                "tokens_per_second": expected.block_tokens_naive / num / spent,
+                "block_tokens_per_second": expected.block_tokens_shared / spent,
                 "teraflops": operations / spent / 1e12,
                 "share_of_matmul_rate": operations / spent / rate,
-                "peak_gb": worker.peak_bytes(stack.device) / 1e9,
-                "estimated_gb": foretold[kind][1] / 1e9,
+                "peak_gb": devices.peak_bytes(stack.device) / 1e9,
+                "estimated_gb": predicted[kind][1] / 1e9,
             }
         )
     return pd.DataFrame(rows)
@@ -142,11 +140,11 @@ def main(
     profile: Annotated[str, typer.Option(help="whose notebooks are timed; empty: none")] = "embedded",
 ) -> None:
     """Measures on a GPU; writes figures/bench/gpu_sweep.csv and gpu_notebooks.csv."""
-    if device == "cuda" and not torch.cuda.is_available():
+    if devices.found(device) != device:
         raise SystemExit("error: torch sees no CUDA device: this benchmark is of a GPU (--device cpu tries it out)")
     try:
         shape = json.loads(config) if config else dict(sources.LLAMA_2_7B)
-        name = sweeps.device_name(device)
+        name = devices.name(device)
         sizes = f"{shape['num_hidden_layers']} blocks of width {shape['hidden_size']}"
         note = f"Random weights, {sizes}, {dtype}, on {name}"
         table = sweep_rows(shape, dtype, device, sequences)

@@ -15,12 +15,11 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from benchmarks.sweeps import device_name
 from torch import Tensor
 from tqdm import tqdm
 
 from layer_redundancy.config import profiles
-from layer_redundancy.core import cache, paths
+from layer_redundancy.core import cache, devices, paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.figures import plots
 from layer_redundancy.models import decoder
@@ -136,7 +135,7 @@ def main(rounds: Annotated[int, typer.Option(help="timed runs of each side", min
     except StudyError as error:
         raise SystemExit(str(error)) from None
     note = (
-        f"One prompt, float32, on {device_name('cpu')}. Medians of {rounds} rounds, bars from the slowest to the "
+        f"One prompt, float32, on {devices.name('cpu')}. Medians of {rounds} rounds, bars from the slowest to the "
         f"fastest. Package: rwkv, strategy cpu fp32, compiled. Goal: {GOAL:g} times the package"
     )
     folder = paths.FIGURES / "bench"

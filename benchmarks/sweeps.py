@@ -8,11 +8,9 @@ starts anew.
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,15 +22,16 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from benchmarks import worker
 from tqdm import tqdm
 
+from benchmarks import worker
 from layer_redundancy.config.profiles import EMBEDDED_MODEL
-from layer_redundancy.core import paths, variants
+from layer_redundancy.core import devices, paths, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store
 from layer_redundancy.core.variants import Variant
-from layer_redundancy.evaluate import sweep
+from layer_redundancy.evaluate import sweep_estimate
+from layer_redundancy.evaluate.sweep_estimate import SweepEstimate
 from layer_redundancy.figures import plots
 from layer_redundancy.measures import activations, importance
 from layer_redundancy.models.decoder import DecoderStack, ModelIdentity
@@ -299,42 +298,16 @@ def older_checkpoint(stack: DecoderStack) -> Path:
     return folder
 
 
-def matmul_rate(dtype: torch.dtype, device: str) -> float:
-    """Floating-point operations a second of a large square matrix product, the best of several."""
-    size = 8192 if device == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    times = []
-    for _ in range(8):
-        begin = time.perf_counter()
-        a @ b
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return 2 * size**3 / min(times)
-
-
-def operations(stack: DecoderStack, told: sweep.Plan | None, tokens: int) -> float:
+def operations(stack: DecoderStack, expected: SweepEstimate | None, tokens: int) -> float:
     """Floating-point operations of the linear layers that a plan runs; attention's own are left out."""
 
     def weights(module: torch.nn.Module) -> int:
         return sum(p.numel() for p in module.parameters() if p.dim() == 2)
 
     block = np.mean([weights(b) for b in stack.blocks])
-    if told is None:
+    if expected is None:
         return 2 * block * len(stack) * tokens
-    return 2 * (block * told.block_tokens_shared + weights(stack.head) * told.head_tokens)
-
-
-def device_name(device: str) -> str:
-    """What the numbers were measured on."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = [x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
-        name = lines[0] if lines else name
-    return f"{name}, {torch.get_num_threads()} threads"
+    return 2 * (block * expected.block_tokens_shared + weights(stack.head) * expected.head_tokens)
 
 
 @app.command()
@@ -360,31 +333,32 @@ def _run(names: str, pairs: int, peer: Path, config: dict | None) -> tuple[list[
     chosen = [known[name] for name in sorted(set(names))]
     if any("short_transformers" in case.peers for case in chosen) and not (peer / "short_transformers").is_dir():
         raise StudyError(f"short-transformers is not in {peer}: run `make bench`, which installs it there")
-    cuda = torch.cuda.is_available()
+    cuda = devices.found("auto") == "cuda"
     job = dict(CUDA_JOB if cuda else CPU_JOB)
     if config is not None:
         del job["config" if cuda else "model"]
         job["config"] = config
     identity, stack = worker.load(job)
-    rate = matmul_rate(next(stack.model.parameters()).dtype, job["device"])
+    rate = devices.matmul_rate(next(stack.model.parameters()).dtype, job["device"])
     prepared = []
     for case in chosen:
         spec = case.cuda if "config" in job else case.cpu
         todo = plan(case, stack, job, identity)
         if case.ours == "shared":
             extra = {"measurement": spec}
-            told = sweep.plan(stack, todo, [worker.measurement({**job, **extra}, identity)], job["batch_tokens"])
+            measured = worker.measurement({**job, **extra}, identity)
+            expected = sweep_estimate.estimate(stack, todo, [measured], job["batch_tokens"])
             cost = {
-                "block_share": told.block_tokens_shared / told.block_tokens_naive,
-                "head_share": told.head_tokens / told.head_tokens_naive,
+                "block_share": expected.block_tokens_shared / expected.block_tokens_naive,
+                "head_share": expected.head_tokens / expected.head_tokens_naive,
             }
         else:
-            extra, told = {"calibration": {"corpus": "wikipedia", "evaluation_blocks": 0, **spec}}, None
+            extra, expected = {"calibration": {"corpus": "wikipedia", "evaluation_blocks": 0, **spec}}, None
             cost = {"block_share": 1.0, "head_share": np.nan}
             ids = worker.calibration({**job, **extra}, identity, stack)
             extra["input_ids"] = ids.tolist()
         tokens = spec.get("calibration_blocks", 0) * spec.get("block_length", 0)
-        prepared.append((case, todo, extra, {**cost, "rate": rate, "flops": operations(stack, told, tokens)}))
+        prepared.append((case, todo, extra, {**cost, "rate": rate, "flops": operations(stack, expected, tokens)}))
     for case, _, extra, _ in prepared:
         if "short_transformers" in case.peers:
             extra["folder"] = str(older_checkpoint(stack))
@@ -397,8 +371,9 @@ def _run(names: str, pairs: int, peer: Path, config: dict | None) -> tuple[list[
     with Store(path) as store, tqdm(total=total, unit="run") as bar:
         for case, todo, extra, cost in prepared:
             rows += summarise(case, measure(case, job, todo, extra, peer, pairs, store, bar), cost)
+    where = devices.name(job["device"])
     note = (
-        f"{name}, {num_blocks} blocks, {size / 1e6:.0f} M parameters, {job['dtype']}, on {device_name(job['device'])}. "
+        f"{name}, {num_blocks} blocks, {size / 1e6:.0f} M parameters, {job['dtype']}, on {where}. "
         f"Ratio: the peer's seconds over ours, median, smallest and largest of {pairs} pairs. Measured rate of matrix "
         f"products: {rate / 1e12:.3g} TFLOP/s"
     )

@@ -6,7 +6,6 @@ standard input: the places of the variants to measure, as a JSON list, or null f
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from layer_redundancy.config.profiles import PROFILES, TaskBudget, TextBudget
+from layer_redundancy.core import devices
 from layer_redundancy.core.store import Result, Store, settings_text
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.data import benchmark_items, corpora
@@ -233,8 +233,7 @@ class Clock:
 
     def now(self) -> float:
         """Seconds, after everything that was asked of the device is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        devices.synchronize(self.device)
         return time.perf_counter()
 
     @contextmanager
@@ -264,16 +263,6 @@ class Clock:
         return values, seconds, self.head_seconds if self.base_seconds is None else seconds - self.base_seconds
 
 
-def peak_bytes(device: torch.device) -> int:
-    """Most memory held so far: of the process, or on the GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would count what the parent had when it made this process
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if "VmHWM" in line)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def main() -> None:
     """Serves one job."""
     job = json.loads(Path(sys.argv[1]).read_text())
@@ -290,7 +279,7 @@ def main() -> None:
         places = json.loads(line)
         chosen = variants if places is None else [variants[i] for i in places]
         values, seconds, head = clock.time(run, chosen)
-        answer = {"seconds": seconds, "head_seconds": head, "peak_bytes": peak_bytes(stack.device)}
+        answer = {"seconds": seconds, "head_seconds": head, "peak_bytes": devices.peak_bytes(stack.device)}
         print(json.dumps(answer | {"values": values.tolist()}), file=answers)
 
 

@@ -19,7 +19,7 @@ from layer_redundancy.models import decoder, quantize, surgery
 from layer_redundancy.models.baichuan import model as baichuan
 from layer_redundancy.models.baichuan.model import BaichuanConfig
 from layer_redundancy.models.baichuan.tokenizer import BaichuanTokenizer
-from test_sweep import Continuations, plain, ragged_sequences
+from measurements import Continuations, plain, ragged_sequences
 
 # What the published config.json of both sizes have in common, at a tiny size; only the 7B has max_position_embeddings.
 PUBLISHED = {

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from benchmarks import sweeps
 
+from benchmarks import sweeps
 from layer_redundancy.core import paths, variants
 from layer_redundancy.core.errors import StudyError
 from test_study import checkpoint

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from benchmarks import rwkv_prefill as bench_rwkv
 
+from benchmarks import rwkv_prefill as bench_rwkv
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models.rwkv5 import model as rwkv5

@@ -6,8 +6,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import measurements
 import test_importance
-import test_sweep
 from layer_redundancy.config.profiles import PROFILES, TaskBudget, TextBudget
 from layer_redundancy.core import variants
 from layer_redundancy.core.store import Store
@@ -45,7 +45,7 @@ def test_perplexity_of_variants_agrees_with_plain_forwards(loaded, tmp_path):
     plan = [variants.without(30, removed) for removed in ([], [14], [0, 29], [12, 13, 14, 15])]
     results = run(model, plan, measurement, tmp_path)
     for variant, result in results.items():
-        plain = test_sweep.plain(model, measurement.sequences, variants.removed_blocks(30, variant))
+        plain = measurements.plain(model, measurement.sequences, variants.removed_blocks(30, variant))
         nll = -np.array([logprob for logprob, _ in plain])
         np.testing.assert_allclose(result.arrays["nll"] / 47, nll / 47, atol=1e-5)
     assert results[variants.dense(30)].summary["perplexity"] < results[plan[2]].summary["perplexity"]

@@ -2,11 +2,10 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from benchmarks import gpu as bench_gpu
-from rehearsal import run as rehearsal
 from transformers import AutoConfig
 
 import tiny_models
+from benchmarks import gpu as bench_gpu
 from layer_redundancy.config import profiles, sources
 from layer_redundancy.config.profiles import PROFILES, Recipe
 from layer_redundancy.config.sources import Amount
@@ -16,6 +15,7 @@ from layer_redundancy.planning import estimate
 from layer_redundancy.planning.downloads import Download
 from layer_redundancy.planning.workload import Sweep, Training, Work, Writing
 from layer_redundancy.train import healing
+from rehearsal import run as rehearsal
 
 TINY = tiny_models.CONFIGS["llama"]()
 SHAPE = {

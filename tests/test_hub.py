@@ -5,11 +5,11 @@ import errno
 import httpx
 import pytest
 from huggingface_hub import errors
-from rehearsal import made_up_data, tiny_models
-from rehearsal.local_hub import LocalHub, Trouble
 
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import hub
+from rehearsal import made_up_data, tiny_models
+from rehearsal.local_hub import LocalHub, Trouble
 from test_local_hub import client
 
 LLAMA, GPTQ = tiny_models.LLAMA_7B, tiny_models.GPTQ

@@ -11,9 +11,9 @@ import urllib.error
 import urllib.request
 
 import pytest
-from rehearsal.local_hub import COMMIT_FILE, LocalHub, Trouble, place
 
 from layer_redundancy.core import paths
+from rehearsal.local_hub import COMMIT_FILE, LocalHub, Trouble, place
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 LARGE = bytes(range(256)) * 4000  # about a megabyte

@@ -19,7 +19,7 @@ from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate import sweep
 from layer_redundancy.models import decoder, quantize, surgery
 from layer_redundancy.models.quantize import Scheme
-from test_sweep import Continuations, plain, ragged_sequences
+from measurements import Continuations, plain, ragged_sequences
 
 CALIBRATION = TokenBlocks(tiny_models.tokens(24, 32), "tiny", "calibration", False)
 IDS = tiny_models.tokens(8, 40, seed=5)

@@ -4,14 +4,14 @@ import json
 from collections import Counter
 
 import pytest
-from rehearsal import made_up_data
-from rehearsal.local_hub import LocalHub
 from transformers import AutoTokenizer
 
 from layer_redundancy.config import profiles
 from layer_redundancy.data import corpora
 from layer_redundancy.data.classification_sets import SOURCES
 from layer_redundancy.models import smollm2
+from rehearsal import made_up_data
+from rehearsal.local_hub import LocalHub
 from test_local_hub import client
 
 # Loads two items of every task and prints what they are.

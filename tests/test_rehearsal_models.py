@@ -5,13 +5,13 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from rehearsal import tiny_models
-from rehearsal.local_hub import LocalHub
 from safetensors.torch import load_file
 
 from layer_redundancy.config import profiles
 from layer_redundancy.data import classification_sets, corpora
 from layer_redundancy.models import decoder
+from rehearsal import tiny_models
+from rehearsal.local_hub import LocalHub
 from test_local_hub import client
 
 DENSE = (

@@ -11,9 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tools.rwkv import compressors as compression
-from tools.rwkv import train as rwkv_training
-from tools.rwkv.train import Settings
 
 from layer_redundancy.config import profiles
 from layer_redundancy.core import paths
@@ -21,6 +18,9 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import rwkv_texts
 from layer_redundancy.data.corpora import articles
 from layer_redundancy.models import decoder
+from tools.rwkv import compressors as compression
+from tools.rwkv import train as rwkv_training
+from tools.rwkv.train import Settings
 
 TINY = Settings(
     vocab_size=300,

@@ -4,9 +4,9 @@ import torch
 import tiny_models
 from layer_redundancy.core import variants
 from layer_redundancy.core.store import Store
-from layer_redundancy.evaluate import sweep
+from layer_redundancy.evaluate import sweep, sweep_estimate
 from layer_redundancy.models import decoder, throughput
-from test_sweep import Continuations, identity, ragged_sequences
+from measurements import Continuations, identity, ragged_sequences
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_what_a_sweep_ran_is_written_down(stack, tmp_path, monkeypatch):
         for _ in range(2):  # the second finds everything in the store
             sweep.run(identity(), lambda: stack, plan, [measurement], store)
         (row,) = store.sweeps()
-    told = sweep.plan(stack, plan, [measurement])
+    expected = sweep_estimate.estimate(stack, plan, [measurement])
     assert (row["notebook"], row["variants"]) == ("02_some", 5)
-    assert row["block_tokens_shared"] == told.block_tokens_shared < row["block_tokens_naive"]
+    assert row["block_tokens_shared"] == expected.block_tokens_shared < row["block_tokens_naive"]
     assert row["seconds"] > 0

@@ -14,14 +14,13 @@ from matplotlib.figure import Figure
 
 from layer_redundancy.config import profiles
 from layer_redundancy.config.run_folder import absolute_model
-from layer_redundancy.core import cache, paths, variants
+from layer_redundancy.core import cache, devices, paths, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.data import benchmark_items, corpora
-from layer_redundancy.evaluate import generation, generative_tasks, plain_forwards, sweep
+from layer_redundancy.evaluate import generate, generative_tasks, plain_forwards, sweep
 from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
-from layer_redundancy.experiments import result_tables
 from layer_redundancy.figures import plots
 from layer_redundancy.measures import activations, greedy, importance, selections
 from layer_redundancy.measures.activations import ActivationSums
@@ -227,8 +226,7 @@ class Study:
         """Lets go of the model, so that another one has its memory; it is loaded again when it is needed."""
         vars(self).pop("stack", None)
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        devices.empty_cache()
 
     def training(self) -> Result:
         """What it took to train this model, which `healed` gave; trained now if that was not done.
@@ -401,9 +399,9 @@ class Study:
         )
 
     def continuations(self, plan: Sequence[Variant]) -> dict[Variant, Result]:
-        """Greedy continuations of the prompts by the dense model and by each variant, as `generation.run` has them."""
+        """Greedy continuations of the prompts by the dense model and by each variant, as `generate.run` has them."""
         budget, batch = self.profile.generation, self.profile.batch_tokens
-        return generation.run(self.identity, lambda: self.stack, plan, self.prompts, budget, self.store, batch)
+        return generate.run(self.identity, lambda: self.stack, plan, self.prompts, budget, self.store, batch)
 
     def generative_task(
         self, budget: profiles.TaskBudget, plan: Sequence[Variant], run_generated_code: bool = False
@@ -457,32 +455,6 @@ class Study:
     def evaluation_note(self, blocks: corpora.TokenBlocks | None = None) -> str:
         """The evaluation text in a caption: all of it, or the blocks given."""
         return _text_note("Perplexity", self.evaluation if blocks is None else blocks)
-
-    def generation_scores(
-        self, plan: Mapping[int, Variant], few: Sequence[int], run_generated_code: bool = False
-    ) -> dict[str, generation.Scored]:
-        """Agreement with the dense model, the profile's generative benchmarks, and multiple choice at a few depths.
-
-        Args:
-            plan: removed blocks -> variant.
-            few: numbers of removed blocks at which multiple choice is measured.
-            run_generated_code: without it benchmarks that run what the model writes are left out, and that is said.
-        """
-        scores = generation.own_scores(self.continuations(list(plan.values())), self.dense)
-        for task in self.profile.generation.tasks:
-            if generative_tasks.runs_code(task) and not run_generated_code:
-                print(f"{task.name} left out: set run_generated_code = True to let it run what the model writes")
-                continue
-            answers = self.generative_task(task, list(plan.values()), run_generated_code)
-            metric = generative_tasks.primary_metric(answers[self.dense])
-            scores[task.name] = ("generative", {v: r.arrays[metric] for v, r in answers.items()}, 0.0)
-        if not self.profile.generation.tasks:
-            print(f"the {self.profile.name} profile has no generative benchmark: agreement stands in for one")
-        swept = self.sweep([plan[n] for n in few])
-        for task in self.measurements[1:]:
-            accuracies = {variant: -result_tables.cost(result) for variant, result in swept[task.name].items()}
-            scores[task.items.name] = ("multiple choice", accuracies, task.items.chance)
-        return scores
 
     def generated_scores(self, plan: Mapping[str, Variant]) -> dict[str, dict[str, np.ndarray]]:
         """The generative benchmarks of table 1: task -> method -> (items,) score in 0..1.

@@ -1,12 +1,117 @@
-"""Memory: going on with a smaller batch when there is too little, and not giving back what is needed again at once."""
+"""All that depends on the device at hand: which there is, its memory, its name, its speed, and waiting for it.
+
+Another kind of device is added here alone. A device is either the processor, whose memory the operating system gives,
+or a GPU, whose allocator counts what is held.
+"""
 
 import ctypes
+import platform
 import sys
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from layer_redundancy.core.errors import DoesNotFit
+from layer_redundancy.core.errors import DoesNotFit, StudyError
+
+CHOICES = ("cpu", "cuda", "auto")  # what a user may ask for; auto is a GPU where there is one
+SLOW = 2.0  # seconds of one run: a device so slow gains nothing from larger batches, and its time is dear
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which
+
+
+def check_choice(choice: str) -> None:
+    """Raises StudyError unless the choice is one of `CHOICES`."""
+    if choice not in CHOICES:
+        raise StudyError(f"unknown device {choice!r}: choose {', '.join(CHOICES[:-1])} or {CHOICES[-1]}")
+
+
+def found(choice: str) -> str:
+    """The kind of device that a choice comes to here: "cuda" where it allows a GPU and there is one, else "cpu"."""
+    return "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def resolve(choice: str) -> str:
+    """A choice, or the name of a torch device, as a device that is there; "cuda" stands for all of them.
+
+    Raises:
+        StudyError: a GPU is asked for where there is none.
+    """
+    if choice == "auto":
+        return found(choice)
+    if choice.startswith("cuda") and not torch.cuda.is_available():
+        raise StudyError("device 'cuda' was asked for, but torch sees no CUDA device: use device='cpu'")
+    return choice
+
+
+def every(kind: str) -> list[torch.device]:
+    """All devices of a kind from `found` or `resolve`; of "cuda:1" or "cpu" one."""
+    if kind == "cuda":
+        return [torch.device(kind, place) for place in range(torch.cuda.device_count())]
+    return [torch.device(kind)]
+
+
+def is_gpu(device: torch.device | str) -> bool:
+    """Whether it is a GPU: it has memory of its own, and works on while the program goes on."""
+    return torch.device(device).type == "cuda"
+
+
+def name(device: torch.device | str) -> str:
+    """What people call it: the GPU's name, or the processor's and how many threads of it are used."""
+    if is_gpu(device):
+        return torch.cuda.get_device_name(device)
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = [x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
+        processor = lines[0] if lines else processor
+    return f"{processor}, {torch.get_num_threads()} threads"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Time
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Waits until everything that was asked of the device is done."""
+    if is_gpu(device):
+        torch.cuda.synchronize(device)
+
+
+def seconds(call: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:
+    """The shortest of several runs; the first pays for what later ones find ready. Of a slow call, the first alone."""
+    times: list[float] = []
+    while (len(times) < 2 and sum(times) < SLOW) or (len(times) < 5 and sum(times) < at_least):
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device | str) -> float:
+    """Floating-point operations a second of a large square matrix product, the best of several."""
+    size = 8192 if is_gpu(device) else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ b
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory that there is
 
 
 def lacks_memory(error: BaseException) -> bool:
@@ -32,17 +137,29 @@ def halved(batch: int, error: BaseException, what: str) -> int:
         raise DoesNotFit(
             f"out of memory: {what} does not fit; use shorter blocks, another dtype or a smaller model"
         ) from error
+    empty_cache()
+    return batch // 2
+
+
+def empty_cache() -> None:
+    """Gives memory that GPUs' allocators keep for later back to them; does nothing without a GPU."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return batch // 2
 
 
 def available(device: torch.device) -> int:
     """Bytes that can still be taken on a device."""
-    if device.type == "cuda":
+    if is_gpu(device):
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return psutil.virtual_memory().available
+
+
+def total_memory(device: torch.device | str) -> int:
+    """Bytes that a device has, taken or not."""
+    if is_gpu(device):
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
 
 
 def keep_freed_memory() -> None:
@@ -61,3 +178,93 @@ def keep_freed_memory() -> None:
     mallopt(mmap_threshold, 2**31 - 1)
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 64 * 2**20)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory that is held
+
+
+def allocated(device: torch.device | str) -> int:
+    """Bytes that tensors hold on a GPU now; 0 on the processor, where nothing counts them."""
+    return torch.cuda.memory_allocated(device) if is_gpu(device) else 0
+
+
+def reset_peak(device: torch.device | str) -> None:
+    """Lets a GPU's `peak_bytes` count from now; the processor's counts from the start of the process."""
+    if is_gpu(device):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device | str) -> int:
+    """The most bytes held so far: by tensors on a GPU since `reset_peak`, by the process on the processor."""
+    if is_gpu(device):
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would count what the parent had when it made this process
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if "VmHWM" in line)
+    import resource  # there is none on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Where the tensors' storages lie -> their bytes; what several tensors share is there once."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+@contextmanager
+def tensor_peak(model: nn.Module) -> Iterator[Callable[[], int]]:
+    """The most bytes of tensors held at once while a model runs, its own weights included.
+
+    On a GPU its allocator counts them; elsewhere they are counted operation by operation, which takes time.
+
+    Yields:
+        A function that gives the number when the block has ended.
+    """
+    device = next(model.parameters()).device
+    if is_gpu(device):
+        reset_peak(device)
+        yield lambda: peak_bytes(device)
+        return
+    weights = storages((*model.parameters(), *model.buffers()))
+    with _LiveStorages(sum(weights.values())) as counted:
+        yield lambda: counted.peak
+
+
+@contextmanager
+def saved_for_backward() -> Iterator[dict[int, int]]:
+    """Yields `storages` of the tensors that forwards inside keep for their backward, weights among them."""
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.update(storages((tensor,)))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield saved
+
+
+class _LiveStorages(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make, as long as they are held."""
+
+    def __init__(self, held: int):
+        super().__init__()
+        self.now = self.peak = held
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        inside = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if id(storage) not in inside | self._known:  # views and what is changed in place are not new
+                    self._known.add(id(storage))
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self._freed, id(storage), storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def _freed(self, storage: int, size: int) -> None:
+        self._known.discard(storage)
+        self.now -= size

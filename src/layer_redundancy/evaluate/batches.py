@@ -17,11 +17,11 @@ PREFIX_BATCHES = 4  # forwards that one run of a prefix may serve
 
 
 @dataclass(frozen=True)
-class Work:
-    """The order in which a measurement's sequences run, and the prefixes they share.
+class ArrangedSequences:
+    """A measurement's sequences in the order in which they run, with the prefixes they share.
 
     Attributes:
-        sequences: the measurement's, in its own order.
+        sequences: those of the measurement, in its own order.
         order: indices of sequences; neighbours share a prefix or are of similar length.
         prefixes: tokens of each sequence, by place in the order, that run once for its group.
         groups: number of each sequence's group, by place in the order.
@@ -69,7 +69,7 @@ class Work:
         return high
 
 
-def arrange(sequences: Sequence[ScoredSequence], share_prefixes: bool) -> Work:
+def arrange(sequences: Sequence[ScoredSequence], share_prefixes: bool) -> ArrangedSequences:
     """Groups sequences by shared prefix; longest first, so that a lack of memory shows at once.
 
     Args:
@@ -86,7 +86,7 @@ def arrange(sequences: Sequence[ScoredSequence], share_prefixes: bool) -> Work:
 
     groups = [(prefix, sorted(members, key=length, reverse=True)) for prefix, members in groups]
     groups.sort(key=lambda g: (-g[0], -length(g[1][0])))
-    return Work(
+    return ArrangedSequences(
         sequences=sequences,
         order=tuple(i for _, members in groups for i in members),
         prefixes=tuple(prefix for prefix, members in groups for _ in members),

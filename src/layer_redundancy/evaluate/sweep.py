@@ -1,94 +1,31 @@
 """Evaluates many variants of one model, running what they have in common once.
 
-Variants are sequences of kept blocks; put into a trie, a block runs on a batch once for each distinct sequence of
-blocks before it. Single removal costs about half a forward a variant, removal from the last block one forward in all.
+A measurement's sequences run in batches, each on all variants, as a trie of what the variants begin with. Outputs go to
+the store as they come, and several processes may share a sweep.
 """
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, cat
 from tqdm import tqdm
 
-from layer_redundancy.core.devices import available, halved
+from layer_redundancy.core.devices import halved
 from layer_redundancy.core.store import Key, Result, Store
 from layer_redundancy.core.variants import Element, Variant, describe, name
-from layer_redundancy.evaluate import scoring
-from layer_redundancy.evaluate.batches import PREFIX_BATCHES, Batch, Work, arrange
-from layer_redundancy.evaluate.scoring import Measurement, Outputs, ScoredSequence
+from layer_redundancy.evaluate import scoring, sweep_estimate
+from layer_redundancy.evaluate.batches import Batch, arrange
+from layer_redundancy.evaluate.scoring import Measurement, Outputs
+from layer_redundancy.evaluate.sweep_estimate import Missing
+from layer_redundancy.evaluate.trie import depth_first, num_block_runs, trie
+from layer_redundancy.models import throughput
 from layer_redundancy.models.decoder import DecoderStack, ModelIdentity, has_key_value_cache
-from layer_redundancy.models.throughput import batch_tokens as fitting_tokens
-from layer_redundancy.models.throughput import seconds
 
 KEEP_SECONDS = 5  # how often a batch's outputs go to the store while it runs
-POLL_SECONDS = 0.5  # how often to look whether another process has finished what it is at
-
-
-@dataclass
-class Node:
-    """A node of the trie: the blocks run so far lead here."""
-
-    children: dict[Element, "Node"] = field(default_factory=dict)
-    variant: Variant | None = None
-
-
-def trie(variants: Iterable[Variant]) -> Node:
-    """Puts variants that begin with the same blocks on the same path.
-
-    Of the ways on from a node the one that needs most states comes last, when the others' are no longer held: single
-    removal then holds one state, not one a block.
-    """
-    root = Node()
-    for variant in variants:
-        node = root
-        for element in variant:
-            node = node.children.setdefault(element, Node())
-        node.variant = variant
-    _largest_last(root)
-    return root
-
-
-def _largest_last(node: Node) -> None:
-    for child in node.children.values():
-        _largest_last(child)
-    node.children = dict(sorted(node.children.items(), key=lambda item: num_held(item[1])))
-
-
-def num_block_runs(node: Node) -> int:
-    """How often a block runs for one batch."""
-    return sum(1 + num_block_runs(child) for child in node.children.values())
-
-
-State = TypeVar("State")
-
-
-def depth_first(
-    root: Node, state: State, run_block: Callable[[Element, State, dict], State]
-) -> Iterator[tuple[Variant, State]]:
-    """Runs the trie on one batch; yields each variant with what its last block leaves.
-
-    States are kept only where paths branch: no more than the trie is deep, however many variants there are.
-
-    Args:
-        root: of the trie.
-        state: before the first block.
-        run_block: (element, state before it, a dict that all elements after the same state share) -> state after it.
-    """
-    node = root
-    while True:
-        if node.variant is not None:
-            yield node.variant, state
-        if not node.children:
-            return
-        shared: dict = {}
-        *branches, (element, last) = node.children.items()
-        for branch, child in branches:
-            yield from depth_first(child, run_block(branch, state, shared), run_block)
-        state, node = run_block(element, state, shared), last
+POLL_SECONDS = 0.5  # how often to ask whether another process has finished what it is at
 
 
 def key(identity: ModelIdentity, variant: Variant, measurement: Measurement) -> Key:
@@ -103,144 +40,7 @@ def key(identity: ModelIdentity, variant: Variant, measurement: Measurement) -> 
     )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a sweep will do, told before it does it. Block-tokens: tokens times the blocks that run on them.
-
-    Attributes:
-        variants: of the model.
-        block_tokens_naive: one plain forward of every sequence for every variant.
-        block_tokens_shared: what runs here.
-        head_tokens_naive: positions that a plain forward puts through the head.
-        head_tokens: those that are scored, the only ones that go through it here.
-        seconds: estimate from a few blocks and one call of the head, timed on this device.
-        peak_bytes: estimate of the device's memory: weights, states where paths branch, and one forward's workspace.
-        shares_prefixes: whether prompt prefixes run once; a model without a key-value cache runs them with every item.
-    """
-
-    variants: int
-    block_tokens_naive: int
-    block_tokens_shared: int
-    head_tokens_naive: int
-    head_tokens: int
-    seconds: float
-    peak_bytes: int
-    shares_prefixes: bool = True
-
-    def __str__(self) -> str:
-        share = self.block_tokens_shared / self.block_tokens_naive
-        text = (
-            f"{self.variants} variants: {self.block_tokens_naive:.3g} block-tokens one by one, "
-            f"{self.block_tokens_shared:.3g} shared ({share:.0%}); head on {self.head_tokens:.3g} of "
-            f"{self.head_tokens_naive:.3g} tokens; about {self.seconds / 60:.1f} min, "
-            f"{self.peak_bytes / 1e9:.1f} GB of memory here"
-        )
-        if not self.shares_prefixes:
-            text += "; the model has no key-value cache, so every item runs its whole prompt"
-        return text
-
-
-def plan(
-    stack: DecoderStack,
-    variants: Sequence[Variant],
-    measurements: Sequence[Measurement],
-    batch_tokens: int | None = 2048,
-) -> Plan:
-    """What `run` would do for these variants and measurements with an empty store; runs a few blocks to time them."""
-    variants = list(dict.fromkeys(variants))
-    works = [arrange(m.sequences, has_key_value_cache(stack.model)) for m in measurements]
-    return _plan(stack, [(work, variants) for work in works], fitting_tokens(stack, batch_tokens))
-
-
-def _counts(todo: Sequence[tuple[Work, Sequence[Variant]]]) -> tuple[int, int, int, int]:
-    """Block-tokens, naive and shared, and head-tokens, naive and scored."""
-    naive = shared = head_naive = head = 0
-    for work, variants in todo:
-        tokens, scored = (
-            sum(f(s) for s in work.sequences) for f in (lambda s: len(s.input_ids), lambda s: s.num_scored)
-        )
-        naive += sum(map(len, variants)) * tokens
-        shared += num_block_runs(trie(variants)) * work.num_tokens()
-        head_naive += len(variants) * tokens
-        head += len(variants) * scored
-    return naive, shared, head_naive, head
-
-
-def _plan(stack: DecoderStack, todo: Sequence[tuple[Work, Sequence[Variant]]], batch_tokens: int) -> Plan:
-    seconds, states = 0.0, 0
-    for work, variants in todo:
-        root = trie(variants)
-        _, block_tokens, _, head_tokens = _counts([(work, variants)])
-        batch, (block_rate, head_rate) = _timed(stack, work, _fitting(stack, root, batch_tokens))
-        seconds += block_tokens / block_rate + head_tokens / head_rate
-        held = sum(s.numel() * s.element_size() for s in batch.start)
-        states = max(states, (num_held(root) + 2) * held)
-    weights = sum(p.numel() * p.element_size() for p in stack.model.parameters())
-    vocabulary = stack.model.get_input_embeddings().weight.shape[0]
-    forward = batch_tokens * workspace(stack) + 3 * 4 * scoring.HEAD_ROWS * vocabulary
-    distinct = len({v for _, variants in todo for v in variants})
-    naive, shared, head_naive, head = _counts(todo)
-    shares = has_key_value_cache(stack.model)
-    return Plan(distinct, naive, shared, head_naive, head, seconds, weights + states + forward, shares)
-
-
-def workspace(stack: DecoderStack) -> int:
-    """Bytes a token that a block's forward takes, roughly: the widest activations of its MLP."""
-    config, element = stack.model.config.get_text_config(), stack.model.get_input_embeddings().weight.element_size()
-    return 4 * element * max(config.hidden_size, getattr(config, "intermediate_size", 0) or 4 * config.hidden_size)
-
-
-def _fitting(stack: DecoderStack, root: Node, batch_tokens: int) -> int:
-    """`batch_tokens`, or as many as half of the free memory holds of states where paths branch and of workspace.
-
-    A GPU says when there is too little; a computer may kill the process instead, so it is not put to the test.
-    """
-    size = stack.model.config.get_text_config().hidden_size
-    state = size * stack.model.get_input_embeddings().weight.element_size() * PREFIX_BATCHES
-    token = (num_held(root) + 2) * state + workspace(stack)
-    return max(1, min(batch_tokens, available(stack.device) // 2 // token))
-
-
-def rates(stack: DecoderStack, sequences: Sequence[ScoredSequence], batch_tokens: int) -> tuple[float, float]:
-    """Block-tokens and head-tokens a second for sequences like these, timed on a batch of them."""
-    return _timed(stack, arrange(sequences, has_key_value_cache(stack.model)), batch_tokens)[1]
-
-
-def _timed(stack: DecoderStack, work: Work, batch_tokens: int) -> tuple[Batch, tuple[float, float]]:
-    """The first batch that fits in memory, and `_rates` on it."""
-    high = work.batch_end(0, batch_tokens)
-    while True:
-        try:
-            chosen = [work.sequences[i] for i in work.order[:high]]
-            batch = Batch(stack, chosen, work.prefixes[:high], batch_tokens)
-            return batch, _rates(stack, batch)
-        except (MemoryError, RuntimeError) as e:
-            high = halved(high, e, f"one sequence of {len(work.sequences[work.order[0]].input_ids)} tokens")
-
-
-def _rates(stack: DecoderStack, batch: Batch) -> tuple[float, float]:
-    """Block-tokens and head-tokens a second on this device."""
-
-    middle = len(stack) // 2
-    block = seconds(lambda: batch.run_block(middle, batch.start, {}), stack.device)
-    # A sequence that asks for every position, so that the head's share of scoring is what is timed.
-    rows = min(scoring.HEAD_ROWS, batch.start[-1].shape[1])
-    probe = ScoredSequence((0,) * rows, ((0,) * rows,))
-    states = scoring.select(stack, batch.start[-1][:1, :rows], [probe])
-    head = seconds(lambda: scoring.score(stack, states, [probe]), stack.device)
-    return batch.num_tokens / block, rows / head
-
-
-def num_held(node: Node) -> int:
-    """States kept at once while a trie runs depth-first, besides the current one."""
-    held = 0
-    while node.children:
-        *branches, last = node.children.values()
-        held = max([held, *(1 + num_held(child) for child in branches)])
-        node = last
-    return held
-
-
+# Seven parameters: what is measured of what, where from, where to, and two settings that most callers leave alone.
 def run(
     identity: ModelIdentity,
     get_stack: Callable[[], DecoderStack],
@@ -266,7 +66,7 @@ def run(
         measurements: what to measure on each.
         store: where results are and go.
         batch_tokens: tokens a forward may hold; None for as many as `throughput` finds on this device.
-        progress: print the plan, and draw a progress bar with the time left, in block-tokens.
+        progress: print the estimate, and draw a progress bar with the time left, in block-tokens.
 
     Returns:
         measurement name -> variant -> result.
@@ -276,167 +76,206 @@ def run(
     """
     variants = list(dict.fromkeys(variants))
     results: dict[str, dict[Variant, Result]] = {}
-    missing: list[tuple[Measurement, list[Variant]]] = []
+    lacking: list[tuple[Measurement, list[Variant]]] = []
     for measurement in measurements:
         found = {v: store.get(key(identity, v, measurement)) for v in variants}
         results[measurement.name] = found
-        todo = [v for v in variants if found[v] is None]
-        if todo:
-            missing.append((measurement, todo))
-    if missing:
+        absent = [v for v in variants if found[v] is None]
+        if absent:
+            lacking.append((measurement, absent))
+    if lacking:
         stack = get_stack()
-        batch_tokens = fitting_tokens(stack, batch_tokens)
+        batch_tokens = throughput.batch_tokens(stack, batch_tokens)
         share = has_key_value_cache(stack.model)
-        plans = [(m, arrange(m.sequences, share), todo) for m, todo in missing]
-        works = [(work, todo) for _, work, todo in plans]
-        ahead = _plan(stack, works, batch_tokens) if progress else None
-        if ahead is not None:
-            print(ahead)
-        begin, total = time.monotonic(), ahead.block_tokens_shared if ahead else 0
+        missing = [Missing(arrange(measurement.sequences, share), absent) for measurement, absent in lacking]
+        expected = sweep_estimate.estimate_missing(stack, missing, batch_tokens) if progress else None
+        if expected is not None:
+            print(expected)
+        start, total = time.monotonic(), expected.block_tokens_shared if expected else 0
         with tqdm(total=total, unit="block-token", unit_scale=True, disable=not progress, mininterval=1.0) as bar:
-            for measurement, work, todo in plans:
+            shared = _Shared(identity, stack, store, batch_tokens, bar)
+            for (measurement, _), of_measurement in zip(lacking, missing, strict=True):
                 bar.set_description(measurement.name)
-                done = _measure(identity, stack, measurement, work, todo, store, batch_tokens, bar)
-                results[measurement.name] |= done
-        naive, shared, _, head = _counts(works)
+                results[measurement.name] |= _MeasurementRun(shared, measurement, of_measurement).run()
+        amounts = sweep_estimate.amounts(missing)
+        del amounts["head_tokens_naive"]
         store.log_sweep(
             notebook=os.environ.get("LAYER_REDUNDANCY_NOTEBOOK", ""),
             model_name=identity.name,
-            variants=len({v for _, todo in works for v in todo}),
-            block_tokens_naive=naive,
-            block_tokens_shared=shared,
-            head_tokens=head,
-            seconds_estimated=ahead.seconds if ahead else None,
-            seconds=time.monotonic() - begin,
+            **amounts,
+            seconds_estimated=expected.seconds if expected else None,
+            seconds=time.monotonic() - start,
         )
     return results
 
 
-def _measure(
-    identity: ModelIdentity,
-    stack: DecoderStack,
-    measurement: Measurement,
-    work: Work,
-    variants: Sequence[Variant],
-    store: Store,
-    batch_tokens: int,
-    bar: tqdm,
-) -> dict[Variant, Result]:
-    keys = {v: key(identity, v, measurement) for v in variants}
-    results: dict[Variant, Result] = {}
-    done: dict[Variant, dict[int, Outputs]] = {v: {} for v in variants}
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """What the measurements of one sweep share.
 
-    def look() -> None:
-        """Takes over what the store has by now, from whichever process."""
-        for v in variants:
-            if v not in results:
-                done[v].update(store.partial(keys[v]))
-                # In this order: another process that finishes a variant drops its parts.
-                if (found := store.get(keys[v])) is not None:
-                    results[v] = found
+    Attributes:
+        identity: the model's.
+        stack: the model taken apart.
+        store: where outputs and results go.
+        batch_tokens: tokens a forward may hold.
+        bar: of progress, in block-tokens.
+    """
 
-    root = trie(variants)
-    batch_tokens = _fitting(stack, root, batch_tokens)
-    pending = work.batches(batch_tokens)
-    runs, begin, finished = num_block_runs(root), bar.n, 0
-    store.changed()
-    look()
-    while pending:
-        batch = next((b for b in pending if store.claim(_claim(keys[variants[0]], work, b))), None)
-        if batch is None:
-            time.sleep(POLL_SECONDS)
-            continue
+    identity: ModelIdentity
+    stack: DecoderStack
+    store: Store
+    batch_tokens: int
+    bar: tqdm
+
+
+Places = tuple[int, int]  # a batch: the first place in the order of the arranged sequences, and the one after the last
+
+
+class _MeasurementRun:
+    """One measurement on the variants that the store lacks: what its batches share, and how far they are.
+
+    Attributes:
+        keys: the store's, by variant.
+        results: of variants that are finished, by whichever process.
+        outputs: of the others, as far as they are there: variant -> sequence -> its outputs.
+        batch_tokens: tokens a forward may hold, given the memory that the variants' states take.
+    """
+
+    def __init__(self, shared: _Shared, measurement: Measurement, missing: Missing):
+        self.shared, self.measurement = shared, measurement
+        self.arranged, self.variants = missing
+        self.keys = {v: key(shared.identity, v, measurement) for v in self.variants}
+        self.results: dict[Variant, Result] = {}
+        self.outputs: dict[Variant, dict[int, Outputs]] = {v: {} for v in self.variants}
+        root = trie(self.variants)
+        self.batch_tokens = sweep_estimate.fitting_batch(shared.stack, root, shared.batch_tokens)
+        self._block_runs = num_block_runs(root)
+        self._finished_block_tokens = 0
+
+    def run(self) -> dict[Variant, Result]:
+        """Runs every batch that no other process is at, waits for the others, and stores the results."""
+        store, bar = self.shared.store, self.shared.bar
+        pending, bar_start = self.arranged.batches(self.batch_tokens), self.shared.bar.n
+        store.changed()
+        self._read_store()
+        while pending:
+            places = next((p for p in pending if self.claim(p)), None)
+            if places is None:
+                time.sleep(POLL_SECONDS)
+                continue
+            if store.changed():
+                self._read_store()
+            at = pending.index(places)
+            pending[at : at + 1] = self._run_claimed(places)
+            bar.update(bar_start + self._finished_block_tokens - bar.n)  # what the store had counts as done
         if store.changed():
-            look()
-        low, high = batch
-        chosen = work.order[low:high]
-        todo = [v for v in variants if v not in results and any(i not in done[v] for i in chosen)]
-        at = pending.index(batch)
+            self._read_store()
+        for v in self.variants:
+            if v not in self.results:
+                outputs = [self.outputs[v][i] for i in range(len(self.arranged.sequences))]
+                self.results[v] = self.measurement.result(outputs)
+                store.put(self.keys[v], self.shared.identity.name, self.results[v])
+        return self.results
+
+    def _read_store(self) -> None:
+        """Takes over what the store has by now, from whichever process."""
+        for v in self.variants:
+            if v not in self.results:
+                self.outputs[v].update(self.shared.store.partial(self.keys[v]))
+                # In this order: another process that finishes a variant drops its parts.
+                if (found := self.shared.store.get(self.keys[v])) is not None:
+                    self.results[v] = found
+
+    def claim(self, places: Places) -> bool:
+        """Claims a batch, or renews the claim; False if another process is at it."""
+        return self.shared.store.claim(self._claim_name(places))
+
+    def _claim_name(self, places: Places) -> str:
+        """What a process says it is computing: these sequences of this measurement, whatever the variants."""
+        one = self.keys[self.variants[0]]
+        first = self.arranged.order[places[0]]
+        return json.dumps([one.model, one.measurement, one.data, one.settings, one.version, first])
+
+    def _run_claimed(self, places: Places) -> list[Places]:
+        """Runs a batch on the variants that lack some of its outputs, and releases the claim.
+
+        Returns:
+            What is left to run: nothing, or the batch's halves where memory ran out.
+        """
+        low, high = places
+        chosen = self.arranged.order[low:high]
+        lacking = [v for v in self.variants if v not in self.results and any(i not in self.outputs[v] for i in chosen)]
         try:
-            _run_batch(stack, work, batch, todo, measurement.name, batch_tokens, keys, done, store, bar)
+            if lacking:
+                _BatchRun(self, places, lacking).run()
         except (MemoryError, RuntimeError) as e:
-            middle = low + halved(
-                high - low, e, f"{measurement.name}: one sequence of {len(work.sequences[chosen[0]].input_ids)} tokens"
-            )
-            pending[at : at + 1] = [(low, middle), (middle, high)]
+            length = len(self.arranged.sequences[chosen[0]].input_ids)
+            middle = low + halved(high - low, e, f"{self.measurement.name}: one sequence of {length} tokens")
+            return [(low, middle), (middle, high)]
         else:
-            del pending[at]
-            finished += runs * work.num_tokens(low, high)
+            self._finished_block_tokens += self._block_runs * self.arranged.num_tokens(low, high)
+            return []
         finally:
-            store.release(_claim(keys[variants[0]], work, batch))
-        bar.update(begin + finished - bar.n)  # what the store had counts as done
-    if store.changed():
-        look()
-    for v in variants:
-        if v not in results:
-            results[v] = measurement.result([done[v][i] for i in range(len(work.sequences))])
-            store.put(keys[v], identity.name, results[v])
-    return results
+            self.shared.store.release(self._claim_name(places))
 
 
-def _claim(key: Key, work: Work, batch: tuple[int, int]) -> str:
-    """What a process says it is computing: these sequences of this measurement, whatever the variants."""
-    return json.dumps([key.model, key.measurement, key.data, key.settings, key.version, work.order[batch[0]]])
+class _BatchRun:
+    """One batch of a measurement on some variants; outputs go to the measurement's and to the store."""
 
+    def __init__(self, measuring: _MeasurementRun, places: Places, variants: Sequence[Variant]):
+        self._measuring, self._places, self._variants = measuring, places, variants
+        low, high = places
+        self._order = measuring.arranged.order[low:high]
+        sequences = [measuring.arranged.sequences[i] for i in self._order]
+        prefixes = measuring.arranged.prefixes[low:high]
+        self._batch = Batch(measuring.shared.stack, sequences, prefixes, measuring.batch_tokens)
+        self._ran = self._batch.in_order
+        # Variants whose states wait for the head: it is fast on many rows only.
+        self._waiting: list[tuple[Variant, Tensor]] = []
+        # Outputs that the store does not have yet.
+        self._fresh: dict[Variant, dict[int, Outputs]] = {}
+        self._kept = time.monotonic()
 
-def _run_batch(
-    stack: DecoderStack,
-    work: Work,
-    places: tuple[int, int],
-    variants: Sequence[Variant],
-    name: str,
-    batch_tokens: int,
-    keys: Mapping[Variant, Key],
-    done: Mapping[Variant, dict[int, Outputs]],
-    store: Store,
-    bar: tqdm,
-) -> None:
-    """Runs the sequences at places low..high-1 of the work for each variant; outputs go to `done` and to the store."""
-    if not variants:
-        return
-    low, high = places
-    order = work.order[low:high]
-    batch = Batch(stack, [work.sequences[i] for i in order], work.prefixes[low:high], batch_tokens)
-    fresh: dict[Variant, dict[int, Outputs]] = {}
-    kept = time.monotonic()
+    def run(self) -> None:
+        """Runs it; what was scored by then goes to the store whatever happens."""
+        waiting = self._waiting
+        try:
+            for variant, states in depth_first(trie(self._variants), self._batch.start, self._run_block):
+                waiting.append((variant, self._batch.select(states)))
+                if len(waiting) * len(waiting[0][1]) > scoring.HEAD_ROWS - len(waiting[0][1]):
+                    self._score()
+            self._score()
+        finally:
+            self._keep()
 
-    def keep() -> None:
-        nonlocal kept
-        for variant, outputs in fresh.items():
-            done[variant].update(outputs)
-        store.put_partial({keys[variant]: outputs for variant, outputs in fresh.items()})
-        fresh.clear()
-        kept = time.monotonic()
-
-    def run_block(element: Element, states: tuple[Tensor, ...], shared: dict) -> tuple[Tensor, ...]:
-        out = batch.run_block(element, states, shared)
-        bar.update(batch.num_tokens)
-        if time.monotonic() - kept > KEEP_SECONDS:
-            score()
-            keep()
-            store.claim(_claim(keys[variants[0]], work, places))
+    def _run_block(self, element: Element, states: tuple[Tensor, ...], shared: dict) -> tuple[Tensor, ...]:
+        out = self._batch.run_block(element, states, shared)
+        self._measuring.shared.bar.update(self._batch.num_tokens)
+        if time.monotonic() - self._kept > KEEP_SECONDS:
+            self._score()
+            self._keep()
+            self._measuring.claim(self._places)
         return out
 
-    # Variants whose states wait for the head: it is fast on many rows only.
-    waiting: list[tuple[Variant, Tensor]] = []
-    ran = batch.in_order
-
-    def score() -> None:
-        if not waiting:
+    def _score(self) -> None:
+        """The head on the states that wait for it."""
+        if not self._waiting:
             return
-        sequences = [batch.sequences[i] for i in ran] * len(waiting)
-        outputs = iter(scoring.score(stack, cat([states for _, states in waiting]), sequences))
-        for variant, _ in waiting:
-            of_variant = {order[i]: next(outputs) for i in ran}
-            scoring.check_finite(of_variant.values(), f"{name}, {describe(len(stack), variant)}")
-            fresh[variant] = of_variant
-        waiting.clear()
+        stack = self._measuring.shared.stack
+        sequences = [self._batch.sequences[i] for i in self._ran] * len(self._waiting)
+        outputs = iter(scoring.score(stack, cat([states for _, states in self._waiting]), sequences))
+        for variant, _ in self._waiting:
+            of_variant = {self._order[i]: next(outputs) for i in self._ran}
+            what = f"{self._measuring.measurement.name}, {describe(len(stack), variant)}"
+            scoring.check_finite(of_variant.values(), what)
+            self._fresh[variant] = of_variant
+        self._waiting.clear()
 
-    try:
-        for variant, states in depth_first(trie(variants), batch.start, run_block):
-            waiting.append((variant, batch.select(states)))
-            if len(waiting) * len(waiting[0][1]) > scoring.HEAD_ROWS - len(waiting[0][1]):
-                score()
-        score()
-    finally:
-        keep()
+    def _keep(self) -> None:
+        """Fresh outputs go to the measurement's and to the store."""
+        measuring = self._measuring
+        for variant, outputs in self._fresh.items():
+            measuring.outputs[variant].update(outputs)
+        measuring.shared.store.put_partial({measuring.keys[v]: outputs for v, outputs in self._fresh.items()})
+        self._fresh.clear()
+        self._kept = time.monotonic()

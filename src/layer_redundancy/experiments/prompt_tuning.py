@@ -5,9 +5,7 @@ import copy
 import math
 import tempfile
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,11 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from layer_redundancy.config import paper_tables
 from layer_redundancy.config.profiles import ClassificationBudget, Recipe
@@ -102,8 +97,7 @@ def trained_weights(study: Study) -> str:
     free, so that a second run decides alike.
     """
     weights = _num_weights(study.identity)
-    on_gpu = study.profile.device != "cpu" and torch.cuda.is_available()
-    total = torch.cuda.get_device_properties(0).total_memory if on_gpu else psutil.virtual_memory().total
+    total = devices.total_memory(devices.every(devices.found(study.profile.device))[0])
     return "all" if training_loop.bytes_needed(weights, 0) <= FITS * total else "lora"
 
 
@@ -246,7 +240,7 @@ def tuned(
         StudyError: as `training.fit`.
     """
     whole = study.stack.model
-    held = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    held = devices.allocated(study.stack.device)
     model = first_blocks(whole, run.kept)
     if run.method == UNTUNED:
         return model, None
@@ -449,13 +443,13 @@ def costs(study: Study, found: Mapping[Run, Result]) -> pd.DataFrame:
 def _cost(study: Study, kept: int, method: str, asked: Asked, batch_tokens: int) -> Result:
     budget = study.profile.classification
     whole = study.stack.model
-    held = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    held = devices.allocated(study.stack.device)
     model = first_blocks(whole, kept)
     parameters = sum(p.numel() for p in model.parameters())
     if method == PROMPTS:
         model = with_prompts(model, _initial_tokens(study, budget.datasets[0]))
     timed = asked.judged[:TIMED]
-    with _peak_bytes(model) as peak:  # also the first, slow run, which is not timed
+    with devices.tensor_peak(model) as peak:  # also the first, slow run, which is not timed
         judge(model, timed, asked.words, batch_tokens)
     seconds = []
     for _ in range(budget.repeats):
@@ -464,46 +458,6 @@ def _cost(study: Study, kept: int, method: str, asked: Asked, batch_tokens: int)
         seconds.append((time.perf_counter() - began) / len(timed))
     summary = {"parameters": parameters, "inference_bytes": peak() - held}
     return Result(summary, {"seconds": np.array(seconds)})
-
-
-class _Storages(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, as long as they are held."""
-
-    def __init__(self, held: int):
-        super().__init__()
-        self.now = self.peak = held
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        inside = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if id(storage) not in inside | self._known:  # views and what is changed in place are not new
-                    self._known.add(id(storage))
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self._freed, id(storage), storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return made
-
-    def _freed(self, storage: int, size: int) -> None:
-        self._known.discard(storage)
-        self.now -= size
-
-
-@contextmanager
-def _peak_bytes(model: nn.Module) -> Iterator[Any]:
-    """Yields a function that says, afterwards, how many bytes of tensors there were at once, the model's included."""
-    if next(model.parameters()).device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        yield torch.cuda.max_memory_allocated
-        return
-    own = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers())
-    }
-    with _Storages(sum(own.values())) as counted:
-        yield lambda: counted.peak
 
 
 # ------------------------------------------------------------------------------------------------ tables

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from layer_redundancy.config.profiles import EMBEDDED_MODEL, EMBEDDED_RWKV, Profile
-from layer_redundancy.core import paths
-from layer_redundancy.core.devices import keep_freed_memory
+from layer_redundancy.core import devices, paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import hub
 from layer_redundancy.models.rwkv5 import checkpoints as rwkv_checkpoints
@@ -310,13 +309,10 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
     """
     from transformers import AutoModelForCausalLM
 
-    keep_freed_memory()
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise StudyError("device 'cuda' was asked for, but torch sees no CUDA device: use device='cpu'")
+    devices.keep_freed_memory()
+    device = devices.resolve(device)
     # Straight to where it goes, so that a large model need not fit in the host's memory first.
-    sharded = device == "cuda" and torch.cuda.device_count() > 1
+    sharded = len(devices.every(device)) > 1
     quantization = _quantization_options(identity)
     quiet = _no_bars() if quantization else nullcontext()
     with hub_errors(identity.name, identity.trust_remote_code), quiet, warnings.catch_warnings():

@@ -4,34 +4,19 @@ On a GPU, few tokens leave it idle and many only take memory; from some number o
 depends on the model's width and on the device, so it is looked for with the model in memory, in a second or two.
 """
 
-import time
-from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from layer_redundancy.core.devices import available, lacks_memory
+from layer_redundancy.core import devices
 from layer_redundancy.models.decoder import DecoderStack
 
 FEWEST, MOST = 1024, 1 << 17  # tokens
 LENGTH = 512  # of the sequences that are timed
-SLOW = 2.0  # seconds of one run: a device so slow gains nothing from larger batches, and its time is dear
 ENOUGH = 0.97  # of the best rate: the smallest number of tokens that reaches it is taken
 
 _found: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-
-
-def seconds(call: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:
-    """The shortest of several runs; the first pays for what later ones find ready. Of a slow call, the first alone."""
-    times: list[float] = []
-    while (len(times) < 2 and sum(times) < SLOW) or (len(times) < 5 and sum(times) < at_least):
-        begin = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return min(times)
 
 
 def rates(stack: DecoderStack, most: int = MOST) -> dict[int, float]:
@@ -47,12 +32,12 @@ def rates(stack: DecoderStack, most: int = MOST) -> dict[int, float]:
     num = FEWEST
     while num <= most:
         ids = torch.randint(0, vocabulary, (max(1, num // length), length), generator=generator)
-        free = available(stack.device)
+        free = devices.available(stack.device)
         try:
             hidden, calls = stack.start(ids)
-            spent = seconds(lambda: stack.run_block(len(stack) // 2, hidden, calls), stack.device)  # noqa: B023
+            spent = devices.seconds(lambda: stack.run_block(len(stack) // 2, hidden, calls), stack.device)  # noqa: B023
         except (MemoryError, RuntimeError) as error:
-            if not lacks_memory(error):
+            if not devices.lacks_memory(error):
                 raise
             break
         found[num] = ids.numel() / spent
@@ -60,11 +45,10 @@ def rates(stack: DecoderStack, most: int = MOST) -> dict[int, float]:
         too_much = 16 * hidden.numel() * hidden.element_size() > free / 2
         flat = len(found) > 2 and max(list(found.values())[-2:]) < max(list(found.values())[:-2]) / ENOUGH
         del hidden, calls
-        if too_much or flat or spent > SLOW:
+        if too_much or flat or spent > devices.SLOW:
             break
         num *= 2
-    if stack.device.type == "cuda":
-        torch.cuda.empty_cache()
+    devices.empty_cache()
     return found
 
 

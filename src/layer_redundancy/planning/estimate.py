@@ -16,22 +16,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-import psutil
 import torch
 import typer
-from benchmarks.sweeps import device_name, matmul_rate
-from benchmarks.worker import RandomSequences
 from torch import nn
 
+from benchmarks.worker import RandomSequences
 from layer_redundancy.config import profiles, sources
 from layer_redundancy.config.profiles import Profile
 from layer_redundancy.config.sources import Amount
-from layer_redundancy.core import paths
+from layer_redundancy.core import devices, paths
 from layer_redundancy.core.cache import write_whole
 from layer_redundancy.core.devices import keep_freed_memory
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import hub
-from layer_redundancy.evaluate import batches, scoring, sweep
+from layer_redundancy.evaluate import batches, scoring, sweep_estimate
 from layer_redundancy.models import decoder, surgery, throughput
 from layer_redundancy.models.decoder import DecoderStack
 from layer_redundancy.planning import downloads
@@ -121,10 +119,10 @@ class Speed:
 
     def _measured(self, prefix: int, tail: int, one: bool) -> tuple[float, float]:
         vocabulary = self.stack.model.get_input_embeddings().weight.shape[0]
-        many = batches.PREFIX_BATCHES if prefix and self.stack.device.type == "cuda" else 1
+        many = batches.PREFIX_BATCHES if prefix and devices.is_gpu(self.stack.device) else 1
         rows = max(1, min(64, (self.batch_tokens * many - prefix) // max(1, tail)))
         sequences = RandomSequences(vocabulary, rows, prefix, tail, 4 if one or prefix else 1).sequences
-        return sweep.rates(self.stack, sequences, self.batch_tokens)
+        return sweep_estimate.rates(self.stack, sequences, self.batch_tokens)
 
     @cached_property
     def writing(self) -> tuple[float, float]:
@@ -139,7 +137,7 @@ class Speed:
     @cached_property
     def product_rate(self) -> float:
         """Float32 matrix products, floating-point operations a second: what GPTQ is made of."""
-        return matmul_rate(torch.float32, self.stack.device.type)
+        return devices.matmul_rate(torch.float32, self.stack.device)
 
     def weight_bytes(self, blocks: int) -> float:
         """Of a model of so many blocks."""
@@ -171,7 +169,7 @@ class Speed:
         vocabulary = self.stack.model.config.get_text_config().vocab_size
         # Below the last blocks that are trained nothing is kept for gradients.
         deep = min(of.recipe.last_blocks, of.blocks) if of.recipe.method == "partial" else of.blocks
-        kept = of.length * (deep * 2 * sweep.workspace(self.stack) + 3 * 4 * vocabulary)
+        kept = of.length * (deep * 2 * sweep_estimate.workspace(self.stack) + 3 * 4 * vocabulary)
         return training_loop.bytes_needed(self.trained_weights(of), self.weight_bytes(of.blocks)) + kept
 
     def disk_bytes(self, trainings: Sequence[Training]) -> float:
@@ -184,8 +182,7 @@ class Speed:
     def close(self) -> None:
         """Frees the probe's memory; what was measured stays."""
         del self.stack
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        devices.empty_cache()
 
 
 def _rounded(length: int) -> int:
@@ -296,7 +293,8 @@ def peak_bytes_of(sweeps: Sequence[Sweep], speed: Speed) -> float:
     state = speed.batch_tokens * config.hidden_size * element * batches.PREFIX_BATCHES
     held = max((s.held for s in sweeps), default=0) + 2
     logits = 3 * 4 * scoring.HEAD_ROWS * config.vocab_size
-    return speed.weight_bytes(speed.blocks) + held * state + speed.batch_tokens * sweep.workspace(speed.stack) + logits
+    forward = speed.batch_tokens * sweep_estimate.workspace(speed.stack)
+    return speed.weight_bytes(speed.blocks) + held * state + forward + logits
 
 
 # ------------------------------------------------------------------------------------------------ the whole profile
@@ -359,7 +357,7 @@ def rows(
         say: told of what is measured, since that takes a while.
         alone: as from an empty store; otherwise as if those before had been run.
     """
-    device = "cuda" if profile.device in ("auto", "cuda") and torch.cuda.is_available() else "cpu"
+    device = devices.found(profile.device)
     of_profile = profiles.PROFILES[profile.name]
     further = profile.further if profile.model == of_profile.model else ()
     chosen = {profile.model: NOTEBOOKS} | {f.model: f.notebooks for f in further}
@@ -438,10 +436,9 @@ def report_downloads(found: Sequence[downloads.Download]) -> list[str]:
 
 def device_memory(profile: Profile) -> tuple[int, str]:
     """Bytes of the device that a profile runs on, and which it is."""
-    if torch.cuda.is_available() and profile.device in ("auto", "cuda"):
-        there = sum(torch.cuda.mem_get_info(i)[1] for i in range(torch.cuda.device_count()))
-        return there, f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return psutil.virtual_memory().total, f"{device_name('cpu')}, no GPU"
+    every = devices.every(devices.found(profile.device))
+    there, name = sum(map(devices.total_memory, every)), devices.name(every[0])
+    return there, f"{len(every)} x {name}" if devices.is_gpu(every[0]) else f"{name}, no GPU"
 
 
 def report_memory(planned: Sequence[Row], profile: Profile) -> str:

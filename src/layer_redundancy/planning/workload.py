@@ -14,9 +14,9 @@ from layer_redundancy.config.sources import Amount
 from layer_redundancy.core import variants
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.data import classification_sets
-from layer_redundancy.evaluate import generation, sweep
+from layer_redundancy.evaluate.trie import num_block_runs, num_held, trie
 from layer_redundancy.experiments import benchmarks as table1
-from layer_redundancy.experiments import depth_curves
+from layer_redundancy.experiments import depth_curves, generation
 from layer_redundancy.experiments import quantization as table2
 from layer_redundancy.measures import greedy, selections
 
@@ -67,7 +67,7 @@ class Sweep:
     def block_tokens(self) -> int:
         """What runs with common prefixes shared, of blocks and of prompts."""
         tokens = self.amount.shared if self.keeps_prefixes else self.amount.tokens
-        return sweep.num_block_runs(sweep.trie(self.variants)) * tokens
+        return num_block_runs(trie(self.variants)) * tokens
 
     @property
     def head_tokens(self) -> int:
@@ -77,7 +77,7 @@ class Sweep:
     @property
     def held(self) -> int:
         """States kept at once where paths branch."""
-        return sweep.num_held(sweep.trie(self.variants))
+        return num_held(trie(self.variants))
 
 
 @dataclass(frozen=True)

@@ -250,7 +250,7 @@ class _Training(Trainer):
             optim="adamw_torch_fused",
             max_grad_norm=1.0,
             bf16=half,
-            use_cpu=device.type == "cpu",
+            use_cpu=not devices.is_gpu(device),
             seed=seed,
             save_strategy="no",  # `_Watch` says when
             save_total_limit=1,
@@ -259,7 +259,7 @@ class _Training(Trainer):
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
-            dataloader_pin_memory=device.type == "cuda",
+            dataloader_pin_memory=devices.is_gpu(device),
         )
         arguments._n_gpu = min(1, arguments.n_gpu)  # it would copy the model to every GPU there is
         with _quiet():
@@ -316,8 +316,7 @@ class _Watch(TrainerCallback):
             print(f"{self._label}: going on at step {state.global_step} of {args.max_steps}")
         self.bar.n = state.global_step
         self.bar.refresh()
-        if args.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        devices.reset_peak(args.device)
         if self._every and not state.global_step:
             self._look()
 
@@ -325,9 +324,9 @@ class _Watch(TrainerCallback):
         self._began = time.monotonic()
 
     def on_step_end(self, args, state, control, **_):
-        if args.device.type == "cuda":
-            torch.cuda.synchronize()
-            self.peak = max(self.peak, torch.cuda.max_memory_allocated())
+        if devices.is_gpu(args.device):
+            devices.synchronize(args.device)
+            self.peak = max(self.peak, devices.peak_bytes(args.device))
         self.spent += time.monotonic() - self._began
         control.should_log = True
         control.should_save = time.monotonic() - self._saved > CHECKPOINT_SECONDS and state.global_step < args.max_steps
@@ -363,26 +362,17 @@ class _Watch(TrainerCallback):
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Counts, at the first forward on a CPU, the memory that training holds."""
-        if self._counted or self._trainer.args.device.type == "cuda":
+        if self._counted or devices.is_gpu(self._trainer.args.device):
             yield
             return
         self._counted = True
-        kept: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with devices.saved_for_backward() as saved:
             yield
-        weights = {}
-        for tensor in (*self._trainer.model.parameters(), *self._trainer.model.buffers()):
-            state = getattr(tensor, "quant_state", None)
-            for held in (tensor, *(() if state is None else (state.absmax,))):
-                weights[held.untyped_storage().data_ptr()] = held.untyped_storage().nbytes()
+        held = [*self._trainer.model.parameters(), *self._trainer.model.buffers()]
+        quantized = [tensor.quant_state for tensor in held if getattr(tensor, "quant_state", None) is not None]
+        weights = devices.storages([*held, *(state.absmax for state in quantized)])
         trained = sum(p.numel() * 4 for p in self._trainer.model.parameters() if p.requires_grad)
-        activations = sum(size for place, size in kept.items() if place not in weights)
+        activations = sum(size for place, size in saved.items() if place not in weights)
         self.peak = max(self.peak, sum(weights.values()) + 3 * trained + activations)  # a gradient, two moments
 
 

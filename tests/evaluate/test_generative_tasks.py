@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers as tf
+from test_generate import PRUNED, identity
 
 import tiny_models
 from layer_redundancy.config.profiles import TaskBudget
@@ -12,7 +13,6 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Store
 from layer_redundancy.evaluate import generative_tasks
 from layer_redundancy.models import decoder
-from test_generation import PRUNED, identity
 
 GSM8K_LIKE = """
 task: tiny_sums

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-import test_sweep
+import measurements
 import tiny_models
 from layer_redundancy.core import variants
 from layer_redundancy.core.errors import StudyError
@@ -12,10 +12,10 @@ from layer_redundancy.models import decoder
 
 @pytest.mark.parametrize("batch_tokens", [1, 50, 10_000])
 def test_scores_are_those_of_each_sequence_by_itself(batch_tokens):
-    model, sequences = decoder.prepare(tiny_models.build("gemma2")), test_sweep.ragged_sequences()
+    model, sequences = decoder.prepare(tiny_models.build("gemma2")), measurements.ragged_sequences()
     with plain_forwards.applied(decoder.decoder_stack(model), (0, 2, 3)) as pruned:
         got = plain_forwards.score(pruned, sequences, batch_tokens)
-    expected = test_sweep.plain(model, sequences, [1, 4])
+    expected = measurements.plain(model, sequences, [1, 4])
     flat = [output for targets in got for output in targets]
     np.testing.assert_allclose([o[0] for o in flat], [e[0] for e in expected], atol=1e-4)
     assert [o[1] for o in flat] == [e[1] for e in expected]

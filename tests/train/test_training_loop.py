@@ -145,21 +145,21 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
 
 KILLED = """
 import sys, time
-sys.path.insert(0, {tests!r})
-import test_training
-from layer_redundancy import training
+sys.path[:0] = {tests!r}
+import test_training_loop
+from layer_redundancy.train import training_loop
 from pathlib import Path
-training.CHECKPOINT_SECONDS = 0
+training_loop.CHECKPOINT_SECONDS = 0
 def slow(model, batch):
     time.sleep(0.1)
-    return training.causal_loss(model, batch)
-test_training.fit(Path({folder!r}), steps=40, loss=slow)
+    return training_loop.causal_loss(model, batch)
+test_training_loop.fit(Path({folder!r}), steps=40, loss=slow)
 """
 
 
 def test_kill_9_loses_no_more_than_a_checkpoint(tmp_path, capsys):
     folder = tmp_path / "a"
-    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder))
+    code = KILLED.format(tests=[str(Path(__file__).parent), str(Path(__file__).parents[1])], folder=str(folder))
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"})
     until = time.monotonic() + 120
     while training_loop.last_checkpoint(folder) is None and process.poll() is None and time.monotonic() < until:

@@ -1,7 +1,6 @@
 import multiprocessing
 import signal
 import time
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import accelerate
@@ -13,71 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny_models
-from layer_redundancy.core import variants
+from layer_redundancy.core import devices, variants
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.core.store import Result, Store, settings_text
-from layer_redundancy.evaluate import batches, scoring, sweep
+from layer_redundancy.core.store import Store
+from layer_redundancy.evaluate import sweep, sweep_estimate
 from layer_redundancy.evaluate.scoring import ScoredSequence
-from layer_redundancy.models import decoder, surgery
-
-
-class Continuations:
-    """A measurement on given sequences; stores the log-likelihoods as they are."""
-
-    version, settings = 1, settings_text({})
-
-    def __init__(self, sequences, name="continuations"):
-        self.sequences, self.name, self.data = sequences, name, str(hash(tuple(sequences)))
-
-    def result(self, outputs):
-        flat = [output for targets in outputs for output in targets]
-        return Result({}, {"logprob": np.array([o[0] for o in flat]), "greedy": np.array([o[1] for o in flat])})
-
-
-def ragged_sequences(seed=0):
-    """Inputs of many lengths, with one long target, several letters, or targets of different lengths."""
-    rng = np.random.default_rng(seed)
-
-    def tokens(n):
-        return tuple(int(t) for t in rng.integers(3, 97, n))
-
-    sequences = []
-    for length in (9, 3, 17, 5, 9, 2):
-        ids = tokens(length)
-        sequences.append(ScoredSequence(ids, (tokens(length),)))
-        sequences.append(ScoredSequence(ids, tuple(tokens(1) for _ in range(4))))
-        sequences.append(ScoredSequence(ids, (tokens(1), tokens(2))))
-    for length in (20, 11):  # beyond the sliding windows of the tiny models
-        shared = tokens(length)
-        sequences += [ScoredSequence(shared + tokens(n), (tokens(1), tokens(min(n, 3)))) for n in (1, 4, 7)]
-    return sequences
-
-
-def plain(model, sequences, removed):
-    """One plain forward of the pruned model a sequence: log-softmax of all logits, then slice."""
-    answers = []
-    with surgery.without_layers(model, removed), torch.no_grad():
-        for s in sequences:
-            logits = model(input_ids=torch.tensor([s.input_ids]), use_cache=False).logits[0].float().log_softmax(-1)
-            for target in s.targets:
-                rows = logits[len(s.input_ids) - len(target) :]
-                at = torch.tensor(target)
-                answers.append((rows[torch.arange(len(at)), at].sum().item(), bool((rows.argmax(-1) == at).all())))
-    return answers
-
-
-@contextmanager
-def silenced(model, variant):
-    """The model without the heads that a variant lacks."""
-    with ExitStack() as undo:
-        for block, *heads in (element for element in variant if isinstance(element, tuple)):
-            for head in heads:
-                undo.enter_context(surgery.without_head(model, block, head))
-        yield
-
-
-def identity(name="tiny", fingerprint="f"):
-    return decoder.ModelIdentity(name, name, "", fingerprint, 5)
+from layer_redundancy.evaluate.trie import num_block_runs, trie
+from layer_redundancy.models import decoder
+from measurements import Continuations, identity, plain, ragged_sequences, silenced
 
 
 @pytest.mark.parametrize("name", tiny_models.CONFIGS)
@@ -144,7 +86,7 @@ def test_other_dtypes_quantized_weights_and_weights_elsewhere(name, tmp_path):
     decoder.check_stack(model)
     heads = [variants.without_heads(5, lacking) for lacking in ([(1, 0)], [(3, 2)], [(3, 0), (3, 2), (4, 1)])]
     plan = [variants.dense(5), *variants.single_removal(5), *heads]
-    assert sweep.plan(stack, plan, [measurement]).peak_bytes > 0
+    assert sweep_estimate.estimate(stack, plan, [measurement]).peak_bytes > 0
     with Store(tmp_path / "s") as store:
         got = sweep.run(identity(), lambda: stack, plan, [measurement], store, 64, progress=False)[measurement.name]
     tokens = np.array([len(t) for s in sequences for t in s.targets])
@@ -174,71 +116,6 @@ def test_any_set_of_variants_and_any_batch_size(plan, batch_tokens):
     for variant in plan:
         expected = plain(model, measurement.sequences, variants.removed_blocks(5, variant))
         np.testing.assert_allclose(got[variant].arrays["logprob"], [e[0] for e in expected], atol=1e-4)
-
-
-@given(variant_sets)
-def test_a_block_runs_once_for_each_distinct_prefix(plan):
-    runs = []
-
-    def run_block(element, state, shared):
-        runs.append((*state, element))
-        return runs[-1]
-
-    assert dict(sweep.depth_first(sweep.trie(plan), (), run_block)) == {v: v for v in plan}
-    assert sorted(runs) == sorted({v[:n] for v in plan for n in range(1, len(v) + 1)})
-    assert len(runs) == sweep.num_block_runs(sweep.trie(plan))
-
-
-def test_counts_of_known_plans():
-    count = lambda plan: sweep.num_block_runs(sweep.trie(plan))  # noqa: E731
-    assert count(variants.single_removal(30)) == 464  # naive: 30 x 29 = 870
-    assert count(variants.cumulative_removal(30, list(range(29, -1, -1)))) == 30  # naive: 465
-
-
-def test_states_are_held_only_where_paths_branch():
-    alive, peak = [0], [0]
-
-    class State:
-        def __init__(self):
-            alive[0] += 1
-            peak[0] = max(peak[0], alive[0])
-
-        def __del__(self):
-            alive[0] -= 1
-
-    heads = [variants.without_head(40, block, head) for block in range(0, 40, 4) for head in range(8)]
-    for plan in (variants.single_removal(40), heads, [(0, 1, 2), (0, 2), (1, 2), (1,)]):
-        peak[0] = 0
-        for _ in sweep.depth_first(sweep.trie(plan), State(), lambda b, s, _: State()):
-            pass
-        # the caller holds the first state, the loop the one before and the one after a block
-        assert peak[0] <= sweep.num_held(sweep.trie(plan)) + 3
-    # Whatever the order of the variants: the dense model first would else keep a state for every block.
-    for plan in (variants.single_removal(40), [variants.dense(40), *variants.single_removal(40)]):
-        assert sweep.num_held(sweep.trie(plan)) == sweep.num_held(sweep.trie(plan[::-1])) == 1
-
-
-def test_plan_tells_what_will_run(tmp_path, capsys):
-    model, measurement = decoder.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
-    stack, plan = decoder.decoder_stack(model), variants.single_removal(5)
-    told = sweep.plan(stack, plan, [measurement], batch_tokens=64)
-    tokens = sum(len(s.input_ids) for s in measurement.sequences)
-    assert told.variants == 5 and told.block_tokens_naive == 20 * tokens
-    assert (
-        told.head_tokens == 5 * sum(s.num_scored for s in measurement.sequences) < told.head_tokens_naive == 5 * tokens
-    )
-    work = batches.arrange(measurement.sequences, True)
-    assert told.block_tokens_shared == 14 * work.num_tokens() < 14 * tokens
-    assert 0 < told.seconds < 60
-    assert told.peak_bytes > sum(p.numel() * 4 for p in model.parameters())
-    assert "5 variants" in str(told) and "\n" not in str(told) and "cache" not in str(told)
-    mamba = decoder.decoder_stack(decoder.prepare(tiny_models.build("mamba")))
-    assert "has no key-value cache" in str(sweep.plan(mamba, plan, [measurement]))
-    with Store(tmp_path / "s") as store:
-        sweep.run(identity(), lambda: stack, plan, [measurement], store)
-        assert "5 variants" in capsys.readouterr().out
-        sweep.run(identity(), lambda: stack, plan, [measurement], store)
-        assert capsys.readouterr().out == ""
 
 
 def test_what_the_store_has_is_not_computed_and_no_model_is_loaded(tmp_path):
@@ -278,36 +155,6 @@ def test_nan_logits_are_one_line_and_what_was_finished_stays(tmp_path):
             sweep.run(identity(), stack, [(0, 1), (3, 4)], [bad], store, progress=False)
         assert "\n" not in str(e.value)
         assert store.get(sweep.key(identity(), (0, 1), good)) is not None
-
-
-@pytest.mark.parametrize("name", tiny_models.CONFIGS)
-def test_shared_prefixes_run_once(name):
-    model = decoder.prepare(tiny_models.build(name))
-    stack, runs = decoder.decoder_stack(model), []
-
-    class Counted(decoder.DecoderStack):
-        def run_block(self, index, hidden, *args):
-            runs.append((index, tuple(hidden.shape[:2])))
-            return super().run_block(index, hidden, *args)
-
-    sequences = ragged_sequences()[-6:]
-    work = batches.arrange(sequences, decoder.has_key_value_cache(model))
-    if name in ("rwkv", "rwkv5", "mamba"):
-        assert work.prefixes == (0,) * 6
-        return
-    assert work.prefixes == (20, 20, 20, 11, 11, 11)
-    chosen = [sequences[i] for i in work.order]
-    batch = batches.Batch(Counted(**vars(stack)), chosen, work.prefixes, batch_tokens=28)
-    assert batch.num_tokens == 20 + 11 + 2 * (1 + 4 + 7)
-    states = batch.run_block(0, batch.start, {})
-    # Two prefixes, then the six sequences in forwards of 28 tokens at most, those of similar length together.
-    assert runs == [(0, (2, 20)), (0, (4, 7)), (0, (2, 1))]
-    states = batch.run_block(3, states, {})
-    expected = plain(model, chosen, [1, 2, 4])
-    ran = [chosen[i] for i in batch.in_order]
-    outputs = dict(zip(batch.in_order, scoring.score(stack, batch.select(states), ran), strict=True))
-    got = [output for i in range(len(chosen)) for output in outputs[i]]
-    np.testing.assert_allclose([o[0] for o in got], [e[0] for e in expected], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", tiny_models.ATTENTION)
@@ -478,14 +325,14 @@ def test_a_batch_is_kept_variant_by_variant(tmp_path, monkeypatch):
 
     plan = variants.single_removal(5)
     with Store(tmp_path / "s") as store:
-        monkeypatch.setattr(sweep, "_rates", lambda *_: (1.0, 1.0))
+        monkeypatch.setattr(sweep_estimate, "_rates", lambda *_: (1.0, 1.0))
         with pytest.raises(KeyboardInterrupt):
             sweep.run(identity(), lambda: Stopped(**vars(stack)), plan, [measurement], store, 500, progress=False)
         kept = [v for v in plan if store.partial(sweep.key(identity(), v, measurement))]
         assert kept == plan[:2], kept
         runs[:] = [None] * 12
         got = sweep.run(identity(), lambda: Stopped(**vars(stack)), plan, [measurement], store, 500, progress=False)
-        assert len(runs) - 12 == sweep.num_block_runs(sweep.trie([v for v in plan if v not in kept]))
+        assert len(runs) - 12 == num_block_runs(trie([v for v in plan if v not in kept]))
     with Store(tmp_path / "calm") as store:
         calm = sweep.run(identity(), lambda: stack, plan, [measurement], store, 500, progress=False)
     for v in plan:
@@ -506,26 +353,13 @@ def test_batches_are_smaller_where_memory_is_short(tmp_path, monkeypatch):
     results = []
     for free in (10**9, 150_000):
         most.append(0)
-        monkeypatch.setattr(sweep, "available", lambda _, free=free: free)
+        monkeypatch.setattr(devices, "available", lambda _, free=free: free)
         with Store(tmp_path / str(free)) as store:
             plan = variants.single_removal(5)
             got = sweep.run(identity(), lambda: Watched(**vars(stack)), plan, [measurement], store, 500, progress=False)
             results.append(np.concatenate([got[measurement.name][v].arrays["logprob"] for v in plan]))
     assert most[1] <= 42 < 80 < most[0], most
     np.testing.assert_allclose(*results, atol=1e-4)
-
-
-def test_targets_may_lie_across_the_heads_chunks(tmp_path, monkeypatch):
-    model, measurement = decoder.prepare(tiny_models.build("gemma2")), Continuations(ragged_sequences())
-    results = []
-    for rows in (512, 7):
-        monkeypatch.setattr(scoring, "HEAD_ROWS", rows)
-        with Store(tmp_path / str(rows)) as store:
-            stack = decoder.decoder_stack(model)
-            results.append(sweep.run(identity(), lambda: stack, [(0, 3)], [measurement], store, 200, progress=False))  # noqa: B023
-    whole, chunks = (r[measurement.name][0, 3].arrays for r in results)
-    np.testing.assert_allclose(whole["logprob"], chunks["logprob"], atol=1e-5)
-    assert whole["greedy"].tolist() == chunks["greedy"].tolist()
 
 
 def test_a_token_beyond_the_embeddings_is_one_line(tmp_path):
@@ -535,13 +369,3 @@ def test_a_token_beyond_the_embeddings_is_one_line(tmp_path):
         pytest.raises(StudyError, match="token 97 is beyond the model's 97 embeddings"),
     ):
         sweep.run(identity(), lambda: decoder.decoder_stack(model), [(0,)], [measurement], store, progress=False)
-
-
-def test_perplexity_by_hand():
-    blocks = type("Blocks", (), {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 10]]), "fingerprint": "x"})
-    measurement = scoring.Perplexity(blocks)
-    assert [s.input_ids for s in measurement.sequences] == [(5, 6), (8, 9)]
-    assert [s.targets for s in measurement.sequences] == [((6, 7),), ((9, 10),)]
-    result = measurement.result([[(-1.0, True)], [(-3.0, False)]])
-    assert result.summary == {"perplexity": pytest.approx(np.e), "nll": 1.0, "tokens": 4}
-    assert result.arrays["nll"].tolist() == [1.0, 3.0]

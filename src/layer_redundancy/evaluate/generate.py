@@ -1,0 +1,276 @@
+"""Greedy continuations by pruned models, and what they and the dense model make of each other's.
+
+A pruned model and the dense one are compared at each position of a continuation in three ways:
+
+    free-running    each continues the prompt with its own tokens;
+    teacher-forced  both read the dense model's continuation;
+    own text        both read the pruned model's continuation.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from layer_redundancy.config.profiles import GenerationBudget
+from layer_redundancy.core.devices import halved
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.store import Key, Result, Store, settings_text
+from layer_redundancy.core.variants import Variant, dense, name
+from layer_redundancy.data.corpora import TokenBlocks
+from layer_redundancy.evaluate import plain_forwards
+from layer_redundancy.models import decoder, throughput
+from layer_redundancy.models.decoder import DecoderStack, ModelIdentity
+
+VERSION = 1  # raise it when the arrays of a stored continuation mean something else
+NGRAM = 4  # tokens whose repetition counts
+
+
+def check_length(blocks: TokenBlocks, budget: GenerationBudget) -> None:
+    """Raises StudyError unless a prompt and the text that goes on from it fit in a block, and n-grams fit in that."""
+    length = blocks.input_ids.shape[1]
+    if min(budget.prompts, budget.prompt_tokens) < 1 or budget.new_tokens < NGRAM:
+        raise StudyError(
+            f"generation needs prompts of at least 1 token and {NGRAM} new tokens: raise them in profiles.py"
+        )
+    if budget.prompt_tokens + budget.new_tokens > length:
+        raise StudyError(
+            f"a prompt of {budget.prompt_tokens} tokens and {budget.new_tokens} new ones are longer than a block of "
+            f"text ({length} tokens): lower prompt_tokens or new_tokens in profiles.py, or raise block_length"
+        )
+
+
+def end_tokens(model: nn.Module) -> list[int]:
+    """Tokens that would end a continuation; they are never chosen, so that all have the same length."""
+    ends = model.generation_config.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+@torch.no_grad()
+def continuations(model: nn.Module, prompts: Tensor, new_tokens: int, batch_tokens: int = 2048) -> np.ndarray:
+    """Continues every prompt with the model's most likely tokens, by transformers' own `generate`.
+
+    Nothing but the argmax decides: penalties and the like in the checkpoint's generation settings are set aside, and
+    tokens that end a text are passed over.
+
+    Args:
+        model: a transformers causal language model, as it is.
+        prompts: int64 (N, P), no padding.
+        new_tokens: T.
+        batch_tokens: prompt tokens a forward may hold; halved, down to one prompt, when memory runs out.
+
+    Returns:
+        int64 (N, T), the same whatever the batch (to within ties of logits).
+
+    Raises:
+        StudyError: not enough memory for one prompt.
+    """
+    from transformers import GenerationConfig
+
+    device, ends, own = decoder.decoder_stack(model).device, end_tokens(model), model.generation_config
+    plain_greedy = GenerationConfig(
+        do_sample=False, num_beams=1, use_cache=True, max_new_tokens=new_tokens, min_new_tokens=new_tokens,
+        eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0,
+    )  # fmt: skip
+
+    def call(rows: slice) -> np.ndarray:
+        ids = prompts[rows].to(device)
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
+        return out[:, ids.shape[1] :].cpu().numpy()
+
+    # RWKV-4's step by one token, as transformers has it, mixes up the sequences of a batch.
+    most = None if decoder.has_key_value_cache(model) else 1
+    model.generation_config = plain_greedy
+    try:
+        return np.concatenate(list(_batches(call, *prompts.shape, batch_tokens, most, what="one prompt to continue")))
+    finally:
+        model.generation_config = own
+
+
+@torch.no_grad()
+def read(
+    model: nn.Module, prompts: Tensor, continuation: np.ndarray, batch_tokens: int = 2048
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a model makes of given continuations: teacher forcing, one forward, the head on the continuation only.
+
+    Args:
+        model: a transformers causal language model, as it is.
+        prompts: int64 (N, P).
+        continuation: int64 (N, T), read by the model after the prompt.
+        batch_tokens: tokens a forward may hold; halved, down to one prompt, when memory runs out.
+
+    Returns:
+        choices: int64 (N, T), the model's most likely token at each position given what precedes it, tokens that end a
+        text passed over; and nll: float32 (N, T), -log p of the continuation, nats (of the full distribution).
+
+    Raises:
+        StudyError: NaN or infinite logits, or not enough memory for one prompt.
+    """
+    stack, ends = decoder.decoder_stack(model), end_tokens(model)
+    ids = torch.cat([prompts, torch.from_numpy(continuation)], dim=1)[:, :-1]
+    wanted = torch.from_numpy(continuation)
+    first_scored = prompts.shape[1] - 1
+
+    def call(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        hidden, calls = stack.start(ids[rows])
+        for i in range(len(stack)):
+            hidden = stack.run_block(i, hidden, calls)
+        logprobs = stack.logits(stack.finish(hidden[:, first_scored:])).float().log_softmax(-1)
+        if not torch.isfinite(logprobs.amax(-1)).all():
+            raise StudyError("logits are NaN or infinite; use dtype float32 or check the weights")
+        nll = -logprobs.gather(-1, wanted[rows, :, None].to(logprobs.device))[..., 0]
+        logprobs[..., ends] = -torch.inf
+        return logprobs.argmax(-1).cpu().numpy(), nll.cpu().numpy()
+
+    parts = list(_batches(call, *ids.shape, batch_tokens, what="one prompt with its continuation"))
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+def _batches(call: Callable[[slice], Any], rows: int, width: int, batch_tokens: int, most: int | None = None, what=""):
+    """Calls on slices of the rows, as even as possible; yields what they return."""
+    wanted = min(max(1, batch_tokens // width), most or rows)
+    batch = -(-rows // -(-rows // wanted))
+    first = 0
+    while first < rows:
+        try:
+            part = call(slice(first, first + batch))
+        except (MemoryError, RuntimeError) as e:
+            batch = halved(min(batch, rows - first), e, what)
+            continue
+        yield part
+        first += batch
+
+
+def measure(
+    stack: DecoderStack, variant: Variant, blocks: TokenBlocks, budget: GenerationBudget, reference: np.ndarray | None,
+    batch_tokens: int = 2048,
+) -> Result:  # fmt: skip
+    """Continues the prompts with one variant and sets it against the dense model.
+
+    Args:
+        stack: the dense model.
+        variant: of it.
+        blocks: of evaluation text; a prompt is the beginning of one.
+        budget: how many prompts, and how long.
+        reference: int64 (N, T) the dense model's continuations; None for the dense model itself.
+        batch_tokens: tokens a forward may hold.
+
+    Returns:
+        arrays (N, T): tokens, int64, the variant's continuations; judged, int64, the dense model's choices when it
+        reads those; forced, int64, the variant's choices when it reads the dense model's; nll, float32, -log p of
+        `tokens` under the dense model, nats. For the dense model also text_nll: of the real text that follows the
+        prompts. summary: means over prompts.
+    """
+    ids = blocks.input_ids[: budget.prompts, : budget.prompt_tokens + budget.new_tokens]
+    prompts, text = ids[:, : budget.prompt_tokens], ids[:, budget.prompt_tokens :].numpy()
+    with plain_forwards.applied(stack, variant) as model:
+        tokens = continuations(model, prompts, budget.new_tokens, batch_tokens)
+        of_dense = reference is None
+        reference = tokens if of_dense else reference
+        forced, nll = read(model, prompts, reference, batch_tokens=batch_tokens)
+    if of_dense:
+        arrays = {"tokens": tokens, "judged": forced, "forced": forced, "nll": nll}
+        arrays["text_nll"] = read(stack.model, prompts, text, batch_tokens=batch_tokens)[1]
+    else:
+        judged, nll = read(stack.model, prompts, tokens, batch_tokens=batch_tokens)
+        arrays = {"tokens": tokens, "judged": judged, "forced": forced, "nll": nll}
+    summary = {
+        "agreement": float((tokens == reference).mean()),
+        "forced_agreement": float((forced == reference).mean()),
+        "own_agreement": float((arrays["judged"] == tokens).mean()),
+        "repetition": float(repetition(tokens).mean()),
+        "perplexity": perplexity(arrays["nll"].mean(dtype=float)),
+        "prompts": len(tokens),
+    }
+    return Result(summary, arrays)
+
+
+# Eight parameters: what is measured of what, where from, where to, and two settings that most callers leave alone.
+def run(
+    identity: ModelIdentity,
+    get_stack: Callable[[], DecoderStack],
+    variants: Sequence[Variant],
+    blocks: TokenBlocks,
+    budget: GenerationBudget,
+    store: Store,
+    batch_tokens: int | None = 2048,
+    progress: bool = True,
+) -> dict[Variant, Result]:
+    """`measure` for every variant, taking what the store has; each is stored as soon as it is there.
+
+    Args:
+        identity: the model.
+        get_stack: loads it; called only if something is missing in the store.
+        variants: of the model; the dense one is measured too, whether it is among them or not.
+        blocks: of evaluation text, at least `budget.prompts` of them.
+        budget: how many prompts, and how long.
+        store: where results are and go.
+        batch_tokens: tokens a forward may hold; None for as many as `throughput` finds on this device.
+        progress: draw a progress bar with the time left, in variants.
+
+    Returns:
+        variant -> result, the dense model first.
+
+    Raises:
+        StudyError: as `check_length`, `continuations` and `read`.
+    """
+    check_length(blocks, budget)
+    settings = {"prompts": budget.prompts, "prompt_tokens": budget.prompt_tokens, "new_tokens": budget.new_tokens}
+
+    def key(variant: Variant, reference: np.ndarray | None) -> Key:
+        # A variant is compared with these very tokens: rounding on another machine may have chosen others.
+        against = {} if reference is None else {"reference": _digest(reference)}
+        return Key(
+            model=identity.fingerprint,
+            variant=name(variant),
+            measurement="continuations",
+            data=blocks.fingerprint,
+            settings=settings_text(settings | against),
+            version=VERSION,
+        )
+
+    def stored(variant: Variant, reference: np.ndarray | None) -> Result:
+        def compute() -> Result:
+            stack = get_stack()
+            held = throughput.batch_tokens(stack, batch_tokens)
+            return measure(stack, variant, blocks, budget, reference, held)
+
+        return store.cached(key(variant, reference), identity.name, compute)
+
+    whole = dense(identity.num_hidden_layers)
+    results = {whole: stored(whole, None)}
+    tokens = results[whole].arrays["tokens"]
+    others = [variant for variant in dict.fromkeys(variants) if variant != whole]
+    results |= {variant: store.get(key(variant, tokens)) for variant in others}
+    missing = [variant for variant in others if results[variant] is None]
+    for variant in tqdm(missing, desc="continuations", unit="variant", disable=not (progress and missing)):
+        results[variant] = stored(variant, tokens)
+    return results
+
+
+def _digest(tokens: np.ndarray) -> str:
+    return hashlib.sha256(np.array(tokens.shape, "<i8").tobytes() + tokens.astype("<i8").tobytes()).hexdigest()
+
+
+def perplexity(nll: float) -> float:
+    """Perplexity from a mean in nats; finite, so that figures can be drawn."""
+    return float(np.exp(min(nll, 700)))
+
+
+def repetition(tokens: np.ndarray, n: int = NGRAM) -> np.ndarray:
+    """Share of each continuation's n-grams that are repeats: 1 - distinct / total, 0 to 1.
+
+    Args:
+        tokens: int64 (N, T), T at least n.
+
+    Returns:
+        float64 (N,).
+    """
+    total = tokens.shape[1] - n + 1
+    if total < 1:
+        raise StudyError(f"continuations of {tokens.shape[1]} tokens have no {n} tokens in a row: generate more")
+    return np.array([1 - len({tuple(row[i : i + n]) for i in range(total)}) / total for row in tokens.tolist()])

@@ -1,0 +1,158 @@
+"""What a sweep will take: tokens, seconds and memory, from a few blocks timed on this device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from layer_redundancy.core import devices
+from layer_redundancy.core.variants import Variant
+from layer_redundancy.evaluate import scoring
+from layer_redundancy.evaluate.batches import PREFIX_BATCHES, ArrangedSequences, Batch, arrange
+from layer_redundancy.evaluate.scoring import Measurement, ScoredSequence
+from layer_redundancy.evaluate.trie import Node, num_block_runs, num_held, trie
+from layer_redundancy.models import throughput
+from layer_redundancy.models.decoder import DecoderStack, has_key_value_cache
+
+
+class Missing(NamedTuple):
+    """What a sweep has to run of one measurement: its sequences, on the variants that the store lacks."""
+
+    arranged: ArrangedSequences
+    variants: Sequence[Variant]
+
+
+@dataclass(frozen=True)
+class SweepEstimate:
+    """What a sweep will run and take, before it starts. Block-tokens: tokens times the blocks that run on them.
+
+    Attributes:
+        variants: of the model.
+        block_tokens_naive: one plain forward of every sequence for every variant.
+        block_tokens_shared: what runs here.
+        head_tokens_naive: positions that a plain forward puts through the head.
+        head_tokens: those that are scored, the only ones that go through it here.
+        seconds: estimate from a few blocks and one call of the head, timed on this device.
+        peak_bytes: estimate of the device's memory: weights, states where paths branch, and one forward's workspace.
+        shares_prefixes: whether prompt prefixes run once; a model without a key-value cache runs them with every item.
+    """
+
+    variants: int
+    block_tokens_naive: int
+    block_tokens_shared: int
+    head_tokens_naive: int
+    head_tokens: int
+    seconds: float
+    peak_bytes: int
+    shares_prefixes: bool = True
+
+    def __str__(self) -> str:
+        share = self.block_tokens_shared / self.block_tokens_naive
+        text = (
+            f"{self.variants} variants: {self.block_tokens_naive:.3g} block-tokens one by one, "
+            f"{self.block_tokens_shared:.3g} shared ({share:.0%}); head on {self.head_tokens:.3g} of "
+            f"{self.head_tokens_naive:.3g} tokens; about {self.seconds / 60:.1f} min, "
+            f"{self.peak_bytes / 1e9:.1f} GB of memory here"
+        )
+        if not self.shares_prefixes:
+            text += "; the model has no key-value cache, so every item runs its whole prompt"
+        return text
+
+
+def estimate(
+    stack: DecoderStack,
+    variants: Sequence[Variant],
+    measurements: Sequence[Measurement],
+    batch_tokens: int | None = 2048,
+) -> SweepEstimate:
+    """What `sweep.run` would take for these variants and measurements with an empty store; times a few blocks."""
+    variants = list(dict.fromkeys(variants))
+    share = has_key_value_cache(stack.model)
+    missing = [Missing(arrange(m.sequences, share), variants) for m in measurements]
+    return estimate_missing(stack, missing, throughput.batch_tokens(stack, batch_tokens))
+
+
+def amounts(missing: Sequence[Missing]) -> dict[str, int]:
+    """The fields of `SweepEstimate` that need no timing: variants, block-tokens and head-tokens, naive and not."""
+    naive = shared = head_naive = head = 0
+    for arranged, variants in missing:
+        tokens, scored = (
+            sum(f(s) for s in arranged.sequences) for f in (lambda s: len(s.input_ids), lambda s: s.num_scored)
+        )
+        naive += sum(map(len, variants)) * tokens
+        shared += num_block_runs(trie(variants)) * arranged.num_tokens()
+        head_naive += len(variants) * tokens
+        head += len(variants) * scored
+    return {
+        "variants": len({v for _, variants in missing for v in variants}),
+        "block_tokens_naive": naive,
+        "block_tokens_shared": shared,
+        "head_tokens_naive": head_naive,
+        "head_tokens": head,
+    }
+
+
+def estimate_missing(stack: DecoderStack, missing: Sequence[Missing], batch_tokens: int) -> SweepEstimate:
+    """The estimate for what is given; runs a few blocks of the first batch of each measurement to time them."""
+    seconds, states = 0.0, 0
+    for arranged, variants in missing:
+        root, of_measurement = trie(variants), amounts([Missing(arranged, variants)])
+        batch, (block_rate, head_rate) = _timed(stack, arranged, fitting_batch(stack, root, batch_tokens))
+        seconds += of_measurement["block_tokens_shared"] / block_rate + of_measurement["head_tokens"] / head_rate
+        held = sum(s.numel() * s.element_size() for s in batch.start)
+        states = max(states, (num_held(root) + 2) * held)
+    weights = sum(p.numel() * p.element_size() for p in stack.model.parameters())
+    vocabulary = stack.model.get_input_embeddings().weight.shape[0]
+    forward = batch_tokens * workspace(stack) + 3 * 4 * scoring.HEAD_ROWS * vocabulary
+    return SweepEstimate(
+        **amounts(missing),
+        seconds=seconds,
+        peak_bytes=weights + states + forward,
+        shares_prefixes=has_key_value_cache(stack.model),
+    )
+
+
+def workspace(stack: DecoderStack) -> int:
+    """Bytes a token that a block's forward takes, roughly: the widest activations of its MLP."""
+    config, element = stack.model.config.get_text_config(), stack.model.get_input_embeddings().weight.element_size()
+    return 4 * element * max(config.hidden_size, getattr(config, "intermediate_size", 0) or 4 * config.hidden_size)
+
+
+def fitting_batch(stack: DecoderStack, root: Node, batch_tokens: int) -> int:
+    """`batch_tokens`, or as many as half of the free memory holds of states where paths branch and of workspace.
+
+    A GPU says when there is too little; a computer may kill the process instead, so it is not put to the test.
+    """
+    size = stack.model.config.get_text_config().hidden_size
+    state = size * stack.model.get_input_embeddings().weight.element_size() * PREFIX_BATCHES
+    token = (num_held(root) + 2) * state + workspace(stack)
+    return max(1, min(batch_tokens, devices.available(stack.device) // 2 // token))
+
+
+def rates(stack: DecoderStack, sequences: Sequence[ScoredSequence], batch_tokens: int) -> tuple[float, float]:
+    """Block-tokens and head-tokens a second for sequences like these, timed on a batch of them."""
+    return _timed(stack, arrange(sequences, has_key_value_cache(stack.model)), batch_tokens)[1]
+
+
+def _timed(stack: DecoderStack, arranged: ArrangedSequences, batch_tokens: int) -> tuple[Batch, tuple[float, float]]:
+    """The first batch that fits in memory, and `_rates` on it."""
+    high = arranged.batch_end(0, batch_tokens)
+    while True:
+        try:
+            chosen = [arranged.sequences[i] for i in arranged.order[:high]]
+            batch = Batch(stack, chosen, arranged.prefixes[:high], batch_tokens)
+            return batch, _rates(stack, batch)
+        except (MemoryError, RuntimeError) as e:
+            longest = len(arranged.sequences[arranged.order[0]].input_ids)
+            high = devices.halved(high, e, f"one sequence of {longest} tokens")
+
+
+def _rates(stack: DecoderStack, batch: Batch) -> tuple[float, float]:
+    """Block-tokens and head-tokens a second on this device."""
+    middle = len(stack) // 2
+    block = devices.seconds(lambda: batch.run_block(middle, batch.start, {}), stack.device)
+    # A sequence that asks for every position, so that the head's share of scoring is what is timed.
+    rows = min(scoring.HEAD_ROWS, batch.start[-1].shape[1])
+    probe = ScoredSequence((0,) * rows, ((0,) * rows,))
+    states = scoring.select(stack, batch.start[-1][:1, :rows], [probe])
+    head = devices.seconds(lambda: scoring.score(stack, states, [probe]), stack.device)
+    return batch.num_tokens / block, rows / head

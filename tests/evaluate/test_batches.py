@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+import tiny_models
+from layer_redundancy.evaluate import batches, scoring
+from layer_redundancy.models import decoder
+from measurements import plain, ragged_sequences
+
+
+@pytest.mark.parametrize("name", tiny_models.CONFIGS)
+def test_shared_prefixes_run_once(name):
+    model = decoder.prepare(tiny_models.build(name))
+    stack, runs = decoder.decoder_stack(model), []
+
+    class Counted(decoder.DecoderStack):
+        def run_block(self, index, hidden, *args):
+            runs.append((index, tuple(hidden.shape[:2])))
+            return super().run_block(index, hidden, *args)
+
+    sequences = ragged_sequences()[-6:]
+    arranged = batches.arrange(sequences, decoder.has_key_value_cache(model))
+    if name in ("rwkv", "rwkv5", "mamba"):
+        assert arranged.prefixes == (0,) * 6
+        return
+    assert arranged.prefixes == (20, 20, 20, 11, 11, 11)
+    chosen = [sequences[i] for i in arranged.order]
+    batch = batches.Batch(Counted(**vars(stack)), chosen, arranged.prefixes, batch_tokens=28)
+    assert batch.num_tokens == 20 + 11 + 2 * (1 + 4 + 7)
+    states = batch.run_block(0, batch.start, {})
+    # Two prefixes, then the six sequences in forwards of 28 tokens at most, those of similar length together.
+    assert runs == [(0, (2, 20)), (0, (4, 7)), (0, (2, 1))]
+    states = batch.run_block(3, states, {})
+    expected = plain(model, chosen, [1, 2, 4])
+    ran = [chosen[i] for i in batch.in_order]
+    outputs = dict(zip(batch.in_order, scoring.score(stack, batch.select(states), ran), strict=True))
+    got = [output for i in range(len(chosen)) for output in outputs[i]]
+    np.testing.assert_allclose([o[0] for o in got], [e[0] for e in expected], atol=2e-5)

@@ -27,7 +27,7 @@ from layer_redundancy.core import devices, paths, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Store
 from layer_redundancy.evaluate import sweep, sweep_estimate
-from layer_redundancy.figures import plots
+from layer_redundancy.figures import table_pictures
 from layer_redundancy.models import decoder, throughput
 from layer_redundancy.planning import estimate
 from layer_redundancy.planning.workload import Planner, Shape, Sweep
@@ -152,13 +152,15 @@ def main(
         worst = table["error"].abs().max()
         print(f"estimate against the clock: within {worst:.0%} ({'met' if worst <= TOLERANCE else 'MISSED'}: 25 %)")
         folder = paths.FIGURES / "bench"
-        plots.save_table(table.assign(device=name), folder, f"gpu_sweep_{device}", note)
+        table_pictures.save_table(table.assign(device=name), folder, f"gpu_sweep_{device}", note)
         if profile:
             times = embedded_seconds(device, profile)
             total = times["seconds"].sum()
             print(f"{profile}, all notebooks: {total:.0f} s ({'met' if total < GOAL_SECONDS else 'MISSED'}: 4 minutes)")
             times.loc[len(times)] = ("all", total)
-            plots.save_table(times.assign(device=name), folder, f"gpu_notebooks_{device}", f"{profile} on {name}")
+            table_pictures.save_table(
+                times.assign(device=name), folder, f"gpu_notebooks_{device}", f"{profile} on {name}"
+            )
     except StudyError as error:
         raise SystemExit(f"error: {error}") from None
 

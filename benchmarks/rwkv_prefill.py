@@ -18,10 +18,11 @@ import typer
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks import pictures
 from layer_redundancy.config import profiles
 from layer_redundancy.core import cache, devices, paths
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.figures import plots
+from layer_redundancy.figures import saving, table_pictures
 from layer_redundancy.models import decoder
 from layer_redundancy.models.rwkv5 import checkpoints as rwkv_checkpoints
 from layer_redundancy.models.rwkv5 import model as rwkv5
@@ -139,9 +140,10 @@ def main(rounds: Annotated[int, typer.Option(help="timed runs of each side", min
         f"fastest. Package: rwkv, strategy cpu fp32, compiled. Goal: {GOAL:g} times the package"
     )
     folder = paths.FIGURES / "bench"
-    plots.save(plots.prefill_rates(table), table, folder, "rwkv_prefill_cpu", note)
+    saving.save(pictures.prefill_rates(table), table, folder, "rwkv_prefill_cpu", note)
     short = table.drop(columns=["low", "high"]).assign(difference=[f"{x:.0e}" for x in table["difference"]])
-    plots.save_table(short, folder, "rwkv_prefill_cpu_table", f"{note}. Ratio: time of the side over chunked's")
+    note += ". Ratio: time of the side over chunked's"
+    table_pictures.save_table(short, folder, "rwkv_prefill_cpu_table", note)
     print(table.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
 
 

@@ -24,7 +24,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from benchmarks import worker
+from benchmarks import pictures, worker
 from layer_redundancy.config.profiles import EMBEDDED_MODEL
 from layer_redundancy.core import devices, paths, variants
 from layer_redundancy.core.errors import StudyError
@@ -32,7 +32,7 @@ from layer_redundancy.core.store import Key, Result, Store
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.evaluate import sweep_estimate
 from layer_redundancy.evaluate.sweep_estimate import SweepEstimate
-from layer_redundancy.figures import plots
+from layer_redundancy.figures import saving, table_pictures
 from layer_redundancy.measures import activations, importance
 from layer_redundancy.models.decoder import DecoderStack, ModelIdentity
 
@@ -401,14 +401,14 @@ def _save(rows: list[dict], note: str, device: str) -> None:
     if earlier.is_file():  # of cases that were not run this time
         kept = pd.read_csv(earlier)
         table = pd.concat([kept[~kept["case"].isin(table["case"])], table]).sort_values("case", kind="stable")
-    plots.save(plots.speed_ratios(table), table, folder, f"speed_{device}", note)
+    saving.save(pictures.speed_ratios(table), table, folder, f"speed_{device}", note)
     plans = "; ".join(f"({c}) {t}" for c, t in dict(zip(table["case"], table["plan"], strict=True)).items())
     legend = "Difference: log-likelihood a token, nats; (d): angular distance"
     for case, count in table.dropna(subset="peer_variants_run").groupby("case")["peer_variants_run"].first().items():
         legend += (
             f". ({case}): peers ran {count:.0f} variants a pair, spread over the depths; seconds are scaled to all"
         )
-    plots.save_table(_short(table), folder, f"speed_{device}_table", f"{plans}. {note}. {legend}")
+    table_pictures.save_table(_short(table), folder, f"speed_{device}_table", f"{plans}. {note}. {legend}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from layer_redundancy.core.variants import Variant
 from layer_redundancy.data import benchmark_items, corpora
 from layer_redundancy.evaluate import generate, generative_tasks, plain_forwards, sweep
 from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
-from layer_redundancy.figures import plots
+from layer_redundancy.figures import saving, table_pictures
 from layer_redundancy.measures import activations, greedy, importance, selections
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.models import decoder, quantize, surgery
@@ -479,12 +479,12 @@ class Study:
 
     def save(self, figure: Figure, data: pd.DataFrame, name: str, *caption: str) -> Figure:
         """Writes a figure to the run's folder as PNG, PDF and CSV; returns it, so that the notebook shows it."""
-        plots.save(figure, data, self.figures, name, self.caption(*caption))
+        saving.save(figure, data, self.figures, name, self.caption(*caption))
         return figure
 
     def save_table(self, data: pd.DataFrame, name: str, *caption: str) -> pd.DataFrame:
         """Writes a table to the run's folder; returns it, so that the notebook shows it."""
-        plots.save_table(data, self.figures, name, self.caption(*caption))
+        table_pictures.save_table(data, self.figures, name, self.caption(*caption))
         return data
 
     def export(self) -> Path:

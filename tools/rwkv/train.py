@@ -20,7 +20,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import typer
-from tools.rwkv import compressors as compression
 from torch import Tensor, nn
 
 from layer_redundancy.config import profiles
@@ -28,7 +27,9 @@ from layer_redundancy.core import cache, paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data.corpora import articles
 from layer_redundancy.data.rwkv_texts import SHARES, training_texts, validation_texts
-from layer_redundancy.figures import plots
+from layer_redundancy.figures import saving
+from tools.rwkv import compressors as compression
+from tools.rwkv.training_curve import training_curve
 
 END = "<|endoftext|>"  # token 0; stands before every document
 CHECKPOINT_SECONDS = 120
@@ -349,7 +350,7 @@ def deliver(
         caption += f"{settings.window_tokens} tokens. Held out: {len(validation_texts())} validation articles "
         caption += f"(points), which decide that the weights of step {kept_step(log)} are kept, and {len(evaluation)} "
         caption += "evaluation articles (lines), which decide nothing."
-        plots.save(plots.training_curve(table, levels), table, scratch, "training_log", caption)
+        saving.save(training_curve(table, levels), table, scratch, "training_log", caption)
         (scratch / "README.md").write_text(card(rounded, tokenizer, log, settings, sources, scores), encoding="utf-8")
         target.mkdir(parents=True, exist_ok=True)
         for file in scratch.iterdir():

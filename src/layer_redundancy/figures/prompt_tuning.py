@@ -1,24 +1,18 @@
-"""Figures of notebook 12: DataFrame -> Figure, in the look of `plots`."""
+"""Figures of notebook 12: the first blocks alone, tuned for classification."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from layer_redundancy.figures.plots import BLACK, BLUE, GREEN, GREY, ORANGE, WIDTH, _band, _styled
+from layer_redundancy.figures.parts import band, band_handle
+from layer_redundancy.figures.style import BASELINES, BLACK, METHODS, WIDTH, styled
 
-METHOD_LOOKS = {"untuned": (GREY, "s"), "prompt tuning": (ORANGE, "^"), "fine-tuning": (BLUE, "o")}
-LEVELS = {  # baselines: column -> label, colour, line
-    "chance": ("chance", GREY, ":"),
-    "majority": ("commonest label", BLACK, "--"),
-    "bag_of_words": ("word counts of the same shots", GREEN, "-."),
-}
-COLUMNS = 3
+COLUMNS = 3  # panels beside one another
 
 
-@_styled
+@styled
 def accuracy_by_kept_blocks(rows: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     """Accuracy by the number of kept blocks, a panel a data set.
 
@@ -35,12 +29,12 @@ def accuracy_by_kept_blocks(rows: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     )
     levels = levels.set_index("dataset")
     for axes, name in zip(grid.flat, names, strict=False):
-        for column, (label, colour, line) in LEVELS.items():
+        for column, (label, colour, line) in BASELINES.items():
             axes.axhline(levels[column][name], color=colour, ls=line, lw=1.2, label=label, zorder=1)
         for method in methods:
             part = rows[(rows["dataset"] == name) & (rows["method"] == method)].sort_values("kept")
-            colour, marker = METHOD_LOOKS[method]
-            _band(axes, part, "kept", colour)
+            colour, marker = METHODS[method]
+            band(axes, part, "kept", colour)
             axes.plot(part["kept"], part["accuracy"], marker=marker, color=colour, label=method, zorder=3)
             axes.vlines(part["kept"], part["seed_low"], part["seed_high"], color=colour, lw=1.1, alpha=0.7, zorder=2)
         axes.set_title("mean of the data sets" if name == "mean" else name.replace("_", " "))
@@ -51,13 +45,13 @@ def accuracy_by_kept_blocks(rows: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    handles.append(Patch(color=GREY, alpha=0.25, lw=0))
+    handles.append(band_handle())
     labels.append("95 %, seeds and items; line: range of seeds")
     figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
     return figure
 
 
-@_styled
+@styled
 def difference_from_whole(rows: pd.DataFrame) -> Figure:
     """How far a few of the first blocks are from the whole model, tuned alike.
 
@@ -65,7 +59,7 @@ def difference_from_whole(rows: pd.DataFrame) -> Figure:
         rows: one row a (dataset, method, kept): difference (points of accuracy), low, high (95 % interval).
     """
     groups = rows[["dataset", "kept"]].drop_duplicates().to_numpy().tolist()
-    methods = [method for method in METHOD_LOOKS if method in set(rows["method"])]
+    methods = [method for method in METHODS if method in set(rows["method"])]
     figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.33 * len(rows)), layout="constrained")
     places, names = [], []
     for group, (name, kept) in enumerate(groups):
@@ -74,7 +68,7 @@ def difference_from_whole(rows: pd.DataFrame) -> Figure:
         names.append(f"{'mean' if name == 'mean' else name.replace('_', ' ')}, {kept} block{'s' * (kept > 1)}")
         for turn, method in enumerate(methods):
             row = rows[(rows["dataset"] == name) & (rows["kept"] == kept) & (rows["method"] == method)].iloc[0]
-            colour, marker = METHOD_LOOKS[method]
+            colour, marker = METHODS[method]
             axes.hlines(at - turn, row["low"], row["high"], color=colour, lw=2.2, alpha=0.5)
             label = method if not group else None
             axes.plot(row["difference"], at - turn, marker, color=colour, ms=6, ls="", label=label)
@@ -97,7 +91,7 @@ def difference_from_whole(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def tuning_costs(rows: pd.DataFrame) -> Figure:
     """Weights, memory and time by the number of kept blocks.
 
@@ -111,7 +105,7 @@ def tuning_costs(rows: pd.DataFrame) -> Figure:
     memory.plot(of_model["kept"], 4 * of_model["parameters"] / 1e6, ":", color=BLACK, label="weights at 4 bytes")
     for method, part in rows.groupby("method", sort=False):
         part = part.sort_values("kept")
-        colour, marker = METHOD_LOOKS[method]
+        colour, marker = METHODS[method]
         memory.plot(part["kept"], part["inference_bytes"] / 1e6, marker=marker, color=colour, label=method)
         training.plot(part["kept"], part["training_bytes"] / 1e6, marker=marker, color=colour)
         time.plot(part["kept"], 1e3 * part["seconds"], marker=marker, color=colour)

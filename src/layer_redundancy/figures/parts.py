@@ -1,0 +1,244 @@
+"""Pieces that several figures share: axes, bands, intervals, legends, and panels of perplexity and accuracy."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+from layer_redundancy.figures.style import GREY, LEGEND_SIZE, SERIES, VERMILLION, WIDTH, style_of, text_width
+
+PERPLEXITY_LIMIT = 1e7  # far beyond a guess among all tokens; what is above is drawn at the upper edge
+_BAND = {"alpha": 0.25, "lw": 0}
+_CHANCE = {"color": GREY, "ls": (0, (4, 2))}
+
+
+def band(axes: Axes, rows: pd.DataFrame, x: str, colour: str, label: str | None = None) -> None:
+    """Shades the stretch between the columns low and high, where there are such."""
+    if {"low", "high"} <= set(rows.columns) and rows[["low", "high"]].notna().any(axis=None):
+        low, high = rows["low"].astype(float), rows["high"].astype(float)
+        axes.fill_between(rows[x].astype(float), low, high, color=colour, **_BAND, label=label, zorder=1)
+
+
+def band_handle(label: str = "") -> Patch:
+    """A legend's entry for bands of any colour."""
+    return Patch(color=GREY, **_BAND, label=label)
+
+
+def interval(rows: pd.DataFrame, value: str, low: str = "low", high: str = "high") -> np.ndarray:
+    """(2, N) distances from a column to the ends of its interval, as matplotlib's error bars want them."""
+    return np.abs(rows[[low, high]].sub(rows[value], axis=0)).to_numpy(float).T
+
+
+def chance_line(axes: Axes, accuracy: float, label: str | None = None) -> None:
+    """Dashes at what guessing reaches."""
+    axes.axhline(accuracy, **_CHANCE, lw=1.2, zorder=1, gid="chance", label=label)
+
+
+def chance_handle(**options) -> Line2D:
+    """A legend's entry for lines of chance."""
+    return Line2D([], [], **_CHANCE, **options)
+
+
+def log_axis(axes: Axes, which: str, minor_size: float | None = 8) -> None:
+    """Makes the x or y axis logarithmic, with plain numbers at its minor ticks too."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("{x:g}")
+    if minor_size is not None:
+        axes.tick_params(axis=which, which="minor", labelsize=minor_size)
+
+
+def block_axis(axes: Axes, blocks: Iterable[int], label: str = "block index (0 = first)", ticks: int = 21) -> None:
+    """An x axis of whole blocks."""
+    blocks = np.asarray(list(blocks), int)
+    axes.set_xlim(blocks.min() - 0.7, blocks.max() + 0.7)
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, steps=[1, 2, 5, 10]))
+    axes.set_xlabel(label)
+
+
+def share_axis(axes: Axes) -> None:
+    """An x axis of the share of blocks removed, in percent."""
+    axes.set_xlim(-2, 100)
+    axes.xaxis.set_major_locator(MaxNLocator(11))
+    axes.set_xlabel("blocks removed (%)")
+
+
+def row_labels(
+    axes: Axes, blocks: Iterable[int], offset: float = 0.0, label: str = "block, removed first at the top"
+) -> None:
+    """Labels the y axis with blocks, one a row."""
+    blocks = list(blocks)
+    size = 9 if len(blocks) <= 34 else 7
+    axes.set_yticks(np.arange(len(blocks)) + offset, [str(block) for block in blocks], size=size, rotation=0)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylabel(label)
+
+
+def height_of_block_rows(rows: int) -> float:
+    """Inches of a figure with one row a block."""
+    return 1.6 + max(rows * (0.165 if rows <= 34 else 0.125), 1.6)
+
+
+def heat_map(axes: Axes, table: pd.DataFrame, label: str = "", ticks: int = 32, **options) -> None:
+    """Draws a table's cells as colours, with a bar beside them; the first row at the top.
+
+    Args:
+        options: of `seaborn.heatmap`.
+    """
+    bar = {"label": label, "pad": 0.02, "fraction": 0.06, "aspect": max(30, len(table))}
+    sns.heatmap(table, ax=axes, cbar_kws=bar, xticklabels=False, yticklabels=False, **options)
+    axes.set_facecolor("#efefef")  # cells that do not exist
+    axes.grid(False)
+    for set_ticks, values in ((axes.set_xticks, table.columns), (axes.set_yticks, table.index)):
+        step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if len(values) <= ticks * step)
+        chosen = [place for place, value in enumerate(values) if value % step == 0]
+        set_ticks([place + 0.5 for place in chosen], [str(values[place]) for place in chosen])
+    axes.tick_params(length=0, rotation=0)
+
+
+def choose_y_scale(axes: Axes, values: Iterable[float], log: bool | None = None) -> bool:
+    """Makes the y axis logarithmic where values span more than a factor of 20, or as `log` says; with plain ticks.
+
+    Returns:
+        Whether it is logarithmic.
+    """
+    values = np.asarray(list(values), float)
+    values = values[np.isfinite(values)]
+    span = values.max() / values.min() if len(values) and values.min() > 0 else 1.0
+    if not (span > 20 if log is None else log):
+        return False
+    axes.set_yscale("log")
+    if span < 2.5:  # too narrow for powers of ten and their parts
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    else:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 1e3 else (1,), numticks=12))
+    axes.yaxis.set_minor_locator(NullLocator() if span < 1e3 else LogLocator(subs=range(2, 10), numticks=99))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
+    return True
+
+
+def extreme_row(rows: pd.DataFrame, column: str, which: str, tie: str) -> pd.Series:
+    """The row with the smallest or largest value; ties go to the deeper block, as in the removal order."""
+    ascending = which == "smallest"
+    return rows.dropna(subset=[column]).sort_values([column, tie], ascending=[ascending, False]).iloc[0]
+
+
+def legend_above(axes: Axes, handles: list | None = None, labels: list | None = None, title: str = "") -> None:
+    """Legend above the axes, where no data can be, in as many columns as fit the figure's width."""
+    if handles is None:
+        handles, labels = axes.get_legend_handles_labels()
+    labels = list(labels or [])
+    if title:
+        handles, labels = [*handles, Line2D([], [], ls="")], [*labels, title]
+    widest = max(text_width(label, LEGEND_SIZE) for label in labels) + 4.2 * LEGEND_SIZE  # handle and gaps
+    columns = int(np.clip((WIDTH - 0.9) * 72 // widest, 1, len(labels)))
+    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, columnspacing=1.6)
+
+
+def cut_perplexity(axes: Axes, rows: pd.DataFrame, x: str, limit: float = PERPLEXITY_LIMIT) -> None:
+    """Ends a perplexity axis at a limit if values go beyond, and marks where they do."""
+    beyond = rows[rows["perplexity"].astype(float) > limit]
+    if not len(beyond):
+        return
+    axes.set_ylim(top=limit)
+    transform = axes.get_xaxis_transform()  # x in data, y from 0 (foot) to 1 (top)
+    axes.plot(
+        beyond[x], [0.985] * len(beyond), "^", ms=4, color=GREY, transform=transform, clip_on=False, zorder=6,
+        label=f"above {limit:,.0f}",
+    )  # fmt: skip
+
+
+def perplexity_panel(
+    axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame | None, x: str = "block", label: str = "one block removed"
+) -> None:
+    """Draws perplexity with its interval, on a logarithmic scale; values that are not finite at the upper edge.
+
+    Args:
+        rows: columns x, perplexity; optionally low, high.
+        dense: rows of the dense model: perplexity.
+    """
+    rows = rows.sort_values(x)
+    colour, marker = SERIES["perplexity"]
+    values = rows["perplexity"].replace([np.inf, -np.inf], np.nan)
+    size = 4.5 if len(rows) <= 40 else 3
+    axes.plot(rows[x], values, marker=marker, ms=size, color=colour, label=label)
+    band(axes, rows[values.notna()], x, colour, label="95 % interval")
+    for value in [] if dense is None else dense["perplexity"]:
+        axes.axhline(value, color=GREY, lw=1.6, zorder=1, label=f"dense model: {value:.4g}", gid="dense")
+        values = pd.concat([values, pd.Series([value])])
+    choose_y_scale(axes, values.clip(upper=PERPLEXITY_LIMIT), log=True)
+    cut_perplexity(axes, rows.assign(perplexity=rows["perplexity"].replace(np.inf, np.nan)), x)
+    gone = rows[x][~np.isfinite(rows["perplexity"].astype(float))]
+    if len(gone):
+        place = axes.get_xaxis_transform()  # x in data, y from 0 (foot) to 1 (top)
+        axes.plot(gone, [0.97] * len(gone), "^", color=VERMILLION, transform=place, clip_on=False, label="not finite")
+    axes.set_ylabel("perplexity, log scale")
+    legend_above(axes)
+
+
+def accuracy_panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame | None, x: str = "block") -> None:
+    """Draws accuracy with error bars, a line a (task, metric), with the dense model's level and chance.
+
+    Args:
+        rows: columns x, task, metric, accuracy, low, high, n, chance.
+        dense: rows of the dense model: task, metric, accuracy.
+    """
+    series = list(rows.groupby(["task", "metric"], sort=False))
+    tasks = list(dict.fromkeys(rows["task"]))
+    blocks = max(rows[x].nunique(), 1)
+    chances = rows.groupby("task", sort=False)["chance"].first().dropna()
+    seen: dict[str, int] = {}
+    for place, ((task, metric), part) in enumerate(series):
+        part = part.sort_values(x)
+        colour, marker = style_of(task, tasks)
+        again = seen.get(task, 0)  # a second metric of a task keeps its colour, with hollow markers
+        seen[task] = again + 1
+        counts = sorted({int(n) for n in part["n"].dropna()})
+        items = f"n={counts[0]}" if len(counts) == 1 else f"n={counts[0]}-{counts[-1]}" if counts else "n unknown"
+        # So that error bars stand side by side.
+        shift = (place - (len(series) - 1) / 2) * 0.5 / len(series) * (1 if x == "block" else 3)
+        reach = interval(part, "accuracy")
+        axes.errorbar(
+            part[x] + shift,
+            part["accuracy"],
+            yerr=reach,
+            color=colour,
+            ls=("-", ":")[again % 2],
+            lw=1.0,
+            elinewidth=0.8 if blocks <= 40 else 0.5,
+            marker=marker,
+            ms=4.5 if blocks <= 40 else 2.5,
+            mfc="white" if again else colour,
+            label=f"{task}, {metric}, {items}",
+        )
+        if dense is not None:
+            for value in dense.loc[(dense["task"] == task) & (dense["metric"] == metric), "accuracy"]:
+                axes.axhline(value, color=colour, lw=1.6, ls=("-", ":")[again % 2], zorder=1, alpha=0.75, gid="dense")
+    for value, same in chances.groupby(chances, sort=False):
+        for turn, task in enumerate(same.index):  # tasks of equal chance share one line, in dashes of either colour
+            dashes = (5 * turn, (4, 5 * len(same) - 4))
+            axes.axhline(value, color=style_of(task, tasks)[0], lw=1.4, ls=dashes, zorder=1, gid="chance")
+    handles, labels = axes.get_legend_handles_labels()
+    if dense is not None and len(dense):
+        handles, labels = [*handles, Line2D([], [], color=GREY, lw=1.6)], [*labels, "dense model"]
+    if len(chances):
+        handles, labels = [*handles, chance_handle()], [*labels, "chance"]
+    axes.set_ylabel("accuracy")
+    legend_above(axes, handles, labels)
+
+
+def explain_accuracy(axes: Axes, rows: pd.DataFrame) -> None:
+    """Chance, and a legend for one task where colours stand for something else."""
+    chance_line(axes, rows["chance"].iloc[0])
+    axes.set_ylabel("accuracy")
+    handles = [chance_handle(), Line2D([], [], color=GREY, marker="|", ms=9, lw=0)]
+    first = rows.iloc[0]
+    items = f"{first['task']}, {first['metric_name']}, n={int(first['n'])}: 95 % interval"
+    legend_above(axes, handles, ["chance", items])

@@ -1,0 +1,96 @@
+"""Figures as files: PNG, PDF and CSV, byte for byte the same for the same data; each whole or not at all."""
+
+import io
+import pickle
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from layer_redundancy.core.cache import write_whole
+from layer_redundancy.figures.style import CAPTION_SIZE, PNG_DPI, settings, text_width
+
+
+def save(figure: Figure, data: pd.DataFrame, folder: Path, name: str, caption: str, markdown: str = "") -> list[Path]:
+    """Writes a figure as <name>.png (200 dpi), <name>.pdf and its data as <name>.csv; the figure stays as it was.
+
+    The same figure and data give the same bytes. Each file appears whole or not at all.
+
+    Args:
+        data: what the figure shows.
+        folder: made if need be.
+        caption: model, revision, dtype, text and item counts; drawn small beneath the axes, in the image.
+        markdown: the same as text, written as <name>.md unless empty.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        StudyError: a file cannot be written (disk full, no permission).
+    """
+    files = {**_render(figure, caption), "csv": _csv(data)} | ({"md": markdown.encode()} if markdown else {})
+    return write_whole({Path(folder) / f"{name}.{kind}": content for kind, content in files.items()})
+
+
+def _render(figure: Figure, caption: str) -> dict[str, bytes]:
+    """PNG and PDF of the figure, made taller by its caption; on a copy, so that saving twice gives equal bytes."""
+    figure = pickle.loads(pickle.dumps(figure))
+    with settings():
+        width, height = figure.get_size_inches()
+        margin = 0.12
+        lines = _wrap(caption, (width - 2 * margin) * 72)
+        foot = (len(lines) * 1.35 * CAPTION_SIZE / 72 + 2 * margin) if lines else 0.0
+        figure.set_size_inches(width, height + foot)
+        share = foot / (height + foot)
+        if figure.get_layout_engine() is None:
+            figure.set_layout_engine("constrained")
+        figure.get_layout_engine().set(rect=(0, share, 1, 1 - share))
+        figure.text(
+            margin / width,
+            (foot - margin) / (height + foot),
+            "\n".join(lines),
+            size=CAPTION_SIZE,
+            color="#555555",
+            va="top",
+            linespacing=1.35,
+            parse_math=False,
+            gid="caption",
+        ).set_in_layout(False)
+        _fix_layout(figure)
+        files = {}
+        for kind, metadata in (
+            ("png", {"Software": None}),
+            ("pdf", dict.fromkeys(("CreationDate", "Creator", "Producer"))),
+        ):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata)
+            files[kind] = buffer.getvalue()
+    return files
+
+
+def _fix_layout(figure: Figure) -> None:
+    """Lays the figure out once and keeps that, rounded: the solver's last bits depend on where its variables lie."""
+    figure.set_dpi(PNG_DPI)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position([round(value, 6) for value in axes.get_position(original=True).bounds])
+
+
+def _wrap(text: str, points: float) -> list[str]:
+    """Lines of caption no wider than so many points."""
+    lines = []
+    for paragraph in text.splitlines():
+        line = ""
+        for word in paragraph.split():
+            if line and text_width(f"{line} {word}", CAPTION_SIZE) > 0.98 * points:
+                lines.append(line)
+                line = word
+            else:
+                line = f"{line} {word}".strip()
+        lines.append(line)
+    return lines if text.strip() else []
+
+
+def _csv(data: pd.DataFrame) -> bytes:
+    return data.to_csv(index=False, float_format="%.8g", lineterminator="\n").encode()

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from datasets import Features
-from rehearsal.local_hub import place
 
-from layer_redundancy.data import benchmark_items, corpora, paper_benchmarks
+from layer_redundancy.data import corpora, own_tasks, paper_benchmarks
+from rehearsal.local_hub import place
 
 Row = dict[str, Any]
 Splits = Mapping[str, Sequence[Row]]
@@ -145,8 +145,8 @@ def _paragraphs(split: corpora.Split = "evaluation") -> tuple[str, ...]:
 @cache
 def _sentences() -> tuple[str, ...]:
     """English sentences of ordinary length."""
-    found = [s for paragraph in _paragraphs()[:600] for s in benchmark_items.sentences(paragraph)]
-    return tuple(s for s in found if len(s.split()) in benchmark_items.SENTENCE_WORDS)
+    found = [s for paragraph in _paragraphs()[:600] for s in own_tasks.sentences(paragraph)]
+    return tuple(s for s in found if len(s.split()) in own_tasks.SENTENCE_WORDS)
 
 
 def _cloze(rng: random.Random, options: int = 4) -> tuple[str, list[str], int]:

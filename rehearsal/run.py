@@ -18,12 +18,12 @@ from typing import Annotated
 
 import pandas as pd
 import typer
-from rehearsal import local_hub, made_up_data, tiny_models
 
 from layer_redundancy.config import profiles
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Store
+from rehearsal import local_hub, made_up_data, tiny_models
 
 PROFILE = "rehearsal"
 FOLDER = paths.ROOT / "build" / "rehearsal"

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rehearsal.local_hub import place
 from torch import Tensor
 
 from layer_redundancy.data import corpora
+from rehearsal.local_hub import place
 
 LLAMA_7B, LLAMA_13B = "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-13b-hf"
 BAICHUAN_7B, BAICHUAN_13B = "baichuan-inc/Baichuan2-7B-Base", "baichuan-inc/Baichuan2-13B-Base"

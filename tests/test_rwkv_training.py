@@ -15,10 +15,10 @@ import torch
 from layer_redundancy.config import profiles
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.data import rwkv_texts
 from layer_redundancy.data.corpora import articles
 from layer_redundancy.models import decoder
 from tools.rwkv import compressors as compression
+from tools.rwkv import texts as rwkv_texts
 from tools.rwkv import train as rwkv_training
 from tools.rwkv.train import Settings
 

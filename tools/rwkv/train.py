@@ -26,9 +26,9 @@ from layer_redundancy.config import profiles
 from layer_redundancy.core import cache, paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data.corpora import articles
-from layer_redundancy.data.rwkv_texts import SHARES, training_texts, validation_texts
 from layer_redundancy.figures import saving
 from tools.rwkv import compressors as compression
+from tools.rwkv.texts import SHARES, training_texts, validation_texts
 from tools.rwkv.training_curve import training_curve
 
 END = "<|endoftext|>"  # token 0; stands before every document

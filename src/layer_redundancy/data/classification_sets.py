@@ -19,7 +19,7 @@ import torch
 from layer_redundancy.config import sources
 from layer_redundancy.config.profiles import ClassificationBudget
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.data import rwkv_texts
+from layer_redundancy.data import review_archive
 from layer_redundancy.data.benchmark_items import data_errors
 
 # Of the sentiment sets' scores, which go from -4 (very negative) to 4: what is nearer to zero is left out as doubtful.
@@ -220,7 +220,7 @@ def _rows_of_package(source: Source) -> Iterator[tuple[str, str, int | None]]:
 
 def _scored(kind: str) -> Iterator[tuple[str, float, str]]:
     """(identity, mean score, text) of the archive's file of a kind, which is tab-separated."""
-    for line in rwkv_texts.snippets(kind):
+    for line in review_archive.snippets(kind):
         if line.count("\t") >= 2:
             identity, score, text = line.split("\t", 2)
             yield identity, float(score), " ".join(text.replace("''", '"').split())
@@ -384,5 +384,5 @@ def note(budget: ClassificationBudget) -> str:
     packaged = any(SOURCES[name].kind for name in budget.datasets)
     limits = [f"of a score within ±{CLEAR_SCORE:g}" * packaged]
     limits += [f"of more than {budget.max_words} words" * (budget.max_words is not None)]
-    said = " or ".join(filter(None, limits))
-    return ". ".join(described) + (f". Left out are texts {said}" if said else "")
+    limited = " or ".join(filter(None, limits))
+    return ". ".join(described) + (f". Left out are texts {limited}" if limited else "")

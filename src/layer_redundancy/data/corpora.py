@@ -156,8 +156,8 @@ def _packed(corpus: str, tokenizer, split: Split, length: int, count: int) -> To
     last = [] if bos or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     texts = sorted(articles(corpus, split), key=_digest)
     pieces, num = [], 0
-    for begin in range(0, len(texts), PACK_DOCUMENTS):
-        found = tokenizer(texts[begin : begin + PACK_DOCUMENTS], add_special_tokens=False, verbose=False).input_ids
+    for start in range(0, len(texts), PACK_DOCUMENTS):
+        found = tokenizer(texts[start : start + PACK_DOCUMENTS], add_special_tokens=False, verbose=False).input_ids
         pieces += [np.array([*first, *ids, *last], dtype=np.int64) for ids in found]
         num = sum(map(len, pieces))
         if num >= length * count:

@@ -1,4 +1,4 @@
-"""The hub and other places that data is downloaded from: what their troubles mean, told in one line; single files."""
+"""The hub and other places that data is downloaded from: what their troubles mean, in one line; single files."""
 
 import errno
 import hashlib
@@ -20,7 +20,7 @@ RETRIES, RETRY_SECONDS = 2, 1.0  # of a single file whose download broke off; th
 NO_HUB = "use the embedded profile, which needs no hub"
 
 
-def told(error: BaseException, name: str, instead: str = NO_HUB) -> str | None:
+def one_line(error: BaseException, name: str, instead: str = NO_HUB) -> str | None:
     """What a trouble of the hub, the network or the disk means for the user, in one line that says what to do.
 
     Libraries wrap what the hub's client raises, often in a ConnectionError that says less, so the causes of `error`
@@ -114,7 +114,7 @@ def errors(name: str, instead: str = NO_HUB) -> Iterator[None]:
     except StudyError:
         raise
     except Exception as error:
-        line = told(error, name, instead)
+        line = one_line(error, name, instead)
         if line is None:
             raise
         raise StudyError(line) from error
@@ -209,7 +209,7 @@ def snapshot(repository: str, revision: str | None, patterns: list[str], kind: s
         kind: "model" or "dataset".
 
     Raises:
-        StudyError: as `told`.
+        StudyError: as `one_line`.
     """
     from huggingface_hub import snapshot_download
 

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from torch import nn
 from tqdm import tqdm
 
 from layer_redundancy.config.profiles import TaskBudget
-from layer_redundancy.core import variants
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
 from layer_redundancy.core.variants import Variant
+from layer_redundancy.core.variants import name as variant_name
 from layer_redundancy.data import benchmark_items
 from layer_redundancy.evaluate import plain_forwards
 from layer_redundancy.models import decoder, throughput
@@ -171,8 +172,8 @@ class _Answers(HFLM):
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
         answers = self._store.partial(self._key)
         missing = [i for i in range(len(requests)) if i not in answers]
-        for begin in range(0, len(missing), ANSWERS_KEPT):
-            part = missing[begin : begin + ANSWERS_KEPT]
+        for start in range(0, len(missing), ANSWERS_KEPT):
+            part = missing[start : start + ANSWERS_KEPT]
             while True:
                 try:
                     fresh = super().generate_until([requests[i] for i in part], disable_tqdm=True)
@@ -184,11 +185,12 @@ class _Answers(HFLM):
         return [answers[i] for i in range(len(requests))]
 
 
+# Nine parameters: what is asked of what, where from, where to, and settings that most callers leave alone.
 def evaluate(
     identity: ModelIdentity,
     get_stack: Callable[[], DecoderStack],
     tokenizer: Any,
-    plan: Sequence[Variant],
+    variants: Sequence[Variant],
     task: GenerativeTask,
     store: Store,
     batch_tokens: int | None = 2048,
@@ -203,7 +205,7 @@ def evaluate(
         identity: the model.
         get_stack: loads it; called only if something is missing in the store.
         tokenizer: the model's; HFLM gets a copy, since it changes it.
-        plan: variants.
+        variants: of the model.
         task: from `load`.
         store: where results are and go.
         batch_tokens: tokens a batch may hold, answers included; halved when memory runs out. None for as many as
@@ -234,46 +236,57 @@ def evaluate(
     keys = {
         variant: Key(
             model=identity.fingerprint,
-            variant=variants.name(variant),
+            variant=variant_name(variant),
             measurement=f"generative/{name}",
             data=task.fingerprint,
             settings=settings_text({"num_fewshot": shots, "lm_eval": lm_eval.__version__}),
             version=VERSION,
         )
-        for variant in dict.fromkeys(plan)
+        for variant in dict.fromkeys(variants)
     }
-    found = {variant: store.get(key) for variant, key in keys.items()}
-    todo = [variant for variant, result in found.items() if result is None]
-    for variant in tqdm(todo, desc=name, unit="variant", disable=not (progress and todo)):
+
+    def answered(variant: Variant) -> Result:
         stack = get_stack()
         rows = 1
         if decoder.has_key_value_cache(stack.model):
             rows = max(1, throughput.batch_tokens(stack, batch_tokens) // tokens)
         with plain_forwards.applied(stack, variant) as model, benchmark_items.quiet(), _code_allowed(task.runs_code):
-            lm = _Answers(
-                model, copy.deepcopy(tokenizer), store, keys[variant], batch_size=rows, max_length=identity.max_length
-            )
-            evaluated = lm_eval.simple_evaluate(
-                lm,
-                tasks=[name],
-                num_fewshot=shots,
-                samples={name: list(task.chosen)},
-                bootstrap_iters=0,
-                log_samples=True,
-                task_manager=task.manager,
-                random_seed=task.seed,
-                numpy_random_seed=task.seed,
-                torch_random_seed=task.seed,
-                fewshot_random_seed=task.seed,
-                confirm_run_unsafe_code=run_generated_code,
-            )
-        found[variant] = _scores(name, evaluated["samples"][name], len(task.chosen), shots)
-        store.put(keys[variant], identity.name, found[variant])
+            options = {"batch_size": rows, "max_length": identity.max_length}
+            answers = _Answers(model, copy.deepcopy(tokenizer), store, keys[variant], **options)
+            return _scores(task, _evaluated(task, answers, run_generated_code))
+
+    found = {variant: store.get(key) for variant, key in keys.items()}
+    missing = [variant for variant, result in found.items() if result is None]
+    for variant in tqdm(missing, desc=name, unit="variant", disable=not (progress and missing)):
+        found[variant] = store.cached(keys[variant], identity.name, partial(answered, variant))
     return found
 
 
-def _scores(name: str, samples: Sequence[Mapping[str, Any]], items: int, shots: int | None) -> Result:
+def _evaluated(task: GenerativeTask, answers: _Answers, run_generated_code: bool) -> Sequence[Mapping[str, Any]]:
+    """lm-eval's log of the task's items, an entry for each item and filter."""
+    import lm_eval
+
+    name = task.budget.name
+    evaluated = lm_eval.simple_evaluate(
+        answers,
+        tasks=[name],
+        num_fewshot=task.budget.num_fewshot,
+        samples={name: list(task.chosen)},
+        bootstrap_iters=0,
+        log_samples=True,
+        task_manager=task.manager,
+        random_seed=task.seed,
+        numpy_random_seed=task.seed,
+        torch_random_seed=task.seed,
+        fewshot_random_seed=task.seed,
+        confirm_run_unsafe_code=run_generated_code,
+    )
+    return evaluated["samples"][name]
+
+
+def _scores(task: GenerativeTask, samples: Sequence[Mapping[str, Any]]) -> Result:
     """lm-eval's log of every item -> arrays by metric; values that are no number for an item are left out."""
+    items = len(task.chosen)
     filters = list(dict.fromkeys(sample["filter"] for sample in samples))
     scores: dict[str, dict[int, float]] = {}
     for sample in samples:
@@ -283,9 +296,11 @@ def _scores(name: str, samples: Sequence[Mapping[str, Any]], items: int, shots: 
                 scores.setdefault(label, {})[sample["doc_id"]] = float(value)
     arrays = {label: np.array([of[i] for i in sorted(of)]) for label, of in scores.items() if len(of) == items}
     if not arrays:
-        raise StudyError(f"task {name!r} has no metric that is a number for each item: it cannot be compared")
+        raise StudyError(
+            f"task {task.budget.name!r} has no metric that is a number for each item: it cannot be compared"
+        )
     summary = {label: float(values.mean()) for label, values in arrays.items()}
-    return Result(summary | {"items": items, "num_fewshot": shots}, arrays)
+    return Result(summary | {"items": items, "num_fewshot": task.budget.num_fewshot}, arrays)
 
 
 def primary_metric(result: Result) -> str:

@@ -106,10 +106,10 @@ def score(stack: DecoderStack, states: Tensor, sequences: Sequence[ScoredSequenc
             wanted += [(offset - len(target) + k, token) for k, token in enumerate(target)]
     position, token = torch.tensor(wanted).T
     logprob, greedy = torch.empty(len(wanted)), torch.empty(len(wanted), dtype=torch.bool)
-    for begin in range(0, len(states), HEAD_ROWS):
-        logits = stack.logits(states[begin : begin + HEAD_ROWS])
-        here = (position >= begin) & (position < begin + HEAD_ROWS)
-        at, which = position[here].to(logits.device) - begin, token[here].to(logits.device)
+    for start in range(0, len(states), HEAD_ROWS):
+        logits = stack.logits(states[start : start + HEAD_ROWS])
+        here = (position >= start) & (position < start + HEAD_ROWS)
+        at, which = position[here].to(logits.device) - start, token[here].to(logits.device)
         # argmax is slow on CPU and needed only where the target reaches the maximum, to break ties as lm-eval does.
         top = logits[at, which] == logits.amax(-1)[at]
         top[top.clone()] = logits[at[top]].argmax(-1) == which[top]

@@ -175,7 +175,7 @@ def fetch_model(model: str, pin: str | None) -> Path:
     """Downloads a model's config, tokenizer and weights in the form that is loaded; its folder in the hub's cache.
 
     Raises:
-        StudyError: as `hub.told`; it has no weights.
+        StudyError: as `hub.one_line`; it has no weights.
     """
     from huggingface_hub import HfApi
 

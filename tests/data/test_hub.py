@@ -31,9 +31,11 @@ def served(root):
 
 # Whatever is attempted, what a user would read.
 TOLD = """
-from layer_redundancy import benchmarks, corpora, downloads, hub, models, profiles, sources, tasks
-from layer_redundancy.errors import StudyError
-from layer_redundancy.profiles import TaskBudget
+from layer_redundancy.config import profiles
+from layer_redundancy.config.profiles import TaskBudget
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data import benchmark_items, corpora, hub, paper_benchmarks
+from layer_redundancy.models import decoder
 hub.RETRIES = 0
 def line(call):
     try:
@@ -41,7 +43,7 @@ def line(call):
     except StudyError as error:
         return str(error)
 def load(name):
-    return line(lambda: models.load(models.identify(profiles.get("rehearsal", model=name))))
+    return line(lambda: decoder.load(decoder.identify(profiles.get("rehearsal", model=name))))
 """
 
 
@@ -55,7 +57,7 @@ def test_gated_names_what_asks_for_no_account(served, tmp_path):
 def test_missing_unknown_and_limited(served, tmp_path):
     served.troubles[LLAMA] = Trouble("missing")
     served.troubles[GPTQ] = Trouble("unknown")
-    code = TOLD + f"told([load({LLAMA!r}), line(lambda: models.identify(profiles.get('rehearsal', {GPTQ!r}, 'v9')))])"
+    code = TOLD + f"told([load({LLAMA!r}), line(lambda: decoder.identify(profiles.get('rehearsal', {GPTQ!r}, 'v9')))])"
     missing, unknown = client(served, tmp_path, code.replace(f"{GPTQ!r}, 'v9'", f"model={GPTQ!r}, revision='v9'"))
     assert missing.startswith(f"{LLAMA}: no such repository or revision")
     assert unknown.startswith(f"{GPTQ}: no such repository or revision")
@@ -66,7 +68,7 @@ def test_a_data_set_that_the_hub_refuses_is_one_line(served, tmp_path):
     served.troubles["datasets/baber/piqa"] = Trouble("missing")
     served.troubles["files"] = Trouble("limited", wait=3)
     code = """
-    told([line(corpora.pg19_files), line(lambda: tasks.fetch(TaskBudget("piqa"))), line(benchmarks.c3)])
+    told([line(corpora.pg19_files), line(lambda: benchmark_items.fetch(TaskBudget("piqa"))), line(paper_benchmarks.c3)])
     """
     limited, missing, raw = client(served, tmp_path, TOLD + code.replace("\n    ", "\n"))
     assert limited.startswith("emozilla/pg19: the hub is asked too often (429) and says to come back in 7 s")
@@ -77,19 +79,19 @@ def test_a_data_set_that_the_hub_refuses_is_one_line(served, tmp_path):
 def test_a_raw_file_that_breaks_off_goes_on_where_it_was(served, tmp_path):
     served.troubles["files"] = Trouble("cut", times=1, after=500)
     first, again = client(
-        served, tmp_path, TOLD + "told([line(benchmarks.c3), hub.file(benchmarks.C3_URL).stat().st_size])"
+        served, tmp_path, TOLD + "told([line(paper_benchmarks.c3), hub.file(paper_benchmarks.C3_URL).stat().st_size])"
     )
     assert "the download broke off" in first and "goes on where it was" in first
     (source,) = (served.root / "files" / "nlpdata").rglob("*.json")
     assert again == source.stat().st_size
     assert served.bodies == again  # no byte twice
-    with_retry = "hub.RETRIES, hub.RETRY_SECONDS = 2, 0\ntold(len(benchmarks._lines(benchmarks.CHID_URL)))"
+    with_retry = "hub.RETRIES, hub.RETRY_SECONDS = 2, 0\ntold(len(paper_benchmarks._lines(paper_benchmarks.CHID_URL)))"
     served.troubles["files"] = Trouble("cut", times=2, after=100)
     assert client(served, tmp_path, TOLD + with_retry) > 0
 
 
 def test_out_of_reach_with_nothing_in_the_cache(served, tmp_path):
-    told = client(served, tmp_path, TOLD + f"told([load({LLAMA!r}), line(benchmarks.c3)])", offline=True)
+    told = client(served, tmp_path, TOLD + f"told([load({LLAMA!r}), line(paper_benchmarks.c3)])", offline=True)
     assert all("is not in the local cache and the hub cannot be reached" in line for line in told)
     assert "MODEL=smollm2-135m-instruct" in told[0]
     assert not served.requests
@@ -112,15 +114,15 @@ def answered(status, **headers):
     ],
 )
 def test_each_trouble_has_its_line(error, line):
-    assert line in hub.told(error, "a")
+    assert line in hub.one_line(error, "a")
     wrapped = RuntimeError("something else")
     wrapped.__cause__ = error  # as data sets' loaders do it
-    assert line in hub.told(wrapped, "a")
+    assert line in hub.one_line(wrapped, "a")
     with pytest.raises(StudyError), hub.errors("a"):
         raise wrapped
 
 
 def test_what_is_no_trouble_of_the_hub_is_left_as_it_is():
-    assert hub.told(ValueError("bad config"), "a") is None
+    assert hub.one_line(ValueError("bad config"), "a") is None
     with pytest.raises(ValueError, match="bad config"), hub.errors("a"):
         raise ValueError("bad config")

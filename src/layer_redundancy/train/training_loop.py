@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler, default_collate
+from torch.utils.data import default_collate
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
@@ -89,7 +89,7 @@ class Fitted:
 def workplace(settings: Mapping[str, Any]) -> Iterator[Path]:
     """The folder of a training's checkpoints: kept when the training does not get to its end, removed when it does.
 
-    One process at a time works there; another one waits, and should then look whether there is anything left to do.
+    One process at a time works there; another one waits, and should then ask whether there is anything left to do.
 
     Args:
         settings: all that decides what is trained; JSON.
@@ -119,6 +119,7 @@ def workplace(settings: Mapping[str, Any]) -> Iterator[Path]:
         lock.release()
 
 
+# Most parameters have defaults that suit a causal language model; each is a choice that some caller makes.
 def fit(
     model: nn.Module,
     examples: Sequence[Example],
@@ -161,6 +162,7 @@ def fit(
         raise StudyError(f"{label}: there are no examples to train on")
     dtypes = {name: p.dtype for name, p in trained.items()}
     half = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
+    device = next(iter(trained.values())).device
     use_cache, model.config.use_cache = model.config.use_cache, False
     for p in trained.values():
         p.data = p.data.float()
@@ -168,7 +170,8 @@ def fit(
     micro = optimization.batch
     try:
         while True:
-            trainer = _Training(model, ordered, optimization, folder, micro, seed, half, loss, collate)
+            arguments = _arguments(optimization, folder, micro, seed, half, device)
+            trainer = _Training(model, arguments, ordered, loss, collate)
             trainer.watched = _Watch(trainer, validate, validate_every, label)
             trainer.add_callback(trainer.watched)
             found = last_checkpoint(folder)
@@ -232,38 +235,49 @@ class _Ordered:
         return self._examples[int(self._order[place])]
 
 
-class _Training(Trainer):
-    """transformers' Trainer with the examples in their order, checkpoints of trained weights alone, and no own talk."""
+def _arguments(
+    optimization: Optimization, folder: Path, micro: int, seed: int, half: bool, device: torch.device
+) -> TrainingArguments:
+    """How transformers' Trainer trains: as `fit` says, `micro` examples at a time, and without its own habits."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # keeps the precision of a training before
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=optimization.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=optimization.batch // micro,
+        learning_rate=optimization.learning_rate,
+        lr_scheduler_type=optimization.schedule,
+        warmup_steps=optimization.warmup,
+        weight_decay=optimization.weight_decay,
+        optim="adamw_torch_fused",
+        max_grad_norm=1.0,
+        bf16=half,
+        use_cpu=not devices.is_gpu(device),
+        seed=seed,
+        train_sampling_strategy="sequential",  # `_Ordered` has the order
+        save_strategy="no",  # `_Watch` says when
+        save_total_limit=1,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=devices.is_gpu(device),
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # it would copy the model to every GPU there is
+    return arguments
 
-    def __init__(self, model, ordered, optimization, folder, micro, seed, half, loss, collate):
-        device = next(p.device for p in model.parameters() if p.requires_grad)
-        AcceleratorState._reset_state(reset_partial_state=True)  # keeps the precision of a training before
-        arguments = TrainingArguments(
-            output_dir=str(folder),
-            max_steps=optimization.steps,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=optimization.batch // micro,
-            learning_rate=optimization.learning_rate,
-            lr_scheduler_type=optimization.schedule,
-            warmup_steps=optimization.warmup,
-            weight_decay=optimization.weight_decay,
-            optim="adamw_torch_fused",
-            max_grad_norm=1.0,
-            bf16=half,
-            use_cpu=not devices.is_gpu(device),
-            seed=seed,
-            save_strategy="no",  # `_Watch` says when
-            save_total_limit=1,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=devices.is_gpu(device),
-        )
-        arguments._n_gpu = min(1, arguments.n_gpu)  # it would copy the model to every GPU there is
+
+class _Training(Trainer):
+    """transformers' Trainer with losses of our own, checkpoints of trained weights alone, and no messages of its own.
+
+    What it does stays its own: its draws of random numbers decide the dropout, so that another loop around the same
+    optimizer would train other weights.
+    """
+
+    def __init__(self, model: nn.Module, arguments: TrainingArguments, examples: _Ordered, loss, collate):
         with _quiet():
-            super().__init__(model, arguments, train_dataset=ordered, data_collator=collate or default_collate)
+            super().__init__(model, arguments, train_dataset=examples, data_collator=collate or default_collate)
         self.model_accepts_loss_kwargs = False  # so that it divides by the accumulated batches, whatever the loss
         self._loss = loss or causal_loss
         self.watched: _Watch
@@ -271,9 +285,6 @@ class _Training(Trainer):
     def train(self, *args, **kwargs):
         with _quiet():
             return super().train(*args, **kwargs)
-
-    def _get_train_sampler(self, train_dataset=None):
-        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         with self.watched.counting():
@@ -305,7 +316,7 @@ class _Watch(TrainerCallback):
     def __init__(self, trainer: _Training, validate, validate_every: int, label: str):
         self._trainer, self._validate, self._every, self._label = trainer, validate, validate_every, label
         self.spent, self.peak = 0.0, 0
-        self._began = self._saved = time.monotonic()
+        self._step_start = self._saved = time.monotonic()
         self._counted, self._held_out = False, {}
         self.bar = tqdm(total=trainer.args.max_steps, desc=label, unit="step", mininterval=1.0)
 
@@ -318,16 +329,16 @@ class _Watch(TrainerCallback):
         self.bar.refresh()
         devices.reset_peak(args.device)
         if self._every and not state.global_step:
-            self._look()
+            self._validate_now()
 
     def on_step_begin(self, args, state, control, **_):
-        self._began = time.monotonic()
+        self._step_start = time.monotonic()
 
     def on_step_end(self, args, state, control, **_):
         if devices.is_gpu(args.device):
             devices.synchronize(args.device)
             self.peak = max(self.peak, devices.peak_bytes(args.device))
-        self.spent += time.monotonic() - self._began
+        self.spent += time.monotonic() - self._step_start
         control.should_log = True
         control.should_save = time.monotonic() - self._saved > CHECKPOINT_SECONDS and state.global_step < args.max_steps
         return control
@@ -347,9 +358,9 @@ class _Watch(TrainerCallback):
         self.bar.set_postfix(self._held_out | {"loss": f"{row['loss']:.4g}"}, refresh=False)
         self.bar.update()
         if self._every and (row["step"] % self._every == 0 or row["step"] == state.max_steps):
-            self._look()
+            self._validate_now()
 
-    def _look(self) -> None:
+    def _validate_now(self) -> None:
         state, model = self._trainer.state, self._trainer.model
         model.eval()
         with torch.no_grad():

@@ -538,8 +538,10 @@ def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bo
     model = model or profile.model
     revision = revision or sources.pinned(model)
     device = os.environ.get("LAYER_REDUNDANCY_DEVICE") or profile.device
-    if device not in ("cpu", "cuda", "auto"):
-        raise StudyError(f"unknown device {device!r}: choose cpu, cuda or auto")
+    if device != profile.device:
+        from layer_redundancy.core import devices  # torch takes seconds to import
+
+        devices.check_choice(device)
     return replace(profile, model=model, revision=revision or None, device=device, trust_remote_code=trust_remote_code)
 
 

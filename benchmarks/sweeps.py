@@ -57,9 +57,9 @@ class Case:
     Attributes:
         name: a letter.
         title: what is run.
-        ours: the library's side, a key of bench_worker.SIDES.
+        ours: the library's side, a key of `worker.SIDES`.
         peers: the others', or "short_transformers" -> the ratio peer / ours to reach; less than 1 for a floor.
-        cpu, cuda: what to measure on, see `bench_worker.measurement`; calibration text for importance measures.
+        cpu, cuda: what to measure on, see `worker.measurement`; calibration text for importance measures.
         share: block-tokens of ours / naive that are not to be exceeded.
         sampled: variants that a peer runs in each pair, its time then scaled to all of them; 0: all.
     """
@@ -149,12 +149,12 @@ class Side:
         self.path.write_text(json.dumps(job))
         self.command, self.environment = [sys.executable, "-m", "benchmarks.worker"], dict(os.environ)
         if job["side"] == "short_transformers":
-            self.command = [sys.executable, str(Path(__file__).with_name("bench_short_transformers.py"))]
+            self.command = [sys.executable, str(Path(__file__).with_name("short_transformers_worker.py"))]
             self.environment["PYTHONPATH"] = str(peer)
         self.name, self.log, self.process = job["side"], folder / f"{job['side']}.log", None
 
     def run(self, chosen: list[int] | None) -> dict:
-        """One run's answer, see bench_worker.
+        """One run's answer, see `worker`.
 
         Raises:
             StudyError: the process ended.
@@ -228,8 +228,9 @@ def _closing() -> Iterator[dict[str, Side]]:
 
 
 def _code() -> str:
-    """Fingerprint of the library: a benchmark of other code is another one."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    """Fingerprint of the library and the benchmarks: a benchmark of other code is another one."""
+    folders = paths.PACKAGE, Path(__file__).parent
+    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -1,6 +1,6 @@
 """One side of a benchmark pair, in a process of its own, so that its peak memory is its own.
 
-`python -m layer_redundancy.bench_worker JOB.json` loads the model once, says so, and then runs whenever a line comes on
+`python -m benchmarks.worker JOB.json` loads the model once, says so, and then runs whenever a line comes on
 standard input: the places of the variants to measure, as a JSON list, or null for all. Each answer is one line of JSON.
 """
 
@@ -64,7 +64,7 @@ class RandomSequences:
 def load(job: dict) -> tuple[ModelIdentity, DecoderStack]:
     """The job's model: one that can be named, or random weights in the shape of a config."""
     if "config" in job:
-        decoder.keep_freed_memory()
+        devices.keep_freed_memory()
         config = dict(job["config"])
         torch.manual_seed(SEED)
         with torch.device(job["device"]):

@@ -57,7 +57,7 @@ def test_an_interrupted_benchmark_continues_and_all_sides_agree(small, monkeypat
 def test_plans_are_those_asked_for(small):
     job = {**sweeps.CPU_JOB, "config": CONFIG}
     del job["model"]
-    identity, stack = sweeps.bench_worker.load(job)
+    identity, stack = sweeps.worker.load(job)
     a, _, c, d = (sweeps.plan(case, stack, job, identity) for case in sweeps.CASES)
     assert a[0] == variants.dense(6) and set(variants.single_removal(6)) < set(a) and len(a) == len(set(a))
     assert {(0,), (5,)} < set(a), "both simple orders go down to one block"
@@ -113,9 +113,9 @@ def test_sides_answer_the_same_questions(tmp_path):
     checkpoint(tmp_path / "model")
     job = {**sweeps.CPU_JOB, "model": str(tmp_path / "model")}
     job["measurement"] = {"kind": "task", "name": "mmlu_dev_fewshot", "limit": 4}
-    identity, stack = sweeps.bench_worker.load(job)
-    clock = sweeps.bench_worker.Clock(stack.device)
-    sides = [sweeps.bench_worker.SIDES[name] for name in ("plain", "hflm")]
+    identity, stack = sweeps.worker.load(job)
+    clock = sweeps.worker.Clock(stack.device)
+    sides = [sweeps.worker.SIDES[name] for name in ("plain", "hflm")]
     plan = [variants.dense(5), (0, 3)]
     plain, hflm = (side(job, identity, stack, clock)(plan) for side in sides)
     assert plain.shape == (2, 16) and np.ptp(plain) > 1e-3
@@ -123,6 +123,6 @@ def test_sides_answer_the_same_questions(tmp_path):
 
 
 def test_older_libraries_read_the_rotary_base(small):
-    _, stack = sweeps.bench_worker.load({**sweeps.CPU_JOB, "config": CONFIG | {"rope_theta": 12345.0}})
+    _, stack = sweeps.worker.load({**sweeps.CPU_JOB, "config": CONFIG | {"rope_theta": 12345.0}})
     config = json.loads((sweeps.older_checkpoint(stack) / "config.json").read_text())
     assert config["rope_theta"] == 12345.0

@@ -26,7 +26,6 @@ from layer_redundancy.config.profiles import Profile
 from layer_redundancy.config.sources import Amount
 from layer_redundancy.core import devices, paths
 from layer_redundancy.core.cache import write_whole
-from layer_redundancy.core.devices import keep_freed_memory
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import hub
 from layer_redundancy.evaluate import batches, scoring, sweep_estimate
@@ -81,7 +80,7 @@ def probe(config: Any, dtype: str, device: str, blocks: int = PROBE_BLOCKS) -> D
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[: text.num_hidden_layers]
     vars(config).pop("quantization_config", None)  # its weights are unpacked when it is loaded
-    keep_freed_memory()  # as where a model is loaded
+    devices.keep_freed_memory()  # as where a model is loaded
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=decoder.DTYPES[dtype])
@@ -205,7 +204,7 @@ def _seconds_a_token(model: nn.Module, device: torch.device, rows: int = 4, prom
         return lambda: model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
 
     few, many = 2, 6
-    times = [throughput.seconds(write(n), device, at_least=0.0) for n in (few, many)]
+    times = [devices.seconds(write(n), device, at_least=0.0) for n in (few, many)]
     return max(1e-6, (times[1] - times[0]) / (many - few))
 
 

@@ -1,4 +1,4 @@
-"""short-transformers computing its one measure, as a side of a benchmark pair; see bench_worker.
+"""short-transformers computing its one measure, as a side of a benchmark pair; see `worker`.
 
 Runs with a folder in front of the module path that holds the package and the transformers it works with, so it imports
 nothing of this library.
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def peak_bytes(device: str) -> int:
-    """As bench_worker's."""
+    """As `devices.peak_bytes`."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")

@@ -28,7 +28,7 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Store
 from layer_redundancy.evaluate import sweep, sweep_estimate
 from layer_redundancy.figures import table_pictures
-from layer_redundancy.models import decoder, throughput
+from layer_redundancy.models import architectures, checkpoints, throughput
 from layer_redundancy.planning import estimate
 from layer_redundancy.planning.workload import Planner, Shape, Sweep
 
@@ -77,14 +77,14 @@ def sweep_rows(config: dict[str, Any], dtype: str, device: str, sequences: int) 
         what a plain forward a variant would have to reach), block_tokens_per_second, teraflops, share_of_matmul_rate,
         peak_gb, estimated_gb.
     """
-    decoder.register()
+    architectures.register()
     stack = estimate.probe(AutoConfig.for_model(**config), dtype, device)
     num = config["num_hidden_layers"]
     speed = estimate.Speed(stack, num, throughput.batch_tokens(stack))
     shape = Shape("meta-llama/Llama-2-7b-hf", num, config["num_attention_heads"], 1, True)
     order = Planner(PROFILES["paper"], shape, None, {}).order()
     plan = list(dict.fromkeys([*variants.single_removal(num), *variants.cumulative_removal(num, order)]))
-    rate = devices.matmul_rate(decoder.DTYPES[dtype], device)
+    rate = devices.matmul_rate(checkpoints.DTYPES[dtype], device)
     predicted = {}
     for kind, (prefix, tail, targets) in KINDS.items():
         chosen = RandomSequences(config["vocab_size"], sequences, prefix, tail, targets).sequences

@@ -23,7 +23,7 @@ from layer_redundancy.config import profiles
 from layer_redundancy.core import cache, devices, paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.figures import saving, table_pictures
-from layer_redundancy.models import decoder
+from layer_redundancy.models import checkpoints, loading
 from layer_redundancy.models.rwkv5 import checkpoints as rwkv_checkpoints
 from layer_redundancy.models.rwkv5 import model as rwkv5
 
@@ -38,7 +38,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 def shipped() -> Any:
     """The model of data/models/, float32."""
-    return decoder.load(decoder.identify(profiles.get("embedded", model=profiles.EMBEDDED_RWKV)))
+    return loading.load(checkpoints.identify(profiles.get("embedded", model=profiles.EMBEDDED_RWKV)))
 
 
 def world_small() -> Any:

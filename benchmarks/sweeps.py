@@ -34,7 +34,8 @@ from layer_redundancy.evaluate import sweep_estimate
 from layer_redundancy.evaluate.sweep_estimate import SweepEstimate
 from layer_redundancy.figures import saving, table_pictures
 from layer_redundancy.measures import activations, importance
-from layer_redundancy.models.decoder import DecoderStack, ModelIdentity
+from layer_redundancy.models.checkpoints import ModelIdentity
+from layer_redundancy.models.stack import DecoderStack
 
 # What runs without a GPU, and with one: there with random weights, on which speed does not depend.
 CPU_JOB = {"model": EMBEDDED_MODEL, "dtype": "float32", "device": "cpu", "batch_tokens": 2048}

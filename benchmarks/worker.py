@@ -27,8 +27,9 @@ from layer_redundancy.data import benchmark_items, corpora
 from layer_redundancy.evaluate import plain_forwards, scoring, sweep
 from layer_redundancy.evaluate.scoring import ChoiceTask, Outputs, Perplexity, ScoredSequence
 from layer_redundancy.measures import activations, importance
-from layer_redundancy.models import decoder
-from layer_redundancy.models.decoder import DecoderStack, ModelIdentity
+from layer_redundancy.models import checkpoints, loading
+from layer_redundancy.models.checkpoints import ModelIdentity
+from layer_redundancy.models.stack import DecoderStack, decoder_stack
 
 SEED = 0
 # Called with what is chosen of the variants; returns numbers that must agree between sides: the mean log-likelihood a
@@ -68,12 +69,14 @@ def load(job: dict) -> tuple[ModelIdentity, DecoderStack]:
         config = dict(job["config"])
         torch.manual_seed(SEED)
         with torch.device(job["device"]):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=decoder.DTYPES[job["dtype"]])
-        stack = decoder.decoder_stack(decoder.prepare(model))
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(**config), dtype=checkpoints.DTYPES[job["dtype"]]
+            )
+        stack = decoder_stack(loading.prepare(model))
         return ModelIdentity("random weights", "", "", json.dumps(config), len(stack)), stack
     profile = replace(PROFILES["embedded"], model=job["model"], dtype=job["dtype"])
-    identity = decoder.identify(profile)
-    return identity, decoder.decoder_stack(decoder.load(identity, job["dtype"], job["device"]))
+    identity = checkpoints.identify(profile)
+    return identity, decoder_stack(loading.load(identity, job["dtype"], job["device"]))
 
 
 def measurement(job: dict, identity: ModelIdentity) -> Any:
@@ -82,7 +85,7 @@ def measurement(job: dict, identity: ModelIdentity) -> Any:
     kind = spec.pop("kind")
     if kind == "random":
         return RandomSequences(job["config"]["vocab_size"], **spec)
-    tokenizer = decoder.load_tokenizer(identity)
+    tokenizer = loading.load_tokenizer(identity)
     if kind == "task":
         return ChoiceTask(benchmark_items.load(TaskBudget(**spec), tokenizer, SEED, identity.max_length))
     return Perplexity(corpora.token_blocks(TextBudget(**spec), tokenizer, "evaluation"))
@@ -144,7 +147,7 @@ def hflm(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: "Clock"
     clock.listen(stack.model.base_model)
     longest = max(len(s.input_ids) for s in measured.sequences)
     # HFLM wants a tokenizer even for requests that are tokens already.
-    tokenizer = decoder.load_tokenizer(identity) if identity.source else str(smollm2.folder())
+    tokenizer = loading.load_tokenizer(identity) if identity.source else str(smollm2.folder())
     lm = HFLM(pretrained=stack.model, tokenizer=tokenizer, batch_size=max(1, job["batch_tokens"] // longest))
 
     def evaluate_task() -> list[float]:
@@ -210,7 +213,7 @@ def calibration(job: dict, identity: ModelIdentity, stack: DecoderStack) -> torc
         vocabulary = stack.model.get_input_embeddings().weight.shape[0]
         shape = (spec["calibration_blocks"], spec["block_length"])
         return torch.randint(3, vocabulary, shape, generator=torch.Generator().manual_seed(SEED))
-    return corpora.token_blocks(TextBudget(**spec), decoder.load_tokenizer(identity), "calibration").input_ids
+    return corpora.token_blocks(TextBudget(**spec), loading.load_tokenizer(identity), "calibration").input_ids
 
 
 SIDES = {

@@ -7,7 +7,8 @@ import torch
 
 from layer_redundancy.core.store import Result, settings_text
 from layer_redundancy.evaluate.scoring import ScoredSequence
-from layer_redundancy.models import decoder, surgery
+from layer_redundancy.models import surgery
+from layer_redundancy.models.checkpoints import ModelIdentity
 
 
 class Continuations:
@@ -66,4 +67,4 @@ def silenced(model, variant):
 
 
 def identity(name="tiny", fingerprint="f"):
-    return decoder.ModelIdentity(name, name, "", fingerprint, 5)
+    return ModelIdentity(name, name, "", fingerprint, 5)

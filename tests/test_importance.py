@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 import tiny_models
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.measures import activations, importance
-from layer_redundancy.models import decoder
+from layer_redundancy.models import loading
+from layer_redundancy.models.stack import decoder_stack
 
 
 class ListedStates:
@@ -196,7 +197,7 @@ def direct(model, ids, lengths):
 
     Returns scores by (measure, first token counted), and the angular distances of all pairs at the last tokens.
     """
-    stack = decoder.decoder_stack(model)
+    stack = decoder_stack(model)
     states: list = []
     handles = [stack.blocks[0].register_forward_pre_hook(lambda m, a: states.append(a[0]))]
     handles += [
@@ -240,6 +241,6 @@ def assert_agrees(sums, expected):
 
 @pytest.mark.parametrize("name", [n for n in tiny_models.CONFIGS if n != "rwkv"])  # its X_0 is inside block 0
 def test_agrees_with_a_direct_computation(name):
-    model, ids, lengths = decoder.prepare(tiny_models.build(name)), tiny_models.tokens(4, 13), [13, 5, 9, 2]
-    sums = activations.collect(decoder.decoder_stack(model), ids, torch.tensor(lengths), batch_tokens=26)
+    model, ids, lengths = loading.prepare(tiny_models.build(name)), tiny_models.tokens(4, 13), [13, 5, 9, 2]
+    sums = activations.collect(decoder_stack(model), ids, torch.tensor(lengths), batch_tokens=26)
     assert_agrees(sums, direct(model, ids, lengths))

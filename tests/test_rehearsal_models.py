@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from layer_redundancy.config import profiles
 from layer_redundancy.data import classification_sets, corpora
-from layer_redundancy.models import decoder
+from layer_redundancy.models import checkpoints, loading
+from layer_redundancy.models.stack import decoder_stack
 from rehearsal import tiny_models
 from rehearsal.local_hub import LocalHub
 from test_local_hub import client
@@ -32,7 +33,7 @@ def folder(root, name):
 
 
 def identify(root, name):
-    return decoder.identify(profiles.get("smoke", model=str(folder(root, name))))
+    return checkpoints.identify(profiles.get("smoke", model=str(folder(root, name))))
 
 
 LOAD = """
@@ -73,9 +74,9 @@ def test_all_load_through_the_hub(root, tmp_path):
 @pytest.mark.parametrize("name", DENSE)
 def test_every_block_matters(root, name):
     identity = identify(root, name)
-    stack = decoder.decoder_stack(decoder.load(identity))
+    stack = decoder_stack(loading.load(identity))
     text = corpora.articles("wikipedia", "evaluation")[0][:1500]
-    ids = torch.tensor([decoder.load_tokenizer(identity)(text).input_ids])
+    ids = torch.tensor([loading.load_tokenizer(identity)(text).input_ids])
     hidden, calls = stack.start(ids)
     for i in range(len(stack)):
         after = stack.run_block(i, hidden, calls)
@@ -90,7 +91,7 @@ def test_tokenizers_are_those_of_their_sentencepiece_models(root):
     texts = [*corpora.articles("wikipedia", "evaluation")[:3], "黄 以下  是\n\n12 345", "a", ""]
     for name in (name for name in DENSE if name != tiny_models.RWKV):
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder(root, name) / "tokenizer.model"))
-        tokenizer = decoder.load_tokenizer(identify(root, name))
+        tokenizer = loading.load_tokenizer(identify(root, name))
         for text in texts:
             assert tokenizer(text, add_special_tokens=False).input_ids == pieces.encode(text)
         assert pieces.get_piece_size() == tiny_models.VOCABULARY == len(tokenizer)
@@ -103,7 +104,7 @@ def test_tokenizers_are_those_of_their_sentencepiece_models(root):
 
 @pytest.mark.parametrize("name", (tiny_models.LLAMA_7B, tiny_models.BAICHUAN_7B))
 def test_labels_begin_with_different_tokens(root, name):
-    tokenizer = decoder.load_tokenizer(identify(root, name))
+    tokenizer = loading.load_tokenizer(identify(root, name))
     for dataset in profiles.PROFILES["rehearsal"].classification.datasets:
         source = classification_sets.SOURCES[dataset]
         assert len(classification_sets.label_tokens(source, tokenizer).unique()) == len(source.labels)
@@ -137,7 +138,7 @@ def test_published_layouts(root):
 
 def test_the_gptq_file_holds_the_tiny_llama(root):
     identity = identify(root, tiny_models.GPTQ)
-    assert decoder.quantization_method(identity) == "gptq" and identity.num_hidden_layers == 4
+    assert checkpoints.quantization_method(identity) == "gptq" and identity.num_hidden_layers == 4
     packed = load_file(folder(root, tiny_models.GPTQ) / "model.safetensors")
     dense = {}
     for file in folder(root, tiny_models.LLAMA_7B).glob("*.safetensors"):
@@ -152,8 +153,8 @@ def test_the_gptq_file_holds_the_tiny_llama(root):
     assert torch.equal(packed["lm_head.weight"], dense["lm_head.weight"])
     if find_spec("gptqmodel") and find_spec("optimum"):
         ids = torch.arange(10, 200)[None]
-        ours = decoder.load(identity)(ids).logits.float()
-        theirs = decoder.load(identify(root, tiny_models.LLAMA_7B))(ids).logits
+        ours = loading.load(identity)(ids).logits.float()
+        theirs = loading.load(identify(root, tiny_models.LLAMA_7B))(ids).logits
         assert (ours - theirs).square().mean() < theirs.square().mean()
 
 

@@ -16,7 +16,7 @@ from layer_redundancy.config import profiles
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data.corpora import articles
-from layer_redundancy.models import decoder
+from layer_redundancy.models import checkpoints, loading
 from tools.rwkv import compressors as compression
 from tools.rwkv import texts as rwkv_texts
 from tools.rwkv import train as rwkv_training
@@ -157,8 +157,8 @@ def test_compressors_know_order_from_noise():
 
 @pytest.fixture(scope="module")
 def shipped():
-    identity = decoder.identify(profiles.get("smoke", model=profiles.EMBEDDED_RWKV))
-    return identity, decoder.load(identity), decoder.load_tokenizer(identity)
+    identity = checkpoints.identify(profiles.get("smoke", model=profiles.EMBEDDED_RWKV))
+    return identity, loading.load(identity), loading.load_tokenizer(identity)
 
 
 FOLDER = paths.MODELS / profiles.EMBEDDED_RWKV

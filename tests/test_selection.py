@@ -10,7 +10,7 @@ import tiny_models
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.measures import selections
-from layer_redundancy.models import decoder
+from layer_redundancy.models.stack import decoder_stack
 
 TEXT = TokenBlocks(tiny_models.tokens(6, 12), "made up", "calibration", False)
 
@@ -25,7 +25,7 @@ def test_taylor_is_the_gradient_of_the_whole_texts_loss_whatever_the_batch(name)
     model.requires_grad_(True)
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
-    for block, score in zip(decoder.decoder_stack(model).blocks, found, strict=True):
+    for block, score in zip(decoder_stack(model).blocks, found, strict=True):
         by_hand = sum((p * p.grad).abs().sum().item() for p in block.parameters() if p.ndim >= 2)
         assert score == pytest.approx(by_hand, rel=2e-3)
 

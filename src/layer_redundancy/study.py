@@ -24,8 +24,9 @@ from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
 from layer_redundancy.figures import saving, table_pictures
 from layer_redundancy.measures import activations, greedy, importance, selections
 from layer_redundancy.measures.activations import ActivationSums
-from layer_redundancy.models import decoder, quantize, surgery
-from layer_redundancy.models.decoder import DecoderStack, ModelIdentity
+from layer_redundancy.models import checkpoints, loading, quantize, surgery
+from layer_redundancy.models.checkpoints import ModelIdentity
+from layer_redundancy.models.stack import DecoderStack, decoder_stack
 from layer_redundancy.train import healing
 
 ACTIVATIONS_VERSION = 1  # raise it when ActivationSums means something else
@@ -64,7 +65,7 @@ class Study:
             for field in ("benchmarks", "generative_benchmarks"):
                 limited = tuple(replace(budget, limit=limit) for budget in getattr(self.profile, field))
                 self.profile = replace(self.profile, **{field: limited})
-        self.identity: ModelIdentity = decoder.identify(self.profile)
+        self.identity: ModelIdentity = checkpoints.identify(self.profile)
         self.store = Store(store or paths.RESULTS / "results.sqlite")
         self.made_by: healing.Healing | None = None  # how this model is made of another, where that is not on disk
         self.figures = paths.FIGURES / profiles.artifact_folder(self.profile)
@@ -82,16 +83,16 @@ class Study:
     @cached_property
     def tokenizer(self):
         """The model's tokenizer."""
-        return decoder.load_tokenizer(self.identity)
+        return loading.load_tokenizer(self.identity)
 
     @cached_property
     def stack(self) -> DecoderStack:
         """The model, loaded and taken apart. Nothing asks for it when the store has all results."""
         print(f"loading {self.identity.name} ({self.identity.revision}), {self.profile.dtype}")
         if self.made_by is not None:
-            return decoder.decoder_stack(healing.build(self.made_by))
-        model = decoder.load(self.identity, self.profile.dtype, self.profile.device)
-        return decoder.decoder_stack(model)
+            return decoder_stack(healing.build(self.made_by))
+        model = loading.load(self.identity, self.profile.dtype, self.profile.device)
+        return decoder_stack(model)
 
     @cached_property
     def calibration(self) -> corpora.TokenBlocks:
@@ -280,7 +281,7 @@ class Study:
 
     def _of_checkpoint(self, folder: Path, name: str) -> "Study":
         """The same texts, tasks and store for a model that was made from this one."""
-        identity = decoder.identify(replace(self.profile, model=str(folder), revision=None))
+        identity = checkpoints.identify(replace(self.profile, model=str(folder), revision=None))
         _ = self.measurements  # cut into tokens once for all
         other = copy.copy(self)
         vars(other).pop("stack", None)
@@ -294,9 +295,9 @@ class Study:
         a whole quantized model, that is what it was loaded from. Ready GPTQ checkpoints cannot be exported: the bytes
         of their tensors are given.
         """
-        method = decoder.quantization_method(self.identity)
+        method = checkpoints.quantization_method(self.identity)
         if method and variant == self.dense:
-            return quantize.disk_bytes(decoder.local_folder(self.identity))
+            return quantize.disk_bytes(checkpoints.local_folder(self.identity))
         if method not in (None, "compressed-tensors"):
             return quantize.weight_bytes(self.identity).of(variant)
         key = Key(self.identity.fingerprint, variants.name(variant), "disk_bytes", "", settings_text({}), DISK_VERSION)

@@ -35,7 +35,7 @@ from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import TaskBudget
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import benchmark_items, corpora, hub, paper_benchmarks
-from layer_redundancy.models import decoder
+from layer_redundancy.models import checkpoints, loading
 hub.RETRIES = 0
 def line(call):
     try:
@@ -43,7 +43,7 @@ def line(call):
     except StudyError as error:
         return str(error)
 def load(name):
-    return line(lambda: decoder.load(decoder.identify(profiles.get("rehearsal", model=name))))
+    return line(lambda: loading.load(checkpoints.identify(profiles.get("rehearsal", model=name))))
 """
 
 
@@ -57,7 +57,9 @@ def test_gated_names_what_asks_for_no_account(served, tmp_path):
 def test_missing_unknown_and_limited(served, tmp_path):
     served.troubles[LLAMA] = Trouble("missing")
     served.troubles[GPTQ] = Trouble("unknown")
-    code = TOLD + f"told([load({LLAMA!r}), line(lambda: decoder.identify(profiles.get('rehearsal', {GPTQ!r}, 'v9')))])"
+    code = (
+        TOLD + f"told([load({LLAMA!r}), line(lambda: checkpoints.identify(profiles.get('rehearsal', {GPTQ!r}, 'v9')))])"
+    )
     missing, unknown = client(served, tmp_path, code.replace(f"{GPTQ!r}, 'v9'", f"model={GPTQ!r}, revision='v9'"))
     assert missing.startswith(f"{LLAMA}: no such repository or revision")
     assert unknown.startswith(f"{GPTQ}: no such repository or revision")

@@ -3,22 +3,23 @@ import pytest
 
 import tiny_models
 from layer_redundancy.evaluate import batches, scoring
-from layer_redundancy.models import decoder
+from layer_redundancy.models import loading
+from layer_redundancy.models.stack import DecoderStack, decoder_stack, has_key_value_cache
 from measurements import plain, ragged_sequences
 
 
 @pytest.mark.parametrize("name", tiny_models.CONFIGS)
 def test_shared_prefixes_run_once(name):
-    model = decoder.prepare(tiny_models.build(name))
-    stack, runs = decoder.decoder_stack(model), []
+    model = loading.prepare(tiny_models.build(name))
+    stack, runs = decoder_stack(model), []
 
-    class Counted(decoder.DecoderStack):
+    class Counted(DecoderStack):
         def run_block(self, index, hidden, *args):
             runs.append((index, tuple(hidden.shape[:2])))
             return super().run_block(index, hidden, *args)
 
     sequences = ragged_sequences()[-6:]
-    arranged = batches.arrange(sequences, decoder.has_key_value_cache(model))
+    arranged = batches.arrange(sequences, has_key_value_cache(model))
     if name in ("rwkv", "rwkv5", "mamba"):
         assert arranged.prefixes == (0,) * 6
         return

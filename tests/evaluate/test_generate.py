@@ -14,8 +14,9 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Store
 from layer_redundancy.data import corpora
 from layer_redundancy.evaluate import generate, plain_forwards
-from layer_redundancy.models import decoder
-from layer_redundancy.models.decoder import ModelIdentity
+from layer_redundancy.models import loading
+from layer_redundancy.models.checkpoints import ModelIdentity
+from layer_redundancy.models.stack import DecoderStack, decoder_stack
 
 BUDGET = GenerationBudget(prompts=5, prompt_tokens=9, new_tokens=8, max_removed=3)
 
@@ -26,8 +27,8 @@ KINDS = ["llama", "gpt2", "gemma3", "rwkv", "rwkv5", "mamba"]
 PRUNED = (0, 2, 4)
 
 
-def stack_of(name: str, seed: int = 0) -> decoder.DecoderStack:
-    return decoder.decoder_stack(decoder.prepare(tiny_models.build(name, seed)))
+def stack_of(name: str, seed: int = 0) -> DecoderStack:
+    return decoder_stack(loading.prepare(tiny_models.build(name, seed)))
 
 
 def blocks(num: int = 5, length: int = 17) -> corpora.TokenBlocks:

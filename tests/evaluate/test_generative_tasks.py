@@ -12,7 +12,8 @@ from layer_redundancy.config.profiles import TaskBudget
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Store
 from layer_redundancy.evaluate import generative_tasks
-from layer_redundancy.models import decoder
+from layer_redundancy.models import loading
+from layer_redundancy.models.stack import decoder_stack
 
 GSM8K_LIKE = """
 task: tiny_sums
@@ -91,7 +92,7 @@ def tokenizer():
 def byte_stack():
     torch.manual_seed(0)
     config = tf.LlamaConfig(**tiny_models.COMMON | {"vocab_size": 259, "max_position_embeddings": 256})
-    return decoder.decoder_stack(decoder.prepare(tf.AutoModelForCausalLM.from_config(config)))
+    return decoder_stack(loading.prepare(tf.AutoModelForCausalLM.from_config(config)))
 
 
 def evaluate(stack, tokenizer, task, store, plan, **options):

@@ -7,13 +7,14 @@ import tiny_models
 from layer_redundancy.core import variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.evaluate import plain_forwards
-from layer_redundancy.models import decoder
+from layer_redundancy.models import loading
+from layer_redundancy.models.stack import decoder_stack
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 50, 10_000])
 def test_scores_are_those_of_each_sequence_by_itself(batch_tokens):
-    model, sequences = decoder.prepare(tiny_models.build("gemma2")), measurements.ragged_sequences()
-    with plain_forwards.applied(decoder.decoder_stack(model), (0, 2, 3)) as pruned:
+    model, sequences = loading.prepare(tiny_models.build("gemma2")), measurements.ragged_sequences()
+    with plain_forwards.applied(decoder_stack(model), (0, 2, 3)) as pruned:
         got = plain_forwards.score(pruned, sequences, batch_tokens)
     expected = measurements.plain(model, sequences, [1, 4])
     flat = [output for targets in got for output in targets]
@@ -22,8 +23,8 @@ def test_scores_are_those_of_each_sequence_by_itself(batch_tokens):
 
 
 def test_heads_and_blocks_are_put_back():
-    model, ids = decoder.prepare(tiny_models.build("llama")), tiny_models.tokens()
-    stack, dense = decoder.decoder_stack(model), model(input_ids=ids).logits
+    model, ids = loading.prepare(tiny_models.build("llama")), tiny_models.tokens()
+    stack, dense = decoder_stack(model), model(input_ids=ids).logits
     with plain_forwards.applied(stack, (0, (2, 1), 3)):
         damaged = model(input_ids=ids).logits
         assert len(model.model.layers) == 3

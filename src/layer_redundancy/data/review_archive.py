@@ -4,7 +4,8 @@ import io
 import tarfile
 import zipfile
 
-from layer_redundancy.core import cache, paths
+from layer_redundancy.core import paths
+from layer_redundancy.data import wheels
 
 REQUIREMENTS = paths.DATA / "requirements-rwkv.txt"  # the one place of the package's version and hash
 
@@ -19,7 +20,7 @@ def snippets(kind: str) -> list[str]:
         StudyError: the archive cannot be downloaded.
     """
     file_name = "vaderSentiment-{version}.zip"
-    archive = cache.fetch(REQUIREMENTS, "vaderSentiment", file_name, "rated sentences", source=True)
+    archive = wheels.fetch(REQUIREMENTS, "vaderSentiment", file_name, "rated sentences", source=True)
     with zipfile.ZipFile(archive) as outer:
         inner = next(name for name in outer.namelist() if name.endswith("hutto_ICWSM_2014.tar.gz"))
         data = outer.read(inner)

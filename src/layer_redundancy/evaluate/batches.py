@@ -11,7 +11,7 @@ from layer_redundancy.core.variants import Element
 from layer_redundancy.evaluate import scoring
 from layer_redundancy.evaluate.prefixes import shared_prefixes
 from layer_redundancy.evaluate.scoring import ScoredSequence
-from layer_redundancy.models.decoder import BlockCalls, DecoderStack, PrefixKeys, SharedAttention
+from layer_redundancy.models.stack import BlockCalls, DecoderStack, PrefixKeys, SharedAttention
 
 PREFIX_BATCHES = 4  # forwards that one run of a prefix may serve
 

@@ -23,8 +23,9 @@ from layer_redundancy.core.store import Key, Result, Store, settings_text
 from layer_redundancy.core.variants import Variant, dense, name
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate import plain_forwards
-from layer_redundancy.models import decoder, throughput
-from layer_redundancy.models.decoder import DecoderStack, ModelIdentity
+from layer_redundancy.models import architectures, throughput
+from layer_redundancy.models.checkpoints import ModelIdentity
+from layer_redundancy.models.stack import DecoderStack, decoder_stack
 
 VERSION = 1  # raise it when the arrays of a stored continuation mean something else
 NGRAM = 4  # tokens whose repetition counts
@@ -71,7 +72,7 @@ def continuations(model: nn.Module, prompts: Tensor, new_tokens: int, batch_toke
     """
     from transformers import GenerationConfig
 
-    device, ends, own = decoder.decoder_stack(model).device, end_tokens(model), model.generation_config
+    device, ends, own = decoder_stack(model).device, end_tokens(model), model.generation_config
     plain_greedy = GenerationConfig(
         do_sample=False, num_beams=1, use_cache=True, max_new_tokens=new_tokens, min_new_tokens=new_tokens,
         eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0,
@@ -82,8 +83,7 @@ def continuations(model: nn.Module, prompts: Tensor, new_tokens: int, batch_toke
         out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
         return out[:, ids.shape[1] :].cpu().numpy()
 
-    # RWKV-4's step by one token, as transformers has it, mixes up the sequences of a batch.
-    most = None if decoder.has_key_value_cache(model) else 1
+    most = architectures.find(model.config).largest_cached_batch
     model.generation_config = plain_greedy
     try:
         return np.concatenate(list(_batches(call, *prompts.shape, batch_tokens, most, what="one prompt to continue")))
@@ -110,7 +110,7 @@ def read(
     Raises:
         StudyError: NaN or infinite logits, or not enough memory for one prompt.
     """
-    stack, ends = decoder.decoder_stack(model), end_tokens(model)
+    stack, ends = decoder_stack(model), end_tokens(model)
     ids = torch.cat([prompts, torch.from_numpy(continuation)], dim=1)[:, :-1]
     wanted = torch.from_numpy(continuation)
     first_scored = prompts.shape[1] - 1

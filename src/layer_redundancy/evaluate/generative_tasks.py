@@ -29,8 +29,9 @@ from layer_redundancy.core.variants import Variant
 from layer_redundancy.core.variants import name as variant_name
 from layer_redundancy.data import benchmark_items
 from layer_redundancy.evaluate import plain_forwards
-from layer_redundancy.models import decoder, throughput
-from layer_redundancy.models.decoder import DecoderStack, ModelIdentity
+from layer_redundancy.models import throughput
+from layer_redundancy.models.checkpoints import ModelIdentity
+from layer_redundancy.models.stack import DecoderStack, has_key_value_cache
 
 VERSION = 1  # raise it when stored answers mean something else
 ANSWERS_KEPT = 64  # how many answers are generated before they go to the store
@@ -248,7 +249,7 @@ def evaluate(
     def answered(variant: Variant) -> Result:
         stack = get_stack()
         rows = 1
-        if decoder.has_key_value_cache(stack.model):
+        if has_key_value_cache(stack.model):
             rows = max(1, throughput.batch_tokens(stack, batch_tokens) // tokens)
         with plain_forwards.applied(stack, variant) as model, benchmark_items.quiet(), _code_allowed(task.runs_code):
             options = {"batch_size": rows, "max_length": identity.max_length}

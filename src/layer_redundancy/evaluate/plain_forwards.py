@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from layer_redundancy.core.variants import Variant, removed_blocks
 from layer_redundancy.evaluate.scoring import Outputs, ScoredSequence
 from layer_redundancy.models import surgery
-from layer_redundancy.models.decoder import DecoderStack
+from layer_redundancy.models.stack import DecoderStack
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result, settings_text
-from layer_redundancy.models.decoder import DecoderStack
+from layer_redundancy.models.stack import DecoderStack
 
 if TYPE_CHECKING:  # lm-eval takes seconds to import, and only the tasks need it
     from layer_redundancy.data.benchmark_items import TaskItems

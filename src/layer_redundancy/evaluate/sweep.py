@@ -22,7 +22,8 @@ from layer_redundancy.evaluate.scoring import Measurement, Outputs
 from layer_redundancy.evaluate.sweep_estimate import Missing
 from layer_redundancy.evaluate.trie import depth_first, num_block_runs, trie
 from layer_redundancy.models import throughput
-from layer_redundancy.models.decoder import DecoderStack, ModelIdentity, has_key_value_cache
+from layer_redundancy.models.checkpoints import ModelIdentity
+from layer_redundancy.models.stack import DecoderStack, has_key_value_cache
 
 KEEP_SECONDS = 5  # how often a batch's outputs go to the store while it runs
 POLL_SECONDS = 0.5  # how often to ask whether another process has finished what it is at

@@ -11,7 +11,7 @@ from layer_redundancy.evaluate.batches import PREFIX_BATCHES, ArrangedSequences,
 from layer_redundancy.evaluate.scoring import Measurement, ScoredSequence
 from layer_redundancy.evaluate.trie import Node, num_block_runs, num_held, trie
 from layer_redundancy.models import throughput
-from layer_redundancy.models.decoder import DecoderStack, has_key_value_cache
+from layer_redundancy.models.stack import DecoderStack, has_key_value_cache
 
 
 class Missing(NamedTuple):

@@ -24,7 +24,9 @@ from layer_redundancy.core.store import Key, Result, settings_text
 from layer_redundancy.data import classification_sets
 from layer_redundancy.data.benchmark_items import accuracy_interval
 from layer_redundancy.experiments.result_tables import INTERVAL
-from layer_redundancy.models import decoder, surgery
+from layer_redundancy.models import checkpoints, loading, surgery
+from layer_redundancy.models.checkpoints import ModelIdentity
+from layer_redundancy.models.stack import decoder_stack
 from layer_redundancy.study import Study
 from layer_redundancy.train import healing, training_loop
 
@@ -86,8 +88,8 @@ def plan(study: Study) -> list[Run]:
 
 
 @cache
-def _num_weights(identity: decoder.ModelIdentity) -> int:
-    return sum(decoder.parameter_sizes(identity).values())
+def _num_weights(identity: ModelIdentity) -> int:
+    return sum(checkpoints.parameter_sizes(identity).values())
 
 
 def trained_weights(study: Study) -> str:
@@ -219,7 +221,7 @@ def _result(study: Study, run: Run, asked: Asked, folder: Path, label: str) -> R
 
 def first_blocks(model: nn.Module, kept: int) -> nn.Module:
     """A copy of a model's first blocks, with its embedding, final norm and head; the model stays as it is."""
-    with surgery.without_layers(model, range(kept, len(decoder.decoder_stack(model)))):
+    with surgery.without_layers(model, range(kept, len(decoder_stack(model)))):
         return copy.deepcopy(model)
 
 
@@ -294,7 +296,7 @@ def with_prompts(model: nn.Module, initial: Tensor) -> nn.Module:
         num_virtual_tokens=len(initial),
         token_dim=begin.shape[-1],
         # peft looks for these in the config, and uses neither of them here.
-        num_layers=len(decoder.decoder_stack(model)),
+        num_layers=len(decoder_stack(model)),
         num_attention_heads=1,
         num_transformer_submodules=1,
     )
@@ -772,8 +774,8 @@ def _write(model: nn.Module, tokenizer: Any, asked: Asked, folder: Path) -> None
         learnt = model.active_peft_config.is_prompt_learning
         base = model.get_base_model() if learnt else copy.deepcopy(model).unload()
     surgery.export(base, tokenizer, (), folder / "model")
-    with decoder.hub_errors("the exported model"):
-        reloaded = decoder.prepare(type(base).from_pretrained(folder / "model", dtype=base.dtype))
+    with checkpoints.hub_errors("the exported model"):
+        reloaded = loading.prepare(type(base).from_pretrained(folder / "model", dtype=base.dtype))
         if adapted:
             model.save_pretrained(folder / "adapter")
             reloaded = peft.PeftModel.from_pretrained(reloaded, folder / "adapter")

@@ -21,7 +21,7 @@ from layer_redundancy.experiments import depth_curves, result_tables
 from layer_redundancy.experiments.result_tables import INTERVAL, Statement
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
-from layer_redundancy.models import decoder, quantize
+from layer_redundancy.models import checkpoints, quantize
 from layer_redundancy.models.quantize import Scheme, WeightBytes
 from layer_redundancy.study import Study
 
@@ -124,7 +124,7 @@ def _opened_ready(study: Study, ready: str) -> Study | None:
     """The ready checkpoint with the same texts and tasks; None, told in a line, where the profile's own cannot be."""
     try:
         other = Study(study.profile.name, ready, store=study.store.path)
-        decoder.check_library(other.identity)
+        checkpoints.check_library(other.identity)
         if other.num_blocks != study.num_blocks:
             raise StudyError(f"it has {other.num_blocks} blocks, {study.identity.name} has {study.num_blocks}")
     except StudyError as error:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import throughput
-from layer_redundancy.models.decoder import DecoderStack
+from layer_redundancy.models.stack import DecoderStack
 
 
 @dataclass(frozen=True, eq=False)

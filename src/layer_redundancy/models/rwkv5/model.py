@@ -10,7 +10,7 @@ with the decay w in (0, 1) and the bonus u learnt, by channel in version 5.2 and
 that with matrix products, `sequential_time_mix` as it is written.
 
 Importing this module makes AutoConfig, AutoModelForCausalLM and AutoTokenizer know the architecture; the parameters are
-named as in its ports on the hub, so those load without their own code. `rwkv_checkpoints` reads the author's files.
+named as in its ports on the hub, so those load without their own code. `rwkv5.checkpoints` reads the author's files.
 """
 
 import warnings

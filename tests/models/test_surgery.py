@@ -5,13 +5,14 @@ import transformers as tf
 import tiny_models
 from layer_redundancy.core import variants
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.models import decoder, surgery
+from layer_redundancy.models import loading, surgery
+from layer_redundancy.models.stack import decoder_stack
 
 REMOVALS = [(1,), (0,), (4,), (0, 2, 3), (1, 2, 3, 4)]
 
 
 def by_hand(model, ids, kept):
-    stack = decoder.decoder_stack(model)
+    stack = decoder_stack(model)
     hidden, calls = stack.start(ids)
     for i in kept:
         hidden = stack.run_block(i, hidden, calls)
@@ -20,7 +21,7 @@ def by_hand(model, ids, kept):
 
 def settings(model):
     """Everything surgery may change, as plain values."""
-    stack = decoder.decoder_stack(model)
+    stack = decoder_stack(model)
     numbers = [(n, m.__dict__[a]) for n, m in model.named_modules() for a in ("layer_idx", "layer_id") if a in vars(m)]
     return model.config.to_dict(), numbers, [id(b) for b in stack.blocks], sorted(model.state_dict())
 
@@ -30,7 +31,7 @@ def settings(model):
 def test_plain_forward_is_cached_generation_is_hand_run_blocks(name, removed):
     # transformers' RWKV-4 mixes up the sequences of a batch when it takes one token at a time, dense or not.
     batch = 1 if name == "rwkv" else 2
-    model, ids = decoder.prepare(tiny_models.build(name)), tiny_models.tokens(batch, 12)
+    model, ids = loading.prepare(tiny_models.build(name)), tiny_models.tokens(batch, 12)
     before = settings(model)
     dense = model(input_ids=ids, use_cache=False).logits
     reference = by_hand(model, ids, variants.without(5, removed))
@@ -69,7 +70,7 @@ def test_bad_removal_leaves_the_model_alone():
 
 @pytest.mark.parametrize("name", tiny_models.CONFIGS)
 def test_exported_checkpoint_reloads_with_equal_logits(name, tmp_path):
-    model, ids, removed = decoder.prepare(tiny_models.build(name)), tiny_models.tokens(), [0, 3]
+    model, ids, removed = loading.prepare(tiny_models.build(name)), tiny_models.tokens(), [0, 3]
     before = settings(model)
     with surgery.without_layers(model, removed):
         expected = model(input_ids=ids, use_cache=False).logits
@@ -108,7 +109,7 @@ def test_export_refuses_what_it_cannot_write_or_reload(tmp_path):
 def test_without_head_equals_zeroing_the_heads_weights(name):
     model, ids = tiny_models.build(name), tiny_models.tokens()
     dense = model(input_ids=ids).logits
-    stack = decoder.decoder_stack(model)
+    stack = decoder_stack(model)
     names = ("o_proj", "out_proj", "c_proj", "dense")
     projection = next(m for n, m in stack.blocks[2].named_modules() if n.split(".")[0] != "mlp" and n.endswith(names))
     size = min(projection.weight.shape) // 4 if name != "qwen3" else 16

@@ -14,19 +14,21 @@ from layer_redundancy.core.store import Store
 from layer_redundancy.data import benchmark_items, corpora
 from layer_redundancy.evaluate import scoring, sweep
 from layer_redundancy.measures import activations, importance
-from layer_redundancy.models import decoder, smollm2
+from layer_redundancy.models import loading, smollm2
+from layer_redundancy.models.checkpoints import ModelIdentity
+from layer_redundancy.models.stack import decoder_stack
 
 
 @pytest.fixture(scope="module")
 def loaded():
     model = AutoModelForCausalLM.from_pretrained(smollm2.folder(), dtype=torch.float32)
-    return decoder.prepare(model), AutoTokenizer.from_pretrained(smollm2.folder())
+    return loading.prepare(model), AutoTokenizer.from_pretrained(smollm2.folder())
 
 
 def run(model, plan, measurement, tmp_path):
-    identity = decoder.ModelIdentity("embedded", "", "", "fp32", 30)
+    identity = ModelIdentity("embedded", "", "", "fp32", 30)
     with Store(tmp_path / "store") as store:
-        stack = decoder.decoder_stack(model)
+        stack = decoder_stack(model)
         return sweep.run(identity, lambda: stack, plan, [measurement], store, 256, progress=False)[measurement.name]
 
 
@@ -34,7 +36,7 @@ def test_importance_agrees_with_a_direct_computation(loaded):
     model, tokenizer = loaded
     budget = TextBudget("wikipedia", block_length=24, calibration_blocks=3, evaluation_blocks=1)
     ids, lengths = corpora.token_blocks(budget, tokenizer, "calibration").input_ids, [24, 11, 24]
-    sums = activations.collect(decoder.decoder_stack(model), ids, torch.tensor(lengths), batch_tokens=48)
+    sums = activations.collect(decoder_stack(model), ids, torch.tensor(lengths), batch_tokens=48)
     test_importance.assert_agrees(sums, test_importance.direct(model, ids, lengths))
 
 
@@ -74,8 +76,8 @@ def test_bfloat16_is_harmless_for_importance(loaded):
     assert PROFILES["paper"].dtype == "bfloat16"
     half = AutoModelForCausalLM.from_pretrained(smollm2.folder(), dtype=torch.bfloat16)
     full, low = (
-        importance.scores(activations.collect(decoder.decoder_stack(m), ids), "block_influence")
-        for m in (model, decoder.prepare(half))
+        importance.scores(activations.collect(decoder_stack(m), ids), "block_influence")
+        for m in (model, loading.prepare(half))
     )
     np.testing.assert_allclose(low, full, rtol=0.05)
     ranks = [importance.ranks(importance.removal_order(s, "block_influence")) for s in (low, full)]

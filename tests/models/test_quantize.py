@@ -17,8 +17,9 @@ from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.core.store import Store
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate import sweep
-from layer_redundancy.models import decoder, quantize, surgery
+from layer_redundancy.models import checkpoints, loading, quantize, surgery
 from layer_redundancy.models.quantize import Scheme
+from layer_redundancy.models.stack import decoder_stack
 from measurements import Continuations, plain, ragged_sequences
 
 CALIBRATION = TokenBlocks(tiny_models.tokens(24, 32), "tiny", "calibration", False)
@@ -27,7 +28,7 @@ ROUNDED = Scheme(4, "rtn")
 
 
 def identify(folder):
-    return decoder.identify(profiles.get("smoke", model=str(folder)))
+    return checkpoints.identify(profiles.get("smoke", model=str(folder)))
 
 
 def checkpoint(folder, kind="llama"):
@@ -52,12 +53,12 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def rounded(identity):
     """The tiny Llama at 4 bits, loaded."""
-    return decoder.load(identify(quantize.quantized(identity, ROUNDED, CALIBRATION)))
+    return loading.load(identify(quantize.quantized(identity, ROUNDED, CALIBRATION)))
 
 
 def damage(identity, scheme) -> float:
     """Root mean square of what quantization changes in the logits."""
-    dense, ours = decoder.load(identity), decoder.load(identify(quantize.quantized(identity, scheme, CALIBRATION)))
+    dense, ours = loading.load(identity), loading.load(identify(quantize.quantized(identity, scheme, CALIBRATION)))
     return (ours(IDS).logits - dense(IDS).logits).square().mean().sqrt().item()
 
 
@@ -76,9 +77,9 @@ def test_fewer_bits_cost_more_and_gptq_less_than_rounding(identity, symmetric):
 
 @pytest.mark.parametrize("bits", quantize.BITS)
 def test_rounding_is_to_the_grid_of_each_group(identity, bits):
-    dense = decoder.load(identity)
+    dense = loading.load(identity)
     folder = quantize.quantized(identity, Scheme(bits, "rtn", group_size=16), CALIBRATION)
-    ours = decoder.load(identify(folder))
+    ours = loading.load(identify(folder))
     levels = 2 ** (bits - 1)
     for name in quantize.widths(dense):
         before, after = (m.get_submodule(name).weight.unflatten(1, (-1, 16)) for m in (dense, ours))
@@ -128,8 +129,8 @@ def test_a_killed_run_leaves_nothing_behind_that_looks_finished(identity, cache,
 def test_removal_before_and_after_and_exports_reload_equal(kind, tmp_path):
     """Through plain transformers, from a model that is left as it was."""
     identity = checkpoint(tmp_path / "dense", kind)
-    whole = decoder.load(identify(quantize.quantized(identity, ROUNDED, CALIBRATION)))
-    first = decoder.load(identify(quantize.quantized(identity, ROUNDED, CALIBRATION, removed=[3, 1])))
+    whole = loading.load(identify(quantize.quantized(identity, ROUNDED, CALIBRATION)))
+    first = loading.load(identify(quantize.quantized(identity, ROUNDED, CALIBRATION, removed=[3, 1])))
     before = whole(IDS).logits
     exported = surgery.export(whole, None, [1, 3], tmp_path / "after")
     torch.testing.assert_close(whole(IDS).logits, before, atol=0, rtol=0)
@@ -148,20 +149,20 @@ def test_removal_before_and_after_and_exports_reload_equal(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["gemma3", "gpt_neox", "opt_350m", "phi3", "qwen3"])
 def test_gptq_takes_other_architectures(kind, tmp_path):
     identity = checkpoint(tmp_path, kind)
-    ours = decoder.load(identify(quantize.quantized(identity, Scheme(8), CALIBRATION)))
-    dense = decoder.load(identity)(IDS).logits
+    ours = loading.load(identify(quantize.quantized(identity, Scheme(8), CALIBRATION)))
+    dense = loading.load(identity)(IDS).logits
     assert (ours(IDS).logits - dense).square().mean() < 0.01 * dense.square().mean()
 
 
 @pytest.mark.parametrize("bits", quantize.BITS)
 def test_packing_in_half_precision_loses_nothing(identity, bits, tmp_path):
     folder = quantize.quantized(identity, Scheme(bits, "rtn"), CALIBRATION, dtype="bfloat16")
-    model = decoder.load(identify(folder), "bfloat16")
+    model = loading.load(identify(folder), "bfloat16")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     surgery.export(model, None, [], tmp_path / "again")
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    again = decoder.load(identify(tmp_path / "again"), "bfloat16").state_dict()
+    again = loading.load(identify(tmp_path / "again"), "bfloat16").state_dict()
     assert all(torch.equal(before[name], again[name]) for name in before)
 
 
@@ -177,7 +178,7 @@ def test_weights_that_the_library_brings_to_a_gpu_come_back(identity, monkeypatc
     monkeypatch.undo()
     sizes = quantize.tensor_bytes(folder)
     assert sizes["model.embed_tokens.weight"] == 2 * 97 * 32 and sizes["lm_head.weight"] == 2 * 97 * 32
-    decoder.load(identify(folder))
+    loading.load(identify(folder))
 
 
 def test_what_the_library_cannot_do_ends_in_a_line(identity, monkeypatch):
@@ -192,7 +193,7 @@ def test_what_the_library_cannot_do_ends_in_a_line(identity, monkeypatch):
 @pytest.mark.parametrize("kind", ["llama", "llama_tied"])
 def test_weight_bytes_by_hand(kind, tmp_path):
     identity = checkpoint(tmp_path / "dense", kind)
-    model = decoder.load(identity)
+    model = loading.load(identity)
     linear = [(m.out_features, m.in_features) for m in model.model.layers[0].modules() if hasattr(m, "in_features")]
     norms, embedding = 2 * 32, 97 * 32
     full = quantize.weight_bytes(identity)
@@ -209,7 +210,7 @@ def test_weight_bytes_by_hand(kind, tmp_path):
 
 def test_the_engine_sweeps_it(rounded, tmp_path):
     sequences = ragged_sequences()
-    stack, measurement = decoder.decoder_stack(rounded), Continuations(sequences)
+    stack, measurement = decoder_stack(rounded), Continuations(sequences)
     plan = [variants.dense(5), *variants.single_removal(5), variants.without_heads(5, [(1, 0)])]
     identity = identify(rounded.name_or_path)
     with Store(tmp_path / "s") as store:
@@ -233,7 +234,7 @@ def test_a_batch_that_does_not_fit_is_halved(identity, monkeypatch):
     monkeypatch.setattr(quantize, "_run", short_of_memory)
     folder = quantize.quantized(identity, Scheme(8, "rtn", group_size=4), CALIBRATION)
     assert sizes == [quantize.BATCH_SIZE, quantize.BATCH_SIZE // 2]
-    decoder.load(identify(folder))
+    loading.load(identify(folder))
 
 
 def test_gptq_shows_one_bar_over_the_blocks(identity, capsys):
@@ -355,14 +356,14 @@ def test_a_ready_gptq_checkpoint(tmp_path):
     """Its sizes are read without its library; its weights take what `make gptq` installs."""
     unpacked = gptq_checkpoint(tmp_path / "gptq")
     identity = identify(tmp_path / "gptq")
-    assert decoder.quantization_method(identity) == "gptq"
+    assert checkpoints.quantization_method(identity) == "gptq"
     sizes = quantize.weight_bytes(identity)
     assert sizes.rest == 2 * (2 * 97 * 64 + 64) and len(set(sizes.blocks)) == 1
     if not (find_spec("gptqmodel") and find_spec("optimum")):
         with refused("holds GPTQ weights, which take the packages? .*: run `make gptq`"):
-            decoder.load(identity)
+            loading.load(identity)
         return
-    model = decoder.load(identity)
+    model = loading.load(identity)
     torch.testing.assert_close(model(IDS).logits, unpacked(IDS).logits, atol=0.02, rtol=0)  # kernels of 16 bits
     with refused("cannot be written again"):
         surgery.export(model, None, [1], tmp_path / "exported")

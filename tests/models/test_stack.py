@@ -12,15 +12,16 @@ from torch import nn
 import tiny_models
 from layer_redundancy.config import profiles
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.models import decoder
+from layer_redundancy.models import checkpoints, loading
+from layer_redundancy.models.stack import check_stack, decoder_stack
 
 
 @pytest.mark.parametrize("name", tiny_models.CONFIGS)
 def test_blocks_run_by_hand_give_the_models_own_logits(name):
     model, ids = tiny_models.build(name), tiny_models.tokens()
     own = model(input_ids=ids, use_cache=False).logits  # before prepare: RWKV-4 with its rescaling on
-    decoder.prepare(model)
-    stack = decoder.decoder_stack(model)
+    loading.prepare(model)
+    stack = decoder_stack(model)
     assert len(stack) == 5
     hidden, calls = stack.start(ids)
     trace = [hidden]
@@ -35,24 +36,24 @@ def test_blocks_run_by_hand_give_the_models_own_logits(name):
 def test_weights_of_a_block_and_of_a_head(name, shared, projections, tmp_path):
     model = tiny_models.build(name)
     model.save_pretrained(tmp_path / name)
-    identity = decoder.identify(replace(profiles.PROFILES["smoke"], model=str(tmp_path / name)))
+    identity = checkpoints.identify(replace(profiles.PROFILES["smoke"], model=str(tmp_path / name)))
     assert (identity.num_attention_heads, identity.num_key_value_heads) == (4, shared)
-    block, head = decoder.block_weights(identity)
-    assert block == sum(p.numel() for p in decoder.decoder_stack(model).blocks[0].parameters())
+    block, head = checkpoints.block_weights(identity)
+    assert block == sum(p.numel() for p in decoder_stack(model).blocks[0].parameters())
     assert head == projections * 8 * 32  # keys and values go with a head that has its own
 
 
 def test_a_model_without_heads_has_no_weight_of_a_head(tmp_path):
     tiny_models.build("mamba").save_pretrained(tmp_path / "m")
-    identity = decoder.identify(replace(profiles.PROFILES["smoke"], model=str(tmp_path / "m")))
+    identity = checkpoints.identify(replace(profiles.PROFILES["smoke"], model=str(tmp_path / "m")))
     assert identity.num_attention_heads == 0
     with pytest.raises(StudyError, match="no attention heads"):
-        decoder.block_weights(identity)
+        checkpoints.block_weights(identity)
 
 
 @pytest.mark.parametrize("name", tiny_models.CONFIGS)
 def test_right_padding_does_not_reach_real_tokens(name):
-    stack = decoder.decoder_stack(decoder.prepare(tiny_models.build(name)))
+    stack = decoder_stack(loading.prepare(tiny_models.build(name)))
     ids = tiny_models.tokens(2, 15)
     padded = torch.cat([ids, tiny_models.tokens(2, 6, seed=5)], dim=1)
 
@@ -67,17 +68,17 @@ def test_right_padding_does_not_reach_real_tokens(name):
 
 def test_first_residual_is_after_the_embeddings_scale_and_norm():
     gemma = tiny_models.build("gemma3")
-    hidden, _ = decoder.decoder_stack(gemma).start(tiny_models.tokens())
+    hidden, _ = decoder_stack(gemma).start(tiny_models.tokens())
     torch.testing.assert_close(hidden, gemma.model.embed_tokens.weight[tiny_models.tokens()] * 32**0.5)
-    rwkv = decoder.prepare(tiny_models.build("rwkv"))
-    hidden, _ = decoder.decoder_stack(rwkv).start(tiny_models.tokens())
+    rwkv = loading.prepare(tiny_models.build("rwkv"))
+    hidden, _ = decoder_stack(rwkv).start(tiny_models.tokens())
     torch.testing.assert_close(hidden, rwkv.rwkv.blocks[0].pre_ln(rwkv.rwkv.embeddings(tiny_models.tokens())))
 
 
 def test_start_leaves_no_trace_in_the_model():
     model = tiny_models.build("llama")
     before = model(tiny_models.tokens()).logits
-    decoder.decoder_stack(model).start(tiny_models.tokens())
+    decoder_stack(model).start(tiny_models.tokens())
     assert all("forward" not in vars(block) for block in model.model.layers)
     torch.testing.assert_close(model(tiny_models.tokens()).logits, before, atol=0, rtol=0)
 
@@ -87,7 +88,7 @@ def test_unknown_layout_is_one_line():
         pass
 
     with pytest.raises(StudyError, match="cannot take Odd apart") as e:
-        decoder.decoder_stack(Odd())
+        decoder_stack(Odd())
     assert "\n" not in str(e.value)
 
 
@@ -102,14 +103,14 @@ def test_a_model_that_does_something_between_blocks_is_refused():
 
     model.model.layers[0].forward = forward
     with pytest.raises(StudyError, match="run one by one give other logits"):
-        decoder.check_stack(model)
+        check_stack(model)
 
 
 def test_nan_weights_are_refused():
     model = tiny_models.build("llama")
     model.model.layers[2].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(StudyError, match="NaN or infinite logits"):
-        decoder.check_stack(model)
+        check_stack(model)
 
 
 @pytest.fixture
@@ -123,14 +124,14 @@ def test_local_folder_round_trip(tmp_path, profile):
     model = tiny_models.build("llama")
     model.save_pretrained(tmp_path / "m")
     chosen = replace(profile(tmp_path / "m"), dtype="float32")
-    identity = decoder.identify(chosen)
+    identity = checkpoints.identify(chosen)
     assert identity.num_hidden_layers == 5
-    loaded = decoder.load(identity, "float32")
+    loaded = loading.load(identity, "float32")
     torch.testing.assert_close(loaded(tiny_models.tokens()).logits, model(tiny_models.tokens()).logits)
-    assert decoder.identify(replace(chosen, dtype="bfloat16")).fingerprint != identity.fingerprint
+    assert checkpoints.identify(replace(chosen, dtype="bfloat16")).fingerprint != identity.fingerprint
     model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
     model.save_pretrained(tmp_path / "m")
-    assert decoder.identify(chosen).fingerprint != identity.fingerprint
+    assert checkpoints.identify(chosen).fingerprint != identity.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -143,18 +144,18 @@ def test_local_folder_round_trip(tmp_path, profile):
 )
 def test_models_that_cannot_be_had_are_one_line(model, message, profile):
     with pytest.raises(StudyError, match=message) as e:
-        decoder.identify(profile(model))
+        checkpoints.identify(profile(model))
     assert "\n" not in str(e.value)
 
 
 def test_folder_without_config_or_with_broken_weights(tmp_path, profile):
     with pytest.raises(StudyError, match=r"no config\.json"):
-        decoder.identify(profile(tmp_path))
+        checkpoints.identify(profile(tmp_path))
     tiny_models.build("llama").save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(StudyError, match="cannot be") as e:
-        decoder.load(decoder.identify(profile(tmp_path)))
+        loading.load(checkpoints.identify(profile(tmp_path)))
     assert "\n" not in str(e.value)
 
 
@@ -164,7 +165,7 @@ def test_checkpoint_with_fewer_blocks_than_its_config_says_is_refused(tmp_path, 
     model.config.num_hidden_layers = 6
     model.config.save_pretrained(tmp_path)
     with pytest.raises(StudyError, match=r"lacks .* weights \(first: model.layers.5"):
-        decoder.load(decoder.identify(profile(tmp_path)))
+        loading.load(checkpoints.identify(profile(tmp_path)))
 
 
 def test_config_with_fewer_blocks_than_the_checkpoint_is_refused(tmp_path, profile):
@@ -173,7 +174,7 @@ def test_config_with_fewer_blocks_than_the_checkpoint_is_refused(tmp_path, profi
     model.config.num_hidden_layers = 3
     model.config.save_pretrained(tmp_path)
     with pytest.raises(StudyError, match=r"config says 3 blocks, the checkpoint has others \(model.layers"):
-        decoder.load(decoder.identify(profile(tmp_path)))
+        loading.load(checkpoints.identify(profile(tmp_path)))
 
 
 @pytest.mark.parametrize("change", [{"num_hidden_layers": "two"}, {"num_attention_heads": 0}, []])
@@ -182,7 +183,7 @@ def test_config_that_makes_no_sense_is_one_line(tmp_path, profile, change):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change if change else change))
     with pytest.raises(StudyError) as e:
-        decoder.load(decoder.identify(profile(tmp_path)))
+        loading.load(checkpoints.identify(profile(tmp_path)))
     assert "\n" not in str(e.value)
 
 
@@ -210,7 +211,7 @@ def answer(kind, status):
     ],
 )
 def test_whatever_the_hub_answers_is_one_line(error, message):
-    with pytest.raises(StudyError, match=message) as e, decoder.hub_errors("a/model", trust_remote_code=False):
+    with pytest.raises(StudyError, match=message) as e, checkpoints.hub_errors("a/model", trust_remote_code=False):
         raise error
     assert "\n" not in str(e.value) and str(e.value).startswith("a/model")
 
@@ -218,7 +219,7 @@ def test_whatever_the_hub_answers_is_one_line(error, message):
 def test_the_same_weights_elsewhere_are_the_same_model(tmp_path, profile):
     tiny_models.build("llama").save_pretrained(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    a, b = (decoder.identify(profile(tmp_path / name)) for name in "ab")
+    a, b = (checkpoints.identify(profile(tmp_path / name)) for name in "ab")
     assert a.fingerprint == b.fingerprint
 
 
@@ -228,7 +229,7 @@ def test_revision_is_the_users_or_refused(tmp_path, profile):
     tiny_models.build("llama").save_pretrained(tmp_path)
     for model in (tmp_path, profiles.EMBEDDED_MODEL):
         with pytest.raises(StudyError, match="not on the hub: it has no revision 'abc'"):
-            decoder.identify(profile(model, revision="abc"))
+            checkpoints.identify(profile(model, revision="abc"))
 
 
 def test_encoder_is_refused(tmp_path, profile):
@@ -239,11 +240,11 @@ def test_encoder_is_refused(tmp_path, profile):
     )
     tf.BertLMHeadModel(config).save_pretrained(tmp_path)
     with pytest.raises(StudyError, match="cannot take BertLMHeadModel apart"):
-        decoder.load(decoder.identify(profile(tmp_path)))
+        loading.load(checkpoints.identify(profile(tmp_path)))
 
 
 def test_cuda_without_cuda_is_one_line(tmp_path, profile, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     tiny_models.build("llama").save_pretrained(tmp_path)
     with pytest.raises(StudyError, match="sees no CUDA device"):
-        decoder.load(decoder.identify(profile(tmp_path)), device="cuda")
+        loading.load(checkpoints.identify(profile(tmp_path)), device="cuda")

@@ -5,13 +5,14 @@ import tiny_models
 from layer_redundancy.core import variants
 from layer_redundancy.core.store import Store
 from layer_redundancy.evaluate import sweep, sweep_estimate
-from layer_redundancy.models import decoder, throughput
+from layer_redundancy.models import throughput
+from layer_redundancy.models.stack import DecoderStack, decoder_stack
 from measurements import Continuations, identity, ragged_sequences
 
 
 @pytest.fixture
 def stack():
-    return decoder.decoder_stack(tiny_models.build("llama"))
+    return decoder_stack(tiny_models.build("llama"))
 
 
 def test_rates_double_and_end(stack):
@@ -28,14 +29,14 @@ def test_the_smallest_batch_that_is_fast_enough_is_taken(stack, monkeypatch):
 
 
 def test_memory_that_runs_out_ends_the_search(stack, monkeypatch):
-    run = decoder.DecoderStack.run_block
+    run = DecoderStack.run_block
 
     def scarce(self, index, hidden, *arguments):
         if hidden.shape[0] * hidden.shape[1] > 1024:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(self, index, hidden, *arguments)
 
-    monkeypatch.setattr(decoder.DecoderStack, "run_block", scarce)
+    monkeypatch.setattr(DecoderStack, "run_block", scarce)
     assert list(throughput.rates(stack)) == [1024]
     assert throughput.batch_tokens(stack) == 1024
 

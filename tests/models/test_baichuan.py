@@ -15,10 +15,11 @@ from layer_redundancy.config import profiles
 from layer_redundancy.core import paths, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data.corpora import TokenBlocks
-from layer_redundancy.models import decoder, quantize, surgery
+from layer_redundancy.models import checkpoints, loading, quantize, surgery
 from layer_redundancy.models.baichuan import model as baichuan
 from layer_redundancy.models.baichuan.model import BaichuanConfig
 from layer_redundancy.models.baichuan.tokenizer import BaichuanTokenizer
+from layer_redundancy.models.stack import decoder_stack
 from measurements import Continuations, plain, ragged_sequences
 
 # What the published config.json of both sizes have in common, at a tiny size; only the 7B has max_position_embeddings.
@@ -148,7 +149,7 @@ def write(folder, settings, tensors, safe=False):
 
 
 def identify(folder, **changes):
-    return decoder.identify(profiles.get("embedded", model=str(folder), **changes))
+    return checkpoints.identify(profiles.get("embedded", model=str(folder), **changes))
 
 
 @pytest.fixture(params=CASES, ids=[f"{size}-{heads}" for size, heads in CASES])
@@ -156,7 +157,7 @@ def pair(request, tmp_path):
     """A published checkpoint's settings and tensors, and the model loaded from its files."""
     settings = config(*request.param)
     tensors = published_tensors(settings)
-    return settings, tensors, decoder.load(identify(write(tmp_path / "published", settings, tensors)))
+    return settings, tensors, loading.load(identify(write(tmp_path / "published", settings, tensors)))
 
 
 # ------------------------------------------------------------------------------------------------ the definition
@@ -210,7 +211,7 @@ def test_generation_by_the_cache_is_generation_without(pair):
 def test_half_precision_is_near_the_exact_logits(size, heads, tmp_path):
     settings = config(size, heads)
     tensors = {name: x.bfloat16() for name, x in published_tensors(settings).items()}
-    half = decoder.load(identify(write(tmp_path / "half", settings, tensors)), "bfloat16")
+    half = loading.load(identify(write(tmp_path / "half", settings, tensors)), "bfloat16")
     tensors, ids = {name: x.float() for name, x in tensors.items()}, tiny_models.tokens(2, 64)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     exact = definition(tensors, settings, ids)
@@ -251,9 +252,9 @@ def test_a_sweep_measures_a_loaded_model_as_plain_forwards(size, tmp_path):
 
     settings = config(size, 6)
     identity = identify(write(tmp_path / "published", settings, published_tensors(settings)))
-    model, measurement = decoder.load(identity), Continuations(ragged_sequences())
+    model, measurement = loading.load(identity), Continuations(ragged_sequences())
     plan = [*variants.single_removal(4), *variants.cumulative_removal(4, [2, 1, 0])]
-    stack = decoder.decoder_stack(model)
+    stack = decoder_stack(model)
     with Store(tmp_path / "s") as store:
         got = sweep.run(identity, lambda: stack, plan, [measurement], store, 64, progress=False)[measurement.name]
     for variant, result in got.items():
@@ -278,11 +279,11 @@ def test_published_files_load_without_the_code_they_name(size, safe, tmp_path, m
         identity = identify(folder, trust_remote_code=trust)
         assert (identity.num_hidden_layers, identity.max_length) == (4, 64)
         assert (identity.num_attention_heads, identity.num_key_value_heads) == (4, 4)
-        model = decoder.load(identity)
+        model = loading.load(identity)
         assert isinstance(model, baichuan.BaichuanForCausalLM)
         torch.testing.assert_close(model(ids).logits, expected, atol=2e-5, rtol=0)
     assert isinstance(tf.AutoConfig.from_pretrained(folder), BaichuanConfig)
-    block, head = decoder.block_weights(identity)
+    block, head = checkpoints.block_weights(identity)
     assert (block, head) == (4 * 48**2 + 3 * 48 * 64 + 2 * 48, 4 * 12 * 48)
     _, info = tf.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float16)
     assert not any(info.values())
@@ -295,7 +296,7 @@ def test_a_missing_matrix_is_told(tmp_path):
     tensors = published_tensors(settings)
     del tensors["model.layers.2.self_attn.W_pack.weight"]
     with pytest.raises(StudyError, match="lacks 3 weights"):
-        decoder.load(identify(write(tmp_path / "broken", settings, tensors)))
+        loading.load(identify(write(tmp_path / "broken", settings, tensors)))
 
 
 def test_saved_files_are_published_ones(pair, tmp_path):
@@ -313,7 +314,7 @@ def test_saved_files_are_published_ones(pair, tmp_path):
         name: settings[name] for name in settings if name in written and name != "transformers_version"
     }
     ids = tiny_models.tokens()
-    again = decoder.load(identify(tmp_path / "saved"))
+    again = loading.load(identify(tmp_path / "saved"))
     assert torch.equal(again(ids).logits, model(ids).logits)
     torch.testing.assert_close(definition(saved, settings, ids), model(ids).logits, atol=2e-5, rtol=0)
 
@@ -330,7 +331,7 @@ def test_a_normalized_head_is_read_again_bit_by_bit(dtype):
 
 def test_a_rotary_one_is_a_llama(tmp_path):
     settings = config("7B")
-    model = decoder.load(identify(write(tmp_path / "published", settings, published_tensors(settings))))
+    model = loading.load(identify(write(tmp_path / "published", settings, published_tensors(settings))))
     ids = tiny_models.tokens()
     llama = baichuan.as_llama(model)
     assert type(llama) is tf.LlamaForCausalLM and not llama.training
@@ -346,16 +347,16 @@ def test_a_rotary_one_is_a_llama(tmp_path):
 
 @pytest.mark.parametrize("name, kind", [("baichuan", "baichuan"), ("baichuan_rotary", "llama")])
 def test_exports_are_of_the_kind_that_others_read(name, kind, tmp_path):
-    model, ids = decoder.prepare(tiny_models.build(name)), tiny_models.tokens()
+    model, ids = loading.prepare(tiny_models.build(name)), tiny_models.tokens()
     with surgery.without_layers(model, [1, 3]):
         expected = model(ids).logits
     folder = surgery.export(model, None, [1, 3], tmp_path / "pruned")
     written = json.loads((folder / "config.json").read_text())
     assert (written["model_type"], written["num_hidden_layers"]) == (kind, 3)
     assert any("W_pack" in key for key in load_file(folder / "model.safetensors")) == (kind == "baichuan")
-    again = decoder.load(identify(folder))
+    again = loading.load(identify(folder))
     torch.testing.assert_close(again(ids).logits, expected, atol=1e-6, rtol=0)
-    assert len(decoder.decoder_stack(model)) == 5 and model.config.num_hidden_layers == 5
+    assert len(decoder_stack(model)) == 5 and model.config.num_hidden_layers == 5
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -366,12 +367,12 @@ def test_quantized_it_is_measured_as_it_is_written(size, tmp_path, monkeypatch):
     tf.AutoTokenizer.from_pretrained(paths.MODELS / profiles.EMBEDDED_RWKV).save_pretrained(folder)
     identity, ids = identify(folder), tiny_models.tokens(2, 20)
     text = TokenBlocks(tiny_models.tokens(8, 16), "tiny", "calibration", False)
-    dense = decoder.load(identity)(ids).logits
+    dense = loading.load(identity)(ids).logits
     quantized = identify(quantize.quantized(identity, quantize.Scheme(8, "rtn"), text, removed=[]))
-    model = decoder.load(quantized)
+    model = loading.load(quantized)
     agreement = F.cosine_similarity(model(ids).logits, dense, dim=-1).min()
     assert 0.99 < agreement < 0.99999
-    again = decoder.load(identify(surgery.export(model, None, [], tmp_path / "again")))
+    again = loading.load(identify(surgery.export(model, None, [], tmp_path / "again")))
     torch.testing.assert_close(again(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-4)
 
 
@@ -405,7 +406,7 @@ def test_positions_and_head_follow_from_a_config(given, positions, normalized, t
 def test_the_first_baichuan_has_a_plain_head(tmp_path):
     settings = config("13B", vocab_size=baichuan.FIRST_VOCABULARY, hidden_size=8, intermediate_size=8)
     tensors = published_tensors(settings)
-    model = decoder.load(identify(write(tmp_path / "first", settings, tensors)))
+    model = loading.load(identify(write(tmp_path / "first", settings, tensors)))
     assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"])
 
 
@@ -533,11 +534,11 @@ def test_a_published_folder_gets_it_and_so_does_its_export(size, tokenizer_files
     folder = with_tokenizer(write(tmp_path / "hub", settings, published_tensors(settings)), tokenizer_files)
     for trust in (False, True):
         identity = identify(folder, trust_remote_code=trust)
-        tokenizer = decoder.load_tokenizer(identity)
+        tokenizer = loading.load_tokenizer(identity)
         assert [tokenizer(text).input_ids for text in TEXTS] == [pieces.encode(text) for text in TEXTS]
         assert tokenizer.model_max_length > 10**9
-    pruned = surgery.export(decoder.load(identity), tokenizer, removed=[1], folder=tmp_path / "pruned")
-    again = decoder.load_tokenizer(identify(pruned))
+    pruned = surgery.export(loading.load(identity), tokenizer, removed=[1], folder=tmp_path / "pruned")
+    again = loading.load_tokenizer(identify(pruned))
     assert isinstance(again, BaichuanTokenizer)
     assert [again(text).input_ids for text in TEXTS] == [pieces.encode(text) for text in TEXTS]
 
@@ -546,7 +547,7 @@ def test_a_folder_without_the_vocabulary_is_one_line(tokenizer_files, tmp_path):
     settings = config("7B")
     folder = write(tmp_path / "bare", settings, published_tensors(settings))
     with pytest.raises(StudyError, match="cannot be") as error:
-        decoder.load_tokenizer(identify(folder))
+        loading.load_tokenizer(identify(folder))
     assert "\n" not in str(error.value)
 
 
@@ -562,6 +563,6 @@ def test_from_the_hub_it_is_fetched_at_the_models_revision(tokenizer_files, piec
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     identity = identify(repository)
     assert (identity.source, identity.revision) == (repository, commit)
-    tokenizer = decoder.load_tokenizer(identity)
+    tokenizer = loading.load_tokenizer(identity)
     assert [tokenizer(text).input_ids for text in TEXTS] == [pieces.encode(text) for text in TEXTS]
-    assert decoder.load(identity).config.position_embedding == "alibi"
+    assert loading.load(identity).config.position_embedding == "alibi"

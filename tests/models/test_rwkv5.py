@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import tiny_models
 from layer_redundancy.config import profiles
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.models import decoder
+from layer_redundancy.models import checkpoints, loading
 from layer_redundancy.models.rwkv5 import checkpoints as rwkv_checkpoints
 from layer_redundancy.models.rwkv5.model import (
     VERSIONS,
@@ -210,7 +210,7 @@ def test_a_state_is_not_changed_by_going_on():
 
 
 def identify(path):
-    return decoder.identify(profiles.get("smoke", model=str(path)))
+    return checkpoints.identify(profiles.get("smoke", model=str(path)))
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_every_form_of_checkpoint_is_the_same_model(form, tmp_path, cache):
     save_file(tensors, path) if form == "safetensors" else torch.save(tensors, path)
     identity = identify(path)
     assert (identity.num_hidden_layers, identity.num_attention_heads) == (2, 0)
-    loaded = decoder.load(identity, "bfloat16" if form == "bfloat16 pth" else "float32")
+    loaded = loading.load(identity, "bfloat16" if form == "bfloat16 pth" else "float32")
     ids = tiny_models.tokens(2, 30)
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
     assert len(list(cache.iterdir())) == 1  # converted once
@@ -255,7 +255,7 @@ def test_config_of_a_port_needs_no_code_of_its_own(tmp_path):
     )
     extra += '"num_attention_heads": 64, "rescale_every": 6, "model_version": "5_2",'
     (tmp_path / "config.json").write_text(extra + text.strip()[1:].replace('"model_version": "5.2",', ""))
-    loaded = decoder.load(identify(tmp_path))
+    loaded = loading.load(identify(tmp_path))
     ids = tiny_models.tokens(2, 30)
     assert torch.equal(loaded(ids).logits, model(ids).logits)
 

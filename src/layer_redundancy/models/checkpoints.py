@@ -1,0 +1,265 @@
+"""Which model a profile means, and what is known of a checkpoint without its weights in memory."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from layer_redundancy.config.profiles import EMBEDDED_MODEL, EMBEDDED_RWKV, Profile
+from layer_redundancy.core import paths
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data import hub
+from layer_redundancy.models import architectures, smollm2
+from layer_redundancy.models.stack import decoder_stack, head_slice
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """A model named exactly, without its weights in memory.
+
+    Attributes:
+        name: as the user gave it.
+        source: what transformers loads: a folder, or the hub id.
+        revision: commit on the hub, or the hash that stands for it; printed in captions.
+        fingerprint: sha256 over what decides the weights and their dtype; the store's key.
+        num_hidden_layers: blocks, from the config.
+        max_length: tokens the model was made for, from the config; None where there is no limit (Mamba).
+        trust_remote_code: as the user chose.
+        num_attention_heads: query heads of a block, from the config; 0 for a model without attention.
+        num_key_value_heads: keys and values that these share; as many as query heads where none are shared.
+    """
+
+    name: str
+    source: str
+    revision: str
+    fingerprint: str
+    num_hidden_layers: int
+    max_length: int | None = None
+    trust_remote_code: bool = False
+    num_attention_heads: int = 0
+    num_key_value_heads: int = 0
+
+    @property
+    def hub_revision(self) -> str | None:
+        """The revision to ask the hub for; None for a folder on this machine."""
+        return _hub_revision(self.source, self.revision)
+
+
+class _Weights(NamedTuple):
+    """Where weights lie: source and revision as in ModelIdentity, and the text that decides what they are."""
+
+    source: str
+    revision: str
+    content: str
+
+
+def identify(profile: Profile) -> ModelIdentity:
+    """Finds out which weights a profile means, downloading no more than a config.
+
+    Raises:
+        StudyError: the model does not exist, is gated, or cannot be reached.
+    """
+    if profile.dtype not in DTYPES:
+        raise StudyError(f"unknown dtype {profile.dtype!r}: choose one of {', '.join(DTYPES)}")
+    weights = _weights(profile)
+    revision = _hub_revision(weights.source, weights.revision)
+    config = _config(weights.source, revision, profile.trust_remote_code)
+    text = config.get_text_config()
+    layers = getattr(text, "num_hidden_layers", None)
+    if not layers:
+        raise StudyError(f"model {profile.model!r} ({config.model_type}) has no num_hidden_layers: not a decoder stack")
+    heads = getattr(text, "num_attention_heads", None) or 0
+    return ModelIdentity(
+        name=profile.model,
+        source=weights.source,
+        revision=weights.revision,
+        # Not the folder's name: the same weights elsewhere are the same model.
+        fingerprint=hashlib.sha256(json.dumps([weights.content, profile.dtype]).encode()).hexdigest(),
+        num_hidden_layers=layers,
+        # RWKV-4 calls its context length so: its CUDA kernel takes no more, though the recurrence has no end.
+        max_length=getattr(text, "max_position_embeddings", None),
+        trust_remote_code=profile.trust_remote_code,
+        num_attention_heads=heads,
+        num_key_value_heads=getattr(text, "num_key_value_heads", None) or heads,
+    )
+
+
+def _weights(profile: Profile) -> _Weights:
+    """The weights of the embedded models, of a folder, of a file as its authors publish it, or of the hub.
+
+    Raises:
+        StudyError: there are none, or a revision is asked for of what is not on the hub.
+    """
+    model, path = profile.model, Path(profile.model).expanduser()
+    publisher = architectures.of_file(path)
+    if not (model in (EMBEDDED_MODEL, EMBEDDED_RWKV) or path.is_dir() or publisher):
+        if model.startswith((".", "/", "~")) or model.count("/") > 1:
+            raise StudyError(f"model {model!r}: no such folder")
+        commit = _hub_commit(model, profile.revision)
+        return _Weights(model, commit, f"{model}@{commit}")
+    if profile.revision:
+        raise StudyError(f"model {model!r} is not on the hub: it has no revision {profile.revision!r}")
+    if model == EMBEDDED_MODEL:
+        content = f"{smollm2.GGUF_SHA256} converted by rules {smollm2.CONVERSION_VERSION}"
+        return _Weights(str(smollm2.folder()), smollm2.revision(), content)
+    if model == EMBEDDED_RWKV:
+        folder, place = paths.MODELS / EMBEDDED_RWKV, "in data/models"
+    elif publisher:
+        folder, place = publisher.folder(path), "local file"
+    else:
+        folder, place = path.resolve(), "local folder"
+    content = _folder_hash(folder)
+    return _Weights(str(folder), f"{place}, sha256 {content[:8]}", content)
+
+
+def _hub_revision(source: str, revision: str) -> str | None:
+    return None if Path(source).is_dir() else revision
+
+
+def _folder_hash(folder: Path) -> str:
+    """sha256 over the names and bytes of a checkpoint's config and weights."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".bin", ".model", ".py"})
+    if not (folder / "config.json").is_file():
+        raise StudyError(f"model folder {folder} has no config.json: give a folder written by save_pretrained")
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as f:
+            digest.update(f"{path.name}:{hashlib.file_digest(f, 'sha256').hexdigest()};".encode())
+    return digest.hexdigest()
+
+
+def _hub_commit(model: str, revision: str | None) -> str:
+    """The commit a hub revision stands for, from the hub or from the local cache when the hub is out of reach."""
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors(model):
+        config = hf_hub_download(model, "config.json", revision=revision)
+    return Path(config).parent.name  # .../snapshots/<commit>/config.json
+
+
+def config(identity: ModelIdentity) -> Any:
+    """The model's config. Raises StudyError where it cannot be read."""
+    return _config(identity.source, identity.hub_revision, identity.trust_remote_code)
+
+
+def _config(source: str, revision: str | None, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    architectures.register()
+    with hub_errors(source, trust_remote_code=trust_remote_code):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def hub_errors(name: str, trust_remote_code: bool = True) -> Iterator[None]:
+    """Turns whatever the hub or transformers throws while `name` is fetched into one line that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise StudyError(f"{name} does not fit in this device's memory: use a smaller model or dtype") from e
+    except StudyError:
+        raise
+    except Exception as e:  # a config or weights that make no sense raise almost anything
+        if (line := hub.one_line(e, name, f"use MODEL={EMBEDDED_MODEL}, which needs no hub")) is not None:
+            raise StudyError(line) from e
+        text = " ".join(str(e).split())
+        if isinstance(e, OSError) and e.errno is not None:
+            raise StudyError(f"{name} cannot be read: {text}") from e
+        if not trust_remote_code and "trust_remote_code" in text:
+            raise StudyError(
+                f"{name} ships its own code: read it, then set trust_remote_code=True if you trust it"
+            ) from e
+        raise StudyError(f"{name} cannot be loaded: {text[:300]}") from e
+
+
+def block_weights(identity: ModelIdentity) -> tuple[int, int]:
+    """Weights of a residual block (the mean over blocks), and those that go with one query head of it.
+
+    A head's are its rows of the query projection and its columns of the output projection, and its keys' and values'
+    projections where it shares them with no other head.
+
+    Raises:
+        StudyError: the model has no attention heads, or cannot be taken apart.
+    """
+    if not identity.num_attention_heads:
+        raise StudyError(f"{identity.name} has no attention heads")
+    with shapes(identity) as model:
+        stack = decoder_stack(model)
+        part = head_slice(stack, len(stack) // 2, 0)
+    sizes = [sum(p.numel() for p in block.parameters()) for block in stack.blocks]
+    own = 4 if identity.num_key_value_heads == identity.num_attention_heads else 2
+    return round(sum(sizes) / len(sizes)), own * (part.stop - part.start) * model.config.get_text_config().hidden_size
+
+
+def parameter_sizes(identity: ModelIdentity) -> dict[str, int]:
+    """Weights of each parameter by its name, tied ones once; as if the model were not quantized."""
+    with shapes(identity) as model:
+        return {name: parameter.numel() for name, parameter in model.named_parameters()}
+
+
+@contextmanager
+def shapes(identity: ModelIdentity) -> Iterator[nn.Module]:
+    """The model without its weights (torch's meta device), for what its modules are like.
+
+    Raises:
+        StudyError: it cannot be built.
+    """
+    from transformers import AutoModelForCausalLM
+
+    settings = config(identity)
+    with hub_errors(identity.name, identity.trust_remote_code), torch.device("meta"):
+        yield AutoModelForCausalLM.from_config(settings, trust_remote_code=identity.trust_remote_code)
+
+
+def quantization_method(identity: ModelIdentity) -> str | None:
+    """How the checkpoint's weights are quantized ("compressed-tensors", "gptq", ...), from its config; None if not."""
+    settings = getattr(config(identity), "quantization_config", None)
+    return None if settings is None else str(dict(settings).get("quant_method") or "unknown")
+
+
+def check_library(identity: ModelIdentity) -> None:
+    """Raises StudyError if a ready quantized checkpoint takes a library that is not there."""
+    quantization_options(identity)
+
+
+def local_folder(identity: ModelIdentity) -> Path:
+    """Where the checkpoint's safetensors files lie, fetched from the hub if they are not in its cache."""
+    if Path(identity.source).is_dir():
+        return Path(identity.source)
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(identity.name):
+        found = snapshot_download(identity.source, revision=identity.revision, allow_patterns=["*.safetensors"])
+    return Path(found)
+
+
+# What transformers needs to load a checkpoint of ready quantized weights and we do not install, and how to get it.
+_QUANTIZATION_PACKAGES = {"gptq": (("gptqmodel", "optimum"), "run `make gptq`")}
+
+
+def quantization_options(identity: ModelIdentity) -> dict[str, Any]:
+    """Options of `from_pretrained` for the way in which the weights are quantized.
+
+    Raises:
+        StudyError: it takes a library that is not there.
+    """
+    from transformers import CompressedTensorsConfig
+
+    method = quantization_method(identity)
+    needed, remedy = _QUANTIZATION_PACKAGES.get(method or "", ((), ""))
+    if missing := [package for package in needed if find_spec(package) is None]:
+        raise StudyError(
+            f"{identity.name} holds {method.upper()} weights, which take the package{'s' * (len(missing) > 1)} "
+            f"{' and '.join(missing)}: {remedy}"
+        )
+    # Unpacked once, not at every forward, and every matrix is there to be read.
+    return {"quantization_config": CompressedTensorsConfig(dequantize=True)} if method == "compressed-tensors" else {}

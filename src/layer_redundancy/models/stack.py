@@ -1,0 +1,373 @@
+"""A model taken apart.
+
+A causal language model is, to this study, an embedding, an ordered list of residual blocks, a final norm and a head.
+What a block needs besides its input (masks, rotary angles, ...) is not rebuilt here: the model's own forward is run
+with blocks that only record what they are called with. So masks by layer type, embedding scales and position tables are
+the model's own, whatever the architecture. Where the parts lie is in `architectures`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.models import architectures
+from layer_redundancy.models.architectures import Architecture
+from layer_redundancy.models.attributes import attributes
+
+
+@dataclass(frozen=True)
+class BlockCalls:
+    """What the model's own forward hands to each block besides the hidden states, for one batch of tokens.
+
+    Attributes:
+        calls: for each block, positional and named arguments.
+        cache: the stand-in for a key-value cache among them, or None.
+    """
+
+    calls: tuple[tuple[tuple, dict], ...]
+    cache: Any = None
+
+
+class PrefixKeys:
+    """Takes the place of a cache while one block runs: keeps the keys and values of prefixes, then hands them out.
+
+    Attributes:
+        rows: for each sequence of the batch that continues the prefixes, the row of its prefix; None while the prefixes
+            themselves run.
+    """
+
+    is_updated: ClassVar[dict] = {}  # looked at by GPT-2, which allows for an encoder's cache
+
+    def __init__(self) -> None:
+        self.rows: Tensor | None = None
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """What attention calls with the new keys and values (rows, heads, tokens, size); returns those to attend to."""
+        if self.rows is None:
+            self._keys, self._values = keys, values
+            return keys, values
+        past = [x.index_select(0, self.rows.to(x.device)) for x in (self._keys, self._values)]
+        return torch.cat([past[0], keys], dim=-2), torch.cat([past[1], values], dim=-2)
+
+
+@dataclass(frozen=True)
+class DecoderStack:
+    """A causal language model as embedding, residual blocks, final norm and head.
+
+    Sequences are padded on the right, and no padding mask is used: every architecture here is causal, so real tokens
+    never see what follows them, and whoever reads the results leaves padded positions out. Only prefixes that others
+    continue are padded on the left, and masked.
+
+    Attributes:
+        model: the transformers model the parts belong to.
+        blocks: the residual blocks, in order (the model's own ModuleList).
+        final: modules applied after the last block (the norm; OPT's projection).
+        head: hidden size -> vocabulary.
+        softcap: Gemma-2's final logit soft-capping, or None.
+        architecture: the model's family.
+    """
+
+    model: nn.Module
+    blocks: nn.ModuleList
+    final: tuple[nn.Module, ...]
+    head: nn.Module
+    softcap: float | None
+    architecture: Architecture
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        embedding = self.model.get_input_embeddings()
+        # Of a model that accelerate keeps in parts, or loads block by block, the hook knows better than the weight.
+        device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+        return embedding.weight.device if device is None else torch.device(device)
+
+    @torch.no_grad()
+    def start(
+        self, input_ids: Tensor, past: Tensor | None = None, real: Tensor | None = None
+    ) -> tuple[Tensor, BlockCalls]:
+        """Embeds tokens and records what every block is called with.
+
+        Args:
+            input_ids: int64 (batch, tokens).
+            past: bool (batch, P): where the keys of a prefix of P positions, run before, are real; False is padding on
+                the left. `run_block` then needs the PrefixKeys. None: the tokens begin their sequences.
+            real: bool (batch, tokens): likewise for tokens that are themselves prefixes, padded on the left.
+
+        Returns:
+            X_0 (batch, tokens, hidden size), the residual stream before block 0, after the embedding's own scale or
+            norm; and the calls to hand to `run_block`.
+
+        Raises:
+            StudyError: a token that the model has no embedding for.
+        """
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        if input_ids.max() >= vocabulary:  # on CUDA, looking it up would end the process
+            raise StudyError(
+                f"token {input_ids.max().item()} is beyond the model's {vocabulary} embeddings: its tokenizer belongs "
+                "to another model"
+            )
+        calls: list[tuple[tuple, dict]] = []
+        states: list[Tensor] = []
+
+        def record(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            states.append(hidden_states)
+            calls.append((args, kwargs))
+            return self.architecture.recorded(hidden_states)
+
+        options: dict[str, Any] = {"use_cache": False}
+        if past is not None or real is not None:
+            real = torch.ones_like(input_ids, dtype=torch.bool) if real is None else real
+            whole = real if past is None else torch.cat([past, real], dim=1)  # (batch, P + tokens)
+            positions = (whole.long().cumsum(1) - 1).clamp_min(0)[:, -input_ids.shape[1] :]
+            options = {
+                "use_cache": True,
+                "past_key_values": _empty_cache(0 if past is None else past.shape[1]),
+                "position_ids": positions.to(self.device),
+                "attention_mask": None if whole.all() else whole.long().to(self.device),
+            }
+        with attributes(*((block, "forward", record) for block in self.blocks)):
+            self.model.base_model(input_ids=input_ids.to(self.device), **options)
+        hidden = self.architecture.first_residual(self.blocks[0], states[0])
+        return hidden, BlockCalls(tuple(calls), options.get("past_key_values"))
+
+    @torch.no_grad()
+    def run_block(
+        self,
+        index: int,
+        hidden: Tensor,
+        calls: BlockCalls,
+        keys: PrefixKeys | None = None,
+        attention: "SharedAttention | None" = None,
+    ) -> Tensor:
+        """Block `index` alone: X (batch, tokens, hidden size) -> X of the same shape.
+
+        Args:
+            index: of the block.
+            hidden: X before it.
+            calls: from `start`.
+            keys: keeps or provides the keys and values of prefixes, where `start` was given any.
+            attention: keeps what `run_block_without_heads` needs.
+
+        Raises:
+            StudyError: `attention` of a block that has none.
+        """
+        if attention is not None:
+            with attention.listening(output_projection(self, index)):
+                return self.run_block(index, hidden, calls, keys)
+        args, kwargs = calls.calls[index]
+        if calls.cache is not None:
+            args = tuple(keys if value is calls.cache else value for value in args)
+            kwargs = {name: keys if value is calls.cache else value for name, value in kwargs.items()}
+        out = self.architecture.run_block(self.blocks[index], hidden, args, kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    @torch.no_grad()
+    def run_block_without_heads(
+        self, index: int, heads: Sequence[int], hidden: Tensor, calls: BlockCalls, attention: "SharedAttention"
+    ) -> Tensor:
+        """Block `index` without some query heads: the same shapes as `run_block`.
+
+        Attention itself is not run again: the heads' contribution is taken out of the output projection's result.
+
+        Args:
+            heads: of the block's query heads.
+            attention: from `run_block` on the same `hidden`.
+
+        Raises:
+            StudyError: no such head.
+        """
+        projection, dim, module = _output_projection(self, index)
+        parts, weight = [head_slice(self, index, head) for head in heads], getattr(projection, "weight", None)
+        if weight is not None and weight.is_floating_point() and weight.device.type != "meta":
+            output = attention.outputs.float()
+            for part in parts:
+                slab = weight.narrow(dim, part.start, part.stop - part.start).float()
+                output = output - attention.inputs[..., part].float() @ (slab.T if dim == 1 else slab)
+            output = output.to(attention.outputs.dtype)
+        else:  # quantized, or not in memory: only the projection itself can read its weights
+            inputs = attention.inputs.clone()
+            for part in parts:
+                inputs[..., part] = 0
+            output = projection(inputs)
+        with attributes((module, "forward", lambda *_, **__: (output, None))):
+            return self.run_block(index, hidden, calls)
+
+    @torch.no_grad()
+    def finish(self, hidden: Tensor) -> Tensor:
+        """What follows the last block: the final norm (and OPT's projection). Shape (..., hidden size)."""
+        for module in self.final:
+            hidden = module(hidden)
+        return hidden
+
+    @torch.no_grad()
+    def logits(self, finished: Tensor) -> Tensor:
+        """Head and soft-cap on finished states (..., hidden size) -> float32 (..., vocabulary)."""
+        weight = getattr(self.head, "weight", finished)
+        logits = self.head(finished.to(weight.dtype) if weight.is_floating_point() else finished)
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits.float()
+
+
+def decoder_stack(model: nn.Module) -> DecoderStack:
+    """Takes a transformers causal language model apart.
+
+    Supported, and tested as transformers ships them: Llama, Mistral, Qwen2, Qwen3, Gemma-2, Gemma-3, GPT-2, GPT-NeoX,
+    OPT, Phi-3, RWKV-4, Mamba; as they are here: RWKV-5, Baichuan. Other models that share one of these layouts work if
+    `check_stack` agrees.
+
+    Raises:
+        StudyError: no known layout fits.
+    """
+    architecture = architectures.find(getattr(model, "config", None))
+    for layout in architecture.layouts:
+        blocks = _submodule(model, layout.blocks)
+        if isinstance(blocks, nn.ModuleList):
+            final = tuple(m for m in (_submodule(model, path) for path in layout.final) if m is not None)
+            head = model.get_output_embeddings()
+            if head is None:
+                break
+            softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+            return DecoderStack(model, blocks, final, head, softcap, architecture)
+    places = ", ".join(layout.blocks for layout in architecture.layouts)
+    raise StudyError(
+        f"cannot take {type(model).__name__} apart: its residual blocks are in none of the known places ({places})"
+    )
+
+
+def check_stack(model: nn.Module, num_tokens: int = 8) -> None:
+    """Runs the blocks by hand on a few tokens and compares with the model's own logits.
+
+    Raises:
+        StudyError: no layout fits, logits are not finite, or the two differ, as they do for an architecture that does
+            something between blocks.
+    """
+    stack = decoder_stack(model)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(1, num_tokens + 1, device=stack.device)[None] * 7 % vocabulary
+    with torch.no_grad():
+        own = model(input_ids=ids, use_cache=False).logits.float()
+    hidden, calls = stack.start(ids)
+    for i in range(len(stack)):
+        hidden = stack.run_block(i, hidden, calls)
+    by_hand = stack.logits(stack.finish(hidden)).to(own.device)
+    if not torch.isfinite(own).all():
+        raise StudyError(f"{type(model).__name__} gives NaN or infinite logits: try dtype float32, or other weights")
+    difference = (own - by_hand).abs().max().item()
+    if difference > 1e-3 * max(1.0, own.abs().max().item()):
+        raise StudyError(
+            f"cannot take {type(model).__name__} apart: its blocks run one by one give other logits than the model "
+            f"(largest difference {difference:.3g})"
+        )
+
+
+def _empty_cache(length: int) -> Any:
+    """A cache that says it holds `length` positions, for the masks and positions that the model derives from it."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    cache = DynamicCache()
+    if length:
+        layer = DynamicLayer()
+        layer.lazy_initialization(torch.zeros(0), torch.zeros(0))
+        layer.keys = layer.values = torch.zeros(1).expand(1, 1, length, 1)
+        cache.layers.append(layer)
+    return cache
+
+
+def has_key_value_cache(model: nn.Module) -> bool:
+    """Whether a prefix can be kept as keys and values; RWKV and Mamba carry a state instead."""
+    return architectures.find(model.config).keeps_keys_and_values(model)
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    for name in path.split("."):
+        module = getattr(module, name, None)
+        if module is None:
+            return None
+    return module
+
+
+def renumber(blocks: Sequence[nn.Module]) -> list[tuple[nn.Module, str, int]]:
+    """Gives every block, and what in it keeps the block's number, its new number (in place).
+
+    Returns:
+        (module, attribute, old value) of everything changed, for whoever wants to undo it.
+    """
+    changed = []
+    for index, block in enumerate(blocks):
+        for module in block.modules():
+            for name in ("layer_idx", "layer_id"):
+                old = vars(module).get(name)
+                if isinstance(old, int) and old != index:
+                    changed.append((module, name, old))
+                    setattr(module, name, index)
+    return changed
+
+
+class SharedAttention:
+    """What a block's attention hands to its output projection, and what comes out of it."""
+
+    inputs: Tensor  # (batch, tokens, heads * size)
+    outputs: Tensor  # (batch, tokens, hidden size)
+
+    @contextmanager
+    def listening(self, projection: nn.Module) -> Iterator[None]:
+        """Takes both down while the block runs."""
+
+        def keep(_: nn.Module, args: tuple, output: Tensor) -> None:
+            self.inputs, self.outputs = args[0], output
+
+        handle = projection.register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _output_projection(stack: DecoderStack, layer: int) -> tuple[nn.Module, int, nn.Module]:
+    """A block's output projection, the dimension of its weight along which heads lie, and its attention.
+
+    Raises:
+        StudyError: the block has no attention (RWKV, Mamba), or a form of it that is not known.
+    """
+    for form in stack.architecture.attentions:
+        attention = _submodule(stack.blocks[layer], form.path)
+        if attention is not None and hasattr(attention, form.projection):
+            return getattr(attention, form.projection), form.heads_dim, attention
+    raise StudyError(f"block {layer} of {type(stack.model).__name__} has no attention heads to remove")
+
+
+def head_slice(stack: DecoderStack, layer: int, head: int) -> slice:
+    """Where a query head lies in the input of its block's output projection.
+
+    Raises:
+        StudyError: no such head, or the block has none.
+    """
+    projection, dim, _ = _output_projection(stack, layer)
+    num_heads = stack.model.config.get_text_config().num_attention_heads
+    if not 0 <= head < num_heads:
+        raise StudyError(f"head {head} is out of range: block {layer} has query heads 0 to {num_heads - 1}")
+    width = getattr(projection, "in_features", None) or projection.weight.shape[dim]
+    size = width // num_heads
+    return slice(head * size, (head + 1) * size)
+
+
+def output_projection(stack: DecoderStack, layer: int) -> nn.Module:
+    """What a block's attention hands its heads to, side by side as `head_slice` says.
+
+    Raises:
+        StudyError: the block has no attention, or a form of it that is not known.
+    """
+    return _output_projection(stack, layer)[0]

@@ -1,10 +1,13 @@
 """Figures as files: PNG, PDF and CSV, byte for byte the same for the same data; each whole or not at all."""
 
+import bisect
 import io
 import pickle
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from layer_redundancy.core.cache import write_whole
@@ -33,63 +36,67 @@ def save(figure: Figure, data: pd.DataFrame, folder: Path, name: str, caption: s
 
 
 def _render(figure: Figure, caption: str) -> dict[str, bytes]:
-    """PNG and PDF of the figure, made taller by its caption; on a copy, so that saving twice gives equal bytes."""
-    figure = pickle.loads(pickle.dumps(figure))
+    """PNG and PDF of the figure with its caption.
+
+    The canvases are called themselves, since `savefig` draws everything once more before each, to lay it out.
+    """
     with settings():
-        width, height = figure.get_size_inches()
-        margin = 0.12
-        lines = _wrap(caption, (width - 2 * margin) * 72)
-        foot = (len(lines) * 1.35 * CAPTION_SIZE / 72 + 2 * margin) if lines else 0.0
-        figure.set_size_inches(width, height + foot)
-        share = foot / (height + foot)
-        if figure.get_layout_engine() is None:
-            figure.set_layout_engine("constrained")
-        figure.get_layout_engine().set(rect=(0, share, 1, 1 - share))
-        figure.text(
-            margin / width,
-            (foot - margin) / (height + foot),
-            "\n".join(lines),
-            size=CAPTION_SIZE,
-            color="#555555",
-            va="top",
-            linespacing=1.35,
-            parse_math=False,
-            gid="caption",
-        ).set_in_layout(False)
-        _fix_layout(figure)
-        files = {}
-        for kind, metadata in (
-            ("png", {"Software": None}),
-            ("pdf", dict.fromkeys(("CreationDate", "Creator", "Producer"))),
-        ):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata)
-            files[kind] = buffer.getvalue()
-    return files
+        figure = _laid_out(figure, caption)
+        png, pdf = io.BytesIO(), io.BytesIO()
+        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+        FigureCanvasPdf(figure).print_pdf(pdf, metadata=dict.fromkeys(("CreationDate", "Creator", "Producer")))
+    return {"png": png.getvalue(), "pdf": pdf.getvalue()}
 
 
-def _fix_layout(figure: Figure) -> None:
-    """Lays the figure out once and keeps that, rounded: the solver's last bits depend on where its variables lie."""
+def _laid_out(figure: Figure, caption: str) -> Figure:
+    """A copy of the figure, made taller by its caption, with a layout that no longer changes."""
+    figure = pickle.loads(pickle.dumps(figure))
+    width, height = figure.get_size_inches()
+    margin = 0.12
+    lines = _wrap(caption, (width - 2 * margin) * 72)
+    foot = (len(lines) * 1.35 * CAPTION_SIZE / 72 + 2 * margin) if lines else 0.0
+    figure.set_size_inches(width, height + foot)
+    share = foot / (height + foot)
+    if figure.get_layout_engine() is None:
+        figure.set_layout_engine("constrained")
+    figure.get_layout_engine().set(rect=(0, share, 1, 1 - share))
+    figure.text(
+        margin / width,
+        (foot - margin) / (height + foot),
+        "\n".join(lines),
+        size=CAPTION_SIZE,
+        color="#555555",
+        va="top",
+        linespacing=1.35,
+        parse_math=False,
+        gid="caption",
+    ).set_in_layout(False)
     figure.set_dpi(PNG_DPI)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    # Rounded, since the solver's last bits depend on where its variables lie in memory.
     for axes in figure.axes:
         axes.set_position([round(value, 6) for value in axes.get_position(original=True).bounds])
+    return figure
 
 
 def _wrap(text: str, points: float) -> list[str]:
-    """Lines of caption no wider than so many points."""
+    """Lines of caption no wider than so many points, or of one word."""
     lines = []
-    for paragraph in text.splitlines():
-        line = ""
-        for word in paragraph.split():
-            if line and text_width(f"{line} {word}", CAPTION_SIZE) > 0.98 * points:
-                lines.append(line)
-                line = word
-            else:
-                line = f"{line} {word}".strip()
-        lines.append(line)
-    return lines if text.strip() else []
+    for paragraph in text.splitlines() if text.strip() else []:
+        words = paragraph.split()
+        while True:
+            # Found by halving, since to measure a line at each of its words takes long.
+            fit = bisect.bisect(
+                range(1, len(words) + 1),
+                0.98 * points,
+                key=lambda count: text_width(" ".join(words[:count]), CAPTION_SIZE),
+            )
+            lines.append(" ".join(words[: max(fit, 1)]))
+            words = words[max(fit, 1) :]
+            if not words:
+                break
+    return lines
 
 
 def _csv(data: pd.DataFrame) -> bytes:

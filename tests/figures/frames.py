@@ -1,0 +1,338 @@
+"""Made-up frames for every figure function, one figure of each function, and where things lie in one."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from benchmarks import pictures
+from layer_redundancy.figures import (
+    benchmarks,
+    block_pruning,
+    generation,
+    healing,
+    layer_importance,
+    metric_comparison,
+    prompt_tuning,
+    prune_ratio,
+    quantization,
+    rwkv_redundancy,
+    single_layer_removal,
+    style,
+    width_vs_depth,
+)
+from tools.rwkv import training_curve
+
+CAPTION = "a model at revision 12e5678, bfloat16, 32 x 512 tokens of text $x_1$; " * 8
+
+
+def score_frame(n: int) -> pd.DataFrame:
+    """Scores shaped like a real model's: the ends influential, the middle not, no two equal."""
+    block = np.arange(n)
+    score = 0.02 + 0.6 * ((block - 0.6 * n) / n) ** 2 + 1e-4 * block
+    return pd.DataFrame({"block": block, "score": score, "low": 0.9 * score, "high": 1.1 * score})
+
+
+def order_of(scores: pd.DataFrame) -> list[int]:
+    return scores.sort_values("score")["block"].tolist()
+
+
+def metric_frame(n: int) -> pd.DataFrame:
+    parts = []
+    for metric in style.MEASURES:
+        for token, factor in (("included", 1.0), ("excluded", 1.2)):
+            part = score_frame(n).assign(metric=metric, first_token=token)
+            if metric in ("sequential", "reverse_order"):
+                part = part.assign(score=-part["block"], low=np.nan, high=np.nan)
+            else:
+                part[["score", "low", "high"]] *= factor
+            parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def grid_frame(n: int) -> pd.DataFrame:
+    rows = [(k, start, 0.01 * k + 0.001 * abs(start - 1)) for k in range(1, n + 1) for start in range(n - k + 1)]
+    return pd.DataFrame(rows, columns=["n", "start", "distance"])
+
+
+def inclusion_frame(n: int) -> pd.DataFrame:
+    """Block n - 1 is removed first, block 0 last."""
+    rows = [(block, k, float(n - block <= k)) for block in range(n) for k in range(1, n + 1)]
+    return pd.DataFrame(rows, columns=["block", "k", "probability"])
+
+
+def rank_frame(n: int) -> pd.DataFrame:
+    rank = n - np.arange(n)
+    return pd.DataFrame({"block": np.arange(n), "rank": rank, "low": rank - 0.5, "high": rank + 0.5})
+
+
+def removal_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    block = np.arange(n)
+    perplexity = pd.DataFrame({"block": block, "perplexity": 25.0 + 1000.0 * (block == 0)})
+    perplexity = perplexity.assign(low=perplexity["perplexity"] * 0.9, high=perplexity["perplexity"] * 1.1)
+    one = pd.DataFrame({"block": block, "accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 100, "chance": 0.25})
+    accuracy = pd.concat(
+        [one.assign(task="passage_continuation", metric="acc_norm"), one.assign(task="mmlu_dev", metric="acc", n=80)]
+    )
+    dense = [{"block": None, "perplexity": 23.4}]
+    for task, metric in (("passage_continuation", "acc_norm"), ("mmlu_dev", "acc")):
+        dense.append({"block": None, "task": task, "metric": metric, "accuracy": 0.65})
+    return perplexity, accuracy, pd.DataFrame(dense)
+
+
+def ratio_frame(rows: int) -> pd.DataFrame:
+    ratios = np.geomspace(0.9, 14, rows)
+    columns = {"case": list("abcd" * rows)[:rows], "plan": "x", "peer": "an lm-eval (HFLM) evaluation a variant"}
+    return pd.DataFrame(
+        {"ratio": ratios, "ratio_low": ratios / 1.1, "ratio_high": ratios * 1.2, "target": 1.5, **columns}
+    )
+
+
+def curve_frame(n: int) -> pd.DataFrame:
+    parts = []
+    for removed in (1, 2, 4):
+        for place, reading in enumerate(("teacher-forced", "own text", "free-running", "not yet diverged")):
+            agreement = (0.9 - 0.02 * removed) ** (np.arange(n) * place)
+            part = {"position": np.arange(1, n + 1), "agreement": agreement, "low": 0.9 * agreement, "high": agreement}
+            parts.append(pd.DataFrame({"removed": removed, "reading": reading, "n": 24, **part}))
+        parts.append(parts[-1].assign(reading="independent errors"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def generation_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame, float]:
+    removed = np.arange(n)
+    one = pd.DataFrame({"removed": removed.astype(float), "value": 1 / (1 + removed), "n": 24})
+    values = [one.assign(measure=m) for m in ("teacher-forced", "own text", "free-running", "repetition")]
+    values += [one.assign(measure="perplexity", value=3.0 + 10 * removed)]
+    values += [
+        pd.DataFrame({"removed": [np.nan] * 2, "measure": ["repetition", "perplexity"], "value": [0.03, 20.0], "n": 24})
+    ]
+    values = pd.concat(values, ignore_index=True)
+    kept = one.rename(columns={"value": "kept"}).assign(low=0.0, high=1.0)
+    tasks = (("free-running", "generative"), ("gsm8k_cot", "generative"), ("passage_continuation", "multiple choice"))
+    kept = pd.concat([kept.assign(task=task, kind=kind) for task, kind in tasks])
+    return values.assign(low=0.9 * values["value"], high=1.1 * values["value"]), kept, 0.013
+
+
+def ratio_curves(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Perplexity and accuracy at n depths, cliffs, published values."""
+    perplexity, accuracy, _ = removal_frames(n)
+    share = {"share": lambda frame: 100 * frame["block"] / n}
+    perplexity["perplexity"] = 10.0 ** np.linspace(1, 9, n)  # the last ones are off the scale
+    cliffs = pd.DataFrame({"task": ["mmlu_dev"], "share": 20.0, "share_low": 10.0, "share_high": 30.0, "block": 3})
+    reported = pd.DataFrame({"label": ["MMLU, paper, A", "MMLU, paper, A"], "share": [0, 25.0], "accuracy": [0.5, 0.4]})
+    return perplexity.assign(**share), accuracy.assign(**share), cliffs, reported
+
+
+def metric_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    metrics = ("block_influence", "relative_magnitude", "hidden_norm", "sequential", "reverse_order", "angular_blocks")
+    perplexity, accuracy, _, _ = ratio_curves(n)
+    accuracy = accuracy.rename(columns={"metric": "metric_name"}).assign(text_low=0.45, text_high=0.55)
+    both = []
+    for frame in (perplexity, accuracy):
+        both.append(pd.concat([frame.assign(metric=metric) for metric in (*metrics, "greedy")], ignore_index=True))
+    return both[0], both[1]
+
+
+def correlation_frame() -> pd.DataFrame:
+    names = ["block_influence", "relative_magnitude", "greedy"]
+    return pd.DataFrame([(a, b, 1.0 if a == b else -0.3) for a in names for b in names], columns=["a", "b", "tau"])
+
+
+def head_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    pairs = [(block, head) for block in range(n) for head in range(6)]
+    single = pd.DataFrame(pairs, columns=["block", "head"]).assign(measurement="perplexity")
+    single["change"] = 0.01 * single["head"] + np.where(single["block"] == 0, 2.0, 0)
+    both = pd.concat([single, single.assign(measurement="mmlu_dev", change=-0.1)], ignore_index=True).assign(n=3)
+    one = pd.DataFrame({"head": range(6), "value": 20.0, "low": 18.0, "high": 25.0, "dense": 15.0})
+    other = one.assign(measurement="mmlu_dev", value=0.4, low=0.3, high=0.5, dense=0.5, n=40.0, chance=0.25)
+    return both, pd.concat([one.assign(measurement="perplexity"), other], ignore_index=True)
+
+
+def damage_frame(n: int) -> pd.DataFrame:
+    kinds = {
+        "one block (n=9)": np.linspace(0.05, 7, n),
+        "48 heads": np.linspace(0.5, 2, n),
+        "head": np.linspace(-1, 1, n),
+    }
+    return pd.concat([pd.DataFrame({"what": what, "damage": d}) for what, d in kinds.items()], ignore_index=True)
+
+
+def method_frames() -> tuple[pd.DataFrame, pd.DataFrame]:
+    one = pd.DataFrame({"method": ["Dense", "ShortGPT"], "accuracy": [0.6, 0.4], "low": 0.3, "high": 0.7, "n": 40})
+    both = pd.concat([one.assign(task="mmlu_dev", chance=0.25), one.assign(task="mmlu_dev_fewshot", chance=0.25)])
+    reported = pd.DataFrame({"method": ["Dense", "LaCo"], "label": "MMLU, paper, A", "accuracy": [0.55, 0.3]})
+    return both, reported
+
+
+def prefill_frame() -> pd.DataFrame:
+    rows = [(m, n, side, 10.0**k, 9.0**k, 11.0**k) for m in "AB" for n in (512, 2048) for k, side in enumerate("xyz")]
+    return pd.DataFrame(rows, columns=["model", "prompt_tokens", "side", "tokens_per_second", "low", "high"])
+
+
+def beside_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two models, one of them twice as deep."""
+    curves, accuracies = [], []
+    for model, blocks in (("recurrent", n), ("transformer", 2 * n)):
+        _, accuracy = metric_frames(blocks)
+        accuracy = accuracy[accuracy["task"] == "mmlu_dev"].assign(model=model)
+        bits = 1.0 + accuracy["share"] / 20
+        accuracies.append(accuracy)
+        curves.append(accuracy.assign(bits_per_byte=bits, low=0.9 * bits, high=1.1 * bits))
+    return pd.concat(curves, ignore_index=True), pd.concat(accuracies, ignore_index=True)
+
+
+def training_frame(n: int) -> pd.DataFrame:
+    tokens = 1e5 * np.arange(1, n + 1)
+    bits = np.where(np.arange(n) % 2, 2.0, np.nan)
+    return pd.DataFrame({"tokens": tokens, "loss": 5 - tokens / 1e7, "bits_per_byte": bits})
+
+
+PRECISIONS = ("full precision", "GPTQ, 8 bits", "GPTQ, 4 bits", "GPTQ, 3 bits")
+
+
+def size_frame(n: int) -> pd.DataFrame:
+    perplexity, accuracy, _, _ = ratio_curves(n)
+    parts = []
+    for place, name in enumerate(PRECISIONS):
+        for frame in (perplexity, accuracy.rename(columns={"metric": "metric_name"})):
+            megabytes = 60 + (200 - 50 * place) * (1 - frame["share"] / 100)
+            parts.append(frame.assign(weights=name, count=frame["block"], megabytes=megabytes))
+    return pd.concat(parts, ignore_index=True)
+
+
+def interaction_frame(n: int) -> pd.DataFrame:
+    share = 100 * np.arange(n) / n
+    one = pd.DataFrame({"share": share, "sum": 0.1 * share, "both": 0.09 * share, "interaction": -0.01 * share})
+    one = one.assign(low=one["interaction"] - 0.1, high=one["interaction"] + 0.1)
+    return pd.concat([one.assign(weights=name) for name in PRECISIONS[1:]], ignore_index=True)
+
+
+def precision_frame(n: int) -> pd.DataFrame:
+    return pd.concat([score_frame(n).assign(weights=name) for name in PRECISIONS], ignore_index=True)
+
+
+def pruning_frame() -> pd.DataFrame:
+    """Notebook 10: a whole model of six blocks, and three rules at two depths, the last never healed."""
+    columns = ["rule", "healed", "count", "loss", "accuracy"]
+    rows = [
+        ("whole model", False, 0, 2.1, 0.8),
+        ("whole model", True, 0, 2.0, 0.8),
+        ("similarity", False, 2, 4.1, 0.8),
+        ("similarity", True, 2, 2.2, 0.8),
+        ("similarity", False, 3, 5.1, 0.3),
+        ("similarity", True, 3, 2.25, 0.3),
+        ("simple rule", False, 2, 8.1, 0.8),
+        ("simple rule", True, 2, 2.4, 0.8),
+        ("simple rule", False, 3, 11.1, 0.3),
+        ("simple rule", True, 3, 2.55, 0.3),
+        ("last blocks", False, 2, 12.1, 0.8),
+        ("last blocks", False, 3, 17.1, 0.3),
+    ]
+    frame = pd.DataFrame(rows, columns=columns).assign(task="t", n=10, chance=0.25)
+    frame = frame.assign(share=100 * frame["count"] / 6, low=frame["loss"] - 1, high=frame["loss"] + 1)
+    return frame.assign(accuracy_low=frame["accuracy"] - 0.2, accuracy_high=frame["accuracy"] + 0.15)
+
+
+def healing_curve_frame() -> pd.DataFrame:
+    rows = [
+        ("whole model", 0, 0, 3.0),
+        ("similarity", 2, 0, 5.0),
+        ("similarity", 2, 64, 4.0),
+        ("simple rule", 2, 64, 6.0),
+    ]
+    return pd.DataFrame(rows, columns=["rule", "count", "tokens", "held_out"])
+
+
+def recipe_frame() -> pd.DataFrame:
+    frame = pd.DataFrame({"recipe": ["partial", "lora"], "label": ["head and last 3", "LoRA, rank 8"]})
+    frame = frame.assign(
+        perplexity=[8.2, 22.2], low=[7.4, 20.1], high=[9.0, 24.5], accuracy=[0.75, 0.5], n=4, chance=0.25
+    )
+    return frame.assign(
+        accuracy_low=[0.5, 0.0], accuracy_high=[1.0, 1.0], trainable=[2e7, 1e6], peak_bytes=2e9, seconds=[2.0, 4.0]
+    )
+
+
+def training_curves_frame() -> pd.DataFrame:
+    labels = {"lora": "LoRA, rank 8", "partial": "head and last 3"}
+    losses = {("lora", 0): 3.0, ("lora", 1): 3.1, ("partial", 0): 2.0, ("partial", 1): 2.1}
+    rows = [
+        (recipe, labels[recipe], seed, tokens, loss)
+        for (recipe, seed), last in losses.items()
+        for tokens, loss in ((0, 9.0), (1024, last))
+    ]
+    return pd.DataFrame(rows, columns=["recipe", "label", "seed", "tokens", "held_out"])
+
+
+def selection_frame() -> pd.DataFrame:
+    names = ["random", "perplexity", "taylor", "block_influence", "magnitude_l1", "magnitude_l2", "reverse_order"]
+    loss = 7.05 + np.arange(len(names))
+    frame = pd.DataFrame({"selection": names, "loss": loss, "low": loss - 0.6, "high": loss + 0.6})
+    return frame.assign(healed_loss=loss - 5, healed_low=loss - 5.6, healed_high=loss - 4.4)
+
+
+def tuning_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Accuracies by the number of kept blocks, levels of baselines, differences from all n blocks, and costs."""
+    rows = [
+        (name, method, kept, 0.5 + 0.4 * kept / n)
+        for name in ("amazon_reviews", "mean")
+        for method in ("untuned", "prompt tuning", "fine-tuning")
+        for kept in (1, 2, n)
+    ]
+    by_depth = pd.DataFrame(rows, columns=["dataset", "method", "kept", "accuracy"])
+    reach = {"low": -0.1, "high": 0.1, "seed_low": -0.05, "seed_high": 0.05}
+    by_depth = by_depth.assign(**{name: by_depth["accuracy"] + by for name, by in reach.items()})
+    levels = pd.DataFrame({"dataset": ["amazon_reviews", "mean"], "chance": 0.5, "majority": 0.55, "bag_of_words": 0.7})
+    few = by_depth[(by_depth["kept"] == 1) & (by_depth["method"] != "untuned")]
+    compared = few[["dataset", "method", "kept"]].assign(difference=[-3.0, 1.0, -2.0, 0.5])
+    compared = compared.assign(low=compared["difference"] - 1, high=compared["difference"] + 1)
+    costs = by_depth.loc[by_depth["dataset"] == "mean", ["method", "kept"]]
+    seconds = costs["kept"] / 100
+    costs = costs.assign(parameters=1e6 * costs["kept"], inference_bytes=1e7 * costs["kept"], seconds=seconds)
+    costs = costs.assign(training_bytes=3e7 * costs["kept"], fastest=0.9 * seconds, slowest=1.2 * seconds)
+    return by_depth, levels, compared, costs
+
+
+FIGURES = {
+    "removal_order": lambda n: layer_importance.removal_order(score_frame(n), order_of(score_frame(n))),
+    "importance_metrics": lambda n: layer_importance.importance_metrics(metric_frame(n)),
+    "block_influence_geometry": lambda n: layer_importance.block_influence_geometry(score_frame(n)),
+    "angular_grid": lambda n: layer_importance.angular_grid(grid_frame(n)),
+    "order_stability": lambda n: layer_importance.order_stability(inclusion_frame(n), rank_frame(n)),
+    "speed_ratios": lambda n: pictures.speed_ratios(ratio_frame(min(n, 10))),
+    "single_layer_removal": lambda n: single_layer_removal.single_layer_removal(*removal_frames(n)),
+    "prune_ratio": lambda n: prune_ratio.prune_ratio(*ratio_curves(n)),
+    "metric_curves": lambda n: metric_comparison.metric_curves(*metric_frames(n)),
+    "order_correlation": lambda n: metric_comparison.order_correlation(correlation_frame()),
+    "head_removal": lambda n: width_vs_depth.head_removal(*head_frames(n)),
+    "head_map": lambda n: width_vs_depth.head_map(head_frames(n)[0].query("measurement == 'perplexity'")),
+    "damage_distributions": lambda n: width_vs_depth.damage_distributions(damage_frame(n)),
+    "method_accuracies": lambda n: benchmarks.method_accuracies(*method_frames()),
+    "generation_by_position": lambda n: generation.generation_by_position(curve_frame(n)),
+    "prefill_rates": lambda n: pictures.prefill_rates(prefill_frame()),
+    "removal_beside": lambda n: rwkv_redundancy.removal_beside(*beside_frames(n)),
+    "training_curve": lambda n: training_curve.training_curve(training_frame(n), {"xz -9": 2.4, "order-5 n-gram": 2.3}),
+    "generation_by_depth": lambda n: generation.generation_by_depth(*generation_frames(n)),
+    "size_against_quality": lambda n: quantization.size_against_quality(size_frame(n), labelled=(0, 2)),
+    "damage_interaction": lambda n: quantization.damage_interaction(interaction_frame(n)),
+    "block_pruning": lambda n: block_pruning.block_pruning(pruning_frame(), 1000, (45, 55)),
+    "healing_curves": lambda n: block_pruning.healing_curves(healing_curve_frame()),
+    "training_curves": lambda n: healing.training_curves(training_curves_frame()),
+    "recipes": lambda n: healing.recipes(recipe_frame()),
+    "selections": lambda n: healing.selections(selection_frame()),
+    "accuracy_by_kept_blocks": lambda n: prompt_tuning.accuracy_by_kept_blocks(*tuning_frames(n)[:2]),
+    "difference_from_whole": lambda n: prompt_tuning.difference_from_whole(tuning_frames(n)[2]),
+    "tuning_costs": lambda n: prompt_tuning.tuning_costs(tuning_frames(n)[3]),
+    "influence_by_precision": lambda n: quantization.influence_by_precision(precision_frame(n)),
+}
+
+
+def drawn_boxes(figure: plt.Figure) -> tuple[list, object]:
+    """Boxes in pixels of every axes with its labels, and of the figure."""
+    figure.draw_without_rendering()
+    return [axes.get_tightbbox() for axes in figure.axes], figure.bbox
+
+
+def named_lines(axes: plt.Axes) -> dict[str, plt.Line2D]:
+    """Lines of a panel that its legend names."""
+    return {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}

@@ -18,7 +18,7 @@ from layer_redundancy.core.store import Result
 from layer_redundancy.data import classification_sets
 from layer_redundancy.experiments import prompt_tuning
 from layer_redundancy.experiments.prompt_tuning import MEAN, PROMPTS, UNTUNED, WEIGHTS, Accuracies, Run
-from layer_redundancy.figures import plots_tuning
+from layer_redundancy.figures import prompt_tuning as draw
 from layer_redundancy.models import smollm2, surgery
 from layer_redundancy.study import Study
 from layer_redundancy.train import training_loop
@@ -340,11 +340,11 @@ def test_figures_are_drawn(study):
     results = prompt_tuning.results(built)
     accuracies = Accuracies(results, 50, 0)
     rows, levels = prompt_tuning.by_depth(accuracies), prompt_tuning.baselines(built)
-    figure = plots_tuning.accuracy_by_kept_blocks(rows, levels)
+    figure = draw.accuracy_by_kept_blocks(rows, levels)
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "3"]
-    drawn = plots_tuning.difference_from_whole(prompt_tuning.against_whole(accuracies, [1]))
+    drawn = draw.difference_from_whole(prompt_tuning.against_whole(accuracies, [1]))
     assert len(drawn.axes[0].get_yticklabels()) == 1
-    costs = plots_tuning.tuning_costs(prompt_tuning.costs(built, results))
+    costs = draw.tuning_costs(prompt_tuning.costs(built, results))
     assert len(costs.axes) == 3
     table = prompt_tuning.run_table(built, results)
     assert (table["low"] <= table["accuracy"]).all() and table["trainable"].isna().sum() == 2

@@ -381,7 +381,7 @@ An RWKV-5.2 of {million:.2f} million parameters and {settings.num_hidden_layers}
 `make rwkv-train` so that notebook 06 has a model without attention where no hub can be reached. Weights are bfloat16.
 
 ```python
-import layer_redundancy.rwkv5  # makes transformers know the architecture
+import layer_redundancy.models.rwkv5  # makes transformers know the architecture
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("data/models/{profiles.EMBEDDED_RWKV}")

@@ -1,0 +1,98 @@
+"""Which model a profile means, and what is known of it without its weights."""
+
+import shutil
+from dataclasses import replace
+
+import httpx
+import pytest
+import torch
+from huggingface_hub import errors as hub
+
+import tiny_models
+from layer_redundancy.config import profiles
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.models import checkpoints
+from layer_redundancy.models.stack import decoder_stack
+
+
+@pytest.fixture
+def profile():
+    return lambda model, **kw: profiles.get("smoke", model=str(model), **kw)
+
+
+@pytest.mark.parametrize("name, shared, projections", [("llama", 2, 2), ("gpt_neox", 4, 4), ("gpt2", 4, 4)])
+def test_weights_of_a_block_and_of_a_head(name, shared, projections, tmp_path):
+    model = tiny_models.build(name)
+    model.save_pretrained(tmp_path / name)
+    identity = checkpoints.identify(replace(profiles.PROFILES["smoke"], model=str(tmp_path / name)))
+    assert (identity.num_attention_heads, identity.num_key_value_heads) == (4, shared)
+    block, head = checkpoints.block_weights(identity)
+    assert block == sum(p.numel() for p in decoder_stack(model).blocks[0].parameters())
+    assert head == projections * 8 * 32  # keys and values go with a head that has its own
+
+
+def test_a_model_without_heads_has_no_weight_of_a_head(tmp_path):
+    tiny_models.build("mamba").save_pretrained(tmp_path / "m")
+    identity = checkpoints.identify(replace(profiles.PROFILES["smoke"], model=str(tmp_path / "m")))
+    assert identity.num_attention_heads == 0
+    with pytest.raises(StudyError, match="no attention heads"):
+        checkpoints.block_weights(identity)
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        ("./no/such/folder", "no such folder"),
+        ("nobody/there-is-no-such-model", "hub cannot be reached|no such model"),
+        ("not a valid id!!", "no such repository|hub cannot be reached"),
+    ],
+)
+def test_models_that_cannot_be_had_are_one_line(model, message, profile):
+    with pytest.raises(StudyError, match=message) as e:
+        checkpoints.identify(profile(model))
+    assert "\n" not in str(e.value)
+
+
+def answer(kind, status):
+    """What the hub's client raises when the hub answers with that status."""
+    request = httpx.Request("GET", "https://hub.example/x")
+    return kind("some\nlines", response=httpx.Response(status, request=request))
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (answer(hub.GatedRepoError, 403), "is gated: accept its licence"),
+        (answer(hub.RepositoryNotFoundError, 404), "no such repository or revision"),
+        (answer(hub.RevisionNotFoundError, 404), "no such repository or revision"),
+        (answer(hub.RemoteEntryNotFoundError, 404), "has no such file on the hub"),
+        (answer(hub.HfHubHTTPError, 429), "asked too often"),
+        (answer(hub.HfHubHTTPError, 503), "try again later"),
+        (httpx.ConnectError("refused"), "the hub cannot be reached"),
+        (hub.OfflineModeIsEnabled("offline"), "the hub cannot be reached"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "does not fit in this device's memory"),
+        (ValueError("Please pass the argument `trust_remote_code=True`"), "ships its own code"),
+        (PermissionError(13, "Permission denied"), "cannot be read"),
+        (TypeError("anything\nelse"), "cannot be loaded: anything else"),
+    ],
+)
+def test_whatever_the_hub_answers_is_one_line(error, message):
+    with pytest.raises(StudyError, match=message) as e, checkpoints.hub_errors("a/model", trust_remote_code=False):
+        raise error
+    assert "\n" not in str(e.value) and str(e.value).startswith("a/model")
+
+
+def test_the_same_weights_elsewhere_are_the_same_model(tmp_path, profile):
+    tiny_models.build("llama").save_pretrained(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    a, b = (checkpoints.identify(profile(tmp_path / name)) for name in "ab")
+    assert a.fingerprint == b.fingerprint
+
+
+def test_revision_is_the_users_or_refused(tmp_path, profile):
+    llama = profiles.PROFILES["paper"].model
+    assert profiles.get("paper", model=llama, revision="abc").revision == "abc"
+    tiny_models.build("llama").save_pretrained(tmp_path)
+    for model in (tmp_path, profiles.EMBEDDED_MODEL):
+        with pytest.raises(StudyError, match="not on the hub: it has no revision 'abc'"):
+            checkpoints.identify(profile(model, revision="abc"))

@@ -38,15 +38,17 @@ def identify(root, name):
 
 LOAD = """
 import sys, torch
-from layer_redundancy import models, profiles
+from layer_redundancy.config import profiles
+from layer_redundancy.models import checkpoints, loading
+from layer_redundancy.models.stack import decoder_stack
 from transformers.utils import logging
 seen, text = {}, "The earliest certain ancestor of the letter is aleph. 以下是一个黄"
 for name in sys.argv[1:]:
-    identity = models.identify(profiles.get("smoke", model=name))
-    tokenizer, model = models.load_tokenizer(identity), models.load(identity, "bfloat16")
+    identity = checkpoints.identify(profiles.get("smoke", model=name))
+    tokenizer, model = loading.load_tokenizer(identity), loading.load(identity, "bfloat16")
     ids = torch.tensor([tokenizer(text).input_ids])
     logits = model(input_ids=ids).logits.float()
-    seen[name] = [len(models.decoder_stack(model)), identity.max_length, ids.tolist(),
+    seen[name] = [len(decoder_stack(model)), identity.max_length, ids.tolist(),
                   tokenizer.decode(ids[0], skip_special_tokens=True), logits.isfinite().all().item(),
                   logits.double().sum().item()]
 told(seen)

@@ -38,7 +38,7 @@ class Healing:
     Attributes:
         identity: of the dense model.
         dtype: of its weights.
-        device: as `models.load` takes it.
+        device: as `loading.load` takes it.
         removed: blocks, ascending.
         recipe: which weights are trained.
         budget: on how much text.

@@ -36,16 +36,6 @@ def test_the_best_recipe_comes_first_with_intervals_over_seeds_and_text():
     assert (row["n"], row["chance"], row["seconds"], row["seeds"]) == (4, 0.25, 2.0, 2)
 
 
-def test_an_interval_over_seeds_is_wider_than_one_over_text_alone():
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal((1, 40)) + np.array([[0.0], [3.0], [6.0]])
-    low, high = recipes.over_seeds(values, 2000, seed=0)
-    one_low, one_high = recipes.over_seeds(values[1:2], 2000, seed=0)
-    assert low < one_low < values[1].mean() < one_high < high
-    same = recipes.over_seeds(np.ones((3, 5)), 100, seed=0)
-    assert same == (pytest.approx(1), pytest.approx(1))
-
-
 def test_curves_count_tokens():
     table = recipes.curve_table(FOUND, tokens_a_step=256)
     assert table["tokens"].unique().tolist() == [0, 1024] and len(table) == 8

@@ -21,7 +21,6 @@ import pandas as pd
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from scipy.stats import binomtest
 
 from layer_redundancy.config import sources
 from layer_redundancy.config.profiles import TaskBudget
@@ -222,12 +221,6 @@ def fetch(budget: TaskBudget) -> None:
     with quiet():
         for task in _leaves(budget, seed=0):
             _ = task.eval_docs
-
-
-def accuracy_interval(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a proportion (Wilson 1927), which stays inside 0..1 and is sound for small n."""
-    interval = binomtest(int(successes), int(n)).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 class _Encoder(HFLM):

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from layer_redundancy.config import paper_tables
+from layer_redundancy.core import stats
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.experiments import result_tables
-from layer_redundancy.experiments.result_tables import INTERVAL
 
 Scores = Mapping[str, Mapping[str, np.ndarray]]
 KEPT = 0.92  # "our method maintains 92 % performance while reducing approximately 25 % of the parameters" (ShortGPT, 1)
@@ -56,17 +56,15 @@ def table(scores: Scores, chance: Mapping[str, float]) -> pd.DataFrame:
         change (from the dense model), change_low, change_high (95 % t interval, paired by item), kept (percent of the
         dense model's).
     """
-    from layer_redundancy.data.benchmark_items import accuracy_interval
-
     rows = []
     for task, of_method in scores.items():
         dense = next(iter(of_method.values()))
         for method, values in of_method.items():
             if np.isin(values, (0, 1)).all():
-                low, high = accuracy_interval(round(values.sum()), len(values))
+                low, high = stats.accuracy_interval(round(values.sum()), len(values))
             else:
-                low, high = result_tables.mean_interval(values)
-            change_low, change_high = result_tables.mean_interval(values - dense)
+                low, high = stats.mean_interval(values)
+            change_low, change_high = stats.mean_interval(values - dense)
             rows.append(
                 {
                     "task": task,
@@ -106,23 +104,17 @@ def averages(scores: Scores, resamples: int, seed: int) -> pd.DataFrame:
     kept, kept_draws = 100 * means / means[0], 100 * draws / draws[:, :1]
     rows = []
     for i, method in enumerate(methods):
-        low, high = np.percentile(100 * draws[:, i], INTERVAL)
-        kept_low, kept_high = np.percentile(kept_draws[:, i], INTERVAL)
+        low, high = np.percentile(100 * draws[:, i], stats.INTERVAL)
+        kept_low, kept_high = np.percentile(kept_draws[:, i], stats.INTERVAL)
         rows.append((method, 100 * means[i], low, high, kept[i], kept_low, kept_high))
     return pd.DataFrame(rows, columns=["method", "average", "low", "high", "kept", "kept_low", "kept_high"])
 
 
 def _drawn(scores: Scores, resamples: int, seed: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(methods, (M,) averages over benchmarks, (R, M) the same over resamples of the items)."""
-    rng = np.random.default_rng(seed)
     methods = list(next(iter(scores.values())))
-    means, draws = np.zeros(len(methods)), np.zeros((resamples, len(methods)))
-    for of_method in scores.values():
-        values = np.stack([of_method[method] for method in methods], axis=1)  # (N, M)
-        weights = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples) / len(values)
-        means += values.mean(0) / len(scores)
-        draws += np.einsum("rn,nm->rm", weights, values) / len(scores)
-    return methods, means, draws
+    tasks = [np.stack([of_method[method] for method in methods], axis=1) for of_method in scores.values()]
+    return methods, *stats.task_averages(tasks, resamples, seed)
 
 
 def claim(scores: Scores, pruned: str, rival: str, resamples: int, seed: int) -> pd.DataFrame:

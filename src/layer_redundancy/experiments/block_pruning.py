@@ -11,10 +11,9 @@ from math import log
 import numpy as np
 import pandas as pd
 
-from layer_redundancy.core import variants
+from layer_redundancy.core import stats, variants
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
-from layer_redundancy.data import benchmark_items
 from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
 from layer_redundancy.experiments import depth_curves, result_tables
 from layer_redundancy.measures import importance
@@ -24,7 +23,6 @@ from layer_redundancy.train import healing
 
 SIMILARITY, SIMPLE, LAST = "similarity", "simple rule", "last blocks"
 HEALED_RULES = (SIMILARITY, SIMPLE)
-INTERVAL = (2.5, 97.5)
 
 
 def counts(study: Study) -> tuple[list[int], list[int]]:
@@ -60,16 +58,15 @@ def best_starts(sums: ActivationSums, resamples: int, seed: int) -> pd.DataFrame
         of the calibration sequences), certainty (share of the resamples with the same start), simple (the simple
         rule's start).
     """
-    num, each = sums.num_blocks, sums.last_angle
-    weights = np.random.default_rng(seed).multinomial(len(each), np.full(len(each), 1 / len(each)), size=resamples)
-    again = importance.weighted_sums(weights / len(each), each.reshape(len(each), -1)).reshape(-1, num + 1, num + 1)
+    num = sums.num_blocks
+    again = stats.bootstrap_means(sums.last_angle, resamples, seed)  # (R, L+1, L+1)
     grid = importance.angular_grid(sums)
     rows = []
     for n in range(1, num):
         start, row = importance.best_start(grid, n), grid[n - 1, : num - n + 1]
         drawn = np.diagonal(again, offset=n, axis1=1, axis2=2)
         starts = drawn.shape[1] - 1 - np.argmin(drawn[:, ::-1], axis=1)  # ties toward the deeper run
-        low, high = np.percentile(starts, INTERVAL)
+        low, high = np.percentile(starts, stats.INTERVAL)
         rows.append(
             {
                 "n": n,
@@ -168,7 +165,7 @@ def table(found: Sequence[Measured], num_blocks: int, vocabulary: int) -> pd.Dat
     """
     rows = []
     for one in found:
-        low, high = result_tables.mean_interval(one.nll)
+        low, high = stats.mean_interval(one.nll)
         row = {
             "rule": one.rule or "whole model",
             "healed": one.healed,
@@ -202,7 +199,7 @@ def curve_table(found: Sequence[Measured], tokens_a_step: int) -> pd.DataFrame:
 def accuracy_row(result: Result) -> dict[str, float]:
     """accuracy, accuracy_low, accuracy_high (95 % Wilson), n, chance of a task's result."""
     right = -result_tables.cost(result)
-    low, high = benchmark_items.accuracy_interval(right.sum(), len(right))
+    low, high = stats.accuracy_interval(right.sum(), len(right))
     accuracy = {"accuracy": right.mean(), "accuracy_low": low, "accuracy_high": high}
     return accuracy | {"n": len(right), "chance": result.summary["chance"]}
 
@@ -223,9 +220,9 @@ def transitions(found: Sequence[Measured], num_blocks: int, resamples: int, seed
                 chance = dense.tasks[task].summary["chance"]
                 right = np.stack([dense.right(task), *(one.right(task) for one in mine)], axis=1)  # (N, K)
                 shares = np.array([100 * one.count / num_blocks for one in mine])
-                draws = result_tables.bootstrap_means(right, resamples, seed)
+                draws = stats.bootstrap_means(right, resamples, seed)
                 again = [_first_low(mean, shares, chance) for mean in draws]
-                low, high = np.percentile(np.nan_to_num(again, nan=100.0), INTERVAL)
+                low, high = np.percentile(np.nan_to_num(again, nan=100.0), stats.INTERVAL)
                 rows.append(
                     {
                         "rule": rule,
@@ -246,7 +243,7 @@ def _first_low(mean: np.ndarray, shares: np.ndarray, chance: float) -> float:
 
 
 def claim(found: Sequence[Measured], num_blocks: int, resamples: int, seed: int) -> pd.DataFrame:
-    """The paper's statements as ones that can be false, by the loss on evaluation text; columns as `tables.claim`."""
+    """The paper's statements as ones that can be false, by the loss on evaluation text; columns as `stats.claim`."""
     by = {(one.rule, one.healed, one.count): one.nll for one in found}
     ns = sorted({one.count for one in found if one.healed and one.count})
     keys = [("", False, 0), ("", True, 0)]
@@ -279,7 +276,7 @@ def claim(found: Sequence[Measured], num_blocks: int, resamples: int, seed: int)
             ("the last block should never go: what it costs beside the simple rule (nats)", last, 0.0, last > 0),
         ]  # fmt: skip
 
-    return result_tables.claim(statements, values, resamples, seed)
+    return stats.claim(statements, values, resamples, seed)
 
 
 def _steepest(losses: Sequence[float], ns: Sequence[int]) -> float:

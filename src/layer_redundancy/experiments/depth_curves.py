@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
-from layer_redundancy.core import variants
+from layer_redundancy.core import stats, variants
+from layer_redundancy.core.stats import INTERVAL, Statement
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.experiments import result_tables
-from layer_redundancy.experiments.result_tables import INTERVAL, Statement
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
 
@@ -163,7 +163,7 @@ def cliff(curve: np.ndarray, resamples: int, seed: int) -> dict[str, float]:
         levels (Hinkley 1970); low, high: 95 % of the resamples; certainty: share of the resamples with the same count;
         before, after: the levels; falls: share of the resamples in which the level after is the lower one.
     """
-    found = [_split(mean) for mean in result_tables.bootstrap_means(curve.T, resamples, seed)]
+    found = [_split(mean) for mean in stats.bootstrap_means(curve.T, resamples, seed)]
     count, before, after = _split(curve.mean(1))
     counts = np.array([c for c, _, _ in found])
     low, high = np.percentile(counts, INTERVAL, method="nearest")
@@ -217,7 +217,7 @@ def areas(
     rows = []
     for name, curve in curves.items():
         by_unit = area(curve, counts, until)
-        draws = result_tables.bootstrap_means(by_unit, resamples, seed)
+        draws = stats.bootstrap_means(by_unit, resamples, seed)
         low, high = np.percentile(draws, INTERVAL)
         rows.append({"metric": name, "area": by_unit.mean(), "low": low, "high": high})
     return pd.DataFrame(rows)
@@ -288,7 +288,7 @@ def best(
         order = np.argsort(-score.mean(0), kind="stable")
         same = [i for i in range(len(names)) if left[i] == left[order[0]]]
         others = [i for i in order if i not in same]
-        draws = result_tables.bootstrap_means(score, resamples, seed)
+        draws = stats.bootstrap_means(score, resamples, seed)
         ahead = draws[:, order[0]] > draws[:, others].max(1) if others else np.ones(resamples, bool)
         rows.append(
             {
@@ -344,7 +344,7 @@ def ratio_claim(
                 ("92 % of what exceeds chance is left after a quarter", above, 0.92, bool(above >= 0.92)),
             ]
 
-        parts.append(result_tables.claim(statements, curve.T, resamples, seed).assign(on=name.removeprefix("task/")))
+        parts.append(stats.claim(statements, curve.T, resamples, seed).assign(on=name.removeprefix("task/")))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -368,7 +368,7 @@ def metric_claim(
         until = half(counts[-1] + 1)
         units = np.stack([area(of_measure[measure], counts, until) for measure in names], axis=1)
         parts.append(
-            result_tables.claim(_metric_statements(names, name != "perplexity"), units, resamples, seed).assign(
+            stats.claim(_metric_statements(names, name != "perplexity"), units, resamples, seed).assign(
                 on=name.removeprefix("task/")
             )
         )

@@ -21,14 +21,14 @@ import numpy as np
 import pandas as pd
 
 from layer_redundancy.config import paper_tables
-from layer_redundancy.core import variants
+from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.stats import INTERVAL
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.evaluate import generative_tasks
 from layer_redundancy.evaluate.generate import NGRAM, perplexity, repetition
 from layer_redundancy.experiments import result_tables
-from layer_redundancy.experiments.result_tables import INTERVAL
 from layer_redundancy.study import Study
 
 NEAR_ZERO = 0.1  # "scores approaching zero": less than a tenth of what the dense model has above chance
@@ -115,10 +115,10 @@ def by_position(
         curves["not yet diverged"] = undiverged(free)
         for reading, values in curves.items():
             step = 1 if reading == "not yet diverged" else window
-            low, high = np.percentile(result_tables.bootstrap_means(values, resamples, seed), INTERVAL, axis=0)
+            low, high = np.percentile(stats.bootstrap_means(values, resamples, seed), INTERVAL, axis=0)
             part = {"position": _middles(free.shape[1], step), "agreement": values.mean(0), "low": low, "high": high}
             parts.append(_labelled(part, dense, variant, reading, len(free)))
-        drawn = result_tables.bootstrap_means(forced, resamples, seed)[:, None]  # one rate a resample
+        drawn = stats.bootstrap_means(forced, resamples, seed)[:, None]  # one rate a resample
         low, high = np.percentile(independent_errors(drawn), INTERVAL, axis=0)
         expected = {"position": _middles(free.shape[1], 1), "agreement": independent_errors(forced)}
         parts.append(_labelled(expected | {"low": low, "high": high}, dense, variant, "independent errors", len(free)))
@@ -169,7 +169,7 @@ def by_depth(
     rows = []
 
     def add(removed: float, measure: str, values: np.ndarray, exp: bool = False) -> None:
-        low, high = np.percentile(result_tables.bootstrap_means(values, resamples, seed), INTERVAL)
+        low, high = np.percentile(stats.bootstrap_means(values, resamples, seed), INTERVAL)
         numbers = [values.mean(), low, high]
         value, low, high = map(perplexity, numbers) if exp else numbers
         row = {"removed": removed, "measure": measure, "value": value, "low": low, "high": high, "n": len(values)}
@@ -204,10 +204,10 @@ def kept(
     base = scores[dense]
     if not base.mean() > chance:
         raise StudyError(f"the dense model is at chance on {name}: what a pruned one keeps of that says nothing")
-    drawn_base = result_tables.bootstrap_means(base, resamples, seed) - chance
+    drawn_base = stats.bootstrap_means(base, resamples, seed) - chance
     rows = []
     for variant, values in scores.items():
-        drawn = result_tables.bootstrap_means(values, resamples, seed) - chance
+        drawn = stats.bootstrap_means(values, resamples, seed) - chance
         with np.errstate(divide="ignore", invalid="ignore"):
             shares = np.where(drawn_base > 0, drawn / drawn_base, np.nan)
         low, high = np.nanpercentile(shares, INTERVAL)
@@ -275,7 +275,7 @@ def accumulation(
     table = np.stack(list(columns.values()), axis=1)
     again = [
         [holds for *_, holds in statements(pd.Series(row, columns))]
-        for row in result_tables.bootstrap_means(table, resamples, seed)
+        for row in stats.bootstrap_means(table, resamples, seed)
     ]
     whole = statements(pd.Series(table.mean(0), columns))
     return _claim_rows(dense, variant, whole, np.mean(again, axis=0))
@@ -313,7 +313,7 @@ def first_to_suffer(
 
     def shares(scores: Mapping[Variant, np.ndarray], chance: float, seed: int) -> tuple[float, np.ndarray]:
         pair = np.stack([scores[variant], scores[dense]], axis=1) - chance
-        drawn = result_tables.bootstrap_means(pair, resamples, seed)
+        drawn = stats.bootstrap_means(pair, resamples, seed)
         with np.errstate(divide="ignore", invalid="ignore"):
             return pair[:, 0].mean() / pair[:, 1].mean(), drawn[:, 0] / drawn[:, 1]
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from layer_redundancy.config import paper_tables
 from layer_redundancy.config.profiles import Recipe
-from layer_redundancy.core import variants
+from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable
 from layer_redundancy.core.store import Result
 from layer_redundancy.experiments import depth_curves, result_tables
@@ -20,7 +20,6 @@ from layer_redundancy.train import healing
 
 RATIO = 0.25  # of the blocks that are removed
 REPORTED = {"lora": "lora", "qlora": "qlora", "partial": "head_last_3"}  # the paper's columns
-INTERVAL = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,8 @@ def selection_table(found: Sequence[Selected]) -> pd.DataFrame:
     ranks = means.rank(ascending=False).astype(int)
     rows = []
     for one in found:
-        low, high = result_tables.mean_interval(one.before)
-        healed_low, healed_high = result_tables.mean_interval(one.after)
+        low, high = stats.mean_interval(one.before)
+        healed_low, healed_high = stats.mean_interval(one.after)
         row = {"selection": one.name, "draws": len(one.removed), "removed": one.removed[0]}
         row |= {"loss": one.before.mean(), "low": low, "high": high}
         row |= {"healed_loss": one.after.mean(), "healed_low": healed_low, "healed_high": healed_high}
@@ -177,16 +176,6 @@ def reported_selections() -> pd.DataFrame:
 # ------------------------------------------------------------------------------------------------ recipes
 
 
-def over_seeds(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of (S, N) values over seeds and units, both resampled."""
-    rng = np.random.default_rng(seed)
-    num_seeds, num = values.shape
-    rows = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples) / num_seeds
-    columns = rng.multinomial(num, np.full(num, 1 / num), size=resamples) / num
-    low, high = np.percentile(np.einsum("rs,sn,rn->r", rows, values, columns), INTERVAL)
-    return float(low), float(high)
-
-
 def recipe_table(found: Mapping[str, Sequence[Tuned]], resamples: int, seed: int) -> pd.DataFrame:
     """One row a recipe, the best first.
 
@@ -198,7 +187,7 @@ def recipe_table(found: Mapping[str, Sequence[Tuned]], resamples: int, seed: int
     rows = []
     for label, runs in found.items():
         nll = np.stack([run.nll for run in runs])
-        low, high = over_seeds(nll, resamples, seed)
+        low, high = stats.interval_over_seeds_and_units(nll, resamples, seed)
         by_seed = np.exp(nll.mean(1))
         row = {
             "recipe": runs[0].recipe.method,
@@ -213,7 +202,7 @@ def recipe_table(found: Mapping[str, Sequence[Tuned]], resamples: int, seed: int
         }
         for task in runs[0].tasks:
             right = np.stack([-result_tables.cost(run.tasks[task]) for run in runs])
-            accuracy_low, accuracy_high = over_seeds(right, resamples, seed)
+            accuracy_low, accuracy_high = stats.interval_over_seeds_and_units(right, resamples, seed)
             row |= {
                 "task": task,
                 "accuracy": right.mean(),
@@ -277,12 +266,12 @@ def beside_reported(table: pd.DataFrame) -> pd.DataFrame:
 def claim(
     found: Mapping[str, Sequence[Tuned]], selections: Sequence[Selected], resamples: int, seed: int
 ) -> pd.DataFrame:
-    """The paper's statements as ones that can be false, by the loss in nats a token; columns as `tables.claim`."""
+    """The paper's statements as ones that can be false, by the loss in nats a token; columns as `stats.claim`."""
     mean = {runs[0].recipe.method: np.mean([run.nll for run in runs], axis=0) for runs in found.values()}
     names = [one.name for one in selections]
     values = np.stack([*mean.values(), *(one.after for one in selections)], axis=1)
 
-    def statements(means: np.ndarray) -> list[tuple[str, float, float, bool]]:
+    def statements(means: np.ndarray) -> list[stats.Statement]:
         at = dict(zip(mean, means, strict=False))
         of = dict(zip(names, means[len(mean) :], strict=True))
         said = []
@@ -305,7 +294,7 @@ def claim(
         )
         return said
 
-    return result_tables.claim(statements, values, resamples, seed)
+    return stats.claim(statements, values, resamples, seed)
 
 
 def export(study: Study, removed: Sequence[int], recipe: Recipe, folder: str | Path) -> Path:

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from layer_redundancy.config import paper_tables
 from layer_redundancy.config.profiles import ClassificationBudget, Recipe
-from layer_redundancy.core import devices, variants
+from layer_redundancy.core import devices, stats, variants
 from layer_redundancy.core.errors import NotApplicable, StudyError
+from layer_redundancy.core.stats import INTERVAL
 from layer_redundancy.core.store import Key, Result, settings_text
 from layer_redundancy.data import classification_sets
-from layer_redundancy.data.benchmark_items import accuracy_interval
-from layer_redundancy.experiments.result_tables import INTERVAL
 from layer_redundancy.models import checkpoints, loading, surgery
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import decoder_stack
@@ -471,7 +470,7 @@ def run_table(study: Study, found: Mapping[Run, Result]) -> pd.DataFrame:
     rows = []
     for run, result in found.items():
         correct = result.arrays["correct"]
-        low, high = accuracy_interval(int(correct.sum()), len(correct))
+        low, high = stats.accuracy_interval(int(correct.sum()), len(correct))
         row = asdict(run) | {"accuracy": correct.mean(), "low": low, "high": high, "n": len(correct)}
         row["gold_logprob"] = float(result.arrays["gold_logprob"].mean())
         rows.append(row | {name: result.summary.get(name, np.nan) for name in ("seconds", "peak_bytes", "trainable")})
@@ -529,11 +528,7 @@ class Accuracies:
         return self.datasets if name == MEAN else [name]
 
     def _drawn(self, values: np.ndarray, name: str) -> np.ndarray:
-        num_seeds, num_items = values.shape
-        rng = np.random.default_rng([self._seed, self.datasets.index(name)])
-        items = rng.multinomial(num_items, np.full(num_items, 1 / num_items), self._resamples) / num_items
-        seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), self._resamples) / num_seeds
-        return ((seeds @ values) * items).sum(1)
+        return stats.means_over_items_and_seeds(values, self._resamples, [self._seed, self.datasets.index(name)])
 
 
 def _ends(draws: np.ndarray) -> dict[str, float]:

@@ -13,12 +13,12 @@ import pandas as pd
 from scipy.stats import kendalltau
 
 from layer_redundancy.config import paper_tables
-from layer_redundancy.core import variants
+from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.stats import INTERVAL, Statement
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.experiments import depth_curves, result_tables
-from layer_redundancy.experiments.result_tables import INTERVAL, Statement
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.models import checkpoints, quantize
@@ -183,8 +183,6 @@ def table(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int) 
         perplexity with its 95 % interval, MMLU as the paper prints it, each task's accuracy in percent with its
         interval and number of items, on disk and in memory (MB, 10^6 bytes of weights).
     """
-    from layer_redundancy.data.benchmark_items import accuracy_interval
-
     rows = [
         {
             "source": "paper",
@@ -205,11 +203,11 @@ def table(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int) 
             "setting": setting,
             "blocks": len(variant),
             "perplexity": np.exp(nll.mean()),
-            "95 %": "{:.2f} to {:.2f}".format(*np.exp(result_tables.mean_interval(nll))),
+            "95 %": "{:.2f} to {:.2f}".format(*np.exp(stats.mean_interval(nll))),
         }
         for name in _tasks(precision):
             values = -result_tables.cost(results[name])
-            low, high = accuracy_interval(round(values.sum()), len(values))
+            low, high = stats.accuracy_interval(round(values.sum()), len(values))
             task = f"{name.removeprefix('task/')} (n={len(values)})"
             row |= {task: 100 * values.mean(), f"{task}, 95 %": f"{100 * low:.1f} to {100 * high:.1f}"}
         rows.append(row | {"on disk (MB)": on_disk / 1e6, "in memory (MB)": in_memory / 1e6})
@@ -269,7 +267,7 @@ def best_mix(precisions: Sequence[Precision], plan: Mapping[int, Variant], resam
     complete = _complete(precisions, plan)
     mixes = [(p, count, p.weights.of(variant)) for p in complete for count, variant in plan.items()]
     nll = np.concatenate([_nll(p, list(plan.values())) for p in complete], axis=1)  # (N, mixes)
-    mean, draws = nll.mean(0), result_tables.bootstrap_means(nll, resamples, seed)
+    mean, draws = nll.mean(0), stats.bootstrap_means(nll, resamples, seed)
     whole = complete[0].weights.of(plan[0])
     rows = []
     for size in SIZES:
@@ -310,7 +308,7 @@ def interaction(precisions: Sequence[Precision], plan: Mapping[int, Variant]) ->
         for i, count in enumerate(plan):
             pruning, quantization, both = (part[:, i] for part in parts)
             extra = both - pruning - quantization
-            low, high = result_tables.mean_interval(extra)
+            low, high = stats.mean_interval(extra)
             total = pruning.mean() + quantization.mean()
             rows.append(
                 {
@@ -349,7 +347,7 @@ def order_of_steps(precisions: Sequence[Precision], plan: Mapping[int, Variant],
         if not precision.pruned_first:
             continue
         after, before = _nll(precision, [plan[k]])[:, 0], result_tables.cost(precision.pruned_first["perplexity"])
-        low, high = result_tables.mean_interval(before - after)
+        low, high = stats.mean_interval(before - after)
         rows.append(
             {
                 "weights": precision.name,
@@ -409,7 +407,7 @@ def order_after(
         taus = [_tau(a, b) for a, b in zip(draws, my_draws, strict=True)]
         nll = _nll(precision, [plan[k], precision.own])
         change = nll[:, 1] - nll[:, 0]
-        low, high = result_tables.mean_interval(change)
+        low, high = stats.mean_interval(change)
         rows.append(
             {
                 "weights": precision.name,
@@ -458,7 +456,7 @@ def reported(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: in
             after = 100 * (result_tables.cost(of[plan[k]]) - result_tables.cost(of[plan[0]]))
             # Where all items agree, Student's t would call the difference exactly known.
             same = np.ptp(after - before) == 0
-            low, high = (np.nan, np.nan) if same else result_tables.mean_interval(after - before)
+            low, high = (np.nan, np.nan) if same else stats.mean_interval(after - before)
             task = name.removeprefix("task/")
             found = (len(after), before.mean(), after.mean(), (after - before).mean(), low, high)
             rows.append(("measured", precision.name, task, *found))
@@ -502,4 +500,4 @@ def claim(precisions: Sequence[Precision], plan: Mapping[int, Variant], resample
                 said.append((what, share, ADDITIVE, bool(abs(share) < ADDITIVE)))
         return said
 
-    return result_tables.claim(statements, values, resamples, seed)
+    return stats.claim(statements, values, resamples, seed)

@@ -1,21 +1,19 @@
 """Results -> tidy tables, one row a point of a figure; what figures and CSV files hold."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
-from scipy.stats import t as student_t
 
 from layer_redundancy.config import paper_tables
-from layer_redundancy.core import variants
+from layer_redundancy.core import stats, variants
+from layer_redundancy.core.stats import INTERVAL, Statement
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
-
-INTERVAL = (2.5, 97.5)  # percentiles of every bootstrap interval
 
 
 def importance_scores(
@@ -87,28 +85,6 @@ def angular_grid(sums: ActivationSums, tokens: str = "last") -> pd.DataFrame:
     return pd.DataFrame({"n": n + 1, "start": start, "distance": grid[n, start]})
 
 
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % t interval of the mean of a few values (N,); NaN for a single one.
-
-    Text blocks are few, and the bootstrap's percentiles are too narrow for few.
-    """
-    if len(values) < 2:
-        return np.nan, np.nan
-    half = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return values.mean() - half, values.mean() + half
-
-
-def bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means over resampled blocks of text, items or prompts: (N, ...) -> float64 (R, ...).
-
-    A seed draws the same for the same N, so that differences between two of them are paired.
-    """
-    num = len(values)
-    draws = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=resamples) / num
-    means = importance.weighted_sums(draws, values.reshape(num, -1).astype(float))
-    return means.reshape(resamples, *values.shape[1:])
-
-
 def perplexity(results: Mapping[Variant, Result], dense: Variant) -> tuple[pd.DataFrame, pd.Series]:
     """Perplexity of every variant.
 
@@ -122,8 +98,8 @@ def perplexity(results: Mapping[Variant, Result], dense: Variant) -> tuple[pd.Da
     rows = []
     for variant, result in results.items():
         nll = _nll(result)
-        low, high = mean_interval(nll)
-        increase_low, increase_high = mean_interval(nll - base)
+        low, high = stats.mean_interval(nll)
+        increase_low, increase_high = stats.mean_interval(nll - base)
         rows.append(
             {
                 "removed": variants.removed_blocks(len(dense), variant),
@@ -184,13 +160,11 @@ def accuracy(results: Mapping[Variant, Result], dense: Variant, task: str) -> pd
         removed (tuple of blocks), task, metric, accuracy (0 to 1), low, high (95 % Wilson interval), n (items), chance,
         gold_logprob (mean log-probability of the right answer, nats).
     """
-    from layer_redundancy.data.benchmark_items import accuracy_interval
-
     rows = []
     for variant, result in results.items():
         metric = accuracy_metric(result)
         values = result.arrays[metric]
-        low, high = accuracy_interval(round(values.sum()), len(values))
+        low, high = stats.accuracy_interval(round(values.sum()), len(values))
         rows.append(
             {
                 "removed": variants.removed_blocks(len(dense), variant),
@@ -220,42 +194,10 @@ def depth_claim(costs: np.ndarray, resamples: int, seed: int) -> pd.DataFrame:
         late" are the blocks from a third of the depth on, without the last; "early" those before, without the first.
         Statements about blocks that a shallow model does not have are left out.
     """
-    return claim(_depth_statements, costs, resamples, seed)
+    return stats.claim(_depth_statements, costs, resamples, seed)
 
 
-Statement = tuple[str, float, float, bool]  # what is said, measured, threshold, whether it holds
-
-
-def claim(
-    statements: Callable[[np.ndarray], list[Statement]], values: np.ndarray, resamples: int, seed: int
-) -> pd.DataFrame:
-    """Statements about means over blocks of text or items, and how certain they are.
-
-    Args:
-        statements: (M,) means -> statements, as many and in the same order whatever the means.
-        values: (N, M) of N blocks of text or items.
-        resamples: bootstrap resamples of the N.
-        seed: of the resampling.
-
-    Returns:
-        statement, measured, threshold, holds, certainty (share of the resamples in which it holds too).
-    """
-    whole = statements(values.mean(0))
-    again = [statements(mean) for mean in bootstrap_means(values, resamples, seed)]
-    rows = [
-        {
-            "statement": name,
-            "measured": value,
-            "threshold": threshold,
-            "holds": holds,
-            "certainty": np.mean([other[i][-1] for other in again]),
-        }
-        for i, (name, value, threshold, holds) in enumerate(whole)
-    ]
-    return pd.DataFrame(rows, columns=["statement", "measured", "threshold", "holds", "certainty"])
-
-
-def _depth_statements(cost: np.ndarray) -> list[tuple[str, float, float, bool]]:
+def _depth_statements(cost: np.ndarray) -> list[Statement]:
     """(statement, measured, threshold, holds) from the mean cost (L,) of each block's removal."""
     num = len(cost)
     third = max(1, num // 3)

@@ -13,12 +13,12 @@ import pandas as pd
 from scipy.stats import kendalltau
 
 from layer_redundancy.config import profiles
-from layer_redundancy.core import variants
+from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.data.corpora import TokenBlocks
-from layer_redundancy.experiments import depth_curves, result_tables
+from layer_redundancy.experiments import depth_curves
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.study import Study
@@ -98,7 +98,7 @@ def measure_curves(costs: Mapping[str, np.ndarray], counts: Sequence[int], num_b
     rows = []
     for metric, cost in costs.items():
         for count, values in zip(counts, cost, strict=True):
-            low, high = result_tables.mean_interval(values)
+            low, high = stats.mean_interval(values)
             rows.append((model, metric, count, 100 * count / num_blocks, values.mean(), low, high))
     return pd.DataFrame(rows, columns=["model", "metric", "count", "share", "bits_per_byte", "low", "high"])
 
@@ -146,7 +146,7 @@ def redundancy(values: Mapping[str, np.ndarray], resamples: int, seed: int) -> p
     """
     parts = []
     for model, units in values.items():
-        again = pd.DataFrame(map(_figures, result_tables.bootstrap_means(units, resamples, seed)))
+        again = pd.DataFrame(map(_figures, stats.bootstrap_means(units, resamples, seed)))
         low, high = again.quantile(0.025), again.quantile(0.975)
         parts.append(pd.DataFrame({model: _figures(units.mean(0)), f"{model} low": low, f"{model} high": high}))
     return pd.concat(parts, axis=1).rename_axis("quantity").reset_index()
@@ -164,7 +164,7 @@ def claim(recurrent: np.ndarray, transformer: np.ndarray, resamples: int, seed: 
         statement, measured, threshold, holds, certainty.
     """
     both = [
-        [units.mean(0), *result_tables.bootstrap_means(units, resamples, s)]
+        [units.mean(0), *stats.bootstrap_means(units, resamples, s)]
         for units, s in ((recurrent, seed), (transformer, seed + 1))
     ]
     said = [_statements(_figures(a), _figures(b)) for a, b in zip(*both, strict=True)]
@@ -172,7 +172,7 @@ def claim(recurrent: np.ndarray, transformer: np.ndarray, resamples: int, seed: 
     return pd.DataFrame(rows, columns=["statement", "measured", "threshold", "holds", "certainty"])
 
 
-def _statements(recurrent: Mapping[str, float], transformer: Mapping[str, float]) -> list[result_tables.Statement]:
+def _statements(recurrent: Mapping[str, float], transformer: Mapping[str, float]) -> list[stats.Statement]:
     cheap, quarter = f"blocks under {CHEAP:.0%}", f"{depth_curves.RATIOS[1]:.0%} removed, %"
     said = [
         (f"{name}: most single blocks cost under {CHEAP:.0%}", of[cheap], 0.5, bool(of[cheap] > 0.5))
@@ -242,7 +242,7 @@ def agreement(
     """
     orders = {name: importance.removal_order(importance.scores(sums, name), name) for name in importance.MEASURES}
     damage = (single - dense[None]).T
-    again = result_tables.bootstrap_means(damage, resamples, seed)
+    again = stats.bootstrap_means(damage, resamples, seed)
     rows = []
     for name, order in (orders | {"greedy": np.asarray(greedy)}).items():
         ranks = importance.ranks(order)

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from layer_redundancy.core import stats
+from layer_redundancy.core.stats import Statement
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.experiments import result_tables
-from layer_redundancy.experiments.result_tables import Statement
 
 Tried = Mapping[tuple[int, int], tuple[Result, Result]]  # (block, head) -> without it, and the dense model
 
@@ -105,23 +106,10 @@ def variance_shares(single: pd.DataFrame, resamples: int, seed: int) -> pd.DataF
         p (share of the relabellings with at least as large a share: small where there is a pattern).
     """
     square = single.pivot(index="block", columns="head", values="change").to_numpy()  # noqa: PD010 - each cell once
-    ranks = square.ravel().argsort().argsort().reshape(square.shape).astype(float)  # a few heads cost a thousandfold
-    rng = np.random.default_rng(seed)
-
-    def share(values: np.ndarray, axis: int) -> float:
-        total = ((values - values.mean()) ** 2).sum()
-        return float(values.shape[axis] * ((values.mean(axis) - values.mean()) ** 2).sum() / total)
-
-    rows = []
-    for factor, axis in (("block", 1), ("head id", 0)):
-        found = share(ranks, axis)
-        if factor == "head id":
-            draws = [share(rng.permuted(ranks, axis=1), 0) for _ in range(resamples)]
-        else:
-            draws = [share(rng.permutation(ranks.ravel()).reshape(ranks.shape), 1) for _ in range(resamples)]
-        p = (1 + sum(draw >= found for draw in draws)) / (1 + resamples)
-        rows.append({"factor": factor, "share": found, "by_chance": np.mean(draws), "p": p})
-    return pd.DataFrame(rows)
+    # Ranks, since a few heads cost a thousandfold.
+    of_blocks, of_ids = stats.variance_shares(square, resamples, seed)
+    rows = [("block", *of_blocks), ("head id", *of_ids)]
+    return pd.DataFrame(rows, columns=["factor", "share", "by_chance", "p"])
 
 
 def width_claim(
@@ -133,7 +121,7 @@ def width_claim(
     resamples: int,
     seed: int,
 ) -> pd.DataFrame:
-    """ShortGPT 4.2: redundancy in width is high, and comparable to that in depth. See `tables.claim`.
+    """ShortGPT 4.2: redundancy in width is high, and comparable to that in depth. See `stats.claim`.
 
     Args:
         results: perplexity of all variants; the others as in `equal_weights`.
@@ -153,4 +141,4 @@ def width_claim(
         said.append(("the cheapest block costs less than the cheapest set of heads", a, b, a < b))
         return said
 
-    return result_tables.claim(statements, values, resamples, seed)
+    return stats.claim(statements, values, resamples, seed)

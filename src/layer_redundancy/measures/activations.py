@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from layer_redundancy.core import stats
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import throughput
@@ -48,8 +49,7 @@ class ActivationSums:
 
     def resampled(self, resamples: int, seed: int) -> list["ActivationSums"]:
         """What other texts of the same kind would have given: as many sequences, drawn with replacement."""
-        num = len(self.tokens)
-        draws = np.random.default_rng(seed).integers(num, size=(resamples, num))
+        draws = stats.unit_rows(len(self.tokens), resamples, seed)
         return [ActivationSums(**{name: array[rows] for name, array in self.arrays().items()}) for rows in draws]
 
     def first(self, sequences: int) -> "ActivationSums":

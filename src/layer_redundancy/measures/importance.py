@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from layer_redundancy.core import stats
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.measures.activations import ActivationSums
 
@@ -77,17 +78,6 @@ def _measure(name: str) -> Measure:
     return MEASURES[name]
 
 
-def weighted_sums(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(R, S) weights of S rows of values (S, L) -> (R, L), the same to the last bit wherever the operands lie.
-
-    A matrix product's order of summation may depend on their place in memory; differences of 1 - cosine show it.
-    """
-    total = np.zeros((len(weights), values.shape[1]))
-    for weight, value in zip(weights.T, values, strict=True):
-        total += weight[:, None] * value
-    return total
-
-
 def _weighted(sums: ActivationSums, measure: Measure, first_token: bool, weights: np.ndarray) -> np.ndarray:
     """Scores (R, L) for R weightings (R, S) of the sequences."""
     if measure.numerator is None:
@@ -97,10 +87,10 @@ def _weighted(sums: ActivationSums, measure: Measure, first_token: bool, weights
         tokens = np.ones_like(tokens)
     elif not first_token:
         total, tokens = total - measure.first(sums), tokens - 1
-    counts = weighted_sums(weights, tokens[:, None])
+    counts = stats.weighted_sums(weights, tokens[:, None])
     if (counts <= 0).any():
         raise StudyError("no token is left: leaving out the first token needs sequences of at least two tokens")
-    mean = weighted_sums(weights, total) / counts
+    mean = stats.weighted_sums(weights, total) / counts
     return 1 - mean if measure.complement else mean
 
 
@@ -134,8 +124,7 @@ def bootstrap_scores(
     Returns:
         (R, L) float64.
     """
-    num = len(sums.tokens)
-    weights = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=resamples).astype(np.float64)
+    weights = stats.unit_counts(len(sums.tokens), resamples, seed).astype(np.float64)
     return _weighted(sums, _measure(measure), first_token, weights)
 
 

@@ -1,0 +1,189 @@
+"""Every bootstrap, interval and test of the study.
+
+Each function draws in its own way: which units, in which order and through which call. The committed numbers depend on
+that to the last bit, so functions that are alike here stay apart (`tests/core/test_stats.py` holds literal values of
+each).
+
+Resampling is with replacement, as many as there are. R is the number of resamples, N that of the units that are drawn:
+blocks of text, items, prompts or calibration sequences.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+from scipy.stats import t as student_t
+
+INTERVAL = (2.5, 97.5)  # percentiles of every bootstrap interval
+
+Statement = tuple[str, float, float, bool]  # the statement, measured, threshold, whether it holds
+
+
+# ------------------------------------------------------------------------------------- intervals without resampling
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % t interval of the mean of a few values (N,); NaN for a single one.
+
+    Text blocks are few, and the bootstrap's percentiles are too narrow for few.
+    """
+    if len(values) < 2:
+        return np.nan, np.nan
+    half = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return values.mean() - half, values.mean() + half
+
+
+def accuracy_interval(successes: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of a proportion (Wilson 1927), which stays inside 0..1 and is sound for small n."""
+    interval = binomtest(int(successes), int(n)).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+# --------------------------------------------------------------------------------------- one kind of unit resampled
+
+
+def weighted_sums(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(R, N) weights of N rows of values (N, M) -> float64 (R, M), the same to the last bit wherever the operands lie.
+
+    A matrix product's order of summation may depend on their place in memory; differences of 1 - cosine show it.
+    """
+    total = np.zeros((len(weights), values.shape[1]))
+    for weight, value in zip(weights.T, values, strict=True):
+        total += weight[:, None] * value
+    return total
+
+
+def unit_counts(num: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each of N units is drawn in each resample: (R, N) int64, every row sums to N."""
+    return np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=resamples)
+
+
+def unit_rows(num: int, resamples: int, seed: int) -> np.ndarray:
+    """Which of N units each resample consists of: (R, N) int64 of indices. Not the draws of `unit_counts`."""
+    return np.random.default_rng(seed).integers(num, size=(resamples, num))
+
+
+def bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Means over resampled blocks of text, items, prompts or sequences: (N, ...) -> float64 (R, ...).
+
+    A seed draws the same for the same N, so that differences between two of them are paired.
+    """
+    num = len(values)
+    means = weighted_sums(unit_counts(num, resamples, seed) / num, values.reshape(num, -1).astype(float))
+    return means.reshape(resamples, *values.shape[1:])
+
+
+def claim(
+    statements: Callable[[np.ndarray], list[Statement]], values: np.ndarray, resamples: int, seed: int
+) -> pd.DataFrame:
+    """Statements about means over blocks of text or items, and how certain they are.
+
+    Args:
+        statements: (M,) means -> statements, as many and in the same order whatever the means.
+        values: (N, M) of N blocks of text or items.
+        resamples: bootstrap resamples of the N, drawn by `bootstrap_means`.
+        seed: the seed of the resampling.
+
+    Returns:
+        statement, measured, threshold, holds, certainty (share of the resamples in which it holds too).
+    """
+    whole = statements(values.mean(0))
+    again = [statements(mean) for mean in bootstrap_means(values, resamples, seed)]
+    rows = [
+        {
+            "statement": name,
+            "measured": value,
+            "threshold": threshold,
+            "holds": holds,
+            "certainty": np.mean([other[i][-1] for other in again]),
+        }
+        for i, (name, value, threshold, holds) in enumerate(whole)
+    ]
+    return pd.DataFrame(rows, columns=["statement", "measured", "threshold", "holds", "certainty"])
+
+
+# ------------------------------------------------------------------------------------- several kinds of unit resampled
+
+
+def task_averages(tasks: Sequence[np.ndarray], resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Averages over tasks, each weighing the same, and again over each task's resampled items.
+
+    Args:
+        tasks: for each task (N, M), the scores of its N items under M methods; N differs between tasks. One stream
+            goes through the tasks in turn, so that their order matters; methods share the draws.
+
+    Returns:
+        (M,) averages and (R, M) averages of the resamples, float64.
+    """
+    rng = np.random.default_rng(seed)
+    num_methods = tasks[0].shape[1]
+    means, draws = np.zeros(num_methods), np.zeros((resamples, num_methods))
+    for values in tasks:
+        num = len(values)
+        weights = rng.multinomial(num, np.full(num, 1 / num), size=resamples) / num
+        means += values.mean(0) / len(tasks)
+        draws += np.einsum("rn,nm->rm", weights, values) / len(tasks)
+    return means, draws
+
+
+def interval_over_seeds_and_units(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of (S, N) values over S training seeds and N units, both resampled.
+
+    Seeds are drawn first, then units.
+    """
+    rng = np.random.default_rng(seed)
+    num_seeds, num = values.shape
+    rows = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples) / num_seeds
+    columns = rng.multinomial(num, np.full(num, 1 / num), size=resamples) / num
+    low, high = np.percentile(np.einsum("rs,sn,rn->r", rows, values, columns), INTERVAL)
+    return float(low), float(high)
+
+
+def means_over_items_and_seeds(values: np.ndarray, resamples: int, seed: int | Sequence[int]) -> np.ndarray:
+    """Means of (S, N) values over S training seeds and N items, both resampled: float64 (R,).
+
+    Items are drawn first, then seeds.
+
+    Args:
+        seed: the seed of the resampling; several numbers make one seed, such as a study's and a data set's place.
+    """
+    num_seeds, num_items = values.shape
+    rng = np.random.default_rng(seed)
+    items = rng.multinomial(num_items, np.full(num_items, 1 / num_items), resamples) / num_items
+    seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), resamples) / num_seeds
+    return ((seeds @ values) * items).sum(1)
+
+
+# ----------------------------------------------------------------------------------------------- permutation test
+
+
+def variance_shares(
+    square: np.ndarray, resamples: int, seed: int
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """How much of the differences within a table goes with its rows and how much with its columns: a permutation test.
+
+    Args:
+        square: (rows, columns), any unit; ranks of all cells are compared, ties in the order of the cells.
+        resamples: relabellings for each of the two: for rows, all cells are shuffled; then, from the same stream, for
+            columns the cells within each row.
+
+    Returns:
+        For rows and for columns: share (of the sum of squares of the ranks, two-way without interaction), by_chance
+        (mean share of the relabellings), p (share of the relabellings with at least as large a share, the observed
+        labels among them).
+    """
+    ranks = square.ravel().argsort().argsort().reshape(square.shape).astype(float)
+    rng = np.random.default_rng(seed)
+
+    def share(values: np.ndarray, axis: int) -> float:
+        total = ((values - values.mean()) ** 2).sum()
+        return float(values.shape[axis] * ((values.mean(axis) - values.mean()) ** 2).sum() / total)
+
+    def tested(axis: int, draws: list[float]) -> tuple[float, float, float]:
+        found = share(ranks, axis)
+        return found, float(np.mean(draws)), (1 + sum(draw >= found for draw in draws)) / (1 + resamples)
+
+    shuffled = [share(rng.permutation(ranks.ravel()).reshape(ranks.shape), 1) for _ in range(resamples)]
+    within_rows = [share(rng.permuted(ranks, axis=1), 0) for _ in range(resamples)]
+    return tested(1, shuffled), tested(0, within_rows)

@@ -1,0 +1,181 @@
+"""Statistics: known values, and literal ones of every stream of draws, which the committed numbers come from.
+
+Streams that are alike must not be made one: each would draw otherwise. The literals were computed before the functions
+stood together, when each lay with its only caller.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from layer_redundancy.core import stats
+from layer_redundancy.core.store import Result
+from layer_redundancy.experiments import block_pruning, prompt_tuning, width_vs_depth
+from layer_redundancy.measures import importance
+from layer_redundancy.measures.activations import ActivationSums
+
+close = pytest.approx
+exactly = np.testing.assert_array_equal
+
+
+def made_up(*shape: int) -> np.ndarray:
+    """Values in 0..1 without a pattern."""
+    return (np.arange(np.prod(shape)) * 7919 % 101 / 101).reshape(shape)
+
+
+def same(found, expected) -> None:
+    """Equal up to the order in which a product or a mean may be summed on another machine."""
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------ known values
+
+
+def test_accuracy_interval_is_wilsons():
+    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
+    known = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    for (successes, n), interval in known.items():
+        assert stats.accuracy_interval(successes, n) == close(interval, abs=5e-5)
+    assert stats.accuracy_interval(20, 20)[1] == close(1.0)
+    same(stats.accuracy_interval(81, 263), (0.2552885198782742, 0.36620957698280004))
+
+
+def test_the_interval_of_a_mean_is_students():
+    values = np.array([1.0, 2.0, 3.0])  # t(0.975, 2 degrees of freedom) = 4.3027, standard error 1 / sqrt(3)
+    assert stats.mean_interval(values) == close((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    assert np.isnan(stats.mean_interval(values[:1])).all()
+    same(stats.mean_interval(made_up(6)), (0.005242186562124329, 0.6911274504015721))
+
+
+def test_bootstrap_resamples_rows_together():
+    values = np.array([[0.0, 10.0], [1.0, 11.0], [4.0, 14.0]])
+    draws = stats.bootstrap_means(values, 400, seed=3)
+    assert draws.shape == (400, 2)
+    np.testing.assert_allclose(draws[:, 1] - draws[:, 0], 10)
+    assert draws[:, 0].min() == 0 and draws[:, 0].max() == 4
+    assert abs(draws[:, 0].mean() - 5 / 3) < 0.2
+    exactly(draws, stats.bootstrap_means(values, 400, seed=3))
+    assert (draws != stats.bootstrap_means(values, 400, seed=4)).any()
+
+
+def test_an_interval_over_seeds_is_wider_than_one_over_text_alone():
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((1, 40)) + np.array([[0.0], [3.0], [6.0]])
+    low, high = stats.interval_over_seeds_and_units(values, 2000, seed=0)
+    one_low, one_high = stats.interval_over_seeds_and_units(values[1:2], 2000, seed=0)
+    assert low < one_low < values[1].mean() < one_high < high
+    assert stats.interval_over_seeds_and_units(np.ones((3, 5)), 100, seed=0) == (close(1), close(1))
+
+
+# --------------------------------------------------------------------------------------------- streams of draws
+
+
+def test_counts_and_rows_of_one_seed_are_different_draws():
+    exactly(stats.unit_counts(5, 3, seed=1), [[1, 3, 0, 1, 0], [0, 1, 2, 1, 1], [1, 0, 2, 1, 1]])
+    exactly(stats.unit_rows(5, 3, seed=1), [[2, 2, 3, 4, 0], [0, 4, 4, 1, 1], [4, 2, 1, 4, 1]])
+
+
+def test_draws_of_means():
+    draws = stats.bootstrap_means(made_up(7, 3), 5, seed=11)
+    exactly(draws[0], [0.2998585572842999, 0.562942008486563, 0.5403111739745403])
+    assert stats.bootstrap_means(made_up(6, 3, 3), 4, seed=2).shape == (4, 3, 3)
+
+
+def test_draws_of_a_claim():
+    def statements(mean: np.ndarray) -> list[stats.Statement]:
+        a, b, c = map(float, mean)
+        return [("first above second", a, b, a > b), ("second above third", b, c, b > c)]
+
+    table = stats.claim(statements, made_up(7, 3), 60, seed=10)
+    assert list(table.columns) == ["statement", "measured", "threshold", "holds", "certainty"]
+    assert table["holds"].tolist() == [False, True]
+    same(table["certainty"], [0.31666666666666665, 0.5666666666666667])
+
+
+def test_draws_of_averages_over_tasks_go_on_from_task_to_task():
+    tasks = [np.stack([made_up(n), made_up(n)[::-1]], axis=1) for n in (9, 5)]
+    means, draws = stats.task_averages(tasks, 4, seed=5)
+    same(means, [0.4067106710671067, 0.40671067106710673])
+    expected = [
+        [0.4778877887788779, 0.3910891089108911],
+        [0.47249724972497253, 0.452035203520352],
+        [0.38965896589658966, 0.35709570957095715],
+        [0.49240924092409244, 0.3765676567656766],
+    ]
+    same(draws, expected)
+
+
+def test_draws_over_seeds_and_units():
+    interval = stats.interval_over_seeds_and_units(made_up(3, 8), 50, seed=6)
+    same(interval, (0.2976485148514852, 0.5659653465346534))
+
+
+def test_draws_over_items_and_seeds():
+    expected = [0.4546204620462046, 0.5734323432343233, 0.29496699669966997]
+    expected += [0.30899339933993397, 0.48556105610561057, 0.43028052805280526]
+    same(stats.means_over_items_and_seeds(made_up(3, 8), 6, [7, 1]), expected)
+
+
+def test_relabellings():
+    rows, columns = stats.variance_shares(made_up(5, 4), 40, seed=9)
+    same(rows, (0.13909774436090225, 0.21078947368421055, 0.6585365853658537))
+    same(columns, (0.001503759398496246, 0.15593984962406013, 1.0))
+
+
+# ---------------------------------------------------------------------------------- and of those who draw from them
+
+
+def sums() -> ActivationSums:
+    """Made-up sums of 6 sequences and 4 blocks."""
+    shapes = {"tokens": (6,), "norm": (6, 5), "first_norm": (6, 5)}
+    shapes |= {"relative_magnitude": (6, 4), "first_relative_magnitude": (6, 4)}
+    fields = {name: made_up(*shapes.get(name, (6, 5, 5))) for name in ActivationSums.__dataclass_fields__}
+    return ActivationSums(**fields | {"tokens": fields["tokens"] + 9})
+
+
+def test_draws_of_scores():
+    first = {
+        "block_influence": [0.9516728624535316, 0.9585767392458843, 0.9654806160382369, 0.9723844928305895],
+        "relative_magnitude": [0.030801911842804033, 0.056470171711807404, 0.06425916091343602, 0.036289608780315105],
+        "hidden_norm": [0.055231014338821036, 0.09877854487519915, 0.03505045140732874, 0.07859798194370686],
+        "angular_distance": [0.45049504950495045, 0.3861386138613861, 0.3217821782178218, 0.25742574257425743],
+    }
+    for measure, expected in first.items():
+        exactly(importance.bootstrap_scores(sums(), measure, 5, seed=3)[0], expected)
+
+
+def test_draws_of_calibration_texts():
+    (again,) = sums().resampled(1, seed=4)
+    same(again.tokens - 9, np.array([63, 3, 3, 22, 3, 3]) / 101)
+
+
+def test_draws_of_best_starts():
+    table = block_pruning.best_starts(sums(), 50, seed=8)
+    assert table["start"].tolist() == [3, 0, 1] and table["high"].tolist() == [3, 2, 1]
+    same(table["certainty"], [0.46, 0.46, 0.68])
+
+
+def test_draws_of_accuracies_differ_between_data_sets():
+    run = prompt_tuning.Run
+    names = [name for name in run.__dataclass_fields__ if name not in ("dataset", "method", "kept", "seed")]
+    rest = dict.fromkeys(names)
+    found = {
+        run(dataset=of, method="m", kept=1, seed=seed, **rest): Result({}, {"correct": made_up(3, 8)[seed]})
+        for of in ("x", "y")
+        for seed in range(3)
+    }
+    accuracies = prompt_tuning.Accuracies(found, 6, seed=7)
+    same(accuracies.drawn("y", "m", 1)[:2], [0.4546204620462046, 0.5734323432343233])
+    same(accuracies.drawn("x", "m", 1)[:2], [0.3783003300330033, 0.3692244224422442])
+
+
+def test_relabellings_of_heads():
+    cells = [(block, head, made_up(5, 4)[block, head]) for block in range(5) for head in range(4)]
+    table = width_vs_depth.variance_shares(pd.DataFrame(cells, columns=["block", "head", "change"]), 40, seed=9)
+    assert table["factor"].tolist() == ["block", "head id"]
+    same(table["p"], [0.6585365853658537, 1.0])

@@ -22,7 +22,7 @@ from layer_redundancy.data import benchmark_items, corpora
 from layer_redundancy.evaluate import generate, generative_tasks, plain_forwards, sweep
 from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
 from layer_redundancy.figures import saving, table_pictures
-from layer_redundancy.measures import activations, greedy, importance, selections
+from layer_redundancy.measures import activations, greedy, importance, registry, selections
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.models import checkpoints, loading, quantize, surgery
 from layer_redundancy.models.checkpoints import ModelIdentity
@@ -338,15 +338,12 @@ class Study:
         return importance.removal_order(importance.scores(self.activation_sums(), measure), measure)
 
     def selection_scores(self) -> dict[str, np.ndarray]:
-        """Scores (L,) of notebook 11's selections that have some, from calibration text; the smallest go first."""
-        found = {"block_influence": importance.scores(self.activation_sums(), "block_influence")}
-        text = replace(self.calibration, input_ids=self.calibration.input_ids[: self.profile.healing.loss_blocks])
-        measurement = Perplexity(text)
-        plan = variants.single_removal(self.num_blocks)
-        results = self.sweep(plan, [measurement])[measurement.name]
-        found["perplexity"] = np.array([results[variant].summary["nll"] for variant in plan])
+        """Scores (L,) of notebook 11's selections that need the model, on calibration text."""
+        sums, text = self.activation_sums(), self.calibration
+        text = replace(text, input_ids=text.input_ids[: self.profile.healing.loss_blocks])
+        batch, found = self.profile.batch_tokens, {}
 
-        def stored(name: str, data: str, score: Callable[[], np.ndarray]) -> None:
+        def stored(name: str, data: str, score: Callable[[], np.ndarray]) -> np.ndarray:
             key = Key(
                 self.identity.fingerprint, variants.name(self.dense), name, data, settings_text({}), SELECTION_VERSION
             )
@@ -354,12 +351,25 @@ class Study:
             if result is None:
                 result = Result({}, {"score": score()})
                 self.store.put(key, self.identity.name, result)
-            found[name] = result.arrays["score"]
+            return result.arrays["score"]
 
-        batch = self.profile.batch_tokens
-        stored("taylor", text.fingerprint, lambda: selections.taylor(self.stack.model, text, batch))
-        for p in (1, 2):
-            stored(f"magnitude_l{p}", "", lambda p=p: selections.magnitude(self.stack.blocks, p))
+        def without_each() -> np.ndarray:
+            measurement, plan = Perplexity(text), variants.single_removal(self.num_blocks)
+            results = self.sweep(plan, [measurement])[measurement.name]
+            return np.array([results[variant].summary["nll"] for variant in plan])
+
+        for name, measure in selections.SELECTIONS.items():
+            match measure.kind:
+                case registry.Activations():
+                    found[name] = importance.scores(sums, name)
+                case registry.Loss():
+                    found[name] = without_each()
+                case registry.Gradients(score):
+                    found[name] = stored(
+                        name, text.fingerprint, lambda score=score: score(self.stack.model, text, batch)
+                    )
+                case registry.Weights(score):
+                    found[name] = stored(name, "", lambda score=score: score(self.stack.blocks))
         return found
 
     def greedy_order(self) -> np.ndarray:

@@ -8,19 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from direct_importance import made_up, made_up_sums
 from layer_redundancy.core import stats
 from layer_redundancy.core.store import Result
 from layer_redundancy.experiments import block_pruning, prompt_tuning, width_vs_depth
 from layer_redundancy.measures import importance
-from layer_redundancy.measures.activations import ActivationSums
 
 close = pytest.approx
 exactly = np.testing.assert_array_equal
-
-
-def made_up(*shape: int) -> np.ndarray:
-    """Values in 0..1 without a pattern."""
-    return (np.arange(np.prod(shape)) * 7919 % 101 / 101).reshape(shape)
 
 
 def same(found, expected) -> None:
@@ -130,14 +125,6 @@ def test_relabellings():
 # ---------------------------------------------------------------------------------- and of those who draw from them
 
 
-def sums() -> ActivationSums:
-    """Made-up sums of 6 sequences and 4 blocks."""
-    shapes = {"tokens": (6,), "norm": (6, 5), "first_norm": (6, 5)}
-    shapes |= {"relative_magnitude": (6, 4), "first_relative_magnitude": (6, 4)}
-    fields = {name: made_up(*shapes.get(name, (6, 5, 5))) for name in ActivationSums.__dataclass_fields__}
-    return ActivationSums(**fields | {"tokens": fields["tokens"] + 9})
-
-
 def test_draws_of_scores():
     first = {
         "block_influence": [0.9516728624535316, 0.9585767392458843, 0.9654806160382369, 0.9723844928305895],
@@ -146,16 +133,16 @@ def test_draws_of_scores():
         "angular_distance": [0.45049504950495045, 0.3861386138613861, 0.3217821782178218, 0.25742574257425743],
     }
     for measure, expected in first.items():
-        exactly(importance.bootstrap_scores(sums(), measure, 5, seed=3)[0], expected)
+        exactly(importance.bootstrap_scores(made_up_sums(), measure, 5, seed=3)[0], expected)
 
 
 def test_draws_of_calibration_texts():
-    (again,) = sums().resampled(1, seed=4)
+    (again,) = made_up_sums().resampled(1, seed=4)
     same(again.tokens - 9, np.array([63, 3, 3, 22, 3, 3]) / 101)
 
 
 def test_draws_of_best_starts():
-    table = block_pruning.best_starts(sums(), 50, seed=8)
+    table = block_pruning.best_starts(made_up_sums(), 50, seed=8)
     assert table["start"].tolist() == [3, 0, 1] and table["high"].tolist() == [3, 2, 1]
     same(table["certainty"], [0.46, 0.46, 0.68])
 

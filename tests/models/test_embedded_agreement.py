@@ -6,8 +6,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import direct_importance
 import measurements
-import test_importance
 from layer_redundancy.config.profiles import PROFILES, TaskBudget, TextBudget
 from layer_redundancy.core import variants
 from layer_redundancy.core.store import Store
@@ -37,7 +37,7 @@ def test_importance_agrees_with_a_direct_computation(loaded):
     budget = TextBudget("wikipedia", block_length=24, calibration_blocks=3, evaluation_blocks=1)
     ids, lengths = corpora.token_blocks(budget, tokenizer, "calibration").input_ids, [24, 11, 24]
     sums = activations.collect(decoder_stack(model), ids, torch.tensor(lengths), batch_tokens=48)
-    test_importance.assert_agrees(sums, test_importance.direct(model, ids, lengths))
+    direct_importance.assert_agrees(sums, direct_importance.direct(model, ids, lengths))
 
 
 def test_perplexity_of_variants_agrees_with_plain_forwards(loaded, tmp_path):

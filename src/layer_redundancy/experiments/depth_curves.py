@@ -15,7 +15,7 @@ from layer_redundancy.core.stats import INTERVAL, Statement
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.experiments import result_tables
-from layer_redundancy.measures import importance
+from layer_redundancy.measures import importance, registry
 from layer_redundancy.measures.activations import ActivationSums
 
 RATIOS = (0.10, 0.25, 0.50)  # shares of blocks removed at which measures are compared
@@ -43,14 +43,15 @@ def plans(
         greedy: the greedy order, drawn as a measure of its own.
 
     Returns:
-        Every measure of `importance` but angular_distance, whose rule removes one contiguous run of blocks
-        ("angular_blocks": of each length the run with the smallest distance; Gromov et al. 2024); and "greedy".
+        Every measure of the registry's list of curves; "greedy" only if it is given; and "angular_blocks", since the
+        rule of angular_distance removes one contiguous run of blocks (of each length the run with the smallest
+        distance; Gromov et al. 2024).
     """
     num = sums.num_blocks
     orders = {
         name: importance.removal_order(importance.scores(sums, name), name)
-        for name in importance.MEASURES
-        if name != "angular_distance"
+        for name, measure in registry.Listed(registry.CURVES).items()
+        if measure.from_sums
     }
     if greedy is not None:
         orders["greedy"] = np.asarray(greedy)

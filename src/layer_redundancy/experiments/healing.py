@@ -94,7 +94,7 @@ class Selected:
     """What a selection removes, and what is left of the model; of a random one, of several draws.
 
     Attributes:
-        name: one of `selection.SELECTIONS`.
+        name: one of `selections.SELECTIONS`.
         removed: blocks of each draw.
         before: (N,) loss of each block of text, the mean over draws, nats a token.
         after: the same of the trained models.
@@ -144,7 +144,7 @@ def selection_table(found: Sequence[Selected]) -> pd.DataFrame:
         (the paper's average accuracy at a quarter, LoRA, in percent, mean over its four models), reported_rank.
     """
     printed = paper_tables.table("reassessing_selections")
-    means = printed[printed["ratio_percent"] == 25][list(selections.SELECTIONS)].mean()
+    means = printed[printed["ratio_percent"] == 25][_printed_selections(printed)].mean()
     ranks = means.rank(ascending=False).astype(int)
     rows = []
     for one in found:
@@ -155,8 +155,13 @@ def selection_table(found: Sequence[Selected]) -> pd.DataFrame:
         row |= {"healed_loss": one.after.mean(), "healed_low": healed_low, "healed_high": healed_high}
         for task, (before, after) in one.accuracy.items():
             row |= {f"{task} before": 100 * before.mean(), f"{task} after": 100 * after.mean()}
-        rows.append(row | {"reported": means[one.name], "reported_rank": ranks[one.name]})
+        rows.append(row | {"reported": means.get(one.name, np.nan), "reported_rank": ranks.get(one.name, np.nan)})
     return pd.DataFrame(rows)
+
+
+def _printed_selections(printed: pd.DataFrame) -> list[str]:
+    """The study's selections that the paper's table has a column for; one that it lacks has nothing reported."""
+    return [name for name in selections.SELECTIONS if name in printed]
 
 
 def reported_selections() -> pd.DataFrame:
@@ -167,7 +172,7 @@ def reported_selections() -> pd.DataFrame:
         in percent), best.
     """
     printed = paper_tables.table("reassessing_selections")
-    names = list(selections.SELECTIONS)
+    names = _printed_selections(printed)
     means = printed.groupby("ratio_percent")[names].mean().reset_index().assign(model="mean")
     both = pd.concat([printed, means], ignore_index=True).sort_values("ratio_percent", kind="stable")
     return both[["model", "ratio_percent", *names]].assign(best=both[names].idxmax(axis=1))

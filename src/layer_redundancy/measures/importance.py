@@ -1,97 +1,44 @@
 """Importance measures: sums over tokens -> one score a block -> the order in which blocks are removed.
 
-Pure functions on `ActivationSums`. The definitions, with X_i the residual stream entering block i and X_{i+1} leaving
-it (before the final norm), means over real tokens of the whole calibration set, token-weighted:
-
-    block_influence     1 - mean_t cos(X_i,t , X_{i+1},t)                     smallest first   ShortGPT eq. 2
-    relative_magnitude  mean_t ||X_{i+1},t - X_i,t|| / ||X_{i+1},t||          smallest first   Samragh et al. 2023
-    hidden_norm         mean_t ||X_{i+1},t||                                  largest first    ShortGPT 4.4
-    sequential          -i                                                    largest first    ShortGPT table 3
-    reverse_order       -i                                                    smallest first   ShortGPT table 3
-    angular_distance    arccos cos(X_i,t , X_{i+1},t) / pi, t the last        smallest first   Gromov et al. 2024, n = 1
-                        token of each sequence, mean over sequences
+Pure functions on `ActivationSums`. `measures.registry` defines the measures.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from layer_redundancy.core import stats
 from layer_redundancy.core.errors import StudyError
+from layer_redundancy.measures import registry
 from layer_redundancy.measures.activations import ActivationSums
+from layer_redundancy.measures.registry import Measure
+
+MEASURES = registry.Listed(registry.SCORES)
 
 
-@dataclass(frozen=True)
-class Measure:
-    """An importance measure.
-
-    Attributes:
-        name: the field's term.
-        removed_first: "smallest" or "largest" score goes first.
-        source: paper and place.
-        numerator: sums -> (S, L) sum over all tokens, or None for a measure of the position alone.
-        first: sums -> (S, L) the first tokens' share of it.
-        complement: the score is one minus the mean.
-        last_token: `numerator` holds each sequence's last token alone, and the mean is over sequences.
-    """
-
-    name: str
-    removed_first: str
-    source: str
-    numerator: Callable[[ActivationSums], np.ndarray] | None = None
-    first: Callable[[ActivationSums], np.ndarray] | None = None
-    complement: bool = False
-    last_token: bool = False
+def _measure(name: str, suits: Callable[[Measure], bool]) -> Measure:
+    """The measure of that name; raises StudyError where no measure that suits has it."""
+    known = [measure.name for measure in registry.REGISTRY.values() if suits(measure)]
+    if name not in known:
+        raise StudyError(f"unknown importance measure {name!r}: choose one of {', '.join(known)}")
+    return registry.REGISTRY[name]
 
 
-def _next(pairs: np.ndarray) -> np.ndarray:
-    """(S, L+1, L+1) -> (S, L): the entry of each block's input with its output."""
-    return np.diagonal(pairs, offset=1, axis1=1, axis2=2)
-
-
-MEASURES = {
-    m.name: m
-    for m in (
-        Measure(
-            "block_influence", "smallest", "ShortGPT eq. 2",
-            lambda s: _next(s.cosine), lambda s: _next(s.first_cosine), complement=True,
-        ),
-        Measure(
-            "relative_magnitude", "smallest", "Samragh et al. 2023",
-            lambda s: s.relative_magnitude, lambda s: s.first_relative_magnitude,
-        ),
-        Measure("hidden_norm", "largest", "ShortGPT 4.4", lambda s: s.norm[:, 1:], lambda s: s.first_norm[:, 1:]),
-        Measure("sequential", "largest", "ShortGPT table 3"),
-        Measure("reverse_order", "smallest", "ShortGPT table 3"),
-        Measure(
-            "angular_distance", "smallest", "Gromov et al. 2024, n = 1",
-            lambda s: _next(s.last_angle), last_token=True,
-        ),
-    )
-}  # fmt: skip
-
-
-def _measure(name: str) -> Measure:
-    if name not in MEASURES:
-        raise StudyError(f"unknown importance measure {name!r}: choose one of {', '.join(MEASURES)}")
-    return MEASURES[name]
-
-
-def _weighted(sums: ActivationSums, measure: Measure, first_token: bool, weights: np.ndarray) -> np.ndarray:
+def _weighted(sums: ActivationSums, name: str, first_token: bool, weights: np.ndarray) -> np.ndarray:
     """Scores (R, L) for R weightings (R, S) of the sequences."""
-    if measure.numerator is None:
-        return np.tile(-np.arange(sums.num_blocks, dtype=np.float64), (len(weights), 1))
-    total, tokens = measure.numerator(sums), sums.tokens
-    if measure.last_token:
+    mean_of = _measure(name, lambda measure: measure.from_sums).kind
+    if isinstance(mean_of, registry.Position):
+        return np.tile(mean_of.score(sums.num_blocks), (len(weights), 1))
+    total, tokens = mean_of.numerator(sums), sums.tokens
+    if mean_of.last_token:
         tokens = np.ones_like(tokens)
     elif not first_token:
-        total, tokens = total - measure.first(sums), tokens - 1
+        total, tokens = total - mean_of.first(sums), tokens - 1
     counts = stats.weighted_sums(weights, tokens[:, None])
     if (counts <= 0).any():
         raise StudyError("no token is left: leaving out the first token needs sequences of at least two tokens")
     mean = stats.weighted_sums(weights, total) / counts
-    return 1 - mean if measure.complement else mean
+    return 1 - mean if mean_of.complement else mean
 
 
 def scores(sums: ActivationSums, measure: str, first_token: bool = True) -> np.ndarray:
@@ -99,7 +46,7 @@ def scores(sums: ActivationSums, measure: str, first_token: bool = True) -> np.n
 
     Args:
         sums: from `activations.collect`.
-        measure: a key of MEASURES.
+        measure: the name of a measure from activations or the position, such as those of MEASURES.
         first_token: count each sequence's first token too, as the papers do; it is an attention sink in most models.
 
     Returns:
@@ -109,7 +56,7 @@ def scores(sums: ActivationSums, measure: str, first_token: bool = True) -> np.n
     Raises:
         StudyError: unknown measure, or no token is left.
     """
-    return _weighted(sums, _measure(measure), first_token, np.ones((1, len(sums.tokens))))[0]
+    return _weighted(sums, measure, first_token, np.ones((1, len(sums.tokens))))[0]
 
 
 def bootstrap_scores(
@@ -125,7 +72,7 @@ def bootstrap_scores(
         (R, L) float64.
     """
     weights = stats.unit_counts(len(sums.tokens), resamples, seed).astype(np.float64)
-    return _weighted(sums, _measure(measure), first_token, weights)
+    return _weighted(sums, measure, first_token, weights)
 
 
 def removal_order(score: np.ndarray, measure: str) -> np.ndarray:
@@ -133,6 +80,7 @@ def removal_order(score: np.ndarray, measure: str) -> np.ndarray:
 
     Args:
         score: (L,) or (R, L) scores of `measure`.
+        measure: the name of a measure that has scores.
 
     Returns:
         Block indices, first removed first; int64 of the same shape, each row distinct.
@@ -140,10 +88,11 @@ def removal_order(score: np.ndarray, measure: str) -> np.ndarray:
     Raises:
         StudyError: unknown measure, or a score that is not finite.
     """
+    removed_first = _measure(measure, lambda known: known.has_scores).removed_first
     score = np.asarray(score, dtype=np.float64)
     if not np.isfinite(score).all():
         raise StudyError(f"{measure} has scores that are NaN or infinite: no order of removal follows from them")
-    key = score if _measure(measure).removed_first == "smallest" else -score
+    key = score if removed_first == "smallest" else -score
     # A stable sort of the reversed blocks keeps deeper ones first among equals.
     reversed_order = np.argsort(key[..., ::-1], axis=-1, kind="stable")
     return score.shape[-1] - 1 - reversed_order

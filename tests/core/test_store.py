@@ -9,29 +9,30 @@ import pandas as pd
 import pytest
 
 from layer_redundancy.core import cache
-from layer_redundancy.core import store as results
 from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.store import KEY as PARTS_OF_A_KEY
+from layer_redundancy.core.store import Key, Result, Store
 
-KEY = results.Key("model", "0,1", "perplexity", "data", '{"a": 1}', 1)
-RESULT = results.Result({"perplexity": 23.25}, {"nll": np.arange(3.0)})
+KEY = Key("model", "0,1", "perplexity", "data", '{"a": 1}', 1)
+RESULT = Result({"perplexity": 23.25}, {"nll": np.arange(3.0)})
 
 
 @pytest.fixture
 def store(tmp_path):
-    with results.Store(tmp_path / "sub" / "results.sqlite") as store:
+    with Store(tmp_path / "sub" / "results.sqlite") as store:
         yield store
 
 
 def test_round_trip(store):
     assert store.get(KEY) is None
     store.put(KEY, "name", RESULT)
-    with results.Store(store.path) as again:
+    with Store(store.path) as again:
         got = again.get(KEY)
     assert got.summary == {"perplexity": 23.25}
     np.testing.assert_array_equal(got.arrays["nll"], [0, 1, 2])
 
 
-@pytest.mark.parametrize("part", results.KEY)
+@pytest.mark.parametrize("part", PARTS_OF_A_KEY)
 def test_whatever_the_number_depends_on_is_in_the_key(store, part):
     store.put(KEY, "name", RESULT)
     other = replace(KEY, **{part: 2 if part == "version" else "other"})
@@ -63,7 +64,7 @@ def test_partial_outputs_are_dropped_with_the_result(store):
 
 def test_csv_for_people(store, tmp_path):
     store.put(KEY, "name", RESULT)
-    store.put(replace(KEY, measurement="task/x"), "name", results.Result({"acc": 0.5, "items": 4}))
+    store.put(replace(KEY, measurement="task/x"), "name", Result({"acc": 0.5, "items": 4}))
     store.put(replace(KEY, model="other"), "other name", RESULT)
     assert store.export_csv(tmp_path / "all.csv") == 3
     assert store.export_csv(tmp_path / "one.csv", model="model") == 2
@@ -73,7 +74,7 @@ def test_csv_for_people(store, tmp_path):
 
 
 def write(path, number):
-    with results.Store(path) as store:
+    with Store(path) as store:
         for i in range(40):
             store.put_partial({replace(KEY, variant=f"{number}"): {i: [[-1.0, True]]}})
             store.put(replace(KEY, variant=f"{number},{i}"), "name", RESULT)
@@ -95,7 +96,7 @@ def test_several_processes_write_at_once(store):
 def open_many(folder, barrier):
     for n in range(60):
         barrier.wait(timeout=20)
-        results.Store(folder / str(n)).close()
+        Store(folder / str(n)).close()
 
 
 def test_several_processes_make_a_store_at_once(tmp_path):
@@ -114,7 +115,7 @@ def test_a_file_that_is_no_store_is_one_line_and_left_alone(tmp_path):
     path = tmp_path / "results.sqlite"
     path.write_bytes(b"half written" * 500)
     with pytest.raises(StudyError, match="damaged or no results store"):
-        results.Store(path)
+        Store(path)
     assert path.read_bytes() == b"half written" * 500
 
 
@@ -131,7 +132,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(store):
     store.put(KEY, "name", RESULT)
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]
     store._db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to run out of space
-    big = results.Result({}, {"x": np.random.default_rng(0).normal(size=100_000)})
+    big = Result({}, {"x": np.random.default_rng(0).normal(size=100_000)})
     with pytest.raises(StudyError, match="the disk is full") as e:
         store.put(replace(KEY, variant="big"), "name", big)
     assert "\n" not in str(e.value)
@@ -144,7 +145,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(store):
 def test_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StudyError, match="cannot be opened"):
-        results.Store(tmp_path / "file" / "results.sqlite")
+        Store(tmp_path / "file" / "results.sqlite")
     with pytest.raises(StudyError, match="cannot write"):
         cache.write_whole({tmp_path / "file" / "x.csv": b""})
 
@@ -153,13 +154,13 @@ def test_a_claim_holds_while_its_process_lives(tmp_path, monkeypatch):
     ours, theirs = multiprocessing.get_context("fork").Pipe()
 
     def hold(path, conn):
-        with results.Store(path) as store:
+        with Store(path) as store:
             assert store.claim("a")
             conn.send("claimed")
             conn.recv()
 
     path = tmp_path / "s"
-    with results.Store(path) as store:
+    with Store(path) as store:
         assert not store.changed() or not store.changed()
         process = multiprocessing.get_context("fork").Process(target=hold, args=(path, theirs))
         process.start()
@@ -169,12 +170,12 @@ def test_a_claim_holds_while_its_process_lives(tmp_path, monkeypatch):
         store.release("a")  # not ours to release
         assert not store.claim("a")
         with monkeypatch.context() as m:
-            m.setattr(results, "CLAIM_SECONDS", 0)  # not renewed for too long
+            m.setattr("layer_redundancy.core.store.CLAIM_SECONDS", 0)  # not renewed for too long
             assert store.claim("a")
         store.release("a")
         ours.send("go")
         process.join()
-    with results.Store(path) as store:
+    with Store(path) as store:
         store._db.execute("INSERT INTO claims VALUES ('dead', ?, ?)", (f"{platform.node()} {process.pid}", time.time()))
         store._db.execute("INSERT INTO claims VALUES ('far', 'elsewhere 1', ?)", (time.time(),))
         assert store.claim("dead") and not store.claim("far")

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny_models
+from direct_importance import assert_agrees, direct
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.measures import activations, importance
 from layer_redundancy.models import loading
@@ -190,53 +191,6 @@ def test_long_sequences_are_summed_in_several_chunks():
     np.testing.assert_allclose(
         importance.scores(whole, "angular_distance")[0], np.mean(np.arccos(cosine)) / np.pi, 1e-6
     )
-
-
-def direct(model, ids, lengths):
-    """Every measure the slow way: hooks on the blocks, one sequence, one token at a time.
-
-    Returns scores by (measure, first token counted), and the angular distances of all pairs at the last tokens.
-    """
-    stack = decoder_stack(model)
-    states: list = []
-    handles = [stack.blocks[0].register_forward_pre_hook(lambda m, a: states.append(a[0]))]
-    handles += [
-        b.register_forward_hook(lambda m, a, o: states.append(o[0] if isinstance(o, tuple) else o))
-        for b in stack.blocks
-    ]
-    rows, pairs = [], []
-    for row, length in zip(ids, lengths, strict=True):
-        states.clear()
-        model(row[None, :length], use_cache=False)
-        for t in range(length):
-            x = torch.stack([s[0, t].double() for s in states])
-            cosine = torch.nn.functional.cosine_similarity(x[:-1], x[1:], dim=-1)
-            magnitude = (x[1:] - x[:-1]).norm(dim=-1) / x[1:].norm(dim=-1)
-            rows.append((t, 1 - cosine, magnitude, x[1:].norm(dim=-1)))
-        unit = x / x.norm(dim=-1, keepdim=True)
-        pairs.append(torch.arccos((unit @ unit.T).clamp(-1, 1)) / torch.pi)
-    for handle in handles:
-        handle.remove()
-    names = ("block_influence", "relative_magnitude", "hidden_norm")
-    scores = {
-        (name, first): torch.stack([r[i + 1] for r in rows if first or r[0] > 0]).mean(0).numpy()
-        for i, name in enumerate(names)
-        for first in (True, False)
-    }
-    return scores, torch.stack(pairs).mean(0).numpy()
-
-
-def assert_agrees(sums, expected):
-    """Within 1e-5, relative to the size of the residual stream for its norm."""
-    scores, pairs = expected
-    for (name, first), score in scores.items():
-        tolerance = 1e-5 * (np.abs(score).max() if name == "hidden_norm" else 1)
-        np.testing.assert_allclose(importance.scores(sums, name, first_token=first), score, atol=tolerance, rtol=0)
-    grid = importance.angular_grid(sums)
-    for n in range(1, len(grid) + 1):
-        # arccos near 1 turns the 1e-7 of fp32 states into 1e-4; off the diagonal nothing is that close to 1
-        np.testing.assert_allclose(grid[n - 1, : len(grid) - n + 1], np.diagonal(pairs, offset=n), atol=1e-5)
-    np.testing.assert_allclose(importance.scores(sums, "angular_distance"), np.diagonal(pairs, offset=1), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [n for n in tiny_models.CONFIGS if n != "rwkv"])  # its X_0 is inside block 0

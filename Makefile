@@ -117,7 +117,7 @@ endif
 
 OF_PROFILE = $(PROFILE) --model '$(MODEL)' --revision '$(REVISION)'
 plan: $(READY) ## what a run takes, before it starts: downloads, licences, disk, memory, work and hours on this device
-	@$(OFFLINE) $(PY) -m layer_redundancy.planning.estimate $(OF_PROFILE) --notebooks '$(NOTEBOOKS)'
+	@$(OFFLINE) $(PY) -m layer_redundancy.planning.plan $(OF_PROFILE) --notebooks '$(NOTEBOOKS)'
 
 prefetch: $(READY) ## download what a profile needs, once; then HF_HUB_OFFLINE=1 make figures needs no network
 	@$(OFFLINE) $(PY) -m layer_redundancy.planning.downloads $(OF_PROFILE)
@@ -131,7 +131,7 @@ rehearse: $(READY) ## the paper profile in small, tiny random models on a hub of
 smoke: ## every notebook in small: does it run?
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 figures PROFILE=smoke
 
-rwkv-train: $(READY) ## train the small RWKV of data/models/ anew (an hour on two cores; stopped, it goes on where it was)
+rwkv-train: $(READY) ## train the small RWKV anew (an hour on two cores; stopped, it goes on where it was)
 	@$(PY) -m tools.rwkv.train
 
 gptq: $(READY) ## install what ready GPTQ checkpoints take (gptqmodel, optimum), for MODEL= or notebook 07's ready=
@@ -158,9 +158,10 @@ test: $(READY) ## unit tests, then every notebook on the smoke profile, then a r
 	@$(MAKE) --no-print-directory smoke
 	@$(MAKE) --no-print-directory rehearse
 
-lint: $(READY) ## style of code and notebooks; notebooks are committed without outputs
+lint: $(READY) ## style of code and notebooks, and which folder may import which; notebooks are committed without outputs
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-cache
 	$(PY) -m nbstripout --verify $(STRIP) $(wildcard notebooks/*.ipynb) </dev/null
 
 format: $(READY) ## put right what lint finds, where a machine can

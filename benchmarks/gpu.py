@@ -21,19 +21,19 @@ from transformers import AutoConfig
 from benchmarks import sweeps, worker
 from benchmarks.worker import RandomSequences
 from layer_redundancy.config import sources
-from layer_redundancy.config.profiles import PROFILES
 from layer_redundancy.config.sources import Amount
 from layer_redundancy.core import devices, paths, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Store
 from layer_redundancy.evaluate import sweep, sweep_estimate
+from layer_redundancy.evaluate.amounts import Sweep
 from layer_redundancy.figures import table_pictures
 from layer_redundancy.models import architectures, checkpoints, throughput
-from layer_redundancy.planning import estimate
-from layer_redundancy.planning.workload import Planner, Shape, Sweep
+from layer_redundancy.planning import plan as planning
+from layer_redundancy.planning import rates, stand_ins
 
-GOAL_SECONDS = 240  # of the embedded profile, all notebooks
-TOLERANCE = 0.25  # of the estimate
+GOAL_SECONDS = 240  # time for all notebooks of the embedded profile
+TOLERANCE = 0.25  # relative error allowed of the estimate
 # Kinds of input: running text, and questions after the examples of their subject (prefix, tokens of their own).
 KINDS = {"running text": (0, 1023, 1), "five-shot questions": (600, 120, 4)}
 
@@ -49,7 +49,7 @@ def embedded_seconds(device: str, profile: str = "embedded") -> pd.DataFrame:
         cache.parent.mkdir(parents=True)
         cache.symlink_to(paths.CACHE)  # downloads and conversions are there already
         for notebook in sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb")):
-            begin = time.monotonic()
+            started = time.monotonic()
             output = Path(folder) / "data" / "runs" / notebook.name
             command = [sys.executable, "-m", "layer_redundancy.run_notebook", str(notebook), "--output", str(output)]
             done = subprocess.run(
@@ -57,7 +57,7 @@ def embedded_seconds(device: str, profile: str = "embedded") -> pd.DataFrame:
             )
             if done.returncode:
                 raise StudyError(f"{notebook.stem} failed on {device}: {done.stderr.strip().splitlines()[-1]}")
-            rows.append((notebook.stem, time.monotonic() - begin))
+            rows.append((notebook.stem, time.monotonic() - started))
             print(f"{notebook.stem}: {rows[-1][1]:.0f} s", flush=True)
     return pd.DataFrame(rows, columns=["notebook", "seconds"])
 
@@ -67,9 +67,9 @@ def sweep_rows(config: dict[str, Any], dtype: str, device: str, sequences: int) 
 
     Args:
         config: fields of a transformers config, `model_type` among them.
-        dtype: of the weights.
+        dtype: dtype of the weights.
         device: "cuda" or "cpu".
-        sequences: of each kind.
+        sequences: number of sequences of each kind of input.
 
     Returns:
         One row a kind of input: input, sequences, variants, batch_tokens, block_tokens_naive, block_tokens, seconds,
@@ -78,11 +78,10 @@ def sweep_rows(config: dict[str, Any], dtype: str, device: str, sequences: int) 
         peak_gb, estimated_gb.
     """
     architectures.register()
-    stack = estimate.probe(AutoConfig.for_model(**config), dtype, device)
+    stack = rates.probe(AutoConfig.for_model(**config), dtype, device)
     num = config["num_hidden_layers"]
-    speed = estimate.Speed(stack, num, throughput.batch_tokens(stack))
-    shape = Shape("meta-llama/Llama-2-7b-hf", num, config["num_attention_heads"], 1, True)
-    order = Planner(PROFILES["paper"], shape, None, {}).order()
+    speed = rates.Speed(stack, num, throughput.batch_tokens(stack))
+    order = stand_ins.order("meta-llama/Llama-2-7b-hf", num)
     plan = list(dict.fromkeys([*variants.single_removal(num), *variants.cumulative_removal(num, order)]))
     rate = devices.matmul_rate(checkpoints.DTYPES[dtype], device)
     predicted = {}
@@ -92,8 +91,8 @@ def sweep_rows(config: dict[str, Any], dtype: str, device: str, sequences: int) 
         shared = prefix + sequences * tail
         amount = Amount(sequences, sequences, tokens, shared, sum(s.num_scored for s in chosen))
         planned = Sweep(kind, amount, tuple(plan))
-        seconds = estimate.sweep_seconds(planned, speed)
-        predicted[kind] = (seconds, estimate.peak_bytes_of([planned], speed))
+        seconds = planning.sweep_seconds(planned, speed)
+        predicted[kind] = (seconds, planning.peak_bytes_of([planned], speed))
     speed.close()
     del stack
     job = {"config": config, "dtype": dtype, "device": device}
@@ -105,9 +104,9 @@ def sweep_rows(config: dict[str, Any], dtype: str, device: str, sequences: int) 
         devices.reset_peak(device)
         expected = sweep_estimate.estimate(stack, plan, [measured], batch)
         with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "store") as store:
-            begin = time.perf_counter()
+            started = time.perf_counter()
             sweep.run(identity, lambda: stack, plan, [measured], store, batch, progress=False)
-            spent = time.perf_counter() - begin
+            spent = time.perf_counter() - started
         operations = sweeps.operations(stack, expected, 0)
         rows.append(
             {

@@ -50,7 +50,7 @@ def world_small() -> Any:
 
 @contextmanager
 def _recurrence(form: Callable) -> Iterator[None]:
-    """Models run this form of the time-mix within."""
+    """Makes models run this form of the time-mix inside the context."""
     usual = rwkv5.time_mix
     rwkv5.time_mix = form
     try:
@@ -113,9 +113,9 @@ def measure(candidates: dict[str, Callable[[], Any]], lengths: tuple[int, ...], 
                 for turn in range(1 + rounds):
                     for side in list(sides)[:: 1 if turn % 2 else -1]:
                         bar.set_description(f"{side}, {length} tokens")
-                        begin = time.perf_counter()
+                        started = time.perf_counter()
                         logits[side] = sides[side](ids)
-                        seconds[side].append(time.perf_counter() - begin)
+                        seconds[side].append(time.perf_counter() - started)
                         bar.update()
                 mine = np.array(seconds[SIDES[0]][1:])
                 for side, spent in seconds.items():

@@ -21,16 +21,16 @@ def main() -> None:
     os.dup2(2, 1)
     from short_transformers import ShortTransformer
 
-    # By AutoModelForCausalLM, in eval mode; its hooks copy every state to the CPU, one sequence at a time.
+    # It loads with AutoModelForCausalLM, in eval mode; its hooks copy every state to the CPU, one sequence at a time.
     model = ShortTransformer.from_pretrained(job["folder"], torch_dtype=getattr(torch, job["dtype"])).to(job["device"])
     input_ids = torch.tensor(job["input_ids"], device=job["device"])
 
     def run() -> tuple[list, float]:
-        begin = time.perf_counter()
+        started = time.perf_counter()
         with torch.no_grad():
             for row in input_ids:
                 model(input_ids=row[None])
-        seconds, values = time.perf_counter() - begin, model.memory.result.tolist()
+        seconds, values = time.perf_counter() - started, model.memory.result.tolist()
         model.clear_memory()
         return values, seconds
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def peak_bytes(device: str) -> int:
-    """As `devices.peak_bytes`."""
+    """The same as `devices.peak_bytes`."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")

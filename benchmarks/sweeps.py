@@ -56,10 +56,10 @@ class Case:
     """A plan, what it is measured on, and who it is timed against.
 
     Attributes:
-        name: a letter.
+        name: the case's letter.
         title: what is run.
         ours: the library's side, a key of `worker.SIDES`.
-        peers: the others', or "short_transformers" -> the ratio peer / ours to reach; less than 1 for a floor.
+        peers: another side's key, or "short_transformers" -> the ratio peer / ours to reach; less than 1 for a floor.
         cpu, cuda: what to measure on, see `worker.measurement`; calibration text for importance measures.
         share: block-tokens of ours / naive that are not to be exceeded.
         sampled: variants that a peer runs in each pair, its time then scaled to all of them; 0: all.
@@ -239,7 +239,7 @@ def summarise(case: Case, answers: dict[str, list[dict]], cost: dict[str, float]
     """A row a peer.
 
     Args:
-        answers: from `measure`.
+        answers: side -> answers, from `measure`.
         cost: block_share, head_share (of ours in naive), flops (of ours), rate (floating-point operations a second).
     """
     ours = answers[case.ours]
@@ -286,7 +286,7 @@ def summarise(case: Case, answers: dict[str, list[dict]], cost: dict[str, float]
 
 
 def _comparable(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Differences; where one side has no number, none (short-transformers leaves zeros in the lower triangle)."""
+    """Differences, NaN where a side has no number (short-transformers leaves zeros in the lower triangle)."""
     return np.where(np.isfinite(mine) & np.isfinite(theirs), mine - theirs, np.nan)
 
 
@@ -400,7 +400,7 @@ def _short(table: pd.DataFrame) -> pd.DataFrame:
 def _save(rows: list[dict], note: str, device: str) -> None:
     table, folder = pd.DataFrame(rows), paths.FIGURES / "bench"
     earlier = folder / f"speed_{device}.csv"
-    if earlier.is_file():  # of cases that were not run this time
+    if earlier.is_file():  # keeps rows of cases that were not run this time
         kept = pd.read_csv(earlier)
         table = pd.concat([kept[~kept["case"].isin(table["case"])], table]).sort_values("case", kind="stable")
     saving.save(pictures.speed_ratios(table), table, folder, f"speed_{device}", note)

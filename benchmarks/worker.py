@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from layer_redundancy.config.profiles import PROFILES, TaskBudget, TextBudget
+from layer_redundancy.config import profiles
+from layer_redundancy.config.profiles import TaskBudget, TextBudget
 from layer_redundancy.core import devices
-from layer_redundancy.core.store import Result, Store, settings_text
+from layer_redundancy.core.store import Store
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.data import benchmark_items, corpora
 from layer_redundancy.evaluate import plain_forwards, scoring, sweep
-from layer_redundancy.evaluate.scoring import ChoiceTask, Outputs, Perplexity, ScoredSequence
+from layer_redundancy.evaluate.scoring import ChoiceTask, Outputs, Perplexity, RandomSequences
 from layer_redundancy.measures import activations, importance
 from layer_redundancy.models import checkpoints, loading
 from layer_redundancy.models.checkpoints import ModelIdentity
@@ -35,31 +36,6 @@ SEED = 0
 # Called with what is chosen of the variants; returns numbers that must agree between sides: the mean log-likelihood a
 # token of every target of every sequence, by variant; or distances.
 Run = Callable[[list[Variant]], np.ndarray]
-
-
-class RandomSequences:
-    """Stands in for text and prompts where a model has random weights and no tokenizer."""
-
-    version, name, settings = 1, "random", settings_text({})
-
-    def __init__(self, vocabulary: int, count: int, prefix: int, length: int, targets: int):
-        rng = np.random.default_rng(SEED)
-
-        def tokens(n: int) -> tuple[int, ...]:
-            return tuple(map(int, rng.integers(3, vocabulary, n)))
-
-        shared = tokens(prefix)
-        self.sequences = []
-        for _ in range(count):
-            ids = shared + tokens(length + 1)
-            # One long target, as in a text, or single letters after a prompt.
-            wanted = (ids[-length:],) if targets == 1 else tuple(tokens(1) for _ in range(targets))
-            self.sequences.append(ScoredSequence(ids[:-1], wanted))
-        self.data = str(rng.integers(2**31))
-
-    def result(self, outputs: list[Outputs]) -> Result:
-        """arrays: loglikelihood of every target, nats."""
-        return Result({}, {"loglikelihood": np.array([o[0] for targets in outputs for o in targets])})
 
 
 def load(job: dict) -> tuple[ModelIdentity, DecoderStack]:
@@ -74,7 +50,7 @@ def load(job: dict) -> tuple[ModelIdentity, DecoderStack]:
             )
         stack = decoder_stack(loading.prepare(model))
         return ModelIdentity("random weights", "", "", json.dumps(config), len(stack)), stack
-    profile = replace(PROFILES["embedded"], model=job["model"], dtype=job["dtype"])
+    profile = replace(profiles.get("embedded"), model=job["model"], dtype=job["dtype"])
     identity = checkpoints.identify(profile)
     return identity, decoder_stack(loading.load(identity, job["dtype"], job["device"]))
 
@@ -199,8 +175,8 @@ def bare_forward(job: dict, identity: ModelIdentity, stack: DecoderStack, clock:
     def run(_: list[Variant]) -> np.ndarray:
         rows = max(1, job["batch_tokens"] // ids.shape[1])
         with torch.no_grad():
-            for begin in range(0, len(ids), rows):
-                stack.model.base_model(input_ids=ids[begin : begin + rows].to(stack.device), use_cache=False)
+            for start in range(0, len(ids), rows):
+                stack.model.base_model(input_ids=ids[start : start + rows].to(stack.device), use_cache=False)
         return np.zeros(0)
 
     return run
@@ -241,10 +217,10 @@ class Clock:
 
     @contextmanager
     def head(self) -> Iterator[None]:
-        """What happens inside is the head's."""
-        begin = self.now()
+        """Counts the time spent inside as the head's."""
+        started = self.now()
         yield
-        self.head_seconds += self.now() - begin
+        self.head_seconds += self.now() - started
 
     def listen(self, base: torch.nn.Module) -> None:
         """Counts all but the time in this module as the head's."""
@@ -260,9 +236,9 @@ class Clock:
     def time(self, run: Run, variants: list[Variant]) -> tuple[np.ndarray, float, float]:
         """What a run returns, its seconds, and the head's share of them in seconds."""
         self.head_seconds, self.base_seconds = 0.0, None if self.base_seconds is None else 0.0
-        begin = self.now()
+        started = self.now()
         values = run(variants)
-        seconds = self.now() - begin
+        seconds = self.now() - started
         return values, seconds, self.head_seconds if self.base_seconds is None else seconds - self.base_seconds
 
 

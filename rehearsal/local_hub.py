@@ -37,7 +37,7 @@ class Trouble:
         kind: see `TroubleKind`.
         times: requests that it happens to; None for all.
         after: bytes of a file that are sent before the connection is closed, if it is cut.
-        wait: seconds after which the hub says to come back, if it is limited.
+        wait: seconds after which the hub asks clients to come back, if it is limited.
     """
 
     kind: TroubleKind
@@ -55,10 +55,10 @@ class LocalHub:
     answered as that commit, any other as the repository's own (see COMMIT_FILE): all hold the same files.
 
     Attributes:
-        root: may be changed while it is served.
-        troubles: by repository, "owner/name" for a model, "datasets/owner/name", "spaces/owner/name"; "files" for what
+        root: the hub's folder; it may be changed while it is served.
+        troubles: keyed by "owner/name" for a model, "datasets/owner/name", "spaces/owner/name", or "files" for what
             lies elsewhere.
-        requests: (method, path with query) of all that was asked, in its order.
+        requests: (method, path with query) of every request, in order.
         bodies: bytes of file content that were sent.
     """
 
@@ -156,7 +156,7 @@ class _Repository:
 
 
 def _hashes(path: Path) -> tuple[str, str]:
-    """Of a file, git's sha1 of it as a blob, and its sha256."""
+    """git's sha1 of a file as a blob, and the file's sha256."""
     status = path.stat()
     return _hashed(path, status.st_size, status.st_mtime_ns)
 
@@ -219,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
                 }
             )  # fmt: skip
         elif self.hub._happens(repository.key, "missing") or not repository.folder.is_dir():
-            # As the hub, which does not tell strangers whether there is a private one.
+            # The hub answers alike, not revealing to strangers whether there is a private one.
             known = "authorization" in self.headers
             self._fail(404 if known else 401, "RepoNotFound", "Repository not found" if known else "Invalid username")
         else:
@@ -388,8 +388,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _fail(self, status: int, code: str, message: str, headers: dict[str, Any] | None = None) -> None:
         body = json.dumps({"error": message}).encode()
-        told = {"X-Error-Code": code, "X-Error-Message": message} if code else {}
-        fields = {"Content-Type": "application/json", "Content-Length": len(body)} | told | (headers or {})
+        named = {"X-Error-Code": code, "X-Error-Message": message} if code else {}
+        fields = {"Content-Type": "application/json", "Content-Length": len(body)} | named | (headers or {})
         self._send(status, fields, body)
 
     def _send(self, status: int, headers: dict[str, Any], body: bytes | None = None) -> None:
@@ -426,7 +426,7 @@ def place(root: Path, kind: str, name: str) -> Path:
     """The folder of a repository below a hub's root, made if it is not there.
 
     Args:
-        root: of the hub.
+        root: root folder of the hub.
         kind: "models", "datasets" or "spaces".
         name: owner/name.
 

@@ -30,14 +30,14 @@ Row = dict[str, Any]
 Splits = Mapping[str, Sequence[Row]]
 Columns = Mapping[str, Row]  # kind by name
 
-BOOKS = 8  # of PG-19 in each split that is read
+BOOKS = 8  # PG-19's books in each split that is read
 BOOK_WORDS = 3000
-MMLU_ROWS = {"test": 2, "validation": 1, "dev": 5}  # of each of the 57 subjects
-CMMLU_ROWS = {"dev": 5, "test": 2}  # of each of the 67
-ROWS = {"train": 10, "validation": 6, "test": 6}  # of every other data set; eight of train are worked examples
-PAGES = 60  # of C4 in each file
-INSTRUCTIONS = 60  # of Alpaca; one in three has an input
-# Of each label of a data set to classify. Some of train's are set apart by their hash, and each label must be there.
+MMLU_ROWS = {"test": 2, "validation": 1, "dev": 5}  # rows of each of the 57 subjects
+CMMLU_ROWS = {"dev": 5, "test": 2}  # rows of each of the 67 subjects
+ROWS = {"train": 10, "validation": 6, "test": 6}  # rows of every other data set; eight of train are worked examples
+PAGES = 60  # C4's pages in each file
+INSTRUCTIONS = 60  # Alpaca's instructions; one in three has an input
+# Texts of each label to classify. Some of train's are set apart by their hash, and each label must be there.
 TEXT_ROWS = {"train": 60, "validation": 8, "test": 8}
 TEXT, TEXTS, WHOLE = {"dtype": "string"}, {"sequence": "string"}, {"dtype": "int32"}  # kinds of columns
 
@@ -66,7 +66,7 @@ def _labels(*names: str) -> Row:
 
 
 def _features(columns: Columns) -> list[Row]:
-    """Columns as a card has them."""
+    """Columns in the form that a data set's card lists them in."""
     return [{"name": name, **kind} for name, kind in columns.items()]
 
 
@@ -110,14 +110,14 @@ def _write_card(folder: Path, card: Mapping[str, Any]) -> None:
 
 
 class _Plain(yaml.SafeDumper):
-    """Without references to what was written before."""
+    """Writes YAML without references to what was written before."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def _write_file(root: Path, url: str, text: str) -> None:
-    """A file that lies on no hub, at its address less the host."""
+    """Writes a file that lies on no hub, at its address less the host."""
     file = root / "files" / urlsplit(url).path.lstrip("/")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
@@ -128,7 +128,7 @@ def _lines(rows: Iterable[Row]) -> str:
 
 
 def _splits(make: Callable[[random.Random, int, str], Row], seed: str, rows: Mapping[str, int] = ROWS) -> Splits:
-    """make(random numbers, number of the row, split) for each row of each split."""
+    """Rows of each split, each from make(random numbers, number of the row, split)."""
     rng = random.Random(seed)
     return {split: [make(rng, i, split) for i in range(count)] for split, count in rows.items()}
 
@@ -170,7 +170,7 @@ def _chinese(rng: random.Random) -> str:
 
 
 def _pg19(root: Path) -> None:
-    """emozilla/pg19, whose card says no more of its files than what is in them."""
+    """emozilla/pg19, whose card describes no more of its files than what is in them."""
     folder, name = place(root, "datasets", "emozilla/pg19"), "{}-00000-of-00001-29a571947c0b5ccc.parquet"
     columns = {"short_book_title": TEXT, "publication_date": WHOLE, "url": TEXT, "text": TEXT}
     splits = []
@@ -230,7 +230,7 @@ def _alpaca(root: Path) -> None:
 
 
 def mmlu_subjects() -> list[str]:
-    """The 57, from lm-eval's tasks."""
+    """MMLU's 57 subjects, from lm-eval's tasks."""
     folder = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
     return sorted(file.stem.removeprefix("mmlu_") for file in folder.glob("mmlu_*.yaml"))
 
@@ -381,7 +381,7 @@ def _cmmlu(root: Path) -> None:
 
 
 def _to_classify(seed: str, labels: int, make: Callable[[str, int, int], Row], splits: Iterable[str]) -> Splits:
-    """make(sentence, label, number of the row) for rows of each label, no sentence twice."""
+    """Rows of each split, as many of each label, from make(sentence, label, number of the row); no sentence twice."""
     rng, rows = random.Random(seed), {split: TEXT_ROWS[split] * labels for split in splits}
     drawn = iter(rng.sample(_sentences(), sum(rows.values())))
     found = {split: [make(next(drawn), i % labels, i) for i in range(count)] for split, count in rows.items()}
@@ -562,8 +562,8 @@ def _cluewsc(root: Path) -> None:
 def _c3(root: Path) -> None:
     rng, documents = random.Random("c3"), []
     for i, options in enumerate(islice((2, 3, 4) * ROWS["test"], ROWS["test"])):
-        said = [f"男：{_chinese(rng)}", f"女：{_chinese(rng)}"]
+        lines = [f"男：{_chinese(rng)}", f"女：{_chinese(rng)}"]
         choice = rng.sample(_DEEDS, options)
         question = {"question": f"{rng.choice(_PEOPLE)}做什么？", "choice": choice, "answer": rng.choice(choice)}
-        documents.append([said, [question], f"1-{i}"])
+        documents.append([lines, [question], f"1-{i}"])
     _write_file(root, paper_benchmarks.C3_URL, json.dumps(documents, ensure_ascii=False))

@@ -25,9 +25,9 @@ LLAMA_7B, LLAMA_13B = "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-13b-hf"
 BAICHUAN_7B, BAICHUAN_13B = "baichuan-inc/Baichuan2-7B-Base", "baichuan-inc/Baichuan2-13B-Base"
 RWKV, GPTQ = "RWKV/v5-Eagle-7B-HF", "TheBloke/Llama-2-7B-GPTQ"
 
-VOCABULARY = 4000  # of the Llama and Baichuan tokenizers, where the published ones have 32,000 and 125,696
-GROUP_SIZE = 32  # of the GPTQ file, where the published one has 128
-TRAINING_ARTICLES = 12  # of the Wikipedia extract, for the tokenizers
+VOCABULARY = 4000  # size of the Llama and Baichuan tokenizers, where the published ones have 32,000 and 125,696
+GROUP_SIZE = 32  # group size of the GPTQ file, where the published one has 128
+TRAINING_ARTICLES = 12  # articles of the Wikipedia extract that train the tokenizers
 # So that some Chinese characters are tokens and the others go by bytes, as with the published ones.
 CHINESE = "以下是关于一二三四五六七八九十的单项选择题请直接给出正确答案项目语句话什么系无蕴含矛盾文章问这个"
 
@@ -101,14 +101,14 @@ def _decoder(random: _Random, sizes: tuple[int, int, int, int], vocabulary: int)
 def _save_shards(
     folder: Path, tensors: Mapping[str, Tensor], name: str, shards: int, pickled: bool, index: str
 ) -> None:
-    """Weights in as many files, one after another, and the index that says which is where.
+    """Writes weights to several files, one after another, and the index that names each tensor's file.
 
     Args:
-        folder: to write to.
-        tensors: in the order of the model.
-        name: of a file, with {i} and {n} in it.
-        shards: files.
-        pickled: by torch.save, else as safetensors.
+        folder: the folder to write to.
+        tensors: the model's tensors, in its order.
+        name: name of a file, with {i} and {n} in it.
+        shards: number of files.
+        pickled: write with torch.save; else as safetensors.
         index: name of the index file.
     """
     from safetensors.torch import save_file
@@ -194,7 +194,7 @@ def _fast_tokenizer(model: bytes) -> Any:
 
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     vocabulary = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
-    # Of all pairs that make a piece the earliest pieces come first: SentencePiece numbers pieces as it merged them.
+    # Among all pairs that make a piece, the earliest pieces come first: SentencePiece numbers pieces as it merged them.
     merges = []
     for piece in list(vocabulary)[3 + 256 :]:
         halves = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]

@@ -43,7 +43,7 @@ def committed_texts() -> dict[str, str]:
     return {
         str(path.relative_to(paths.ROOT)): path.read_text()
         for path in files
-        if path.suffix in TEXT_SUFFIXES and not hidden & set(path.parts)
+        if path.suffix in TEXT_SUFFIXES and path.name != ".git" and not hidden & set(path.parts)
     }
 
 

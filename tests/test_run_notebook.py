@@ -75,7 +75,9 @@ def test_a_good_notebook_ends_under_its_finished_name(tmp_path):
 
 def test_a_notebook_with_nothing_to_say_is_done(tmp_path):
     notebook = write_notebook(
-        tmp_path, "from layer_redundancy.errors import NotApplicable\nraise NotApplicable('no heads')", "print('never')"
+        tmp_path,
+        "from layer_redundancy.core.errors import NotApplicable\nraise NotApplicable('no heads')",
+        "print('never')",
     )
     result = run(notebook)
     assert result.exit_code == 0 and "left out: no heads" in result.output
@@ -121,7 +123,7 @@ def test_a_failing_cell_leaves_no_finished_copy(tmp_path):
 
 
 def test_a_users_mistake_in_a_notebook_is_told_without_a_traceback(tmp_path):
-    cell = "from layer_redundancy.errors import StudyError\nraise StudyError('no such model: name another')"
+    cell = "from layer_redundancy.core.errors import StudyError\nraise StudyError('no such model: name another')"
     notebook = write_notebook(tmp_path, cell)
     result = run(notebook)
     assert result.exit_code == 1
@@ -158,7 +160,10 @@ def test_a_stopped_run_leaves_no_finished_copy(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--profile", "huge"], "unknown profile 'huge': choose one of smoke, embedded, paper, rehearsal"),
+        (
+            ["--profile", "huge"],
+            "unknown profile 'huge': choose one of smoke, embedded, paper, or a file ending in .toml",
+        ),
         (["--revision", "main"], "revision 'main' was given without a model: set MODEL= too"),
         (
             ["-p", "shares=1"],

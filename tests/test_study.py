@@ -11,32 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers as tf
 
 from layer_redundancy.config import profiles
 from layer_redundancy.core import paths, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import corpora
 from layer_redundancy.evaluate import sweep
-from layer_redundancy.models import smollm2, surgery
+from layer_redundancy.experiments import benchmarks, quantization, width_vs_depth
+from layer_redundancy.models import surgery
 from layer_redundancy.models.quantize import Scheme
 from layer_redundancy.study import Study
-
-
-def checkpoint(folder: Path, kind: str = "llama") -> Path:
-    """A tiny random model that reads the embedded model's tokens."""
-    blocks = 2 if kind == "gpt2" else 5
-    common = {"vocab_size": 49152, "hidden_size": 32, "num_hidden_layers": blocks, "bos_token_id": 1, "eos_token_id": 2}
-    config = {
-        "llama": lambda: tf.LlamaConfig(**common, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2),
-        "gpt2": lambda: tf.GPT2Config(**common, num_attention_heads=4, max_position_embeddings=512),
-        "mamba": lambda: tf.MambaConfig(**common, state_size=8, pad_token_id=0),
-        "rwkv": lambda: tf.RwkvConfig(**common, attention_hidden_size=32, intermediate_size=48, context_length=512),
-    }[kind]()
-    torch.manual_seed(0)
-    tf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tf.AutoTokenizer.from_pretrained(smollm2.folder()).save_pretrained(folder)
-    return folder
+from made_up import checkpoint
 
 
 @pytest.fixture
@@ -105,7 +90,7 @@ def test_a_model_without_linear_layers_leaves_notebook_07_out(root, tmp_path, ki
 def test_a_ready_quantized_checkpoint_stands_beside_ours(root, tmp_path):
     """Here one that this study has made: any that transformers loads will do."""
     model = checkpoint(tmp_path / "model")
-    chosen = Study("smoke", str(model), store=tmp_path / "s.sqlite")
+    chosen = Study.open("smoke", str(model), store=tmp_path / "s.sqlite")
     ready = shutil.move(chosen.quantized(Scheme(8, "rtn")).identity.source, tmp_path / "ready")
     done = execute("07_quantization", root, model, "-p", f"ready={ready}")
     assert done.returncode == 0, done.stderr
@@ -119,15 +104,13 @@ def study(tmp_path):
         folder = tmp_path / "model"
         if not folder.exists():
             checkpoint(folder, kind)
-        built = Study("smoke", str(folder), store=tmp_path / "store.sqlite")
-        built.profile = replace(built.profile, **changes)
-        return built
+        return Study.open("smoke", str(folder), store=tmp_path / "store.sqlite").with_profile(**changes)
 
     return build
 
 
 def test_results_are_reused_until_something_changes(study):
-    text = replace(profiles.PROFILES["smoke"].text, block_length=32, calibration_blocks=2, evaluation_blocks=2)
+    text = replace(profiles.get("smoke").text, block_length=32, calibration_blocks=2, evaluation_blocks=2)
     first = study(text=text, tasks=())
     first.activation_sums()
     first.sweep([first.dense])
@@ -144,9 +127,9 @@ def test_results_are_reused_until_something_changes(study):
 
 
 def test_pruned_and_quantized_studies_share_text_and_store(study, tmp_path, monkeypatch):
-    text = replace(profiles.PROFILES["smoke"].text, block_length=32, calibration_blocks=3, evaluation_blocks=2)
+    text = replace(profiles.get("smoke").text, block_length=32, calibration_blocks=3, evaluation_blocks=2)
     whole = study(text=text, tasks=())
-    _ = whole.stack, whole.calibration, whole.measurements
+    _ = whole.stack, whole.calibration, whole.perplexity
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     pruned = whole.pruned([1, 3])
     assert pruned.num_blocks == 3 and pruned.identity.name.endswith("model without 2 blocks")
@@ -156,7 +139,7 @@ def test_pruned_and_quantized_studies_share_text_and_store(study, tmp_path, monk
     rounded = pruned.quantized(Scheme(8, "rtn"))
     assert rounded.identity.name.endswith("model without 2 blocks, round to nearest, 8 bits")
     assert rounded.store is whole.store and rounded.figures == whole.figures and "stack" not in vars(rounded)
-    budget = rounded.profile.quantization.calibration_blocks
+    budget = rounded.profile.quantization_blocks
     assert rounded.calibration.input_ids.tolist() == whole.calibration.input_ids[:budget].tolist()
     nll = rounded.sweep([rounded.dense])["perplexity"][rounded.dense].arrays["nll"]
     assert nll == pytest.approx(ours, rel=1e-3) and nll.tolist() != ours.tolist()
@@ -171,25 +154,25 @@ def test_pruned_and_quantized_studies_share_text_and_store(study, tmp_path, monk
 def test_size_on_disk_is_that_of_an_export_of_16_bits(study):
     whole = study()
     variant = variants.without(5, [0, 2])
-    size = whole.disk_bytes(variant)
+    size = quantization.disk_bytes(whole, variant)
     weights = sum(p.numel() for p in whole.stack.model.parameters()) - 2 * sum(
         p.numel() for p in whole.stack.blocks[0].parameters()
     )
     assert 0 < size - 2 * weights < 10_000, "a header"
     assert whole.stack.model.dtype == torch.float32
     again = study()
-    assert again.disk_bytes(variant) == size and "stack" not in vars(again)
+    assert quantization.disk_bytes(again, variant) == size and "stack" not in vars(again)
 
 
 def test_deviation_from_plain_forwards_is_rounding_and_is_kept(study):
-    text = replace(profiles.PROFILES["smoke"].text, block_length=32, calibration_blocks=2, evaluation_blocks=2)
+    text = replace(profiles.get("smoke").text, block_length=32, calibration_blocks=2, evaluation_blocks=2)
     first = study(text=text, tasks=())
     chosen = [first.dense, *variants.single_removal(5)[:2]]
     deviation = first.deviation(chosen)
     assert deviation < 1e-5
     second = study(text=text, tasks=())
     assert second.deviation(chosen) == deviation and "stack" not in vars(second)
-    key = sweep.key(first.identity, first.dense, first.measurements[0])
+    key = sweep.key(first.identity, first.dense, first.perplexity)
     stored = first.store.get(key)
     stored.arrays["nll"][0] += 31  # of 31 tokens
     first.store.put(key, "", stored)
@@ -197,7 +180,7 @@ def test_deviation_from_plain_forwards_is_rounding_and_is_kept(study):
 
 
 def test_the_greedy_order_is_chosen_on_calibration_text_and_kept(study):
-    text = replace(profiles.PROFILES["smoke"].text, block_length=32, calibration_blocks=4, evaluation_blocks=2)
+    text = replace(profiles.get("smoke").text, block_length=32, calibration_blocks=4, evaluation_blocks=2)
     changes = {"text": text, "tasks": (), "greedy_blocks": 2, "greedy_shortlist": 1.0}
     first = study(**changes)
     order = first.greedy_order()
@@ -213,21 +196,23 @@ def test_the_greedy_order_is_chosen_on_calibration_text_and_kept(study):
 
 
 def test_limit_is_for_benchmarks(tmp_path):
-    built = Study("smoke", str(checkpoint(tmp_path / "model", "llama")), store=tmp_path / "s.sqlite", limit=2)
-    assert [budget.limit for budget in built.profile.benchmarks] == [2, 2]
-    assert built.profile.tasks == profiles.PROFILES["smoke"].tasks
-    assert [task.items.num_items for task in built.benchmarks] == [2, 2]
+    built = Study.open("smoke", str(checkpoint(tmp_path / "model", "llama")), store=tmp_path / "s.sqlite")
+    found = benchmarks.measure(built, limit=2)
+    assert built.profile.tasks == profiles.get("smoke").tasks
+    assert [task.items.num_items for task in found.tasks] == [2, 2]
+    assert benchmarks.note(built, found, 2).endswith("A quick look: 2 items a benchmark")
 
 
 def test_heads_are_tried_on_the_items_in_turn(study):
     tasks = (profiles.TaskBudget("passage_continuation", limit=5),)
-    budget = profiles.WidthBudget(evaluation_blocks=2, block_length=20, items=2)
-    built = study(width=budget, tasks=tasks)
-    assert built.width_perplexity.blocks.input_ids.tolist() == built.evaluation.input_ids[:2, :20].tolist()
+    budget = {"evaluation_blocks": 2, "block_length": 20, "items": 2, "random_sets": 1}
+    built = study(budgets={"width_vs_depth": budget}, tasks=tasks)
+    measured = width_vs_depth.measure(built).perplexity.blocks.input_ids
+    assert measured.tolist() == built.evaluation.input_ids[:2, :20].tolist()
     heads = variants.single_heads(5, 4, block_step=2)
-    tried = built.single_heads(heads)["passage_continuation"]
+    tried = width_vs_depth.single_heads(built, heads, items=2)["passage_continuation"]
     assert list(tried) and set(tried) == set(heads)
-    whole = built.sweep([built.dense, *heads.values()], built.measurements[1:])["task/passage_continuation"]
+    whole = built.sweep([built.dense, *heads.values()], built.tasks)["task/passage_continuation"]
     for (block, head), (without, dense) in tried.items():
         items = {0: slice(0, 2), 2: slice(2, 4), 4: slice(4, 5)}[block]
         for part, all_of in ((without, whole[heads[block, head]]), (dense, whole[built.dense])):
@@ -243,8 +228,7 @@ def test_caption_names_model_revision_and_text(study):
 def test_a_pruned_export_is_studied_like_any_model(study, tmp_path):
     built = study()
     surgery.export(built.stack.model, built.tokenizer, [1, 3], tmp_path / "pruned")
-    pruned = Study("smoke", str(tmp_path / "pruned"), store=tmp_path / "store.sqlite")
-    pruned.profile = replace(built.profile, tasks=())
+    pruned = Study.open("smoke", str(tmp_path / "pruned"), store=tmp_path / "store.sqlite").with_profile(tasks=())
     assert pruned.num_blocks == 3
     expected = built.sweep([(0, 2, 4)])["perplexity"][0, 2, 4].summary["perplexity"]
     assert pruned.sweep([pruned.dense])["perplexity"][0, 1, 2].summary["perplexity"] == pytest.approx(
@@ -256,19 +240,19 @@ def test_export_is_a_csv_for_people(study, monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     built = study(tasks=())
     built.sweep([built.dense])
-    text = built.export().read_text()
+    text = built.export_results().read_text()
     assert text.splitlines()[0].startswith("model_name,") and "perplexity" in text
 
 
 def test_a_text_with_too_few_blocks_is_one_line(study):
-    built = study("mamba", text=replace(profiles.PROFILES["smoke"].text, block_length=10**6))
+    built = study("mamba", text=replace(profiles.get("smoke").text, block_length=10**6))
     with pytest.raises(StudyError, match="calibration blocks of 1000000 tokens") as e:
         built.activation_sums()
     assert "\n" not in str(e.value)
 
 
 def test_blocks_longer_than_the_model_takes_are_one_line(study):
-    built = study(text=replace(profiles.PROFILES["smoke"].text, block_length=4096))
+    built = study(text=replace(profiles.get("smoke").text, block_length=4096))
     with pytest.raises(StudyError, match="takes 2048 tokens, the smoke profile's blocks of text have 4096"):
         built.activation_sums()
 
@@ -278,12 +262,23 @@ def test_a_mistake_in_a_notebook_shows_no_stack_trace():
     from IPython.utils.capture import capture_output
 
     with capture_output() as shown:
-        InteractiveShell.instance().run_cell("from layer_redundancy.study import Study; Study('papre')")
+        InteractiveShell.instance().run_cell("from layer_redundancy.study import Study; Study.open('papre')")
     assert "StudyError: unknown profile 'papre'" in shown.stdout and "Traceback" not in shown.stdout
 
 
 def test_unknown_profile_and_revision_without_model_are_one_line():
     with pytest.raises(StudyError, match="unknown profile 'papre': choose one of smoke, embedded, paper"):
-        Study("papre")
+        Study.open("papre")
     with pytest.raises(StudyError, match="without a model"):
-        Study("smoke", revision="main")
+        Study.open("smoke", revision="main")
+
+
+def test_a_study_is_not_changed_from_outside(study):
+    built = study()
+    with pytest.raises(AttributeError):
+        built.profile = built.profile
+    with pytest.raises(AttributeError):
+        built.identity = built.identity
+    other = built.with_profile(seed=7)
+    assert other.profile.seed == other.inputs.profile.seed == 7 and built.profile.seed == 0
+    assert other.store is built.store and other.identity is built.identity

@@ -33,6 +33,9 @@ CONFIGS = {
     "gpt2": lambda: tf.GPT2Config(
         vocab_size=97, n_embd=32, n_layer=5, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2
     ),
+    "gpt_bigcode": lambda: tf.GPTBigCodeConfig(  # GPT-2's names, other projections
+        vocab_size=97, n_embd=32, n_layer=5, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2
+    ),
     "gpt_neox": lambda: tf.GPTNeoXConfig(**MHA, rotary_pct=0.5),
     "opt": lambda: tf.OPTConfig(**MHA | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     "opt_350m": lambda: tf.OPTConfig(  # the odd one: projections around the stack, norms after, no final norm

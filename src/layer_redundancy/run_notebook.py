@@ -9,6 +9,7 @@ under the same name as that of a good one.
 The kernel is this very Python, whatever kernels the user has installed, and starts in the notebook's own folder, as it
 does in JupyterLab: the caller's working directory decides nothing.
 """
+# ruff: noqa: E402
 
 import ast
 import os
@@ -21,6 +22,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
+# jsonschema, which nbformat imports, would spend most of a second on a grammar of addresses that no notebook holds; it
+# does without where that package is missing.
+sys.modules["rfc3987_syntax"] = None
 import nbformat
 import papermill
 import typer
@@ -145,7 +149,7 @@ def collect(known: dict[str, str], given: dict[str, Any], extra: list[str]) -> d
     """Parameters to hand to the notebook.
 
     Args:
-        known: what the notebook knows, from `known_parameters`.
+        known: the notebook's parameters, from `known_parameters`.
         given: profile, model and the like; one that is empty or False is left out where the notebook has none such.
         extra: further ones as `name=value`.
 
@@ -166,7 +170,7 @@ def collect(known: dict[str, str], given: dict[str, Any], extra: list[str]) -> d
 
 def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo) -> None:
     """Run the notebook; `output` is there afterwards if and only if every cell succeeded, or the notebook found that it
-    has nothing to say about this model.
+    has nothing to measure on this model.
 
     A run that did not finish is left beside it as `<name>.failed.ipynb`.
 
@@ -213,7 +217,7 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo
             os.utime(running, (started, started))
             running.replace(output)
             return
-        raise StudyError(_told(error) + _kept(running, failed)) from error
+        raise StudyError(_reason(error) + _kept(running, failed)) from error
     except DeadKernelError as error:
         reason = f"the kernel died in cell {cells} (out of memory?)"
         raise StudyError(reason + _kept(running, failed)) from error
@@ -227,7 +231,7 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo
         raise
 
 
-def _told(error: PapermillExecutionError) -> str:
+def _reason(error: PapermillExecutionError) -> str:
     """What went wrong in a cell: the message of a StudyError, else the last lines of the exception."""
     if error.ename == StudyError.__name__:
         return error.evalue
@@ -258,7 +262,7 @@ def _unformatted(path: Path) -> str:
 def main(
     notebook: Annotated[Path, typer.Argument(help="The notebook to execute.")],
     output: Annotated[Path, typer.Option(help="Where its executed copy goes; made anew.")],
-    profile: Annotated[str, typer.Option(help="smoke, embedded or paper.")] = "embedded",
+    profile: Annotated[str, typer.Option(help="smoke, embedded, paper, or a file ending in .toml.")] = "embedded",
     model: Annotated[str, typer.Option(help="Hub id or local folder; the profile's own if empty.")] = "",
     revision: Annotated[str, typer.Option(help="Hub revision of the model.")] = "",
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
@@ -270,11 +274,12 @@ def main(
     echo = Echo(sys.stderr)
     # tqdm, imported by libraries, asks in every notebook for widgets that an executed copy could not show.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
-    os.environ["LAYER_REDUNDANCY_NOTEBOOK"] = notebook.stem  # which the store's log of sweeps names
+    os.environ["LAYER_REDUNDANCY_NOTEBOOK"] = notebook.stem  # the store's log of sweeps names it
     # Resolved before anything runs: papermill changes the working directory.
     notebook, output = notebook.absolute(), output.absolute()
     try:
         model = absolute_model(model)
+        profile = profiles.absolute_profile(profile)
         profiles.get(profile, model=model, revision=revision)
         given = {"profile": profile, "model": model, "revision": revision, "trust_remote_code": trust_remote_code}
         parameters = collect(known_parameters(notebook), given, parameter or [])

@@ -7,6 +7,7 @@ stood together, when each lay with its only caller.
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from direct_importance import made_up, made_up_sums
 from layer_redundancy.core import stats
@@ -166,3 +167,15 @@ def test_relabellings_of_heads():
     table = width_vs_depth.variance_shares(pd.DataFrame(cells, columns=["block", "head", "change"]), 40, seed=9)
     assert table["factor"].tolist() == ["block", "head id"]
     same(table["p"], [0.6585365853658537, 1.0])
+
+
+def test_kendalls_tau_of_many_rankings_is_scipys():
+    rng = np.random.default_rng(0)
+    first, others = rng.permutation(30), rng.integers(0, 12, (200, 30)).astype(float)
+    others[0], others[1], others[2] = first, -first, 5.0
+    expected = [scipy.stats.kendalltau(first, other).statistic for other in others]
+    np.testing.assert_allclose(stats.kendall_taus(first, others), expected, rtol=0, atol=1e-14)
+    assert np.isnan(expected[2])
+    tied = rng.integers(0, 5, 30)
+    expected = [scipy.stats.kendalltau(tied, other).statistic for other in others]
+    np.testing.assert_allclose(stats.kendall_taus(tied, others), expected, rtol=0, atol=1e-14)

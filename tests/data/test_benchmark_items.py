@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from layer_redundancy.config.profiles import TaskBudget
-from layer_redundancy.core import paths
+from layer_redundancy.core import paths, stats
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import benchmark_items
 from layer_redundancy.models import smollm2
@@ -291,6 +291,19 @@ def test_group_is_one_benchmark(hand_made, lm, tokenizer):
         (name, i) for name in ("hand_made", "last_word") for i in range(4)
     ]
     assert frame["acc_norm"].isna().sum() == 4  # last_word has no such metric
+
+
+def test_accuracy_interval_is_wilsons():
+    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
+    known = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    for (successes, n), interval in known.items():
+        assert stats.accuracy_interval(successes, n) == pytest.approx(interval, abs=5e-5)
+    assert stats.accuracy_interval(20, 20)[1] == pytest.approx(1.0)
 
 
 def test_encoder_is_hflms_own(lm, tokenizer):

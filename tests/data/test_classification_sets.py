@@ -9,7 +9,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from layer_redundancy.config.profiles import PROFILES
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import classification_sets
 from layer_redundancy.data.classification_sets import SOURCES, Source, Texts
@@ -161,7 +160,7 @@ def test_fingerprint_knows_tokens_labels_and_words(tokenizer):
 
 
 def test_the_caption_says_what_was_left_out():
-    said = classification_sets.note(PROFILES["smoke"].classification)
+    said = classification_sets.note(["movie_reviews", "amazon_reviews"], shots=2, items=8, max_words=8)
     assert "doubtful label" in said and "too long" in said and "a score within ±1" in said
 
 

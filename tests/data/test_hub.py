@@ -10,7 +10,7 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import hub
 from rehearsal import made_up_data, tiny_models
 from rehearsal.local_hub import LocalHub, Trouble
-from test_local_hub import client
+from rehearsing.test_local_hub import client
 
 LLAMA, GPTQ = tiny_models.LLAMA_7B, tiny_models.GPTQ
 
@@ -34,8 +34,11 @@ TOLD = """
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import TaskBudget
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.data import benchmark_items, corpora, hub, paper_benchmarks
+from layer_redundancy.data import corpora, hub, paper_benchmarks
+from layer_redundancy.data import benchmark_items
+from layer_redundancy.core import paths
 from layer_redundancy.models import checkpoints, loading
+REHEARSAL = str(paths.ROOT / "rehearsal" / "rehearsal.toml")
 hub.RETRIES = 0
 def line(call):
     try:
@@ -43,7 +46,7 @@ def line(call):
     except StudyError as error:
         return str(error)
 def load(name):
-    return line(lambda: loading.load(checkpoints.identify(profiles.get("rehearsal", model=name))))
+    return line(lambda: loading.load(checkpoints.identify(profiles.get(REHEARSAL, model=name))))
 """
 
 
@@ -58,7 +61,7 @@ def test_missing_unknown_and_limited(served, tmp_path):
     served.troubles[LLAMA] = Trouble("missing")
     served.troubles[GPTQ] = Trouble("unknown")
     code = (
-        TOLD + f"told([load({LLAMA!r}), line(lambda: checkpoints.identify(profiles.get('rehearsal', {GPTQ!r}, 'v9')))])"
+        TOLD + f"told([load({LLAMA!r}), line(lambda: checkpoints.identify(profiles.get(REHEARSAL, {GPTQ!r}, 'v9')))])"
     )
     missing, unknown = client(served, tmp_path, code.replace(f"{GPTQ!r}, 'v9'", f"model={GPTQ!r}, revision='v9'"))
     assert missing.startswith(f"{LLAMA}: no such repository or revision")

@@ -8,17 +8,18 @@ import torch
 
 import tiny_models
 from layer_redundancy.config import profiles
-from layer_redundancy.config.profiles import GenerationBudget
 from layer_redundancy.core import variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Store
 from layer_redundancy.data import corpora
 from layer_redundancy.evaluate import generate, plain_forwards
+from layer_redundancy.evaluate.generate import PromptLengths
+from layer_redundancy.experiments import generation
 from layer_redundancy.models import loading
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
 
-BUDGET = GenerationBudget(prompts=5, prompt_tokens=9, new_tokens=8, max_removed=3)
+BUDGET = PromptLengths(prompts=5, prompt_tokens=9, new_tokens=8)
 
 
 KINDS = ["llama", "gpt2", "gemma3", "rwkv", "rwkv5", "mamba"]
@@ -185,8 +186,8 @@ def test_prompts_that_do_not_fit_are_one_line(budget, message, tmp_path):
 
 
 def test_every_profiles_prompts_fit_in_its_blocks():
-    for profile in profiles.PROFILES.values():
-        budget = profile.generation
+    for profile in map(profiles.get, profiles.shipped()):
+        budget = profile.budget(generation.Budget)
         assert budget.prompt_tokens + budget.new_tokens <= profile.text.block_length, profile.name
 
 

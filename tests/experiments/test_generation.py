@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from layer_redundancy.core import stats
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result
 from layer_redundancy.evaluate import generate
@@ -45,6 +46,17 @@ def test_loops_that_both_models_follow_hide_no_errors():
     own = generation.agreements(found, DENSE, (0, 2))["own text"]
     raw = statement(table, "on its own text, agreement is lower")
     assert raw["measured"] < own[:, 8:].mean() and raw["holds"]
+
+
+def test_bootstrap_resamples_rows_together():
+    values = np.array([[0.0, 10.0], [1.0, 11.0], [4.0, 14.0]])
+    draws = stats.bootstrap_means(values, 400, seed=3)
+    assert draws.shape == (400, 2)
+    np.testing.assert_allclose(draws[:, 1] - draws[:, 0], 10)
+    assert draws[:, 0].min() == 0 and draws[:, 0].max() == 4
+    assert abs(draws[:, 0].mean() - 5 / 3) < 0.2
+    np.testing.assert_array_equal(draws, stats.bootstrap_means(values, 400, seed=3))
+    assert (draws != stats.bootstrap_means(values, 400, seed=4)).any()
 
 
 DENSE = (0, 1, 2)

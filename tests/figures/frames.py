@@ -45,7 +45,8 @@ def metric_frame(n: int) -> pd.DataFrame:
                 part = part.assign(score=-part["block"], low=np.nan, high=np.nan)
             else:
                 part[["score", "low", "high"]] *= factor
-            parts.append(part)
+            largest_first = metric in ("hidden_norm", "sequential")
+            parts.append(part.assign(rank=part["score"].rank(method="first", ascending=not largest_first)))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -15,14 +15,6 @@ def test_a_thing_has_one_colour_and_marker_and_others_take_free_ones():
     assert len({style.style_of(metric) for metric in style.MEASURES}) == len(style.MEASURES)
 
 
-def test_the_directions_drawn_are_those_of_the_measures():
-    from layer_redundancy.measures.importance import MEASURES
-
-    assert {name: style_of_measure.removed_first for name, style_of_measure in style.MEASURES.items()} == {
-        name: measure.removed_first for name, measure in MEASURES.items()
-    }
-
-
 def test_the_callers_settings_do_not_reach_the_figure():
     frame = score_frame(5)
     plain = saving._render(layer_importance.removal_order(frame, [2]), CAPTION)

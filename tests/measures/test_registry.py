@@ -6,7 +6,7 @@ import pytest
 from direct_importance import made_up_sums
 from layer_redundancy.config import paper_tables
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.experiments import depth_curves, healing, result_tables
+from layer_redundancy.experiments import depth_curves, healing, layer_importance
 from layer_redundancy.measures import importance, registry, selections
 from layer_redundancy.measures.registry import CURVES, REGISTRY, SCORES, SELECTIONS, Measure
 
@@ -51,11 +51,11 @@ def test_a_new_measure_from_activations_is_one_entry(monkeypatch):
     order = np.argsort(-score).tolist()
     assert importance.removal_order(score, "input_norm").tolist() == order
     assert selections.order("input_norm", {"input_norm": score}, 4).tolist() == order, "the largest first here too"
-    table = result_tables.importance_scores(sums, 5, seed=0)
+    table = layer_importance.importance_scores(sums, 5, seed=0)
     assert table[table["metric"] == "input_norm"]["first_token"].tolist() == ["included"] * 4 + ["excluded"] * 4
     assert table[["score", "low", "high"]].notna().all(axis=None)
-    assert "input_norm" in set(result_tables.strategies(table, 4, 0.25)["strategy"])
-    assert depth_curves.plans(sums, [1])["input_norm"] == {1: tuple(b for b in range(4) if b != order[0])}
+    assert "input_norm" in set(layer_importance.strategies(table, 4, 0.25)["strategy"])
+    assert depth_curves.removals_by_measure(sums, [1])["input_norm"] == {1: tuple(b for b in range(4) if b != order[0])}
 
 
 def test_a_new_selection_is_one_entry_and_has_nothing_reported(monkeypatch):

@@ -24,7 +24,7 @@ def profile():
 def test_weights_of_a_block_and_of_a_head(name, shared, projections, tmp_path):
     model = tiny_models.build(name)
     model.save_pretrained(tmp_path / name)
-    identity = checkpoints.identify(replace(profiles.PROFILES["smoke"], model=str(tmp_path / name)))
+    identity = checkpoints.identify(replace(profiles.get("smoke"), model=str(tmp_path / name)))
     assert (identity.num_attention_heads, identity.num_key_value_heads) == (4, shared)
     block, head = checkpoints.block_weights(identity)
     assert block == sum(p.numel() for p in decoder_stack(model).blocks[0].parameters())
@@ -33,7 +33,7 @@ def test_weights_of_a_block_and_of_a_head(name, shared, projections, tmp_path):
 
 def test_a_model_without_heads_has_no_weight_of_a_head(tmp_path):
     tiny_models.build("mamba").save_pretrained(tmp_path / "m")
-    identity = checkpoints.identify(replace(profiles.PROFILES["smoke"], model=str(tmp_path / "m")))
+    identity = checkpoints.identify(replace(profiles.get("smoke"), model=str(tmp_path / "m")))
     assert identity.num_attention_heads == 0
     with pytest.raises(StudyError, match="no attention heads"):
         checkpoints.block_weights(identity)
@@ -90,7 +90,7 @@ def test_the_same_weights_elsewhere_are_the_same_model(tmp_path, profile):
 
 
 def test_revision_is_the_users_or_refused(tmp_path, profile):
-    llama = profiles.PROFILES["paper"].model
+    llama = profiles.get("paper").model
     assert profiles.get("paper", model=llama, revision="abc").revision == "abc"
     tiny_models.build("llama").save_pretrained(tmp_path)
     for model in (tmp_path, profiles.EMBEDDED_MODEL):

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import direct_importance
 import measurements
-from layer_redundancy.config.profiles import PROFILES, TaskBudget, TextBudget
+from layer_redundancy.config import profiles
+from layer_redundancy.config.profiles import TaskBudget, TextBudget
 from layer_redundancy.core import variants
 from layer_redundancy.core.store import Store
 from layer_redundancy.data import benchmark_items, corpora
@@ -73,7 +74,7 @@ def test_bfloat16_is_harmless_for_importance(loaded):
     model, tokenizer = loaded
     budget = TextBudget("wikipedia", block_length=128, calibration_blocks=4, evaluation_blocks=1)
     ids = corpora.token_blocks(budget, tokenizer, "calibration").input_ids
-    assert PROFILES["paper"].dtype == "bfloat16"
+    assert profiles.get("paper").dtype == "bfloat16"
     half = AutoModelForCausalLM.from_pretrained(smollm2.folder(), dtype=torch.bfloat16)
     full, low = (
         importance.scores(activations.collect(decoder_stack(m), ids), "block_influence")

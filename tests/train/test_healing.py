@@ -18,7 +18,7 @@ from layer_redundancy.models.quantize import Scheme
 from layer_redundancy.models.stack import decoder_stack
 from layer_redundancy.study import Study
 from layer_redundancy.train import healing, training_loop
-from test_study import checkpoint
+from made_up import checkpoint
 
 RECIPES = {
     "lora": Recipe("lora", 1e-2),
@@ -110,10 +110,9 @@ def study(tmp_path, monkeypatch):
     folder = checkpoint(tmp_path / "model")
 
     def build():
-        built = Study("smoke", str(folder), store=tmp_path / "store.sqlite")
+        built = Study.open("smoke", str(folder), store=tmp_path / "store.sqlite")
         text = replace(built.profile.text, block_length=32, calibration_blocks=2, evaluation_blocks=2)
-        built.profile = replace(built.profile, text=text, tasks=())
-        return built
+        return built.with_profile(text=text, tasks=())
 
     return build
 
@@ -182,9 +181,9 @@ def test_another_setting_is_another_model(study):
 
 def test_training_text_is_calibration_text_and_held_out_blocks_are_its_last(study):
     whole = study()
-    text = whole.training_text(BUDGET)
+    text = whole.inputs.training_text(BUDGET)
     assert text.split == "calibration" and tuple(text.input_ids.shape) == (7, 16)
-    assert whole.training_text(BUDGET) is text
+    assert whole.inputs.training_text(BUDGET) is text
     evaluation = {tuple(row) for row in whole.evaluation.input_ids[:, :16].tolist()}
     assert not evaluation & {tuple(row) for row in text.input_ids.tolist()}
     with pytest.raises(StudyError, match="nothing is left to train on"):
@@ -209,7 +208,7 @@ def test_recipes_that_cannot_be_are_one_line(study, monkeypatch):
 
 
 def test_packed_text_is_all_text_in_the_order_of_a_hash():
-    profile = profiles.PROFILES["smoke"]
+    profile = profiles.get("smoke")
     tokenizer = loading.load_tokenizer(checkpoints.identify(profile))
     blocks = corpora.packed_blocks("wikipedia", tokenizer, "calibration", 100, 7).input_ids
     longer = corpora.packed_blocks("wikipedia", tokenizer, "calibration", 100, 10**6).input_ids
@@ -223,6 +222,6 @@ def test_packed_text_is_all_text_in_the_order_of_a_hash():
 
 def test_a_record_is_json(study):
     healed = study().healed([2], RECIPES["lora"], BUDGET)
-    folder = healing.heal(healed.made_by)
+    folder = healing.heal(healed.healing)
     assert json.loads((folder / healing.RECORD).read_text())["settings"]["removed"] == [2]
     assert (folder / "adapter_model.safetensors").is_file() and variants.dense(4) == healed.dense

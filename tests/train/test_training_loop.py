@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import safe_globals
 import tiny_models
 from layer_redundancy.core import devices, paths
 from layer_redundancy.core.errors import DoesNotFit, StudyError
-from layer_redundancy.train import training_loop
+from layer_redundancy.train import trainer, training_loop
 from layer_redundancy.train.training_loop import Optimization
 
 IDS = tiny_models.tokens(12, 9)
@@ -110,7 +110,7 @@ def test_a_smaller_batch_gives_the_same_weights_when_memory_runs_out(tmp_path, c
 
 def test_a_training_that_stops_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path, monkeypatch, capsys):
     expected, through = fit(tmp_path / "a")
-    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
     calls = []
 
     def stops(model, batch):
@@ -129,7 +129,7 @@ def test_a_training_that_stops_goes_on_from_its_checkpoint_to_the_same_weights(t
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
     expected, _ = fit(tmp_path / "a")
-    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
     fit(tmp_path / "b")
     (last,) = (tmp_path / "b").glob("checkpoint-*")
     assert training_loop.last_checkpoint(tmp_path / "b") == last
@@ -147,9 +147,9 @@ KILLED = """
 import sys, time
 sys.path[:0] = {tests!r}
 import test_training_loop
-from layer_redundancy.train import training_loop
+from layer_redundancy.train import trainer, training_loop
 from pathlib import Path
-training_loop.CHECKPOINT_SECONDS = 0
+trainer.CHECKPOINT_SECONDS = 0
 def slow(model, batch):
     time.sleep(0.1)
     return training_loop.causal_loss(model, batch)
@@ -199,12 +199,12 @@ def test_weights_of_16_bits_are_trained_in_32(tmp_path):
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training_loop, "save_file", full)
+    monkeypatch.setattr(trainer, "save_file", full)
     with pytest.raises(StudyError, match=r"cannot write a checkpoint to .* \(No space left on device\)"):
         fit(tmp_path / "a")
 
@@ -222,7 +222,7 @@ def test_what_cannot_be_trained_is_one_line(tmp_path):
 
 
 def test_a_checkpoint_holds_json_and_tensors_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
     fit(tmp_path / "a", built=model("layers.4."))
     (last,) = (tmp_path / "a").glob("checkpoint-*")
     assert json.loads((last / training_loop.STATE).read_text())["global_step"] == 7

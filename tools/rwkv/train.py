@@ -41,16 +41,16 @@ class Settings:
 
     Attributes:
         vocab_size: tokens of the byte-level BPE, the end of text among them; 257 is bytes alone.
-        hidden_size, num_hidden_layers, head_size: of the model.
+        hidden_size, num_hidden_layers, head_size: sizes of the model.
         steps: optimizer steps.
-        windows: of text a step.
-        window_tokens: tokens of each.
-        matrix_learning_rate: of Muon, for the blocks' matrices.
-        learning_rate: of AdamW, for embedding, head, norms and time-mix vectors.
-        weight_decay: of the matrices.
-        dropout: of the embeddings and of what each half of a block adds to the residual stream.
-        warmup: steps; then the rates fall in a line to zero.
-        seed: of weights and windows.
+        windows: windows of text a step.
+        window_tokens: tokens of each window.
+        matrix_learning_rate: learning rate of Muon, for the blocks' matrices.
+        learning_rate: learning rate of AdamW, for embedding, head, norms and time-mix vectors.
+        weight_decay: weight decay of the matrices.
+        dropout: dropout rate of the embeddings and of what each half of a block adds to the residual stream.
+        warmup: steps in which the learning rates rise; then they fall in a line to zero.
+        seed: seed of the initial weights and of the windows.
         autocast: compute the matrix products in bfloat16.
     """
 
@@ -125,7 +125,7 @@ def bits_per_byte(model: nn.Module, tokenizer: Any, texts: Sequence[str], contex
 
     Args:
         model: an RWKV-5.
-        tokenizer: its tokenizer.
+        tokenizer: the model's tokenizer.
         texts: each read from its beginning, the state carried along.
         context: tokens a forward; of no influence on the result but rounding.
     """
@@ -205,7 +205,7 @@ def train(
         settings: what to train.
         sources: documents by source.
         validation: texts that decide which step's weights are kept: that of the fewest bits per byte.
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
 
     Returns:
         The model, its tokenizer, and the log: step, tokens, seconds, training loss (nats a token) and, at some steps,
@@ -242,7 +242,7 @@ def train(
     while step < settings.steps:
         rate = min(1.0, (step + 1) / settings.warmup) * (1 - step / settings.steps)
         batch = windows(tokens, settings, step)
-        torch.manual_seed(settings.seed * 1_000_003 + step)  # of dropout
+        torch.manual_seed(settings.seed * 1_000_003 + step)  # seed of the dropout
         model.train()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.autocast):
             logits = model(batch[:, :-1]).logits
@@ -327,9 +327,9 @@ def deliver(
     """Writes the model's folder: bfloat16 weights, tokenizer, card, and the training log with its curve.
 
     Args:
-        model, tokenizer, log: from `train`.
-        settings: of the training.
-        sources: its documents.
+        model, tokenizer, log: what `train` returned.
+        settings: settings of the training.
+        sources: documents that it was trained on, by source.
         target: the folder; what is there is replaced, file by file, when all is ready.
 
     Returns:
@@ -384,8 +384,8 @@ An RWKV-5.2 of {million:.2f} million parameters and {settings.num_hidden_layers}
 import layer_redundancy.models.rwkv5  # makes transformers know the architecture
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("data/models/{profiles.EMBEDDED_RWKV}")
-tokenizer = AutoTokenizer.from_pretrained("data/models/{profiles.EMBEDDED_RWKV}")
+model = AutoModelForCausalLM.from_pretrained("src/layer_redundancy/data/models/{profiles.EMBEDDED_RWKV}")
+tokenizer = AutoTokenizer.from_pretrained("src/layer_redundancy/data/models/{profiles.EMBEDDED_RWKV}")
 ```
 
 ## What it has learnt

@@ -128,7 +128,7 @@ def compare(measured: pd.DataFrame, reported: pd.DataFrame, on: list[str], value
 
     Args:
         measured: columns `on` and `value`; further columns are ignored. Same units as `reported`.
-        reported: likewise, from `table`.
+        reported: the same columns, from `table`.
         on: the columns that identify a row, together.
         value: the column compared, or several.
 
@@ -174,7 +174,7 @@ def removal_overlap(
 
     Args:
         measured_order: block indices, first removed first; as long as wanted, up to all blocks.
-        paper_order: likewise; table 4 lists the first 9 or 10.
+        paper_order: the paper's order in the same form; table 4 lists the first 9 or 10.
         num_layers: blocks in the model; gives the overlap that a random choice would have.
 
     Returns:

@@ -1,7 +1,7 @@
 """What the paper profile takes from elsewhere: repositories, pinned revisions, sizes, licences, and how much of each.
 
-Sizes and numbers of tokens are for `make plan`, which must say what is ahead before anything is downloaded. They are
-replaced by what the hub says where it can be reached, and by what was counted once the data is there (`make prefetch`).
+Sizes and numbers of tokens are for `make plan`, which must show what is ahead before anything is downloaded. They are
+replaced by the hub's sizes where it can be reached, and by what was counted once the data is there (`make prefetch`).
 Standard library only, like `profiles`.
 """
 
@@ -16,8 +16,8 @@ class HubModel:
 
     Attributes:
         revision: the commit that is studied, where one is known to us; None for the newest.
-        gigabytes: of the weight files that are downloaded (10^9 bytes).
-        licence: as its page names it.
+        gigabytes: size of the weight files that are downloaded (10^9 bytes).
+        licence: the licence, as its page names it.
         gated: its licence must be accepted by an account before it can be downloaded.
         ungated: a repository with the same weights that asks for no account; "" where there is none.
         shape: the config's fields that decide how long it takes and how much memory, for planning without the hub.
@@ -84,10 +84,10 @@ class Amount:
     """What one variant of a model puts through it for a text or benchmark.
 
     Attributes:
-        items: questions; blocks of running text.
+        items: number of questions, or of blocks of running text.
         sequences: distinct inputs: one a question where letters are compared, one a choice where texts are.
-        tokens: of all inputs.
-        shared: the same with a prefix that inputs have in common counted once.
+        tokens: tokens of all inputs.
+        shared: tokens of all inputs, a prefix that inputs have in common counted once.
         scored: positions that go through the head.
         answers: tokens that are written, at most, where the answer is generated.
         groups: prefixes that inputs share; each goes with as many inputs.
@@ -107,10 +107,10 @@ class Data:
     """A text, benchmark or data set to classify that is downloaded.
 
     Attributes:
-        repository: on the hub; or the address of a single file, or a repository of such files.
-        megabytes: that are downloaded (10^6 bytes), roughly.
-        licence: as its page names it; "" where it names none.
-        amount: about, in Llama-2's tokens; None for running text, whose amount the profile decides.
+        repository: repository on the hub; or the address of a single file, or a repository of such files.
+        megabytes: rough size of what is downloaded (10^6 bytes).
+        licence: the licence, as its page names it; "" where it names none.
+        amount: rough amount in Llama-2's tokens; None for running text, whose amount the profile decides.
         revision: the commit that is used, where it is pinned.
     """
 
@@ -132,7 +132,7 @@ def _texts(items: int, length: int) -> Amount:
     return Amount(items, items, items * length, items * length, items)
 
 
-# By the name of the corpus, task or data set to classify. Items are counts of the data sets. MMLU's tokens were
+# Keys are names of corpora, tasks or data sets to classify. Items are counts of the data sets. MMLU's tokens were
 # counted; the others' are items times typical lengths, from the bytes of the data sets' rows.
 _GLUE, _RACE, _FEWCLUE = "aps/super_glue", "ehovy/race", "CLUEbenchmark/FewCLUE"
 DATA: dict[str, Data] = {

@@ -31,8 +31,8 @@ def made_once(name: str, settings: Mapping[str, Any], write: Callable[[Path], No
     """A folder in the cache for each settings, whole or not there at all.
 
     Args:
-        name: how its name begins.
-        settings: all that decides what is in it; JSON.
+        name: beginning of the folder's name.
+        settings: everything that decides the folder's content; JSON.
         write: makes the folder at the path it is given; called if it is not there.
 
     Raises:

@@ -53,7 +53,7 @@ def resolve(choice: str) -> str:
 
 
 def every(kind: str) -> list[torch.device]:
-    """All devices of a kind from `found` or `resolve`; of "cuda:1" or "cpu" one."""
+    """All devices of a kind from `found` or `resolve`; a single one for "cuda:1" or "cpu"."""
     if kind == "cuda":
         return [torch.device(kind, place) for place in range(torch.cuda.device_count())]
     return [torch.device(kind)]
@@ -87,7 +87,7 @@ def synchronize(device: torch.device | str) -> None:
 
 
 def seconds(call: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:
-    """The shortest of several runs; the first pays for what later ones find ready. Of a slow call, the first alone."""
+    """Shortest time of several runs, since the first pays for what later ones find ready; a slow call runs once."""
     times: list[float] = []
     while (len(times) < 2 and sum(times) < SLOW) or (len(times) < 5 and sum(times) < at_least):
         start = time.perf_counter()

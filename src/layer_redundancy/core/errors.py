@@ -2,7 +2,7 @@
 
 
 class StudyError(Exception):
-    """A user's mistake or a condition of the machine, told in one line: what is wrong and what to do.
+    """A user's mistake or a condition of the machine, stated in one line: what is wrong and what to do.
 
     The notebook runner prints only this message, and so does a cell in JupyterLab: no stack trace follows it.
     """
@@ -13,8 +13,8 @@ class StudyError(Exception):
 
 
 class NotApplicable(StudyError):
-    """A notebook has nothing to measure on this model; told in one line, and no failure."""
+    """A notebook has nothing to measure on this model; stated in one line, and no failure."""
 
 
 class DoesNotFit(StudyError):
-    """Something takes more memory than there is, however little of it is done at a time; told in one line."""
+    """Something takes more memory than there is, however little of it is done at a time; stated in one line."""

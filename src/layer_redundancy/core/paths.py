@@ -12,6 +12,7 @@ DATA = PACKAGE / "data"
 PAPER = DATA / "paper"  # reported numbers, typed from the papers
 TASKS = DATA / "tasks"  # lm-eval task definitions
 MODELS = DATA / "models"  # models that were trained for the study
+PROFILES = DATA / "profiles"  # what a run uses, and how much of it
 
 # The package is installed in place (pip install -e .), so the root is two folders above it; a copy installed
 # elsewhere says where its study lies.

@@ -43,6 +43,12 @@ def accuracy_interval(successes: int, n: int) -> tuple[float, float]:
 # --------------------------------------------------------------------------------------- one kind of unit resampled
 
 
+def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of bootstrap draws (R,)."""
+    low, high = np.percentile(draws, INTERVAL)
+    return float(low), float(high)
+
+
 def weighted_sums(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """(R, N) weights of N rows of values (N, M) -> float64 (R, M), the same to the last bit wherever the operands lie.
 
@@ -81,7 +87,7 @@ def claim(
 
     Args:
         statements: (M,) means -> statements, as many and in the same order whatever the means.
-        values: (N, M) of N blocks of text or items.
+        values: (N, M) values of N blocks of text or items.
         resamples: bootstrap resamples of the N, drawn by `bootstrap_means`.
         seed: the seed of the resampling.
 
@@ -136,8 +142,7 @@ def interval_over_seeds_and_units(values: np.ndarray, resamples: int, seed: int)
     num_seeds, num = values.shape
     rows = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples) / num_seeds
     columns = rng.multinomial(num, np.full(num, 1 / num), size=resamples) / num
-    low, high = np.percentile(np.einsum("rs,sn,rn->r", rows, values, columns), INTERVAL)
-    return float(low), float(high)
+    return percentile_interval(np.einsum("rs,sn,rn->r", rows, values, columns))
 
 
 def means_over_items_and_seeds(values: np.ndarray, resamples: int, seed: int | Sequence[int]) -> np.ndarray:
@@ -187,3 +192,21 @@ def variance_shares(
     shuffled = [share(rng.permutation(ranks.ravel()).reshape(ranks.shape), 1) for _ in range(resamples)]
     within_rows = [share(rng.permuted(ranks, axis=1), 0) for _ in range(resamples)]
     return tested(1, shuffled), tested(0, within_rows)
+
+
+def kendall_taus(first: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b between one ranking and many: scipy's `kendalltau` without p-values, which take most of its time.
+
+    Args:
+        first: (L,) numbers.
+        others: (N, L) numbers.
+
+    Returns:
+        (N,) float64; nan where all numbers of a ranking are equal.
+    """
+    i, j = np.triu_indices(len(first), 1)
+    sign = np.sign(np.subtract(first[i], first[j], dtype=float))
+    signs = np.sign(others[:, i] - others[:, j])
+    untied = np.sqrt(np.count_nonzero(sign)), np.sqrt(np.count_nonzero(signs, axis=1))
+    with np.errstate(invalid="ignore"):
+        return np.clip(signs @ sign / untied[0] / untied[1], -1.0, 1.0)

@@ -37,6 +37,10 @@ CREATE TABLE IF NOT EXISTS sweeps (
     variants INTEGER NOT NULL, block_tokens_naive INTEGER NOT NULL, block_tokens_shared INTEGER NOT NULL,
     head_tokens INTEGER NOT NULL, seconds_estimated REAL, seconds REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS work (
+    finished TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, notebook TEXT NOT NULL, model_name TEXT NOT NULL,
+    kind TEXT NOT NULL, block_tokens INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS claims (work TEXT PRIMARY KEY, owner TEXT NOT NULL, renewed REAL NOT NULL) WITHOUT ROWID;
 """
 CLAIM_SECONDS = 60  # a claim that is not renewed for so long is void
@@ -66,7 +70,7 @@ class Key:
     version: int = 1
 
     def values(self) -> tuple:
-        """In the order of the table's key columns."""
+        """The fields' values, in the order of the table's key columns."""
         return tuple(getattr(self, k) for k in KEY)
 
 
@@ -173,7 +177,7 @@ class Store:
 
         Args:
             key: what the result depends on.
-            model_name: for people, in the table's column of that name.
+            model_name: the model's name for people, in the table's column of that name.
             compute: called only when the store has no such result; what it raises goes on and nothing is stored.
         """
         result = self.get(key)
@@ -199,7 +203,7 @@ class Store:
     # ------------------------------------------------------------------------------------------------ who does what
 
     def claim(self, work: str) -> bool:
-        """Says that this process computes something, or still does; False if another process that lives said so.
+        """Claims a computation for this process, or renews its claim; False if another live process holds it.
 
         A claim ends with `release`, with its process, or when it has not been renewed for a minute.
         """
@@ -231,8 +235,23 @@ class Store:
 
     def sweeps(self) -> list[dict[str, Any]]:
         """What `log_sweep` wrote, oldest first."""
+        return self._rows("sweeps")
+
+    def log_work(self, notebook: str, model_name: str, kind: str, block_tokens: int) -> None:
+        """Writes down a piece of work other than a sweep that was done, to set against what was planned."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO work (notebook, model_name, kind, block_tokens) VALUES (?, ?, ?, ?)",
+                (notebook, model_name, kind, block_tokens),
+            )
+
+    def work(self) -> list[dict[str, Any]]:
+        """What `log_work` wrote, oldest first."""
+        return self._rows("work")
+
+    def _rows(self, table: str) -> list[dict[str, Any]]:
         with self._errors():
-            found = self._db.execute("SELECT * FROM sweeps ORDER BY rowid")
+            found = self._db.execute(f"SELECT * FROM {table} ORDER BY rowid")
             columns = [column[0] for column in found.description]
             return [dict(zip(columns, row, strict=True)) for row in found]
 

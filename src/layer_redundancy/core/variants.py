@@ -63,7 +63,7 @@ def without_heads(num_blocks: int, heads: Iterable[tuple[int, int]]) -> Variant:
 
     Args:
         num_blocks: blocks of the dense model.
-        heads: (block, head) of each.
+        heads: (block, head) of each removed head.
 
     Raises:
         StudyError: no such block, or a head twice. Whether there is such a head, the model must say.
@@ -90,7 +90,7 @@ def single_heads(num_blocks: int, num_heads: int, block_step: int = 1) -> dict[t
 
 
 def head_everywhere(num_blocks: int, num_heads: int) -> list[Variant]:
-    """For each head id the model without the head of that id in every block (ShortGPT figure 6)."""
+    """One variant a head id, without the head of that id in every block (ShortGPT figure 6)."""
     return [without_heads(num_blocks, [(block, head) for block in range(num_blocks)]) for head in range(num_heads)]
 
 
@@ -122,5 +122,5 @@ def cumulative_removal(num_blocks: int, order: Sequence[int]) -> list[Variant]:
 
 
 def block_removal(num_blocks: int, start: int, length: int) -> Variant:
-    """Without the contiguous blocks start, ..., start + length - 1 (Gromov et al. 2024)."""
+    """The model without the contiguous blocks start, ..., start + length - 1 (Gromov et al. 2024)."""
     return without(num_blocks, range(start, start + length))

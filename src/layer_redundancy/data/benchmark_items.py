@@ -57,7 +57,7 @@ class Item:
 
     Attributes:
         task: the task that asks and judges it (for a group such as mmlu: one of its leaves).
-        doc_id: its position in `task.eval_docs`.
+        doc_id: the document's position in `task.eval_docs`.
         doc: the document itself.
         num_choices: continuations (or contexts) the model chooses from; 1 where there is nothing to choose.
         gold: position of the right choice; None where the task accepts several.
@@ -71,7 +71,7 @@ class Item:
 
     @property
     def scoring(self) -> str | None:
-        """MEAN_CROSS_ENTROPY where the task's metadata asks for it; None for lm-eval's own, by sums."""
+        """MEAN_CROSS_ENTROPY where the task's metadata asks for it; None for lm-eval's own scoring, by sums."""
         return (self.task.config.metadata or {}).get("scoring")
 
 
@@ -80,10 +80,10 @@ class TaskItems:
     """The items of a benchmark as requests for one tokenizer.
 
     Attributes:
-        name: as in the budget.
+        name: the benchmark's name in the budget.
         num_fewshot: worked examples in each prompt.
         items: the items in their order.
-        requests: those of item 0 first, then those of item 1, and so on.
+        requests: the requests of item 0 first, then those of item 1, and so on.
         metric_names: columns of `metrics` that the task defines.
         total: items that the task has, of which these may be a part.
     """
@@ -170,7 +170,7 @@ def load(budget: TaskBudget, tokenizer, seed: int = 0, max_length: int | None = 
             the items of a smaller limit are the first of a larger one's (with other few-shot examples, if the task
             draws them at random).
         tokenizer: a transformers tokenizer.
-        seed: of the shuffle and of few-shot examples, where a task draws them.
+        seed: seed of the shuffle, and of few-shot examples where a task draws them.
         max_length: longest input of the model; longer contexts lose tokens on the left, as with HFLM.
 
     Raises:
@@ -269,7 +269,7 @@ def task_manager(name: str, folder: Path | None = None) -> TaskManager:
     """lm-eval's manager of as few task files as hold the task: reading all of its thousands takes seconds.
 
     Args:
-        name: of a task; where neither we nor lm-eval have it, the manager of all is returned.
+        name: a task's name; where neither we nor lm-eval have it, the manager of all is returned.
         folder: task definitions of our own; data/tasks if not given.
     """
     folder, theirs = str(folder or paths.TASKS), Path(lm_eval.__file__).parent / "tasks"

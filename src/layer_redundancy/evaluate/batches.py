@@ -21,10 +21,10 @@ class ArrangedSequences:
     """A measurement's sequences in the order in which they run, with the prefixes they share.
 
     Attributes:
-        sequences: those of the measurement, in its own order.
+        sequences: the measurement's sequences, in its own order.
         order: indices of sequences; neighbours share a prefix or are of similar length.
         prefixes: tokens of each sequence, by place in the order, that run once for its group.
-        groups: number of each sequence's group, by place in the order.
+        groups: the number of each sequence's group, by place in the order.
     """
 
     sequences: Sequence[ScoredSequence]
@@ -73,7 +73,7 @@ def arrange(sequences: Sequence[ScoredSequence], share_prefixes: bool) -> Arrang
     """Groups sequences by shared prefix; longest first, so that a lack of memory shows at once.
 
     Args:
-        sequences: of one measurement.
+        sequences: the sequences of one measurement.
         share_prefixes: whether the model can keep a prefix as keys and values.
     """
     if share_prefixes:
@@ -103,7 +103,7 @@ class Batch:
     Args:
         stack: the model taken apart.
         sequences: what to score.
-        prefixes: for each, how many of its first tokens are a prefix; positive for all of them or for none.
+        prefixes: number of first tokens of each sequence that are a prefix; positive for all of them or for none.
         batch_tokens: tokens a forward may hold.
 
     Attributes:
@@ -142,7 +142,7 @@ class Batch:
         """A block, or a block without some of its heads, on the prefixes and on what follows them.
 
         Args:
-            element: of a variant.
+            element: an element of a variant: a block, or a block and the heads it lacks.
             states: hidden states before the block, a tensor a forward.
             shared: kept between calls with the same `states`: what heads of one block have in common.
         """

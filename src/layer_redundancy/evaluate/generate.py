@@ -9,6 +9,7 @@ A pruned model and the dense one are compared at each position of a continuation
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,32 +17,46 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from layer_redundancy.config.profiles import GenerationBudget
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
 from layer_redundancy.core.variants import Variant, dense, name
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate import plain_forwards
-from layer_redundancy.models import architectures, throughput
+from layer_redundancy.models import throughput
 from layer_redundancy.models.checkpoints import ModelIdentity
-from layer_redundancy.models.stack import DecoderStack, decoder_stack
+from layer_redundancy.models.stack import DecoderStack, decoder_stack, has_key_value_cache
 
 VERSION = 1  # raise it when the arrays of a stored continuation mean something else
 NGRAM = 4  # tokens whose repetition counts
 
 
-def check_length(blocks: TokenBlocks, budget: GenerationBudget) -> None:
+@dataclass(frozen=True)
+class PromptLengths:
+    """How many prompts are continued, and how long they and their continuations are.
+
+    Attributes:
+        prompts: beginnings of blocks of evaluation text, each continued by every variant.
+        prompt_tokens: tokens of each prompt.
+        new_tokens: tokens generated after each prompt; together with the prompt no longer than a block.
+    """
+
+    prompts: int
+    prompt_tokens: int
+    new_tokens: int
+
+
+def check_length(blocks: TokenBlocks, budget: PromptLengths) -> None:
     """Raises StudyError unless a prompt and the text that goes on from it fit in a block, and n-grams fit in that."""
     length = blocks.input_ids.shape[1]
     if min(budget.prompts, budget.prompt_tokens) < 1 or budget.new_tokens < NGRAM:
         raise StudyError(
-            f"generation needs prompts of at least 1 token and {NGRAM} new tokens: raise them in profiles.py"
+            f"generation needs prompts of at least 1 token and {NGRAM} new tokens: raise them in the profile"
         )
     if budget.prompt_tokens + budget.new_tokens > length:
         raise StudyError(
             f"a prompt of {budget.prompt_tokens} tokens and {budget.new_tokens} new ones are longer than a block of "
-            f"text ({length} tokens): lower prompt_tokens or new_tokens in profiles.py, or raise block_length"
+            f"text ({length} tokens): lower prompt_tokens or new_tokens in the profile, or raise block_length"
         )
 
 
@@ -61,7 +76,7 @@ def continuations(model: nn.Module, prompts: Tensor, new_tokens: int, batch_toke
     Args:
         model: a transformers causal language model, as it is.
         prompts: int64 (N, P), no padding.
-        new_tokens: T.
+        new_tokens: T, tokens to generate.
         batch_tokens: prompt tokens a forward may hold; halved, down to one prompt, when memory runs out.
 
     Returns:
@@ -83,7 +98,8 @@ def continuations(model: nn.Module, prompts: Tensor, new_tokens: int, batch_toke
         out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
         return out[:, ids.shape[1] :].cpu().numpy()
 
-    most = architectures.find(model.config).largest_cached_batch
+    # RWKV-4's step by one token, as transformers has it, mixes up the sequences of a batch.
+    most = None if has_key_value_cache(model) else 1
     model.generation_config = plain_greedy
     try:
         return np.concatenate(list(_batches(call, *prompts.shape, batch_tokens, most, what="one prompt to continue")))
@@ -146,15 +162,15 @@ def _batches(call: Callable[[slice], Any], rows: int, width: int, batch_tokens: 
 
 
 def measure(
-    stack: DecoderStack, variant: Variant, blocks: TokenBlocks, budget: GenerationBudget, reference: np.ndarray | None,
+    stack: DecoderStack, variant: Variant, blocks: TokenBlocks, budget: PromptLengths, reference: np.ndarray | None,
     batch_tokens: int = 2048,
 ) -> Result:  # fmt: skip
-    """Continues the prompts with one variant and sets it against the dense model.
+    """Continues the prompts with one variant and compares it with the dense model.
 
     Args:
         stack: the dense model.
-        variant: of it.
-        blocks: of evaluation text; a prompt is the beginning of one.
+        variant: the variant of it that writes.
+        blocks: blocks of evaluation text; a prompt is the beginning of one.
         budget: how many prompts, and how long.
         reference: int64 (N, T) the dense model's continuations; None for the dense model itself.
         batch_tokens: tokens a forward may hold.
@@ -195,22 +211,24 @@ def run(
     get_stack: Callable[[], DecoderStack],
     variants: Sequence[Variant],
     blocks: TokenBlocks,
-    budget: GenerationBudget,
+    budget: PromptLengths,
     store: Store,
     batch_tokens: int | None = 2048,
     progress: bool = True,
+    when_done: Callable[[Variant], None] = lambda variant: None,
 ) -> dict[Variant, Result]:
     """`measure` for every variant, taking what the store has; each is stored as soon as it is there.
 
     Args:
         identity: the model.
         get_stack: loads it; called only if something is missing in the store.
-        variants: of the model; the dense one is measured too, whether it is among them or not.
-        blocks: of evaluation text, at least `budget.prompts` of them.
+        variants: the model's variants to measure; the dense one is always measured too.
+        blocks: blocks of evaluation text, at least `budget.prompts` of them.
         budget: how many prompts, and how long.
         store: where results are and go.
         batch_tokens: tokens a forward may hold; None for as many as `throughput` finds on this device.
         progress: draw a progress bar with the time left, in variants.
+        when_done: called for each variant that the store did not have.
 
     Returns:
         variant -> result, the dense model first.
@@ -237,7 +255,9 @@ def run(
         def compute() -> Result:
             stack = get_stack()
             held = throughput.batch_tokens(stack, batch_tokens)
-            return measure(stack, variant, blocks, budget, reference, held)
+            result = measure(stack, variant, blocks, budget, reference, held)
+            when_done(variant)
+            return result
 
         return store.cached(key(variant, reference), identity.name, compute)
 

@@ -42,14 +42,14 @@ class GenerativeTask:
     """A generate_until task of lm-eval and the items of it that are used.
 
     Attributes:
-        budget: name, items, worked examples.
-        manager: lm-eval's, which finds the task again.
+        budget: the task's name, number of items and worked examples.
+        manager: lm-eval's task manager, which finds the task again.
         chosen: positions of the items in lm-eval's order, ascending.
         fingerprint: sha256 (hex) of prompts, targets, stop sequences, metrics and filters.
         longest: characters of the longest prompt.
-        max_new_tokens: that a prompt may be answered with.
-        runs_code: its metric runs what the model wrote.
-        seed: of worked examples, where the task draws them.
+        max_new_tokens: the most tokens that an answer may have.
+        runs_code: whether its metric runs what the model wrote.
+        seed: seed of the worked examples, where the task draws them.
     """
 
     budget: TaskBudget
@@ -84,7 +84,7 @@ def _find(budget: TaskBudget, folder: Path | None) -> tuple[Any, dict]:
 
 
 def runs_code(budget: TaskBudget, folder: Path | None = None) -> bool:
-    """Whether a generative task runs what the model wrote; says so without loading it. Errors as `load`."""
+    """Whether a generative task runs what the model wrote, found without loading it. Errors as for `load`."""
     return _find(budget, folder)[1].get("unsafe_code", False) is not False
 
 
@@ -103,13 +103,13 @@ def load(
 
     Args:
         budget: `limit` takes the first items after a seeded shuffle; a smaller limit's items are a larger one's first.
-        seed: of the shuffle and of worked examples, where the task draws them.
+        seed: seed of the shuffle, and of the worked examples where the task draws them.
         run_generated_code: let tasks such as HumanEval run what the model wrote on this computer, without a sandbox.
         folder: task definitions beside lm-eval's own; data/tasks if not given.
 
     Raises:
         StudyError: unknown task, one that generates nothing, data out of reach, or a task that runs generated code and
-            no leave to do so; that is said before anything of the task is loaded.
+            no leave to do so; this error comes before anything of the task is loaded.
     """
     manager, config = _find(budget, folder)
     if code := config.get("unsafe_code", False) is not False:
@@ -197,6 +197,7 @@ def evaluate(
     batch_tokens: int | None = 2048,
     run_generated_code: bool = False,
     progress: bool = True,
+    when_done: Callable[[Variant], None] = lambda variant: None,
 ) -> dict[Variant, Result]:
     """A generative task of lm-eval on every variant, by lm-eval's own HFLM on the pruned model in memory.
 
@@ -205,15 +206,16 @@ def evaluate(
     Args:
         identity: the model.
         get_stack: loads it; called only if something is missing in the store.
-        tokenizer: the model's; HFLM gets a copy, since it changes it.
-        variants: of the model.
-        task: from `load`.
+        tokenizer: the model's tokenizer; HFLM gets a copy, since it changes it.
+        variants: the model's variants to measure.
+        task: the task, from `load`.
         store: where results are and go.
         batch_tokens: tokens a batch may hold, answers included; halved when memory runs out. None for as many as
             `throughput` finds on this device. A model that carries a state answers one prompt at a time: padding would
             run through the state.
         run_generated_code: see `load`; asked for here too.
         progress: draw a progress bar with the time left, in variants.
+        when_done: called for each variant that the store did not have.
 
     Returns:
         variant -> result; arrays: one a metric, (items,) float64 in the order of `task.chosen`, named after the metric,
@@ -232,7 +234,7 @@ def evaluate(
     if identity.max_length is not None and tokens > identity.max_length:
         raise StudyError(
             f"task {name!r} needs {tokens} tokens for its longest prompt and answer, {identity.name} takes "
-            f"{identity.max_length}: lower num_fewshot in profiles.py"
+            f"{identity.max_length}: lower num_fewshot in the profile"
         )
     keys = {
         variant: Key(
@@ -260,6 +262,7 @@ def evaluate(
     missing = [variant for variant, result in found.items() if result is None]
     for variant in tqdm(missing, desc=name, unit="variant", disable=not (progress and missing)):
         found[variant] = store.cached(keys[variant], identity.name, partial(answered, variant))
+        when_done(variant)
     return found
 
 
@@ -305,5 +308,5 @@ def _scores(task: GenerativeTask, samples: Sequence[Mapping[str, Any]]) -> Resul
 
 
 def primary_metric(result: Result) -> str:
-    """The score that is drawn: of answers found anywhere in the text, where the task has it; else the first."""
+    """The score that is drawn: the one for answers found anywhere in the text if the task has it, else the first."""
     return next((name for name in result.arrays if "flexible" in name), next(iter(result.arrays)))

@@ -25,7 +25,7 @@ def shared_prefixes(inputs: Sequence[tuple[int, ...]], num_scored: Sequence[int]
     order = sorted(range(len(inputs)), key=lambda i: inputs[i])
 
     def common(members: list[int]) -> int:
-        """Length of what all members begin with: that of the first and the last in order."""
+        """Length of what all members begin with: what the first and the last in order have in common."""
         pairs = zip(inputs[members[0]], inputs[members[-1]], strict=False)
         differ = (k for k, (a, b) in enumerate(pairs) if a != b)
         return next(differ, min(len(inputs[members[0]]), len(inputs[members[-1]])))

@@ -72,7 +72,7 @@ def select(
     Args:
         stack: the model taken apart.
         hidden: (B, T, hidden size) X_L of the sequences, padded on the right.
-        sequences: B of them.
+        sequences: the B sequences.
         skipped: B lengths of prefixes whose states `hidden` does not hold; none if not given.
 
     Returns:
@@ -92,8 +92,8 @@ def score(stack: DecoderStack, states: Tensor, sequences: Sequence[ScoredSequenc
 
     Args:
         stack: the model taken apart.
-        states: (N, hidden size) from `select`; of several forwards, one after the other.
-        sequences: theirs, in that order.
+        states: (N, hidden size) from `select`; those of several forwards one after the other.
+        sequences: the sequences of these states, in the same order.
 
     Returns:
         For each sequence and target: the float32 sum of log-probabilities (natural log), and whether every token of the
@@ -145,12 +145,12 @@ class Perplexity:
 
     @property
     def settings(self) -> str:
-        """None: the blocks say everything."""
+        """No settings: the blocks determine everything."""
         return settings_text({})
 
     @cached_property
     def sequences(self) -> list[ScoredSequence]:
-        """One a block."""
+        """One sequence a block."""
         return [ScoredSequence(tuple(row[:-1]), (tuple(row[1:]),)) for row in self.blocks.input_ids.tolist()]
 
     def result(self, outputs: Sequence[Outputs]) -> Result:
@@ -180,7 +180,7 @@ class ChoiceTask:
 
     @property
     def settings(self) -> str:
-        """Worked examples in the prompt."""
+        """The number of worked examples in the prompt, as sorted JSON."""
         return settings_text({"num_fewshot": self.items.num_fewshot})
 
     @cached_property
@@ -194,7 +194,7 @@ class ChoiceTask:
 
     @cached_property
     def sequences(self) -> list[ScoredSequence]:
-        """One a distinct input."""
+        """One sequence a distinct input."""
         requests = self.items.requests
         return [
             ScoredSequence(tokens, tuple(requests[i].continuation_ids for i in members))
@@ -221,6 +221,39 @@ class ChoiceTask:
             "gold_logprob": table["gold_logprob"].to_numpy(dtype=float),
         }
         return Result(summary, arrays | metrics)
+
+
+class RandomSequences:
+    """Stands in for text and prompts where a model has random weights and no tokenizer.
+
+    Args:
+        vocabulary: tokens are drawn from 3 to this.
+        count: number of sequences.
+        prefix: tokens that all of them begin with.
+        length: tokens of each sequence that follow the prefix.
+        targets: 1 for a target as long as that, as in a text; else so many single tokens, as letters after a prompt.
+    """
+
+    version, name, settings = 1, "random", settings_text({})
+
+    def __init__(self, vocabulary: int, count: int, prefix: int, length: int, targets: int):
+        rng = np.random.default_rng(0)
+
+        def tokens(n: int) -> tuple[int, ...]:
+            return tuple(map(int, rng.integers(3, vocabulary, n)))
+
+        shared = tokens(prefix)
+        self.sequences = []
+        for _ in range(count):
+            ids = shared + tokens(length + 1)
+            # One long target, as in a text, or single letters after a prompt.
+            wanted = (ids[-length:],) if targets == 1 else tuple(tokens(1) for _ in range(targets))
+            self.sequences.append(ScoredSequence(ids[:-1], wanted))
+        self.data = str(rng.integers(2**31))
+
+    def result(self, outputs: list[Outputs]) -> Result:
+        """arrays: the log-likelihood of every target, nats."""
+        return Result({}, {"loglikelihood": np.array([o[0] for targets in outputs for o in targets])})
 
 
 def check_finite(outputs: Iterable[Outputs], what: str) -> None:

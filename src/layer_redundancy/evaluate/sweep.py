@@ -115,11 +115,11 @@ class _Shared:
     """What the measurements of one sweep share.
 
     Attributes:
-        identity: the model's.
+        identity: the model's identity.
         stack: the model taken apart.
         store: where outputs and results go.
         batch_tokens: tokens a forward may hold.
-        bar: of progress, in block-tokens.
+        bar: progress bar, in block-tokens.
     """
 
     identity: ModelIdentity
@@ -136,9 +136,9 @@ class _MeasurementRun:
     """One measurement on the variants that the store lacks: what its batches share, and how far they are.
 
     Attributes:
-        keys: the store's, by variant.
-        results: of variants that are finished, by whichever process.
-        outputs: of the others, as far as they are there: variant -> sequence -> its outputs.
+        keys: the store's keys, by variant.
+        results: results of the finished variants, whichever process finished them.
+        outputs: outputs of the other variants so far: variant -> sequence -> its outputs.
         batch_tokens: tokens a forward may hold, given the memory that the variants' states take.
     """
 
@@ -192,7 +192,7 @@ class _MeasurementRun:
         return self.shared.store.claim(self._claim_name(places))
 
     def _claim_name(self, places: Places) -> str:
-        """What a process says it is computing: these sequences of this measurement, whatever the variants."""
+        """Name of what a process claims: these sequences of this measurement, whatever the variants."""
         one = self.keys[self.variants[0]]
         first = self.arranged.order[places[0]]
         return json.dumps([one.model, one.measurement, one.data, one.settings, one.version, first])

@@ -26,13 +26,13 @@ class SweepEstimate:
     """What a sweep will run and take, before it starts. Block-tokens: tokens times the blocks that run on them.
 
     Attributes:
-        variants: of the model.
+        variants: number of variants of the model.
         block_tokens_naive: one plain forward of every sequence for every variant.
         block_tokens_shared: what runs here.
         head_tokens_naive: positions that a plain forward puts through the head.
-        head_tokens: those that are scored, the only ones that go through it here.
-        seconds: estimate from a few blocks and one call of the head, timed on this device.
-        peak_bytes: estimate of the device's memory: weights, states where paths branch, and one forward's workspace.
+        head_tokens: positions that are scored, the only ones that go through the head here.
+        seconds: estimated time, from a few blocks and one call of the head timed on this device.
+        peak_bytes: estimated device memory: weights, states where paths branch, and one forward's workspace.
         shares_prefixes: whether prompt prefixes run once; a model without a key-value cache runs them with every item.
     """
 

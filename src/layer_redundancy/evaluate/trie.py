@@ -67,8 +67,8 @@ def depth_first(
     States are kept only where paths branch: no more than the trie is deep, however many variants there are.
 
     Args:
-        root: of the trie.
-        state: before the first block.
+        root: root of the trie.
+        state: state before the first block.
         run_block: (element, state before it, a dict that all elements after the same state share) -> state after it.
     """
     node = root

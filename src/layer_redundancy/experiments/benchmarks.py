@@ -4,18 +4,100 @@ Scores are kept item by item, benchmark -> method -> (N,) in 0..1, the same N it
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from layer_redundancy.config import paper_tables
-from layer_redundancy.core import stats
+from layer_redundancy.config.profiles import TaskBudget
+from layer_redundancy.core import stats, variants
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
+from layer_redundancy.evaluate import generative_tasks
+from layer_redundancy.evaluate.scoring import ChoiceTask
 from layer_redundancy.experiments import result_tables
+from layer_redundancy.study import Study
 
 Scores = Mapping[str, Mapping[str, np.ndarray]]
 KEPT = 0.92  # "our method maintains 92 % performance while reducing approximately 25 % of the parameters" (ShortGPT, 1)
+
+
+NOTEBOOK = "08_benchmarks"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What notebook 08 measures: it has few variants, and so affords more than the profile's tasks.
+
+    Attributes:
+        tasks: multiple-choice benchmarks of table 1.
+        generative_tasks: benchmarks whose answers are generated.
+    """
+
+    tasks: tuple[TaskBudget, ...]
+    generative_tasks: tuple[TaskBudget, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The dense model and two pruned ones on the benchmarks.
+
+    Attributes:
+        methods: method -> variant, the dense model first.
+        num_removed: number of blocks that the pruned models lack.
+        tasks: the multiple-choice benchmarks.
+        results: measurement -> variant -> result, of the multiple-choice benchmarks.
+        generated: benchmark -> variant -> result, of the generative benchmarks.
+    """
+
+    methods: dict[str, Variant]
+    num_removed: int
+    tasks: Sequence[ChoiceTask]
+    results: Mapping[str, Mapping[Variant, Result]]
+    generated: Mapping[str, Mapping[Variant, Result]]
+
+    def scores(self) -> dict[str, dict[str, np.ndarray]]:
+        """Benchmark -> method -> (items,) score in 0..1."""
+        found = scores(self.results, self.methods)
+        for name, results in self.generated.items():
+            metric = generative_tasks.primary_metric(next(iter(results.values())))
+            found[name] = {method: results[v].arrays[metric] for method, v in self.methods.items()}
+        return found
+
+    def chance(self) -> dict[str, float]:
+        """Multiple-choice benchmark -> accuracy of guessing."""
+        return {task.items.name: task.items.chance for task in self.tasks}
+
+
+def measure(study: Study, limit: int | None = None) -> Measured:
+    """Measures the dense model, Block Influence's and reverse order's removals on the profile's benchmarks.
+
+    Args:
+        study: the study of the model.
+        limit: items of each benchmark, for a quick look; None for as many as the profile gives.
+    """
+    budget, num = study.profile.budget(Budget), study.num_blocks
+    chosen, written = budget.tasks, budget.generative_tasks
+    if limit is not None:
+        chosen, written = (tuple(replace(one, limit=limit) for one in of) for of in (chosen, written))
+    count = num_removed(study.identity.name, num)
+    methods = {
+        "Dense": study.dense,
+        "ShortGPT": variants.without(num, study.order("block_influence")[:count]),
+        "reverse order": variants.without(num, study.order("reverse_order")[:count]),
+    }
+    tasks = [study.inputs.task(one) for one in chosen]
+    results = study.sweep(list(methods.values()), tasks)
+    generated = {one.name: study.generative_task(one, list(methods.values())) for one in written}
+    return Measured(methods, count, tasks, results, generated)
+
+
+def note(study: Study, found: Measured, limit: int | None = None) -> str:
+    """What is removed, in a caption."""
+    removed = ", ".join(map(str, variants.removed_blocks(study.num_blocks, found.methods["ShortGPT"])))
+    text = f"{found.num_removed} of {study.num_blocks} blocks removed; ShortGPT removes {removed}"
+    return text + (f". A quick look: {limit} items a benchmark" if limit else "")
 
 
 def num_removed(model: str, num_blocks: int) -> int:
@@ -29,17 +111,17 @@ def num_removed(model: str, num_blocks: int) -> int:
     return min(num_blocks - 1, max(1, round(num_blocks * 9 / 32)))
 
 
-def scores(results: Mapping[str, Mapping[Variant, Result]], plan: Mapping[str, Variant]) -> dict[str, dict]:
+def scores(results: Mapping[str, Mapping[Variant, Result]], methods: Mapping[str, Variant]) -> dict[str, dict]:
     """Accuracies item by item.
 
     Args:
         results: measurement -> variant -> result, of multiple-choice tasks.
-        plan: method -> variant.
+        methods: method -> variant.
     """
     found = {}
     for name, of_variant in results.items():
         metric = result_tables.accuracy_metric(next(iter(of_variant.values())))
-        chosen = {method: of_variant[variant].arrays[metric] for method, variant in plan.items()}
+        chosen = {method: of_variant[variant].arrays[metric] for method, variant in methods.items()}
         found[name.removeprefix("task/")] = chosen
     return found
 
@@ -48,7 +130,7 @@ def table(scores: Scores, chance: Mapping[str, float]) -> pd.DataFrame:
     """One row a (benchmark, method).
 
     Args:
-        scores: of the items; the first method is the dense model.
+        scores: benchmark -> method -> (items,) scores; the first method is the dense model.
         chance: benchmark -> accuracy of guessing; none for a benchmark that is not multiple choice.
 
     Returns:
@@ -104,8 +186,8 @@ def averages(scores: Scores, resamples: int, seed: int) -> pd.DataFrame:
     kept, kept_draws = 100 * means / means[0], 100 * draws / draws[:, :1]
     rows = []
     for i, method in enumerate(methods):
-        low, high = np.percentile(100 * draws[:, i], stats.INTERVAL)
-        kept_low, kept_high = np.percentile(kept_draws[:, i], stats.INTERVAL)
+        low, high = stats.percentile_interval(100 * draws[:, i])
+        kept_low, kept_high = stats.percentile_interval(kept_draws[:, i])
         rows.append((method, 100 * means[i], low, high, kept[i], kept_low, kept_high))
     return pd.DataFrame(rows, columns=["method", "average", "low", "high", "kept", "kept_low", "kept_high"])
 
@@ -113,15 +195,15 @@ def averages(scores: Scores, resamples: int, seed: int) -> pd.DataFrame:
 def _drawn(scores: Scores, resamples: int, seed: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(methods, (M,) averages over benchmarks, (R, M) the same over resamples of the items)."""
     methods = list(next(iter(scores.values())))
-    tasks = [np.stack([of_method[method] for method in methods], axis=1) for of_method in scores.values()]
-    return methods, *stats.task_averages(tasks, resamples, seed)
+    groups = [np.stack([of_method[method] for method in methods], axis=1) for of_method in scores.values()]
+    return methods, *stats.task_averages(groups, resamples, seed)
 
 
 def claim(scores: Scores, pruned: str, rival: str, resamples: int, seed: int) -> pd.DataFrame:
     """ShortGPT's claim on table 1, here: 92 % is kept, and Block Influence beats removing the last blocks.
 
     Args:
-        scores: of the items; the first method is the dense model.
+        scores: benchmark -> method -> (items,) scores; the first method is the dense model.
         pruned: the method claimed for.
         rival: the method to beat.
 
@@ -199,7 +281,7 @@ def by_benchmark(measured: pd.DataFrame, model: str, names: Mapping[str, str]) -
     """Scores beside the paper's, benchmark by benchmark, for a model of its table 1.
 
     Args:
-        measured: from `table`.
+        measured: measured scores, from `table`.
         model: id of the measured model.
         names: task -> the paper's name of the benchmark, for tasks that score as the paper does.
 
@@ -214,6 +296,13 @@ def by_benchmark(measured: pd.DataFrame, model: str, names: Mapping[str, str]) -
     ours = ours.assign(benchmark=ours["task"].map(names), score=100 * ours["accuracy"])
     theirs = theirs[theirs["method"].isin(ours["method"])]
     return paper_tables.compare(ours, theirs, ["benchmark", "method"], "score")
+
+
+def known_tasks(measured: pd.DataFrame) -> list[str]:
+    """The benchmarks that the dense model does better than chance, or all if there is none; argument from `table`."""
+    dense = measured[measured["method"] == "Dense"].set_index("task")
+    known = [task for task in dense.index if not dense["low"][task] <= dense["chance"][task]]
+    return known or list(dense.index)
 
 
 def markers(methods: Sequence[str]) -> pd.DataFrame:

@@ -5,16 +5,17 @@ counted from 0 it removes L - 1 - n, ..., L - 2.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 
 import numpy as np
 import pandas as pd
 
+from layer_redundancy.config.profiles import Recipe, TrainingBudget
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
-from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
+from layer_redundancy.evaluate.scoring import Perplexity
 from layer_redundancy.experiments import depth_curves, result_tables
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
@@ -25,10 +26,49 @@ SIMILARITY, SIMPLE, LAST = "similarity", "simple rule", "last blocks"
 HEALED_RULES = (SIMILARITY, SIMPLE)
 
 
+NOTEBOOK = "10_block_pruning"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What notebook 10 trains.
+
+    Attributes:
+        training: how much text a pruned model is healed on.
+        recipe: the recipe, which decides the weights to train.
+        fractions: shares of blocks removed at which the model is healed.
+        evaluation_corpus: corpus on whose evaluation split the loss is measured; "" for the profile's.
+    """
+
+    training: TrainingBudget
+    recipe: Recipe
+    fractions: tuple[float, ...]
+    evaluation_corpus: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Every rule at every depth, before and after healing.
+
+    Attributes:
+        sums: activation sums of the calibration text.
+        perplexity: what the loss is measured on.
+        counts: numbers of removed blocks, from 0 on.
+        healed: the counts at which the model is also healed.
+        found: results, one for each rule, depth and state.
+    """
+
+    sums: ActivationSums
+    perplexity: Perplexity
+    counts: list[int]
+    healed: list[int]
+    found: list["Pruned"]
+
+
 def counts(study: Study) -> tuple[list[int], list[int]]:
     """Numbers of removed blocks that are measured, from 0 on, and those of them at which the model is also healed."""
-    num = study.num_blocks
-    healed = sorted({min(num - 1, depth_curves.at_ratio(num, share)) for share in study.profile.healing.fractions})
+    num, fractions = study.num_blocks, study.profile.budget(Budget).fractions
+    healed = sorted({min(num - 1, depth_curves.at_ratio(num, share)) for share in fractions})
     return sorted({0, *healed, *depth_curves.depths(num, study.profile.depth_step)}), healed
 
 
@@ -58,8 +98,9 @@ def best_starts(sums: ActivationSums, resamples: int, seed: int) -> pd.DataFrame
         of the calibration sequences), certainty (share of the resamples with the same start), simple (the simple
         rule's start).
     """
-    num = sums.num_blocks
-    again = stats.bootstrap_means(sums.last_angle, resamples, seed)  # (R, L+1, L+1)
+    num, each = sums.num_blocks, sums.last_angle
+    weights = stats.unit_counts(len(each), resamples, seed)
+    again = stats.weighted_sums(weights / len(each), each.reshape(len(each), -1)).reshape(-1, num + 1, num + 1)
     grid = importance.angular_grid(sums)
     rows = []
     for n in range(1, num):
@@ -83,16 +124,16 @@ def best_starts(sums: ActivationSums, resamples: int, seed: int) -> pd.DataFrame
 
 
 @dataclass(frozen=True)
-class Measured:
+class Pruned:
     """Results of one rule at one depth.
 
     Attributes:
-        rule: of the choice of blocks; "" for the whole model.
-        healed: after training.
-        count: of removed blocks.
-        removed: which.
-        loss: perplexity's result.
-        tasks: by task.
+        rule: rule by which blocks are chosen; "" for the whole model.
+        healed: whether the results are from after training.
+        count: number of removed blocks.
+        removed: the removed blocks.
+        loss: result of the perplexity measurement.
+        tasks: results by task.
         training: what the training took; None without.
     """
 
@@ -106,56 +147,54 @@ class Measured:
 
     @property
     def nll(self) -> np.ndarray:
-        """(N,) mean loss of each block of text, nats a token."""
+        """Mean loss of each block of text, (N,), nats a token."""
         return result_tables.cost(self.loss)
 
     def right(self, task: str) -> np.ndarray:
-        """(N,) 1 for each item that was answered right."""
-        return -result_tables.cost(self.tasks[task])
+        """1 for each item that was answered right, else 0; (N,)."""
+        return result_tables.right(self.tasks[task])
 
 
-def measured(study: Study) -> list[Measured]:
+def measure(study: Study) -> Measured:
     """The dense model, every rule at every depth, each healed where the profile says, and the dense model trained.
 
     What healed models gain only because they have seen such text, the dense one gains too.
     """
+    budget, num = study.profile.budget(Budget), study.num_blocks
     ns, deep = counts(study)
-    chosen = runs(study.activation_sums(), ns)
-    perplexity, of_task = study.healing_perplexity, study.measurements[1:]
-    found = _of(study, {("", n): v for n, v in chosen[SIMPLE].items() if not n}, perplexity, of_task)
-    pairs = {(rule, n): v for rule, plan in chosen.items() for n, v in plan.items() if n}
-    found += _of(study, pairs, perplexity, of_task)
-    budget = study.profile.healing
+    sums = study.activation_sums()
+    chosen = runs(sums, ns)
+    perplexity = study.inputs.perplexity_on(budget.evaluation_corpus)
+    found = _swept(study, {("", 0): study.dense}, perplexity)
+    found += _swept(study, {(rule, n): v for rule, of in chosen.items() for n, v in of.items() if n}, perplexity)
     study.unload()
     recipe = healing.possible(study.identity, budget.recipe)
-    todo = [("", 0), *((rule, n) for rule in HEALED_RULES for n in deep)]
-    for rule, n in todo:
-        removed = variants.removed_blocks(study.num_blocks, chosen[rule or SIMPLE][n])
-        other = study.healed(removed, recipe, budget.healing, study.profile.seed)
+    for rule, n in [("", 0), *((rule, n) for rule in HEALED_RULES for n in deep)]:
+        removed = variants.removed_blocks(num, chosen[rule or SIMPLE][n])
+        other = study.healed(removed, recipe, budget.training, study.profile.seed)
         training = other.training()
-        (of,) = _of(other, {(rule, n): other.dense}, perplexity, of_task)
-        found.append(Measured(rule, True, n, removed, of.loss, of.tasks, training))
-    return found
+        (of,) = _swept(other, {(rule, n): other.dense}, perplexity)
+        found.append(replace(of, healed=True, removed=removed, training=training))
+    return Measured(sums, perplexity, ns, deep, found)
 
 
-def _of(
-    study: Study, pairs: Mapping[tuple[str, int], Variant], perplexity: Perplexity, of_task: Sequence[ChoiceTask]
-) -> list[Measured]:
-    results = study.sweep(list(pairs.values()), [perplexity, *of_task])
+def _swept(study: Study, chosen: Mapping[tuple[str, int], Variant], perplexity: Perplexity) -> list[Pruned]:
+    """Perplexity and the profile's tasks of each rule at each depth."""
+    results = study.sweep(list(chosen.values()), [perplexity, *study.tasks])
     return [
-        Measured(
+        Pruned(
             rule,
             False,
             n,
             variants.removed_blocks(study.num_blocks, variant),
             results[perplexity.name][variant],
-            {task.items.name: results[task.name][variant] for task in of_task},
+            {task.items.name: results[task.name][variant] for task in study.tasks},
         )
-        for (rule, n), variant in pairs.items()
+        for (rule, n), variant in chosen.items()
     ]
 
 
-def table(found: Sequence[Measured], num_blocks: int, vocabulary: int) -> pd.DataFrame:
+def table(found: Sequence[Pruned], num_blocks: int, vocabulary: int) -> pd.DataFrame:
     """One row a rule, depth, state and task.
 
     Returns:
@@ -185,7 +224,7 @@ def table(found: Sequence[Measured], num_blocks: int, vocabulary: int) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def curve_table(found: Sequence[Measured], tokens_a_step: int) -> pd.DataFrame:
+def curve_table(found: Sequence[Pruned], tokens_a_step: int) -> pd.DataFrame:
     """rule, count, tokens, held_out (nats a token) while models were healed, wherever that was measured."""
     parts = []
     for one in found:
@@ -198,13 +237,13 @@ def curve_table(found: Sequence[Measured], tokens_a_step: int) -> pd.DataFrame:
 
 def accuracy_row(result: Result) -> dict[str, float]:
     """accuracy, accuracy_low, accuracy_high (95 % Wilson), n, chance of a task's result."""
-    right = -result_tables.cost(result)
+    right = result_tables.right(result)
     low, high = stats.accuracy_interval(right.sum(), len(right))
     accuracy = {"accuracy": right.mean(), "accuracy_low": low, "accuracy_high": high}
     return accuracy | {"n": len(right), "chance": result.summary["chance"]}
 
 
-def transitions(found: Sequence[Measured], num_blocks: int, resamples: int, seed: int) -> pd.DataFrame:
+def transitions(found: Sequence[Pruned], num_blocks: int, resamples: int, seed: int) -> pd.DataFrame:
     """Where accuracy falls to chance: the share of removed blocks at which it is first nearer to chance than to dense.
 
     Returns:
@@ -242,7 +281,7 @@ def _first_low(mean: np.ndarray, shares: np.ndarray, chance: float) -> float:
     return float(shares[below.argmax()]) if below.any() else np.nan
 
 
-def claim(found: Sequence[Measured], num_blocks: int, resamples: int, seed: int) -> pd.DataFrame:
+def claim(found: Sequence[Pruned], num_blocks: int, resamples: int, seed: int) -> pd.DataFrame:
     """The paper's statements as ones that can be false, by the loss on evaluation text; columns as `stats.claim`."""
     by = {(one.rule, one.healed, one.count): one.nll for one in found}
     ns = sorted({one.count for one in found if one.healed and one.count})

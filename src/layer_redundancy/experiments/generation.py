@@ -1,4 +1,4 @@
-"""Notebook 09: how far the greedy text of pruned models follows the dense model, and what their errors grow into.
+"""Greedy continuations by pruned models: how far they follow the dense model, and what their errors grow into.
 
 A pruned model and the dense one are compared at each position of a continuation in three ways:
 
@@ -16,25 +16,155 @@ Statistics are functions of arrays (prompts, positions). Intervals and certainti
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from layer_redundancy.config import paper_tables
+from layer_redundancy.config.profiles import TaskBudget
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.core.stats import INTERVAL
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
-from layer_redundancy.evaluate import generative_tasks
-from layer_redundancy.evaluate.generate import NGRAM, perplexity, repetition
+from layer_redundancy.evaluate import generate, generative_tasks
+from layer_redundancy.evaluate.generate import PromptLengths
 from layer_redundancy.experiments import result_tables
 from layer_redundancy.study import Study
 
+NOTEBOOK = "09_generation"
 NEAR_ZERO = 0.1  # "scores approaching zero": less than a tenth of what the dense model has above chance
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Statistics
+
+@dataclass(frozen=True)
+class Budget:
+    """What notebook 09 lets variants write.
+
+    Attributes:
+        prompts, prompt_tokens, new_tokens: see `generate.PromptLengths`.
+        max_removed: the most blocks that are removed.
+        tasks: generative benchmarks of lm-eval; one that runs generated code needs the notebook's leave too.
+    """
+
+    prompts: int
+    prompt_tokens: int
+    new_tokens: int
+    max_removed: int
+    tasks: tuple[TaskBudget, ...] = ()
+
+    @property
+    def lengths(self) -> PromptLengths:
+        """The prompts."""
+        return PromptLengths(self.prompts, self.prompt_tokens, self.new_tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What variants write and answer, in the order of Block Influence.
+
+    Attributes:
+        removals: number of removed blocks -> variant.
+        continuations: variant -> result of `generate.run`.
+        generated: generative benchmark -> variant -> result.
+        few: numbers of removed blocks at which multiple choice is measured.
+        choices: measurement -> variant -> result, at these numbers of removed blocks.
+    """
+
+    removals: dict[int, Variant]
+    continuations: Mapping[Variant, Result]
+    generated: Mapping[str, Mapping[Variant, Result]]
+    few: list[int]
+    choices: Mapping[str, Mapping[Variant, Result]]
+
+    @property
+    def dense(self) -> Variant:
+        """The whole model."""
+        return self.removals[0]
+
+    @property
+    def deepest(self) -> int:
+        """The largest number of removed blocks."""
+        return max(self.removals)
+
+    @property
+    def quarter(self) -> int:
+        """The paper's 25 %, or the deepest."""
+        return min(quarter(len(self.dense)), self.deepest)
+
+    @property
+    def shown(self) -> list[int]:
+        """Numbers of removed blocks that are looked at closely."""
+        return sorted({1, max(1, self.quarter // 2), self.quarter} & set(self.removals))
+
+
+def measure(study: Study, run_generated_code: bool = False) -> Measured:
+    """Removes blocks in the order of Block Influence; every variant continues prompts and answers benchmarks.
+
+    Args:
+        study: the study of the model.
+        run_generated_code: without it benchmarks that run what the model writes are left out, in a line.
+    """
+    budget = study.profile.budget(Budget)
+    order = study.order("block_influence")[: budget.max_removed]
+    removals = dict(enumerate(variants.cumulative_removal(study.num_blocks, order)))
+    continuations = study.continuations(list(removals.values()), budget.lengths)
+    generated = {}
+    for task in budget.tasks:
+        if generative_tasks.runs_code(task) and not run_generated_code:
+            print(f"{task.name} left out: set run_generated_code = True to let it run what the model writes")
+            continue
+        generated[task.name] = study.generative_task(task, list(removals.values()), run_generated_code)
+    if not budget.tasks:
+        print(f"the {study.profile.name} profile has no generative benchmark: agreement stands in for one")
+    deepest = max(removals)
+    at_quarter = min(quarter(study.num_blocks), deepest)
+    few = sorted({0, max(1, at_quarter // 2), at_quarter, deepest})
+    choices = study.sweep([removals[n] for n in few])
+    return Measured(removals, continuations, generated, few, choices)
+
+
+def scores(study: Study, found: Measured) -> dict[str, "Scored"]:
+    """Agreement with the dense model, the generative benchmarks, and multiple choice at a few depths."""
+    table = own_scores(found.continuations, found.dense)
+    for name, answers in found.generated.items():
+        metric = generative_tasks.primary_metric(answers[found.dense])
+        table[name] = ("generative", {v: r.arrays[metric] for v, r in answers.items()}, 0.0)
+    for task in study.tasks:
+        accuracies = {variant: result_tables.right(result) for variant, result in found.choices[task.name].items()}
+        table[task.items.name] = ("multiple choice", accuracies, task.items.chance)
+    return table
+
+
+def real_text(study: Study) -> np.ndarray:
+    """What really follows the prompts; int64 (prompts, new tokens)."""
+    lengths = study.profile.budget(Budget).lengths
+    return study.prompts(lengths).input_ids[:, lengths.prompt_tokens :].numpy()
+
+
+def note(study: Study) -> str:
+    """Prompts and continuations in a caption."""
+    lengths = study.profile.budget(Budget).lengths
+    prompts = study.prompts(lengths)
+    return (
+        f"Generation: {prompts.corpus}, {prompts.split} split, {lengths.prompts} prompts of "
+        f"{lengths.prompt_tokens} tokens, {lengths.new_tokens} new ones, greedy"
+    )
+
+
+def samples(study: Study, found: Measured) -> pd.DataFrame:
+    """What the models write after the first prompt: removed, text."""
+
+    def shorten(ids) -> str:
+        return " ".join(study.tokenizer.decode(ids).split())
+
+    lengths = study.profile.budget(Budget).lengths
+    prompt = study.prompts(lengths).input_ids[0, : lengths.prompt_tokens][-24:]
+    rows = [{"removed": "prompt", "text": "... " + shorten(prompt)}]
+    rows += [
+        {"removed": str(n), "text": shorten(found.continuations[found.removals[n]].arrays["tokens"][0])}
+        for n in [0, *found.shown]
+    ]
+    return pd.DataFrame(rows)
 
 
 def agreement(tokens: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -64,15 +194,15 @@ def chance_agreement(tokens: np.ndarray) -> float:
     """How often continuations of two different prompts have the same token at the same position, 0 to 1.
 
     Args:
-        tokens: int64 (N, T), of one model; nan if N is 1.
+        tokens: int64 (N, T), continuations by one model; the result is nan if N is 1.
     """
     num = len(tokens)
     same = (tokens[:, None] == tokens[None]).mean(axis=-1)
     return float((same.sum() - num) / (num * (num - 1))) if num > 1 else float("nan")
 
 
-def fresh(tokens: np.ndarray, n: int = NGRAM) -> np.ndarray:
-    """Where a continuation says something new: (N, T) -> bool (N, T), False where the n-gram ending there is a repeat.
+def fresh(tokens: np.ndarray, n: int = generate.NGRAM) -> np.ndarray:
+    """Where a continuation is new: (N, T) -> bool (N, T), False where the n-gram ending there is a repeat.
 
     A model that has begun to repeat itself is easily followed, whatever it has lost.
     """
@@ -86,17 +216,13 @@ def fresh(tokens: np.ndarray, n: int = NGRAM) -> np.ndarray:
     return new
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Tables
-
-
 def by_position(
     results: Mapping[Variant, Result], dense: Variant, resamples: int, seed: int, window: int = 1
 ) -> pd.DataFrame:
     """Agreement with the dense model along the continuation.
 
     Args:
-        results: from `run`.
+        results: variant -> result, from `generate.run`.
         window: positions that are averaged, so that a point is steadier; shares that have not diverged are not.
 
     Returns:
@@ -115,11 +241,11 @@ def by_position(
         curves["not yet diverged"] = undiverged(free)
         for reading, values in curves.items():
             step = 1 if reading == "not yet diverged" else window
-            low, high = np.percentile(stats.bootstrap_means(values, resamples, seed), INTERVAL, axis=0)
+            low, high = np.percentile(stats.bootstrap_means(values, resamples, seed), stats.INTERVAL, axis=0)
             part = {"position": _middles(free.shape[1], step), "agreement": values.mean(0), "low": low, "high": high}
             parts.append(_labelled(part, dense, variant, reading, len(free)))
         drawn = stats.bootstrap_means(forced, resamples, seed)[:, None]  # one rate a resample
-        low, high = np.percentile(independent_errors(drawn), INTERVAL, axis=0)
+        low, high = np.percentile(independent_errors(drawn), stats.INTERVAL, axis=0)
         expected = {"position": _middles(free.shape[1], 1), "agreement": independent_errors(forced)}
         parts.append(_labelled(expected | {"low": low, "high": high}, dense, variant, "independent errors", len(free)))
     return pd.concat(parts, ignore_index=True)
@@ -157,7 +283,7 @@ def by_depth(
     """What becomes of generated text as blocks go.
 
     Args:
-        results: from `run`.
+        results: variant -> result, from `generate.run`.
         text: int64 (N, T) the real text that follows the prompts.
 
     Returns:
@@ -169,9 +295,9 @@ def by_depth(
     rows = []
 
     def add(removed: float, measure: str, values: np.ndarray, exp: bool = False) -> None:
-        low, high = np.percentile(stats.bootstrap_means(values, resamples, seed), INTERVAL)
+        low, high = stats.percentile_interval(stats.bootstrap_means(values, resamples, seed))
         numbers = [values.mean(), low, high]
-        value, low, high = map(perplexity, numbers) if exp else numbers
+        value, low, high = map(generate.perplexity, numbers) if exp else numbers
         row = {"removed": removed, "measure": measure, "value": value, "low": low, "high": high, "n": len(values)}
         rows.append(row)
 
@@ -179,9 +305,9 @@ def by_depth(
         removed = len(variants.removed_blocks(len(dense), variant))
         for reading, values in agreements(results, dense, variant).items():
             add(removed, reading, values.mean(1))
-        add(removed, "repetition", repetition(result.arrays["tokens"]))
+        add(removed, "repetition", generate.repetition(result.arrays["tokens"]))
         add(removed, "perplexity", result.arrays["nll"].mean(1, dtype=float), exp=True)
-    add(np.nan, "repetition", repetition(text))
+    add(np.nan, "repetition", generate.repetition(text))
     add(np.nan, "perplexity", results[dense].arrays["text_nll"].mean(1, dtype=float), exp=True)
     return pd.DataFrame(rows)
 
@@ -192,7 +318,7 @@ def kept(
     """How much of what the dense model has above chance a variant keeps, on one measure.
 
     Args:
-        name: of the measure.
+        name: name of the measure.
         kind: "generative" or "multiple choice".
         scores: variant -> (N,) scores of prompts or items, 0 to 1; the dense model's among them.
         chance: score without knowledge; the dense model's mean must lie above it.
@@ -210,7 +336,7 @@ def kept(
         drawn = stats.bootstrap_means(values, resamples, seed) - chance
         with np.errstate(divide="ignore", invalid="ignore"):
             shares = np.where(drawn_base > 0, drawn / drawn_base, np.nan)
-        low, high = np.nanpercentile(shares, INTERVAL)
+        low, high = np.nanpercentile(shares, stats.INTERVAL)
         rows.append(
             {
                 "removed": len(variants.removed_blocks(len(dense), variant)),
@@ -245,8 +371,8 @@ def accumulation(
         "together": undiverged(free).sum(1),
         "nll": results[variant].arrays["nll"].mean(1, dtype=float),
         "dense_nll": results[dense].arrays["nll"].mean(1, dtype=float),
-        "repeated": repetition(results[variant].arrays["tokens"]),
-        "dense_repeated": repetition(results[dense].arrays["tokens"]),
+        "repeated": generate.repetition(results[variant].arrays["tokens"]),
+        "dense_repeated": generate.repetition(results[dense].arrays["tokens"]),
     }
     new = {"forced": fresh(results[dense].arrays["tokens"]), "own": fresh(results[variant].arrays["tokens"])}
     for name, values in (("free", free), ("forced", forced), ("own", own)):
@@ -302,9 +428,9 @@ def first_to_suffer(
 
     Args:
         generative: variant -> (N,) scores, 0 to 1.
-        other: the same of a multiple-choice task, of other items.
-        chances: of either.
-        names: of either.
+        other: the same for a multiple-choice task, which has other items.
+        chances: score without knowledge of each of the two.
+        names: name of each of the two, for the statements.
 
     Returns:
         As `accumulation`; measured is the share that is kept of what the dense model has above chance. Prompts and
@@ -340,36 +466,8 @@ def own_scores(results: Mapping[Variant, Result], dense: Variant) -> dict[str, S
     }
 
 
-def scores(
-    study: Study, plan: Mapping[int, Variant], few: Sequence[int], run_generated_code: bool = False
-) -> dict[str, Scored]:
-    """Agreement with the dense model, the profile's generative benchmarks, and multiple choice at a few depths.
-
-    Args:
-        study: gives the model and the budget.
-        plan: removed blocks -> variant.
-        few: numbers of removed blocks at which multiple choice is measured.
-        run_generated_code: without it benchmarks that run what the model writes are left out, and a line is printed.
-    """
-    found = own_scores(study.continuations(list(plan.values())), study.dense)
-    for task in study.profile.generation.tasks:
-        if generative_tasks.runs_code(task) and not run_generated_code:
-            print(f"{task.name} left out: set run_generated_code = True to let it run what the model writes")
-            continue
-        answers = study.generative_task(task, list(plan.values()), run_generated_code)
-        metric = generative_tasks.primary_metric(answers[study.dense])
-        found[task.name] = ("generative", {v: r.arrays[metric] for v, r in answers.items()}, 0.0)
-    if not study.profile.generation.tasks:
-        print(f"the {study.profile.name} profile has no generative benchmark: agreement stands in for one")
-    swept = study.sweep([plan[n] for n in few])
-    for task in study.measurements[1:]:
-        accuracies = {variant: -result_tables.cost(result) for variant, result in swept[task.name].items()}
-        found[task.items.name] = ("multiple choice", accuracies, task.items.chance)
-    return found
-
-
 def known(scores: Mapping[str, Scored], dense: Variant) -> dict[str, Scored]:
-    """Those on which the dense model is better than chance."""
+    """The scores on which the dense model is better than chance."""
     return {name: scored for name, scored in scores.items() if scored[1][dense].mean() > scored[2]}
 
 
@@ -377,8 +475,8 @@ def compared(kept: pd.DataFrame, model: str, removed: int, num_blocks: int) -> p
     """What is kept here beside what the paper's models keep of XSum, for which they write, and of MMLU (table 1).
 
     Args:
-        kept: of all scores, from `kept`.
-        removed: blocks, of num_blocks.
+        kept: rows of `kept` for all scores.
+        removed: number of removed blocks, out of num_blocks.
 
     Returns:
         model, removed (%), score, kind, kept (share of the dense model's score above chance), 95 %, n.
@@ -401,7 +499,7 @@ def claim(
     results: Mapping[Variant, Result],
     scores: Mapping[str, Scored],
     dense: Variant,
-    plan: Mapping[int, Variant],
+    removals: Mapping[int, Variant],
     shown: Sequence[int],
     resamples: int,
     seed: int,
@@ -409,9 +507,9 @@ def claim(
     """The paper's claims on generation: `first_to_suffer` at the deepest of `shown`, `accumulation` at each.
 
     Args:
-        results: from `run`.
-        scores: on which the dense model is better than chance.
-        plan: removed blocks -> variant.
+        results: variant -> result, from `generate.run`.
+        scores: the scores on which the dense model is better than chance.
+        removals: number of removed blocks -> variant.
         shown: numbers of removed blocks.
     """
     parts = []
@@ -419,9 +517,9 @@ def claim(
         for b, (other, theirs, other_chance) in scores.items():
             if (kind, other) == ("generative", "multiple choice"):
                 names = ("agreement with the dense model's text" if a == "free-running" else a, b)
-                chances, variant = (chance, other_chance), plan[max(shown)]
+                chances, variant = (chance, other_chance), removals[max(shown)]
                 parts.append(first_to_suffer(mine, theirs, chances, names, dense, variant, resamples, seed))
-    parts += [accumulation(results, dense, plan[n], resamples, seed) for n in shown]
+    parts += [accumulation(results, dense, removals[n], resamples, seed) for n in shown]
     return pd.concat(parts, ignore_index=True).drop_duplicates(["removed", "statement"])
 
 

@@ -1,6 +1,6 @@
 """Notebook 11: which blocks to select, and which weights to train afterwards (Lu et al. 2024)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,18 +8,46 @@ import numpy as np
 import pandas as pd
 
 from layer_redundancy.config import paper_tables
-from layer_redundancy.config.profiles import Recipe
+from layer_redundancy.config.profiles import Recipe, TrainingBudget
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable
 from layer_redundancy.core.store import Result
+from layer_redundancy.evaluate.amounts import Pass, Work
+from layer_redundancy.evaluate.scoring import Perplexity
 from layer_redundancy.experiments import depth_curves, result_tables
-from layer_redundancy.measures import selections
+from layer_redundancy.inputs import first_blocks
+from layer_redundancy.measures import importance, registry, selections
 from layer_redundancy.models import surgery
 from layer_redundancy.study import Study
-from layer_redundancy.train import healing
+from layer_redundancy.train import healing as recipes
 
-RATIO = 0.25  # of the blocks that are removed
+RATIO = 0.25  # share of the blocks that are removed
 REPORTED = {"lora": "lora", "qlora": "qlora", "partial": "head_last_3"}  # the paper's columns
+
+
+NOTEBOOK = "11_healing"
+SCORES_VERSION = 1  # raise it when a selection's scores mean something else
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What notebook 11 selects and trains.
+
+    Attributes:
+        training: how much text to train on.
+        recipes: the recipes that are compared.
+        selection_recipe: the recipe with which selections of blocks are compared.
+        seeds: seeds of the order of text and of new weights, for each recipe.
+        random_orders: number of random selections, whose mean counts as one selection.
+        loss_blocks: blocks of calibration text on which the Taylor and perplexity measures are measured.
+    """
+
+    training: TrainingBudget
+    recipes: tuple[Recipe, ...]
+    selection_recipe: Recipe
+    seeds: int = 3
+    random_orders: int = 3
+    loss_blocks: int = 8
 
 
 @dataclass(frozen=True)
@@ -27,11 +55,11 @@ class Tuned:
     """One training and what came of it.
 
     Attributes:
-        recipe: which weights were trained.
-        seed: of the training.
-        loss: perplexity's result on evaluation text.
-        tasks: by task.
-        training: what it took.
+        recipe: the recipe, which decided the weights to train.
+        seed: seed of the training.
+        loss: result of the perplexity measurement on evaluation text.
+        tasks: results by task.
+        training: what the training took.
     """
 
     recipe: Recipe
@@ -42,13 +70,18 @@ class Tuned:
 
     @property
     def nll(self) -> np.ndarray:
-        """(N,) mean loss of each block of text, nats a token."""
+        """Mean loss of each block of text, (N,), nats a token."""
         return result_tables.cost(self.loss)
 
 
 def num_removed(study: Study) -> int:
-    """Blocks that are removed: a quarter of all, as in the paper."""
+    """Number of blocks that are removed: a quarter of all, as in the paper."""
     return min(study.num_blocks - 1, depth_curves.at_ratio(study.num_blocks, RATIO))
+
+
+def selection_recipe(study: Study) -> str:
+    """The recipe with which selections are compared, in a caption."""
+    return recipes.describe(study.profile.budget(Budget).selection_recipe)
 
 
 def last_blocks(study: Study) -> tuple[int, ...]:
@@ -56,31 +89,57 @@ def last_blocks(study: Study) -> tuple[int, ...]:
     return tuple(range(study.num_blocks - num_removed(study), study.num_blocks))
 
 
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Recipes and selections.
+
+    Attributes:
+        removed: the last quarter of the blocks, which the recipes are compared on.
+        recipes: recipe's description -> its trainings, one a seed.
+        selections: every selection before and after training, the best after it first.
+    """
+
+    removed: tuple[int, ...]
+    recipes: dict[str, list[Tuned]]
+    selections: list["Selected"]
+
+
+def measure(study: Study) -> Measured:
+    """Trains what the paper's recipe leaves in every way, and what every selection leaves in one.
+
+    Raises:
+        NotApplicable: no recipe is possible.
+    """
+    removed = last_blocks(study)
+    return Measured(removed, compared(study, removed), selected(study))
+
+
 def tuned(study: Study, removed: Sequence[int], recipe: Recipe, seed: int) -> Tuned:
     """Trains what is left without some blocks, and measures it."""
-    other = study.healed(removed, recipe, study.profile.healing.tuning, seed)
+    other = study.healed(removed, recipe, study.profile.budget(Budget).training, seed)
     training = other.training()
     results = other.sweep([other.dense])
-    of = {task.items.name: results[task.name][other.dense] for task in other.measurements[1:]}
+    of = {task.items.name: results[task.name][other.dense] for task in other.tasks}
     return Tuned(recipe, seed, results["perplexity"][other.dense], of, training)
 
 
 def compared(study: Study, removed: Sequence[int]) -> dict[str, list[Tuned]]:
     """Recipe's description -> its trainings, one a seed; recipes that memory does not suffice for, or that the model
-    has no place for, are left out, and that is said.
+    has no place for, are left out with a message.
 
     Raises:
         NotApplicable: none is left.
     """
     found: dict[str, list[Tuned]] = {}
+    budget = study.profile.budget(Budget)
     study.unload()
-    for recipe in study.profile.healing.recipes:
+    for recipe in budget.recipes:
         try:
-            runs = [tuned(study, removed, recipe, seed) for seed in range(study.profile.healing.seeds)]
+            runs = [tuned(study, removed, recipe, seed) for seed in range(budget.seeds)]
         except (DoesNotFit, NotApplicable) as error:
             print(f"left out: {error}")
             continue
-        found[healing.describe(recipe)] = runs
+        found[recipes.describe(recipe)] = runs
     if not found:
         raise NotApplicable("no recipe is possible: use another model or a larger device")
     return found
@@ -108,26 +167,68 @@ class Selected:
     accuracy: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
+def selection_scores(study: Study) -> dict[str, np.ndarray]:
+    """Scores (L,) of the selections that need the model, on calibration text."""
+    num, batch = study.num_blocks, study.profile.batch_tokens
+    text = first_blocks(study.calibration, study.profile.budget(Budget).loss_blocks)
+    found: dict[str, np.ndarray] = {}
+
+    def score(name: str, data: str, compute: Callable[[], np.ndarray], work: Sequence[Work] = ()) -> np.ndarray:
+        stored = study.cached(
+            study.key(name, SCORES_VERSION, data=data),
+            lambda: Result({}, {"score": compute()}),
+            lambda: Result({}, {"score": study.likely_scores(name)}),
+            lambda: work,
+        )
+        return stored.arrays["score"]
+
+    def without_each() -> np.ndarray:
+        perplexity, singles = Perplexity(text), variants.single_removal(num)
+        results = study.sweep(singles, [perplexity])[perplexity.name]
+        return np.array([results[variant].summary["nll"] for variant in singles])
+
+    for name, measure in selections.SELECTIONS.items():
+        match measure.kind:
+            case registry.Activations():
+                found[name] = importance.scores(study.activation_sums(), name)
+            case registry.Loss():
+                found[name] = without_each()
+            case registry.Gradients(of_model):
+                # A forward, and gradients of states and of weights, each of which costs as much.
+                passes = [Pass(3 * text.num_tokens * num)]
+                found[name] = score(
+                    name, text.fingerprint, lambda f=of_model: f(study.stack.model, text, batch), passes
+                )
+            case registry.Weights(of_blocks):
+                found[name] = score(name, "", lambda f=of_blocks: f(study.stack.blocks))
+    return found
+
+
+def _printed_selections(printed: pd.DataFrame) -> list[str]:
+    """The study's selections that the paper's table has a column for; one that it lacks has nothing reported."""
+    return [name for name in selections.SELECTIONS if name in printed]
+
+
 def selected(study: Study) -> list[Selected]:
     """Every selection at a quarter of the blocks, before and after the profile's training for it."""
-    num, count, budget = study.num_blocks, num_removed(study), study.profile.healing
-    scores = study.selection_scores()
+    num, count, budget = study.num_blocks, num_removed(study), study.profile.budget(Budget)
+    scores = selection_scores(study)
     chosen: dict[str, list[tuple[int, ...]]] = {}
     for name in selections.SELECTIONS:
         draws = budget.random_orders if name == "random" else 1
         orders = [selections.order(name, scores, num, study.profile.seed + draw) for draw in range(draws)]
         chosen[name] = [tuple(sorted(int(block) for block in order[:count])) for order in orders]
-    plan = {removed: variants.without(num, removed) for draws in chosen.values() for removed in draws}
-    results = study.sweep(list(plan.values()))
+    left = {removed: variants.without(num, removed) for draws in chosen.values() for removed in draws}
+    results = study.sweep(list(left.values()))
     study.unload()
-    healed = {removed: tuned(study, removed, budget.ranked_by, study.profile.seed) for removed in plan}
+    healed = {removed: tuned(study, removed, budget.selection_recipe, study.profile.seed) for removed in left}
     found = []
     for name, draws in chosen.items():
-        raw = [results["perplexity"][plan[removed]] for removed in draws]
+        raw = [results["perplexity"][left[removed]] for removed in draws]
         accuracy = {}
-        for task in study.measurements[1:]:
-            first = [-result_tables.cost(results[task.name][plan[removed]]) for removed in draws]
-            then = [-result_tables.cost(healed[removed].tasks[task.items.name]) for removed in draws]
+        for task in study.tasks:
+            first = [result_tables.right(results[task.name][left[removed]]) for removed in draws]
+            then = [result_tables.right(healed[removed].tasks[task.items.name]) for removed in draws]
             accuracy[task.items.name] = np.mean(first, axis=0), np.mean(then, axis=0)
         before = np.mean([result_tables.cost(r) for r in raw], axis=0)
         after = np.mean([healed[removed].nll for removed in draws], axis=0)
@@ -159,13 +260,8 @@ def selection_table(found: Sequence[Selected]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _printed_selections(printed: pd.DataFrame) -> list[str]:
-    """The study's selections that the paper's table has a column for; one that it lacks has nothing reported."""
-    return [name for name in selections.SELECTIONS if name in printed]
-
-
 def reported_selections() -> pd.DataFrame:
-    """The paper's own table at both ratios, and whether it says what its text says of it.
+    """The paper's own table at both ratios with its best selection, to compare with what its text states.
 
     Returns:
         model ("mean" for their mean), ratio_percent, a column a selection (average accuracy of eight benchmarks, LoRA,
@@ -206,7 +302,7 @@ def recipe_table(found: Mapping[str, Sequence[Tuned]], resamples: int, seed: int
             "highest": by_seed.max(),
         }
         for task in runs[0].tasks:
-            right = np.stack([-result_tables.cost(run.tasks[task]) for run in runs])
+            right = np.stack([result_tables.right(run.tasks[task]) for run in runs])
             accuracy_low, accuracy_high = stats.interval_over_seeds_and_units(right, resamples, seed)
             row |= {
                 "task": task,
@@ -268,41 +364,39 @@ def beside_reported(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(relative_to="LoRA")
 
 
-def claim(
-    found: Mapping[str, Sequence[Tuned]], selections: Sequence[Selected], resamples: int, seed: int
-) -> pd.DataFrame:
+def claim(found: Mapping[str, Sequence[Tuned]], chosen: Sequence[Selected], resamples: int, seed: int) -> pd.DataFrame:
     """The paper's statements as ones that can be false, by the loss in nats a token; columns as `stats.claim`."""
     mean = {runs[0].recipe.method: np.mean([run.nll for run in runs], axis=0) for runs in found.values()}
-    names = [one.name for one in selections]
-    values = np.stack([*mean.values(), *(one.after for one in selections)], axis=1)
+    names = [one.name for one in chosen]
+    values = np.stack([*mean.values(), *(one.after for one in chosen)], axis=1)
 
-    def statements(means: np.ndarray) -> list[stats.Statement]:
+    def statements(means: np.ndarray) -> list[tuple[str, float, float, bool]]:
         at = dict(zip(mean, means, strict=False))
         of = dict(zip(names, means[len(mean) :], strict=True))
-        said = []
+        stated = []
         if "partial" in at:
             for other, text in (("lora", "LoRA"), ("qlora", "QLoRA"), ("full", "all weights")):
                 if other in at:
                     gap = at[other] - at["partial"]
-                    said.append((f"training head and last blocks beats {text} (nats)", gap, 0.0, gap > 0))
+                    stated.append((f"training head and last blocks beats {text} (nats)", gap, 0.0, gap > 0))
         if {"lora", "qlora"} <= set(at):
             gap = at["qlora"] - at["lora"]
-            said.append(("QLoRA is behind LoRA (nats)", gap, 0.0, gap > 0))
+            stated.append(("QLoRA is behind LoRA (nats)", gap, 0.0, gap > 0))
         best = min(v for name, v in of.items() if name != "reverse_order")
         gap = best - of["reverse_order"]
-        said.append(
+        stated.append(
             ("trained, reverse order beats every other selection (nats, to the best of them)", gap, 0.0, gap > 0)
         )
         gap = of["random"] - max(v for name, v in of.items() if name in ("perplexity", "taylor", "block_influence"))
-        said.append(
+        stated.append(
             ("perplexity, Taylor and Block Influence all beat random (nats, the worst of them)", gap, 0.0, gap > 0)
         )
-        return said
+        return stated
 
     return stats.claim(statements, values, resamples, seed)
 
 
 def export(study: Study, removed: Sequence[int], recipe: Recipe, folder: str | Path) -> Path:
     """Writes a trained model as a checkpoint for transformers, which must give equal logits; see `surgery.export`."""
-    other = study.healed(removed, recipe, study.profile.healing.tuning, study.profile.seed)
+    other = study.healed(removed, recipe, study.profile.budget(Budget).training, study.profile.seed)
     return surgery.export(other.stack.model, other.tokenizer, [], Path(folder))

@@ -1,5 +1,5 @@
-"""Tuning the first blocks of a model to classify texts, by prompts alone or by all weights (Why Lift so Heavy?,
-arXiv 2402.11700): the runs, what each gets right, what it costs, and the tables made of them."""
+"""Notebook 12: the first blocks of a model tuned to classify texts, by prompts alone or by all weights (Why Lift so
+Heavy?, arXiv 2402.11700): the runs, what each gets right, what it costs, and the tables made of them."""
 
 import copy
 import math
@@ -17,25 +17,26 @@ import torch
 from torch import Tensor, nn
 
 from layer_redundancy.config import paper_tables
-from layer_redundancy.config.profiles import ClassificationBudget, Recipe
-from layer_redundancy.core import devices, stats, variants
-from layer_redundancy.core.errors import NotApplicable, StudyError
-from layer_redundancy.core.stats import INTERVAL
-from layer_redundancy.core.store import Key, Result, settings_text
+from layer_redundancy.config.profiles import Recipe
+from layer_redundancy.core import devices, stats
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.store import Key, Result
 from layer_redundancy.data import classification_sets
+from layer_redundancy.data.classification_sets import LabelledPrompts, PromptChoice
+from layer_redundancy.evaluate.amounts import Pass, Training, Work
 from layer_redundancy.models import checkpoints, loading, surgery
-from layer_redundancy.models.checkpoints import ModelIdentity
-from layer_redundancy.models.stack import decoder_stack
 from layer_redundancy.study import Study
 from layer_redundancy.train import healing, training_loop
+from layer_redundancy.train import prompts as tuning
 
+NOTEBOOK = "12_prompt_tuning"
 VERSION = 1  # raise it when a run means something else
 UNTUNED, PROMPTS, WEIGHTS = "untuned", "prompt tuning", "fine-tuning"
 TIMED = 64  # items
-BATCH_TOKENS = 8192  # of a forward without gradients, where the profile leaves it to the device
+BATCH_TOKENS = 8192  # tokens of a forward without gradients, where the profile leaves it to the device
 LORA = Recipe("lora", learning_rate=0.0, rank=8, alpha=16, dropout=0.0)  # the rate is the budget's
 FITS = 0.8  # share of the device's memory that weights, gradients and the optimizer's states may take
-MEAN = "mean"  # of all data sets
+MEAN = "mean"  # the mean of all data sets
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Run:
     """One model that is tuned and judged.
 
     Attributes:
-        dataset: name in `classification.SOURCES`.
+        dataset: name in `classification_sets.SOURCES`.
         method: UNTUNED, PROMPTS or WEIGHTS.
-        kept: its first so many blocks are kept.
-        seed: of the shots, their order, and what is random in the weights.
+        kept: number of its first blocks that are kept.
+        seed: seed of the shots, of their order, and of what is random in the weights.
     """
 
     dataset: str
@@ -55,27 +56,91 @@ class Run:
     seed: int
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What notebook 12 tunes.
+
+    Attributes:
+        datasets: names in `classification_sets.SOURCES`.
+        kept: how many of the first blocks are kept; the whole model is always there too.
+        shots: training texts of each label.
+        test_items: test items of each data set; None for all.
+        seeds: seeds of the draw of the shots, of their order, and of what is random in the weights.
+        epochs: how often each shot is seen in prompt tuning, and in fine-tuning.
+        batch: texts a step.
+        prompt_rate: learning rate of prompt tuning.
+        weights_rate: learning rate of fine-tuning all weights of the whole model.
+        rate_power: fewer blocks are fine-tuned at a larger rate, by this power of the factor by which they are fewer;
+            0 for the same at every depth.
+        lora_rate: learning rate of LoRA, which is used where training all weights does not fit the device.
+        virtual_tokens: number of virtual tokens in prompt tuning.
+        demonstrations: worked examples of each label before every prompt.
+        max_words: longer texts are left out; None for none.
+        repeats: number of timed runs of inference.
+    """
+
+    datasets: tuple[str, ...]
+    kept: tuple[int, ...]
+    shots: int
+    test_items: int | None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: tuple[int, int] = (3, 3)
+    batch: int = 16
+    prompt_rate: float = 0.03
+    weights_rate: float = 5e-5
+    rate_power: float = 0.0
+    lora_rate: float = 1e-3
+    virtual_tokens: int = 10
+    demonstrations: int = 0
+    max_words: int | None = None
+    repeats: int = 3
+
+    def prompts(self, dataset: str, seed: int, part: str = "test") -> PromptChoice:
+        """The prompts of a run on a data set."""
+        return PromptChoice(
+            dataset, part, seed, self.shots, self.demonstrations, self.test_items, self.max_words, self.virtual_tokens
+        )
+
+
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """What a run reads: examples as `classification.encode` has them, and the token of each label's word."""
+class Measured:
+    """Every run, and what each number of kept blocks costs.
 
-    train: list[dict[str, Tensor]]
-    judged: list[dict[str, Tensor]]
-    words: Tensor
-    fingerprint: str
+    Attributes:
+        results: run -> result, from the function `results`.
+        timings: (kept, method) -> result of `timing`.
+    """
+
+    results: dict[Run, Result]
+    timings: dict[tuple[int, str], Result]
 
 
-def depths(budget: ClassificationBudget, num_blocks: int) -> list[int]:
+def budget_of(study: Study) -> Budget:
+    """The notebook's budget."""
+    return study.profile.budget(Budget)
+
+
+def measure(study: Study) -> Measured:
+    """Tunes and judges everything, and times what is kept.
+
+    Raises:
+        NotApplicable, StudyError: as `results`.
+    """
+    return Measured(results(study), timings(study))
+
+
+def depths(budget: Budget, num_blocks: int) -> list[int]:
     """The numbers of kept blocks, ascending; the whole model's is the last."""
     return sorted({kept for kept in budget.kept if kept < num_blocks} | {num_blocks})
 
 
-def plan(study: Study) -> list[Run]:
+def every_run(study: Study) -> list[Run]:
     """All runs; what needs no training comes first, then the cheap ones, so that trouble shows soon.
 
     An untuned model is the same for every seed but for its demonstrations, so it is asked once.
     """
-    budget, kept = study.profile.classification, depths(study.profile.classification, study.num_blocks)
+    budget = budget_of(study)
+    kept = depths(budget, study.num_blocks)
     runs = [Run(name, UNTUNED, k, budget.seeds[0]) for k in kept for name in budget.datasets]
     return runs + [
         Run(name, method, k, seed)
@@ -87,7 +152,7 @@ def plan(study: Study) -> list[Run]:
 
 
 @cache
-def _num_weights(identity: ModelIdentity) -> int:
+def _num_weights(identity: checkpoints.ModelIdentity) -> int:
     return sum(checkpoints.parameter_sizes(identity).values())
 
 
@@ -106,9 +171,9 @@ def results(study: Study, runs: Sequence[Run] | None = None, part: str = "test")
     """Every run's result, from the store or tuned and judged now.
 
     Args:
-        study: gives model, budget and store.
-        runs: what is wanted; `plan` if not given.
-        part: of the data sets that runs are judged on; "validation" to choose a learning rate.
+        study: the study, which gives model, budget and store.
+        runs: the runs whose results are wanted; `every_run` if not given.
+        part: the part of the data sets that runs are judged on; "validation" to choose a learning rate.
 
     Returns:
         Results with arrays `correct` (items,) and `gold_logprob` (items,), the right label's log-probability among the
@@ -119,21 +184,42 @@ def results(study: Study, runs: Sequence[Run] | None = None, part: str = "test")
         NotApplicable: peft cannot tune prompts of such a model.
         StudyError: data that cannot be had, or as `training.fit`.
     """
-    runs = plan(study) if runs is None else list(runs)
-    found: dict[Run, Result] = {}
-    for place, run in enumerate(runs, start=1):
-        asked = _asked(study, run.dataset, run.seed, part)
-        key = _key(study, run, asked, part)
-        stored = study.store.get(key)
-        if stored is None:
-            with training_loop.workplace(asdict(key)) as folder:
-                stored = study.store.get(key)  # where another process was at work on it
-                if stored is None:
-                    label = f"{place} of {len(runs)}: {describe(run)}"
-                    stored = _result(study, run, asked, folder, label)
-                    study.store.put(key, study.identity.name, stored)
-        found[run] = stored
-    return found
+    runs = every_run(study) if runs is None else list(runs)
+    return {
+        run: _run(study, run, part, f"{place} of {len(runs)}: {describe(run)}")
+        for place, run in enumerate(runs, start=1)
+    }
+
+
+def _run(study: Study, run: Run, part: str, label: str) -> Result:
+    prompts = study.inputs.prompts_to_classify(budget_of(study).prompts(run.dataset, run.seed, part))
+    key = _key(study, run, prompts, part)
+
+    def compute() -> Result:
+        with training_loop.workplace(asdict(key)) as folder:
+            # Another process may have been at work on it.
+            return study.store.get(key) or _result(study, run, prompts, folder, label)
+
+    def work() -> list[Work]:
+        judged = Pass(prompts.judged_tokens * run.kept)
+        if run.method == UNTUNED:
+            return [judged]
+        trained = trained_weights(study) if run.method == WEIGHTS else "prompts"
+        how = _optimization(study, run, trained, len(prompts.train))
+        virtual = budget_of(study).virtual_tokens if run.method == PROMPTS else 0
+        length = prompts.train_tokens // len(prompts.train) + virtual
+        recipe = Recipe({"all": "full"}.get(trained, trained), how.learning_rate)
+        examples = how.steps * how.batch
+        return [judged, Training(recipe, examples * length, length, examples, run.kept, kept=False)]
+
+    return study.cached(key, compute, lambda: _no_result(len(prompts.judged), run), work)
+
+
+def _no_result(items: int, run: Run) -> Result:
+    """A result of the same shape for a run that was not done."""
+    summary = {"dataset": run.dataset, "seed": run.seed, "accuracy": 0.0, "items": items}
+    summary |= {"seconds": 0.0, "peak_bytes": 0, "trainable": 0}
+    return Result(summary, {"correct": np.zeros(items, bool), "gold_logprob": np.zeros(items, np.float32)})
 
 
 def describe(run: Run) -> str:
@@ -141,72 +227,30 @@ def describe(run: Run) -> str:
     return f"{run.dataset}, {run.method}, {_times(run.kept, 'block')}, seed {run.seed}"
 
 
-def _asked(study: Study, name: str, seed: int, part: str) -> Asked:
-    """Not kept longer than the study, whose tokenizer decides what is read."""
-    known = vars(study).setdefault("_asked", {})
-    budget = study.profile.classification
-    place = (name, seed, part, budget)
-    if place not in known:
-        known[place] = _encoded(study, budget, name, seed, part)
-    return known[place]
-
-
-def _encoded(study: Study, budget: ClassificationBudget, name: str, seed: int, part: str) -> Asked:
-    data, tokenizer = classification_sets.load(name, budget.max_words), study.tokenizer
-    # The demonstrations' texts are shots too many, drawn with the others: the first of each label.
-    drawn = classification_sets.shots(data.train, budget.shots + budget.demonstrations, seed)
-    shown = [
-        place for label in range(len(data.source.labels)) for place in np.flatnonzero(drawn.labels == label)
-        [: budget.demonstrations]
-    ]  # fmt: skip
-    prefix = classification_sets.demonstrations(data.source, drawn.chosen(sorted(shown)))
-    train = drawn.chosen([place for place in range(len(drawn)) if place not in shown])
-    judged = classification_sets.few(getattr(data, part), budget.test_items, study.profile.seed)
-    parts = [classification_sets.encode(data.source, texts, tokenizer, prefix) for texts in (train, judged)]
-    longest = max(len(example["input_ids"]) for of in parts for example in of) + budget.virtual_tokens
-    if study.identity.max_length is not None and longest > study.identity.max_length:
-        raise StudyError(
-            f"{study.identity.name} takes {study.identity.max_length} tokens, a prompt of {name} has {longest} with "
-            "virtual ones: lower max_words or demonstrations in profiles.py"
-        )
-    words = classification_sets.label_tokens(data.source, tokenizer)
-    return Asked(*parts, words, classification_sets.fingerprint(*parts, words=words))
-
-
 def _optimization(study: Study, run: Run, trained: str, examples: int) -> training_loop.Optimization:
-    budget = study.profile.classification
+    budget = budget_of(study)
     epochs = budget.epochs[0 if run.method == PROMPTS else 1]
     fewer = (study.num_blocks / run.kept) ** budget.rate_power
-    rate = {"prompts": budget.prompt_rate, "all": budget.weights_rate * fewer, "lora": budget.lora_rate * fewer}[
-        trained
-    ]
+    rates = {"prompts": budget.prompt_rate, "all": budget.weights_rate * fewer, "lora": budget.lora_rate * fewer}
     steps = math.ceil(epochs * examples / budget.batch)
-    return training_loop.Optimization(steps, budget.batch, rate, warmup=steps // 10, schedule="linear")
+    return training_loop.Optimization(steps, budget.batch, rates[trained], warmup=steps // 10, schedule="linear")
 
 
-def _key(study: Study, run: Run, asked: Asked, part: str) -> Key:
-    budget, settings = (
-        study.profile.classification,
-        {"dataset": run.dataset, "part": part, "dtype": study.profile.dtype},
-    )
+def _key(study: Study, run: Run, prompts: LabelledPrompts, part: str) -> Key:
+    budget = budget_of(study)
+    settings: dict[str, Any] = {"dataset": run.dataset, "part": part, "dtype": study.profile.dtype}
     if run.method != UNTUNED:
         trained = trained_weights(study) if run.method == WEIGHTS else "prompts"
-        settings |= asdict(_optimization(study, run, trained, len(asked.train)))
+        settings |= asdict(_optimization(study, run, trained, len(prompts.train)))
         settings |= {"seed": run.seed, "trained": trained}
         settings |= {"virtual_tokens": budget.virtual_tokens} if run.method == PROMPTS else {}
-    return Key(
-        study.identity.fingerprint,
-        variants.name(tuple(range(run.kept))),
-        f"classification/{run.method}",
-        asked.fingerprint,
-        settings_text(settings),
-        VERSION,
-    )
+    variant = tuple(range(run.kept))
+    return study.key(f"classification/{run.method}", VERSION, variant, prompts.fingerprint, settings)
 
 
-def _result(study: Study, run: Run, asked: Asked, folder: Path, label: str) -> Result:
-    model, fitted = tuned(study, run, asked, folder, label)
-    correct, gold = judge(model, asked.judged, asked.words, study.profile.batch_tokens or BATCH_TOKENS)
+def _result(study: Study, run: Run, prompts: LabelledPrompts, folder: Path, label: str) -> Result:
+    model, fitted = tuned(study, run, prompts, folder, label)
+    correct, gold = tuning.judge(model, prompts.judged, prompts.words, study.profile.batch_tokens or BATCH_TOKENS)
     summary = {"dataset": run.dataset, "seed": run.seed, "accuracy": float(correct.mean()), "items": len(correct)}
     arrays = {"correct": correct, "gold_logprob": gold}
     if fitted is not None:
@@ -218,23 +262,17 @@ def _result(study: Study, run: Run, asked: Asked, folder: Path, label: str) -> R
 # ------------------------------------------------------------------------------------------------ models
 
 
-def first_blocks(model: nn.Module, kept: int) -> nn.Module:
-    """A copy of a model's first blocks, with its embedding, final norm and head; the model stays as it is."""
-    with surgery.without_layers(model, range(kept, len(decoder_stack(model)))):
-        return copy.deepcopy(model)
-
-
 def tuned(
-    study: Study, run: Run, asked: Asked, folder: Path, label: str = ""
+    study: Study, run: Run, prompts: LabelledPrompts, folder: Path, label: str = ""
 ) -> tuple[nn.Module, training_loop.Fitted | None]:
     """The first blocks, tuned; and what the training took (None where there was none).
 
     Args:
-        study: gives the model and the budget.
-        run: which.
-        asked: its examples.
-        folder: of checkpoints, from `training.workplace`.
-        label: of the progress bar.
+        study: the study, which gives the model and the budget.
+        run: the run to tune.
+        prompts: the run's examples.
+        folder: folder of checkpoints, from `training_loop.workplace`.
+        label: label of the progress bar.
 
     Raises:
         NotApplicable: peft cannot tune prompts of such a model.
@@ -242,24 +280,24 @@ def tuned(
     """
     whole = study.stack.model
     held = devices.allocated(study.stack.device)
-    model = first_blocks(whole, run.kept)
+    model = tuning.first_blocks_of(whole, run.kept)
     if run.method == UNTUNED:
         return model, None
     trained = trained_weights(study) if run.method == WEIGHTS else "prompts"
     torch.manual_seed(run.seed)
     if trained == "prompts":
-        model = with_prompts(model, _initial_tokens(study, run.dataset))
+        model = tuning.with_prompts(model, _initial_tokens(study, run.dataset))
     elif trained == "lora":
         model = healing.prepare(model, LORA, run.seed)
     else:
         model.requires_grad_(True)
     fitted = training_loop.fit(
         model,
-        asked.train,
-        _optimization(study, run, trained, len(asked.train)),
+        prompts.train,
+        _optimization(study, run, trained, len(prompts.train)),
         folder,
         seed=run.seed,
-        loss=lambda model, batch: label_loss(model, batch, asked.words),
+        loss=lambda model, batch: tuning.label_loss(model, batch, prompts.words),
         collate=classification_sets.collate,
         label=label or describe(run),
     )
@@ -270,193 +308,85 @@ def _initial_tokens(study: Study, name: str) -> Tensor:
     """Tokens that virtual ones begin as, (virtual_tokens,): an instruction, again and again."""
     words = list(classification_sets.SOURCES[name].words.values())
     ids = study.tokenizer(f"Classify as {' or '.join(words)}:", add_special_tokens=False).input_ids
-    number = study.profile.classification.virtual_tokens
+    number = budget_of(study).virtual_tokens
     return torch.tensor((ids * math.ceil(number / len(ids)))[:number])
-
-
-def with_prompts(model: nn.Module, initial: Tensor) -> nn.Module:
-    """The model with virtual tokens before every input, which alone are trained.
-
-    Args:
-        model: its weights are frozen.
-        initial: int64 (virtual tokens,): vocabulary's tokens that they begin as.
-
-    Raises:
-        NotApplicable: peft cannot do that to such a model.
-    """
-    import peft
-
-    model.requires_grad_(False)
-    embedding = model.get_input_embeddings()
-    with torch.no_grad():
-        begin = embedding(initial.to(embedding.weight.device)).float()
-    config = peft.PromptTuningConfig(
-        task_type="CAUSAL_LM",
-        num_virtual_tokens=len(initial),
-        token_dim=begin.shape[-1],
-        # peft looks for these in the config, and uses neither of them here.
-        num_layers=len(decoder_stack(model)),
-        num_attention_heads=1,
-        num_transformer_submodules=1,
-    )
-    try:
-        prompted = peft.get_peft_model(model, config)
-        prompted.get_prompt(batch_size=1)
-    except Exception as error:  # it looks for an embedding where the models it knows have theirs
-        reason = " ".join(str(error).split())[:120]
-        raise NotApplicable(f"peft cannot tune prompts of {type(model).__name__} ({reason})") from error
-    prompted.prompt_encoder[prompted.active_adapter].embedding.weight.data = begin
-    return prompted
-
-
-# ------------------------------------------------------------------------------------------------ scoring
-
-
-def label_logits(model: nn.Module, batch: Mapping[str, Tensor], words: Tensor) -> Tensor:
-    """Logits of the labels' words after each prompt; float32 (batch, labels), with gradients where they are on.
-
-    The head runs on the last real position of each prompt alone: of a model of one block it would be most of the work.
-    Padding lies behind that position, so a causal model never sees it, and needs no mask.
-
-    Args:
-        model: any causal model, or peft's with virtual tokens before the input.
-        batch: from `classification.collate`.
-        words: int64 (labels,) from `classification.label_tokens`.
-    """
-    last = batch["attention_mask"].sum(1) - 1
-    tokens = batch["input_ids"].shape[1]
-
-    def gather(_: nn.Module, args: tuple) -> tuple:
-        hidden = args[0]
-        places = last.to(hidden.device) + hidden.shape[1] - tokens  # behind the virtual tokens
-        return (hidden[torch.arange(len(last), device=hidden.device), places][:, None], *args[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(gather)
-    try:
-        logits = model(input_ids=batch["input_ids"], use_cache=False).logits
-    finally:
-        handle.remove()
-    return logits[:, 0, words.to(logits.device)].float()
-
-
-def label_loss(model: nn.Module, batch: Mapping[str, Tensor], words: Tensor) -> Tensor:
-    """Mean cross-entropy of the right label among the labels, nats a text; a scalar."""
-    logits = label_logits(model, batch, words)
-    return nn.functional.cross_entropy(logits, batch["label"].to(logits.device))
-
-
-@torch.no_grad()
-def judge(
-    model: nn.Module, examples: Sequence[Mapping[str, Tensor]], words: Tensor, batch_tokens: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which texts a model labels right, and the right label's log-probability among the labels, in nats.
-
-    Args:
-        model: in evaluation mode.
-        examples: from `classification.encode`.
-        words: from `classification.label_tokens`.
-        batch_tokens: tokens a forward may hold; halved when memory runs out. It decides no more than rounding does.
-
-    Returns:
-        bool (examples,) and float32 (examples,).
-
-    Raises:
-        StudyError: memory for not even one text.
-    """
-    device = model.get_input_embeddings().weight.device
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))  # little padding
-    correct, gold = np.zeros(len(examples), bool), np.zeros(len(examples), np.float32)
-    done = 0
-    while done < len(order):
-        high = done + 1
-        while high < len(order) and (high + 1 - done) * len(examples[order[high]]["input_ids"]) <= batch_tokens:
-            high += 1
-        places = order[done:high]
-        batch = {n: t.to(device) for n, t in classification_sets.collate([examples[i] for i in places]).items()}
-        try:
-            log_probs = label_logits(model, batch, words).log_softmax(-1)
-        except (RuntimeError, MemoryError) as error:
-            devices.halved(len(places), error, "one text to classify")
-            batch_tokens = max(1, len(places) // 2 * batch["input_ids"].shape[1])
-            continue
-        labels = batch["label"].to(log_probs.device)
-        correct[places] = (log_probs.argmax(-1) == labels).cpu().numpy()
-        gold[places] = log_probs.gather(1, labels[:, None])[:, 0].cpu().numpy()
-        done = high
-    if not np.isfinite(gold).all():
-        raise StudyError("the tuned model gives NaN or infinite logits: choose a lower learning rate, or dtype float32")
-    return correct, gold
 
 
 # ------------------------------------------------------------------------------------------------ memory and time
 
 
-def costs(study: Study, found: Mapping[Run, Result]) -> pd.DataFrame:
-    """What each number of kept blocks takes, measured once for each and kept.
-
-    Texts are the first data set's first test items, all in forwards of the profile's size. What weights say does not
-    matter to it, so the models are untuned, with as many virtual tokens as prompt tuning has.
-
-    Args:
-        study: gives model and budget.
-        found: from `results`, which knows what trainings took.
+def costs(study: Study, found: Measured) -> pd.DataFrame:
+    """What each number of kept blocks takes.
 
     Returns:
         kept, method (PROMPTS, which reads the virtual tokens too, and WEIGHTS), parameters (of the model, tied ones
         once), inference_bytes (peak of weights and activations: the allocator's on a GPU, else every tensor's storage),
-        seconds (an item, median of the repeats), fastest, slowest; training_bytes (as `training.Fitted` has them, the
-        largest of the runs) and training_seconds (median of the runs).
+        seconds (an item, median of the repeats), fastest, slowest; training_bytes (as `training_loop.Fitted` has them,
+        the largest of the runs) and training_seconds (median of the runs).
+    """
+    rows = []
+    for (kept, method), stored in found.timings.items():
+        seconds = stored.arrays["seconds"]
+        spread = {"seconds": float(np.median(seconds)), "fastest": seconds.min(), "slowest": seconds.max()}
+        summaries = [r.summary for run, r in found.results.items() if (run.kept, run.method) == (kept, method)]
+        trained = {
+            "training_bytes": max(summary["peak_bytes"] for summary in summaries),
+            "training_seconds": float(np.median([summary["seconds"] for summary in summaries])),
+        }
+        rows.append({"kept": kept, "method": method} | stored.summary | spread | trained)
+    return pd.DataFrame(rows)
+
+
+def timings(study: Study) -> dict[tuple[int, str], Result]:
+    """What reading takes at each number of kept blocks, with virtual tokens and without, measured once and kept.
+
+    Texts are the first data set's first test items, all in forwards of the profile's size. The weights' values do not
+    matter to it, so the models are untuned, with as many virtual tokens as prompt tuning has.
 
     Raises:
         NotApplicable: as `tuned`.
     """
-    budget = study.profile.classification
-    rows = []
-    for kept in depths(budget, study.num_blocks):
-        for method in (PROMPTS, WEIGHTS):
-            asked = _asked(study, budget.datasets[0], budget.seeds[0], "test")
-            settings = {
-                "batch_tokens": study.profile.batch_tokens or BATCH_TOKENS,
-                "items": TIMED,
-                "repeats": budget.repeats,
-                "virtual_tokens": budget.virtual_tokens if method == PROMPTS else 0,
-                "device": study.profile.device,
-            }
-            variant, measurement = variants.name(tuple(range(kept))), "classification_cost"
-            key = Key(
-                study.identity.fingerprint, variant, measurement, asked.fingerprint, settings_text(settings), VERSION
-            )
-            stored = study.store.get(key)
-            if stored is None:
-                stored = _cost(study, kept, method, asked, settings["batch_tokens"])
-                study.store.put(key, study.identity.name, stored)
-            seconds = stored.arrays["seconds"]
-            spread = {"seconds": float(np.median(seconds)), "fastest": seconds.min(), "slowest": seconds.max()}
-            tuned_so = [r.summary for run, r in found.items() if (run.kept, run.method) == (kept, method)]
-            trained = {
-                "training_bytes": max(summary["peak_bytes"] for summary in tuned_so),
-                "training_seconds": float(np.median([summary["seconds"] for summary in tuned_so])),
-            }
-            rows.append({"kept": kept, "method": method} | stored.summary | spread | trained)
-    return pd.DataFrame(rows)
+    kept = depths(budget_of(study), study.num_blocks)
+    return {(k, method): _timing(study, k, method) for k in kept for method in (PROMPTS, WEIGHTS)}
 
 
-def _cost(study: Study, kept: int, method: str, asked: Asked, batch_tokens: int) -> Result:
-    budget = study.profile.classification
+def _timing(study: Study, kept: int, method: str) -> Result:
+    budget = budget_of(study)
+    prompts = study.inputs.prompts_to_classify(budget.prompts(budget.datasets[0], budget.seeds[0]))
+    batch_tokens = study.profile.batch_tokens or BATCH_TOKENS
+    settings = {
+        "batch_tokens": batch_tokens,
+        "items": TIMED,
+        "repeats": budget.repeats,
+        "virtual_tokens": budget.virtual_tokens if method == PROMPTS else 0,
+        "device": study.profile.device,
+    }
+    judged = max(1, len(prompts.judged))
+    tokens = prompts.judged_tokens * min(TIMED, judged) // judged
+    return study.cached(
+        study.key("classification_cost", VERSION, tuple(range(kept)), prompts.fingerprint, settings),
+        lambda: _timed(study, kept, method, prompts, batch_tokens),
+        lambda: Result({"parameters": 0, "inference_bytes": 0}, {"seconds": np.zeros(budget.repeats)}),
+        lambda: [Pass((1 + budget.repeats) * tokens * kept)],
+    )
+
+
+def _timed(study: Study, kept: int, method: str, prompts: LabelledPrompts, batch_tokens: int) -> Result:
+    budget = budget_of(study)
     whole = study.stack.model
     held = devices.allocated(study.stack.device)
-    model = first_blocks(whole, kept)
+    model = tuning.first_blocks_of(whole, kept)
     parameters = sum(p.numel() for p in model.parameters())
     if method == PROMPTS:
-        model = with_prompts(model, _initial_tokens(study, budget.datasets[0]))
-    timed = asked.judged[:TIMED]
+        model = tuning.with_prompts(model, _initial_tokens(study, budget.datasets[0]))
+    timed = prompts.judged[:TIMED]
     with devices.tensor_peak(model) as peak:  # also the first, slow run, which is not timed
-        judge(model, timed, asked.words, batch_tokens)
+        tuning.judge(model, timed, prompts.words, batch_tokens)
     seconds = []
     for _ in range(budget.repeats):
-        began = time.perf_counter()
-        judge(model, timed, asked.words, batch_tokens)  # waits for the device: its results come to the host
-        seconds.append((time.perf_counter() - began) / len(timed))
+        start = time.perf_counter()
+        tuning.judge(model, timed, prompts.words, batch_tokens)  # waits for the device: its results come to the host
+        seconds.append((time.perf_counter() - start) / len(timed))
     summary = {"parameters": parameters, "inference_bytes": peak() - held}
     return Result(summary, {"seconds": np.array(seconds)})
 
@@ -485,9 +415,9 @@ class Accuracies:
     three seeds it is rough: what they have in common it cannot know.
 
     Args:
-        found: from `results`.
-        resamples: of the bootstrap.
-        seed: of the resampling.
+        found: run -> result, from `results`.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resampling.
     """
 
     def __init__(self, found: Mapping[Run, Result], resamples: int, seed: int):
@@ -500,12 +430,12 @@ class Accuracies:
         self._resamples, self._seed = resamples, seed
 
     def methods(self) -> list[str]:
-        """Those that there are, in their order."""
+        """The methods that the results have, in order."""
         there = {method for _, method, _ in self.correct}
         return [method for method in (UNTUNED, PROMPTS, WEIGHTS) if method in there]
 
     def tuned_methods(self) -> list[str]:
-        """Those that train something."""
+        """The methods that train something."""
         return [method for method in self.methods() if method != UNTUNED]
 
     def names(self) -> list[str]:
@@ -513,11 +443,11 @@ class Accuracies:
         return self.datasets + [MEAN] * (len(self.datasets) > 1)
 
     def measured(self, name: str, method: str, kept: int) -> float:
-        """Mean over seeds and items; of MEAN, the mean over data sets."""
+        """Mean accuracy over seeds and items; for MEAN, the mean over data sets."""
         return float(np.mean([self.correct[of, method, kept].mean() for of in self._of(name)]))
 
     def drawn(self, name: str, method: str, kept: int) -> np.ndarray:
-        """The same in each resample; (resamples,)."""
+        """The mean accuracy in each resample; (resamples,)."""
         return np.mean([self._drawn(self.correct[of, method, kept], of) for of in self._of(name)], axis=0)
 
     def resampled(self, name: str, values: np.ndarray) -> np.ndarray:
@@ -532,8 +462,8 @@ class Accuracies:
 
 
 def _ends(draws: np.ndarray) -> dict[str, float]:
-    low, high = np.percentile(draws, INTERVAL)
-    return {"low": float(low), "high": float(high)}
+    low, high = stats.percentile_interval(draws)
+    return {"low": low, "high": high}
 
 
 def by_depth(accuracies: Accuracies) -> pd.DataFrame:
@@ -566,7 +496,7 @@ def baselines(study: Study) -> pd.DataFrame:
         dataset, chance, majority (always the training texts' commonest label), bag_of_words (a logistic regression on
         word counts of the same shots, the mean over seeds), with their means over data sets last.
     """
-    budget, rows = study.profile.classification, []
+    budget, rows = budget_of(study), []
     for name in budget.datasets:
         rows.append(
             {
@@ -583,7 +513,7 @@ def baselines(study: Study) -> pd.DataFrame:
 
 def bag_of_words(study: Study, name: str) -> np.ndarray:
     """What `classification.bag_of_words` gets right of a data set's test items; bool (seeds, items)."""
-    budget = study.profile.classification
+    budget = budget_of(study)
     data = classification_sets.load(name, budget.max_words)
     judged = classification_sets.few(data.test, budget.test_items, study.profile.seed)
     shots = [classification_sets.shots(data.train, budget.shots, seed) for seed in budget.seeds]
@@ -591,7 +521,7 @@ def bag_of_words(study: Study, name: str) -> np.ndarray:
 
 
 def against_whole(accuracies: Accuracies, kept: Sequence[int]) -> pd.DataFrame:
-    """Some of the first blocks against the whole model, tuned alike; not where neither was tuned.
+    """Some of the first blocks against the whole model, tuned alike; methods without tuning are left out.
 
     Returns:
         dataset, method, kept, accuracy, whole (accuracy of the whole model), difference (points of accuracy, 0 to 100),
@@ -623,7 +553,7 @@ def claim(study: Study, accuracies: Accuracies) -> pd.DataFrame:
     words = _baseline(accuracies, lambda of: bag_of_words(study, of))
     rows = []
 
-    def say(statement: str, one: tuple, other: tuple, strictly: bool = True) -> None:
+    def state(statement: str, one: tuple, other: tuple, strictly: bool = True) -> None:
         better = np.greater if strictly else np.greater_equal
         rows.append(
             {"statement": statement, "measured": one[0], "threshold": other[0]}
@@ -633,12 +563,12 @@ def claim(study: Study, accuracies: Accuracies) -> pd.DataFrame:
     for method in accuracies.tuned_methods():
         of = {k: (accuracies.measured(name, method, k), accuracies.drawn(name, method, k)) for k in accuracies.kept}
         for kept in [k for k in (1, 2) if k in of and k < whole]:
-            say(
+            state(
                 f"{method}: {kept} of {whole} blocks are no worse than all of them", of[kept], of[whole], strictly=False
             )
-        say(f"{method}: 1 block beats the commonest label", of[accuracies.kept[0]], label)
-        say(f"{method}: 1 block beats counting words of the same shots", of[accuracies.kept[0]], words)
-        say(f"{method}: all {whole} blocks beat counting words of the same shots", of[whole], words)
+        state(f"{method}: 1 block beats the commonest label", of[accuracies.kept[0]], label)
+        state(f"{method}: 1 block beats counting words of the same shots", of[accuracies.kept[0]], words)
+        state(f"{method}: all {whole} blocks beat counting words of the same shots", of[whole], words)
     return pd.DataFrame(rows)
 
 
@@ -651,7 +581,7 @@ def _baseline(accuracies: Accuracies, right: Callable[[str], np.ndarray]) -> tup
 
 def _commonest(study: Study, name: str) -> np.ndarray:
     """Which test items have the training texts' commonest label; bool (items,)."""
-    budget = study.profile.classification
+    budget = budget_of(study)
     data = classification_sets.load(name, budget.max_words)
     judged = classification_sets.few(data.test, budget.test_items, study.profile.seed)
     return judged.labels == np.bincount(data.train.labels).argmax()
@@ -681,8 +611,8 @@ def sizes_beside_paper(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
     """Weights of the first block with embedding and head, and of the whole model; the paper's and ours.
 
     Args:
-        study: names the model.
-        costs: from `costs`.
+        study: the study, which names the model.
+        costs: rows of the function `costs`.
 
     Returns:
         source, model, blocks, whole and single (millions of weights), saved (percent).
@@ -699,21 +629,21 @@ def sizes_beside_paper(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
 
 def note(study: Study) -> str:
     """Data, shots and training in a caption."""
-    budget = study.profile.classification
-    said = [classification_sets.note(budget)]
+    budget = budget_of(study)
+    parts = [classification_sets.note(budget.datasets, budget.shots, budget.test_items, budget.max_words)]
     how = {
         "all": f"all weights, learning rate {budget.weights_rate:g}",
         "lora": f"LoRA of rank {LORA.rank} (Adam on all weights does not fit), learning rate {budget.lora_rate:g}",
     }[trained_weights(study)]
     if budget.rate_power:
         how += f" for all blocks and larger for fewer (by {'their factor' if budget.rate_power == 1 else 'a power'})"
-    said += [
+    parts += [
         f"Prompt tuning: {budget.virtual_tokens} virtual tokens, learning rate {budget.prompt_rate:g}, "
         f"{_times(budget.epochs[0], 'epoch')}",
         f"Fine-tuning: {how}, {_times(budget.epochs[1], 'epoch')}",
         f"Batches of {budget.batch}, {len(budget.seeds)} seeds",
     ]
-    return ". ".join(said)
+    return ". ".join(parts)
 
 
 def _times(number: int, what: str) -> str:
@@ -733,9 +663,9 @@ def export(study: Study, run: Run, folder: Path) -> Path:
     Both are loaded again, and their logits compared with those in memory; then the folder gets its name.
 
     Args:
-        study: gives the model and the budget.
-        run: which.
-        folder: to be made; must not exist.
+        study: the study, which gives the model and the budget.
+        run: the run to tune.
+        folder: the folder to write; it must not exist.
 
     Returns:
         The folder.
@@ -746,21 +676,21 @@ def export(study: Study, run: Run, folder: Path) -> Path:
     folder = Path(folder)
     if folder.exists():
         raise StudyError(f"{folder} exists: choose another folder or delete it")
-    asked = _asked(study, run.dataset, run.seed, "test")
-    with training_loop.workplace({"export": asdict(_key(study, run, asked, "test"))}) as place:
-        model, _ = tuned(study, run, asked, place)
+    prompts = study.inputs.prompts_to_classify(budget_of(study).prompts(run.dataset, run.seed))
+    with training_loop.workplace({"export": asdict(_key(study, run, prompts, "test"))}) as place:
+        model, _ = tuned(study, run, prompts, place)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
             written = Path(scratch) / "tuned"
-            _write(model, study.tokenizer, asked, written)
+            _write(model, study.tokenizer, prompts, written)
             written.rename(folder)
     except OSError as error:
         raise StudyError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder
 
 
-def _write(model: nn.Module, tokenizer: Any, asked: Asked, folder: Path) -> None:
+def _write(model: nn.Module, tokenizer: Any, prompts: LabelledPrompts, folder: Path) -> None:
     import peft
 
     adapted = isinstance(model, peft.PeftModel)
@@ -775,9 +705,9 @@ def _write(model: nn.Module, tokenizer: Any, asked: Asked, folder: Path) -> None
             model.save_pretrained(folder / "adapter")
             reloaded = peft.PeftModel.from_pretrained(reloaded, folder / "adapter")
     reloaded = reloaded.eval().to(base.device)
-    batch = {n: t.to(base.device) for n, t in classification_sets.collate(asked.judged[:4]).items()}
+    batch = {n: t.to(base.device) for n, t in classification_sets.collate(prompts.judged[:4]).items()}
     with torch.no_grad():
-        ours, theirs = (label_logits(m, batch, asked.words) for m in (model, reloaded))
+        ours, theirs = (tuning.label_logits(m, batch, prompts.words) for m in (model, reloaded))
     if not torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4):
         raise StudyError(
             f"the tuned {type(base).__name__} cannot be exported: loaded again, it gives other logits (largest "

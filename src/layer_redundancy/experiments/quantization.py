@@ -1,34 +1,61 @@
-"""Fewer blocks and fewer bits, apart and together (ShortGPT table 2): is one orthogonal to the other?
+"""Notebook 07, fewer blocks and fewer bits, apart and together (ShortGPT table 2): is one orthogonal to the other?
 
 Damage is an increase of the mean NLL a token, in nats, over the dense full-precision model's on the same text: what
 pruning multiplies the perplexity by, and what quantization does, would multiply where the two are orthogonal. The
 interaction is what pruning and quantization together cost beyond the sum of what each costs alone.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.stats import kendalltau
 
 from layer_redundancy.config import paper_tables
-from layer_redundancy.core import stats, variants
+from layer_redundancy.core import cache, stats, variants
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.core.stats import INTERVAL, Statement
+from layer_redundancy.core.stats import Statement
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.experiments import depth_curves, result_tables
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
-from layer_redundancy.models import checkpoints, quantize
+from layer_redundancy.models import checkpoints, quantize, surgery
 from layer_redundancy.models.quantize import Scheme, WeightBytes
 from layer_redundancy.study import Study
 
 FULL = "full precision"
-ADDITIVE = 0.10  # of the sum of the two damages: an interaction below it is called none
-SIZES = (1.0, 0.9, 0.75, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2)  # of the weights at 16 bits: what a mix may take
+ADDITIVE = 0.10  # share of the sum of the two damages; an interaction below it counts as none
+SIZES = (1.0, 0.9, 0.75, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2)  # shares of the size at 16 bits that a mix may take
 MEASURE = "block_influence"
+
+
+NOTEBOOK = "07_quantization"
+EXPORT_VERSION = 1  # raise it when a variant is exported in another way
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What notebook 07 quantizes and measures.
+
+    Attributes:
+        bits: numbers of bits a weight; all depths of removal are measured at each.
+        rounded: numbers of bits to which weights are also rounded, for comparison.
+        pruned_first: numbers of bits to which the model is also quantized after blocks were removed.
+        items: number of first items of each of the profile's tasks; None for all.
+        max_blocks: blocks that are kept of a deeper model, evenly spaced, for a quick look; None for all.
+        ready: a checkpoint that somebody else quantized, measured beside ours; "" for none.
+    """
+
+    bits: tuple[int, ...] = (8, 4, 3)
+    rounded: tuple[int, ...] = (8, 4, 3)
+    pruned_first: tuple[int, ...] = (8, 4, 3)
+    items: int | None = None
+    max_blocks: int | None = None
+    ready: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,14 +63,14 @@ class Precision:
     """One model at one precision of its weights, and what was measured of it.
 
     Attributes:
-        name: as it is drawn.
+        name: the precision's name in figures.
         results: measurement -> variant -> result.
-        weights: what its weights occupy.
-        disk: variant -> bytes of an exported checkpoint's weight files, of those in the table.
-        sums: of the calibration text, for Block Influence; None where it was not measured.
+        weights: bytes that its weights occupy.
+        disk: variant in the table -> bytes of the weight files of its exported checkpoint.
+        sums: activation sums of the calibration text, for Block Influence; None where they were not measured.
         own: what is left of it when as many blocks as in the table are removed in the order of its own Block Influence.
         pruned_first: measurement -> result, of the model that was quantized after the table's blocks were removed.
-        pruned_first_bytes: of that model's weights, in memory and on disk.
+        pruned_first_bytes: bytes of that model's weights, in memory and on disk.
     """
 
     name: str
@@ -63,46 +90,49 @@ def removed_in_table(num_blocks: int) -> int:
     return min(num_blocks - 1, max(1, round(share * num_blocks)))
 
 
-def opened(profile: str, model: str = "", revision: str = "", trust_remote_code: bool = False) -> Study:
-    """The full-precision model, with as many items of each task and as many blocks as the profile affords here.
-
-    Arguments as `Study`'s.
-
-    Raises:
-        StudyError: as `Study`.
-        NotApplicable: the model is quantized already, or cannot be.
-    """
-    study = Study(profile, model, revision, trust_remote_code)
-    quantize.check(study.identity)
-    limit, num = study.profile.quantization.items, study.profile.quantization.max_blocks
-    if limit is not None:
-        tasks = tuple(replace(t, limit=min(limit, t.limit or limit)) for t in study.profile.tasks)
-        study.profile = replace(study.profile, tasks=tasks)
-    if num is not None and num < study.num_blocks:
-        kept = np.linspace(0, study.num_blocks - 1, num).round().astype(int)
-        study = study.pruned([block for block in range(study.num_blocks) if block not in kept])
-    return study
-
-
-def measured(study: Study, ready: str = "") -> tuple[dict[int, Variant], list[Precision]]:
+@dataclass(frozen=True, eq=False)
+class Measured:
     """Everything that notebook 07 shows.
 
-    Args:
-        study: from `opened`.
-        ready: a checkpoint that somebody else quantized; "" for none.
-
-    Returns:
-        What is left at each number of removed blocks, in the order of the full-precision model's Block Influence, the
-        same for all precisions; and the precisions: full, GPTQ by bits, then, at the table's two depths only, the
-        ready checkpoint, and rounding to nearest, of which perplexity alone is measured.
+    Attributes:
+        study: the study of the full-precision model, with the blocks and items that the budget leaves it.
+        removals: number of removed blocks -> variant, in the order of the full-precision model's Block Influence, the
+            same for all precisions.
+        precisions: full, GPTQ by bits, then, at the table's two depths only, the ready checkpoint, and rounding to
+            nearest, of which perplexity alone is measured.
     """
-    num, budget = study.num_blocks, study.profile.quantization
-    other = _opened_ready(study, ready) if ready else None  # what is wrong with it shows before hours are spent
+
+    study: Study
+    removals: dict[int, Variant]
+    precisions: list[Precision]
+
+    @property
+    def k(self) -> int:
+        """Number of blocks removed for the table."""
+        return removed_in_table(self.study.num_blocks)
+
+
+def measure(study: Study, ready: str = "") -> Measured:
+    """Measures all depths of removal at full precision and at each number of bits.
+
+    Args:
+        study: the study of the full-precision model.
+        ready: a checkpoint that somebody else quantized; "" for the profile's, if the model is its own.
+
+    Raises:
+        NotApplicable: the model is quantized already, or cannot be.
+    """
+    budget = study.profile.budget(Budget)
+    own_ready = budget.ready if study.profile.is_own_model else ""
+    study = reduced(study, budget)
+    num = study.num_blocks
+    # What is wrong with it shows before hours are spent.
+    other = _opened_ready(study, ready or own_ready, must_be_there=bool(ready)) if ready or own_ready else None
     order = study.order(MEASURE)
-    plan = {k: variants.without(num, order[:k]) for k in range(num)}
+    removals = {k: variants.without(num, order[:k]) for k in range(num)}
     k = removed_in_table(num)
-    few = [plan[0], plan[k]]
-    found = [_measured(study, FULL, plan.values(), few, k)]
+    few = [removals[0], removals[k]]
+    found = [_measured(study, FULL, removals.values(), few, k)]
     for bits in budget.bits:
         print(f"GPTQ, {bits} bits")
         scheme = Scheme(bits, "gptq")
@@ -110,55 +140,111 @@ def measured(study: Study, ready: str = "") -> tuple[dict[int, Variant], list[Pr
         if bits in budget.pruned_first:
             pruned = study.quantized(scheme, removed=order[:k].tolist())
             of_dense = {name: of[pruned.dense] for name, of in pruned.sweep([pruned.dense], progress=False).items()}
-            size = quantize.weight_bytes(pruned.identity).of(pruned.dense), pruned.disk_bytes(pruned.dense)
+            size = pruned.weight_bytes().of(pruned.dense), disk_bytes(pruned, pruned.dense)
             first = {"pruned_first": of_dense, "pruned_first_bytes": size}
-        found.append(_measured(study.quantized(scheme), f"GPTQ, {bits} bits", plan.values(), few, k, **first))
+        found.append(_measured(study.quantized(scheme), f"GPTQ, {bits} bits", removals.values(), few, k, **first))
     if other is not None:
-        found.append(_measured(other, ready, few, few))
+        found.append(_measured(other, ready or own_ready, few, few))
     for bits in budget.rounded:
         found.append(_measured(study.quantized(Scheme(bits, "rtn")), f"rounded, {bits} bits", few, few, tasks=False))
-    return plan, found
+    return Measured(study, removals, found)
 
 
-def _opened_ready(study: Study, ready: str) -> Study | None:
-    """The ready checkpoint with the same texts and tasks; None, told in a line, where the profile's own cannot be."""
+def reduced(study: Study, budget: Budget) -> Study:
+    """The study with as many items of each task and as many blocks as the budget affords.
+
+    Raises:
+        NotApplicable: the model is quantized already, or cannot be.
+    """
+    quantize.check(study.identity)
+    if budget.items is not None:
+        tasks = study.profile.tasks
+        study = study.with_profile(
+            tasks=tuple(replace(t, limit=min(budget.items, t.limit or budget.items)) for t in tasks)
+        )
+    if budget.max_blocks is not None and budget.max_blocks < study.num_blocks:
+        kept = np.linspace(0, study.num_blocks - 1, budget.max_blocks).round().astype(int)
+        study = study.pruned([block for block in range(study.num_blocks) if block not in kept])
+    return study
+
+
+def _opened_ready(study: Study, ready: str, must_be_there: bool) -> Study | None:
+    """The ready checkpoint with the same texts and tasks.
+
+    Args:
+        study: the study of the full-precision model.
+        ready: the checkpoint.
+        must_be_there: whether the user asked for it; else it is left out with a message where it cannot be had.
+
+    Returns:
+        Its study; None where it is left out.
+
+    Raises:
+        StudyError: it cannot be had, and the user asked for it.
+    """
     try:
-        other = Study(study.profile.name, ready, store=study.store.path)
+        other = study.of_model(ready)
         checkpoints.check_library(other.identity)
         if other.num_blocks != study.num_blocks:
             raise StudyError(f"it has {other.num_blocks} blocks, {study.identity.name} has {study.num_blocks}")
     except StudyError as error:
-        if ready != study.profile.quantization.ready:
+        if must_be_there:
             raise StudyError(f"ready={ready}: {error}") from error
         print(f"{ready} left out: {error}")
         return None
-    other.profile = replace(other.profile, tasks=study.profile.tasks)
     return other
 
 
 def _measured(
     study: Study,
     name: str,
-    plan: Sequence[Variant],
+    removals: Sequence[Variant],
     few: Sequence[Variant],
     k: int | None = None,
     tasks: bool = True,
     **more: object,
 ) -> Precision:
-    """One precision: a plan, exports of a few of it, and, with k, its own order of removal; tasks too or not."""
-    plan = list(plan)
+    """One precision: some removals, exports of a few of them, and, with k, its own order of removal; tasks or not."""
+    chosen = list(removals)
     if k is not None:
         sums = study.activation_sums()
         own = variants.without(
             study.num_blocks, importance.removal_order(importance.scores(sums, MEASURE), MEASURE)[:k]
         )
-        plan.append(own)
+        chosen.append(own)
         more |= {"sums": sums, "own": own}
-    # The few take seconds, of which a plan and a bar would be a third.
-    measurements = study.measurements if tasks else study.measurements[:1]
-    results = study.sweep(plan, measurements, progress=len(plan) > len(few))
-    disk = {variant: study.disk_bytes(variant) for variant in few}
-    return Precision(name, results, quantize.weight_bytes(study.identity), disk, **more)
+    # The few take seconds, of which an estimate and a bar would be a third.
+    measurements = [study.perplexity, *study.tasks] if tasks else [study.perplexity]
+    results = study.sweep(chosen, measurements, progress=len(chosen) > len(few))
+    disk = {variant: disk_bytes(study, variant) for variant in few}
+    return Precision(name, results, study.weight_bytes(), disk, **more)
+
+
+def disk_bytes(study: Study, variant: Variant) -> int:
+    """Bytes of the weight files of a variant's checkpoint: at 16 bits, or packed if the model is quantized.
+
+    It is found out by exporting it, which checks that the checkpoint gives equal logits when it is loaded again; of
+    a whole quantized model, that is what it was loaded from. Ready GPTQ checkpoints cannot be exported: the bytes
+    of their tensors are given.
+    """
+    method = study.quantization_method()
+    if method and variant == study.dense:
+        return quantize.disk_bytes(checkpoints.local_folder(study.identity))
+    if method not in (None, "compressed-tensors"):
+        return study.weight_bytes().of(variant)
+
+    def compute() -> Result:
+        model = study.stack.model
+        if model.dtype == torch.float32 and not method:
+            model = copy.deepcopy(model)
+            for parameter in model.parameters():  # not buffers, such as rotary frequencies
+                parameter.data = parameter.data.bfloat16()  # float16 overflows where models outgrow it
+        with cache.scratch_folder("export") as scratch:
+            removed = variants.removed_blocks(study.num_blocks, variant)
+            return Result({"bytes": quantize.disk_bytes(surgery.export(model, None, removed, scratch / "model"))})
+
+    key = study.key("disk_bytes", EXPORT_VERSION, variant)
+    return int(study.cached(key, compute, lambda: Result({"bytes": 0})).summary["bytes"])
 
 
 def _tasks(precision: Precision) -> list[str]:
@@ -166,17 +252,17 @@ def _tasks(precision: Precision) -> list[str]:
 
 
 def _nll(precision: Precision, chosen: Sequence[Variant]) -> np.ndarray:
-    """(N, K) mean NLL a token of N blocks of text for K variants, nats."""
+    """Mean NLL a token of N blocks of text for K variants, (N, K), nats."""
     return np.stack([result_tables.cost(precision.results["perplexity"][variant]) for variant in chosen], axis=1)
 
 
-def table(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int) -> pd.DataFrame:
+def table(precisions: Sequence[Precision], removals: Mapping[int, Variant], k: int) -> pd.DataFrame:
     """Table 2: the paper's rows, and each precision without and with removal.
 
     Args:
-        precisions: from `measured`.
-        plan: likewise.
-        k: blocks removed.
+        precisions: the precisions, from `measure`.
+        removals: number of removed blocks -> variant.
+        k: number of removed blocks.
 
     Returns:
         source, weights, setting ("dense", "ShortGPT": removed after quantization, "removed first": before it), blocks,
@@ -195,7 +281,7 @@ def table(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int) 
         }
         for row in paper_tables.table("table2").itertuples()
     ]
-    for precision, setting, variant, results, in_memory, on_disk in _rows(precisions, plan, k):
+    for precision, setting, variant, results, in_memory, on_disk in _rows(precisions, removals, k):
         nll = result_tables.cost(results["perplexity"])
         row = {
             "source": "measured",
@@ -206,7 +292,7 @@ def table(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int) 
             "95 %": "{:.2f} to {:.2f}".format(*np.exp(stats.mean_interval(nll))),
         }
         for name in _tasks(precision):
-            values = -result_tables.cost(results[name])
+            values = result_tables.right(results[name])
             low, high = stats.accuracy_interval(round(values.sum()), len(values))
             task = f"{name.removeprefix('task/')} (n={len(values)})"
             row |= {task: 100 * values.mean(), f"{task}, 95 %": f"{100 * low:.1f} to {100 * high:.1f}"}
@@ -215,60 +301,62 @@ def table(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int) 
 
 
 def _rows(
-    precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int
+    precisions: Sequence[Precision], removals: Mapping[int, Variant], k: int
 ) -> Iterator[tuple[Precision, str, Variant, dict[str, Result], int, int]]:
     for precision in precisions:
-        for setting, variant in (("dense", plan[0]), ("ShortGPT", plan[k])):
+        for setting, variant in (("dense", removals[0]), ("ShortGPT", removals[k])):
             results = {name: of[variant] for name, of in precision.results.items()}
             yield precision, setting, variant, results, precision.weights.of(variant), precision.disk[variant]
         if precision.pruned_first:
-            yield precision, "removed first", plan[k], dict(precision.pruned_first), *precision.pruned_first_bytes
+            yield precision, "removed first", removals[k], dict(precision.pruned_first), *precision.pruned_first_bytes
 
 
-def points(precisions: Sequence[Precision], plan: Mapping[int, Variant]) -> pd.DataFrame:
+def points(precisions: Sequence[Precision], removals: Mapping[int, Variant]) -> pd.DataFrame:
     """Every depth of removal of every precision that was measured at all of them, by the bytes of its weights.
 
     Returns:
         weights, count (blocks removed), megabytes, perplexity, low, high (95 % t interval over blocks of text), and for
         each task a row with task, accuracy, low, high (95 % Wilson), n and chance in their place.
     """
-    num, parts = len(plan[0]), []
-    for precision in _complete(precisions, plan):
-        frames = [result_tables.perplexity(precision.results["perplexity"], plan[0])[0]]
+    num, parts = len(removals[0]), []
+    for precision in _complete(precisions, removals):
+        frames = [result_tables.perplexity(precision.results["perplexity"], removals[0])[0]]
         for name in _tasks(precision):
-            of_task = result_tables.accuracy(precision.results[name], plan[0], name.removeprefix("task/"))
+            of_task = result_tables.accuracy(precision.results[name], removals[0], name.removeprefix("task/"))
             frames.append(of_task.rename(columns={"metric": "metric_name"}))
-        megabytes = {count: precision.weights.of(variant) / 1e6 for count, variant in plan.items()}
+        megabytes = {count: precision.weights.of(variant) / 1e6 for count, variant in removals.items()}
         for frame in frames:
-            drawn = depth_curves.along(frame, plan, num)
+            drawn = depth_curves.along(frame, removals, num)
             parts.append(drawn.assign(weights=precision.name, megabytes=drawn["count"].map(megabytes)))
     columns = ["weights", "count", "megabytes", "perplexity", "low", "high", "task", "metric_name", "accuracy", "n"]
     return pd.concat(parts, ignore_index=True).reindex(columns=[*columns, "chance"])
 
 
-def _complete(precisions: Sequence[Precision], plan: Mapping[int, Variant]) -> list[Precision]:
-    return [p for p in precisions if set(plan.values()) <= set(p.results["perplexity"])]
+def _complete(precisions: Sequence[Precision], removals: Mapping[int, Variant]) -> list[Precision]:
+    return [p for p in precisions if set(removals.values()) <= set(p.results["perplexity"])]
 
 
-def best_mix(precisions: Sequence[Precision], plan: Mapping[int, Variant], resamples: int, seed: int) -> pd.DataFrame:
+def best_mix(
+    precisions: Sequence[Precision], removals: Mapping[int, Variant], resamples: int, seed: int
+) -> pd.DataFrame:
     """The mix of blocks and bits with the lowest perplexity whose weights fit in a size.
 
     Args:
-        precisions: from `measured`.
-        plan: likewise.
+        precisions: the precisions, from `measure`.
+        removals: number of removed blocks -> variant.
         resamples: bootstrap resamples of the blocks of text.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
         at most (MB; and in percent of the weights at 16 bits), weights, removed (blocks), megabytes, perplexity,
         next (the best mix at another precision), next perplexity, certainty (share of the resamples in which it is
         still better than the next). Sizes that no mix fits in are left out.
     """
-    complete = _complete(precisions, plan)
-    mixes = [(p, count, p.weights.of(variant)) for p in complete for count, variant in plan.items()]
-    nll = np.concatenate([_nll(p, list(plan.values())) for p in complete], axis=1)  # (N, mixes)
+    complete = _complete(precisions, removals)
+    mixes = [(p, count, p.weights.of(variant)) for p in complete for count, variant in removals.items()]
+    nll = np.concatenate([_nll(p, list(removals.values())) for p in complete], axis=1)  # (N, mixes)
     mean, draws = nll.mean(0), stats.bootstrap_means(nll, resamples, seed)
-    whole = complete[0].weights.of(plan[0])
+    whole = complete[0].weights.of(removals[0])
     rows = []
     for size in SIZES:
         fitting = [i for i in np.argsort(mean, kind="stable") if mixes[i][2] <= size * whole]
@@ -294,18 +382,18 @@ def best_mix(precisions: Sequence[Precision], plan: Mapping[int, Variant], resam
     return pd.DataFrame(rows)
 
 
-def interaction(precisions: Sequence[Precision], plan: Mapping[int, Variant]) -> pd.DataFrame:
+def interaction(precisions: Sequence[Precision], removals: Mapping[int, Variant]) -> pd.DataFrame:
     """What pruning and quantization cost together, against the sum of what each costs alone.
 
     Returns:
         weights, count (blocks removed), share (percent), pruning, quantization, sum, both (nats a token), interaction
         (both minus sum) with its 95 % t interval, paired by block of text: low, high; and relative (of the sum).
     """
-    full, *others = _complete(precisions, plan)
+    full, *others = _complete(precisions, removals)
     rows = []
     for precision in others:
-        parts = _damages(full, precision, list(plan.values()))
-        for i, count in enumerate(plan):
+        parts = _damages(full, precision, list(removals.values()))
+        for i, count in enumerate(removals):
             pruning, quantization, both = (part[:, i] for part in parts)
             extra = both - pruning - quantization
             low, high = stats.mean_interval(extra)
@@ -314,7 +402,7 @@ def interaction(precisions: Sequence[Precision], plan: Mapping[int, Variant]) ->
                 {
                     "weights": precision.name,
                     "count": count,
-                    "share": 100 * count / len(plan[0]),
+                    "share": 100 * count / len(removals[0]),
                     "pruning": pruning.mean(),
                     "quantization": quantization.mean(),
                     "sum": total,
@@ -329,13 +417,13 @@ def interaction(precisions: Sequence[Precision], plan: Mapping[int, Variant]) ->
 
 
 def _damages(full: Precision, other: Precision, chosen: Sequence[Variant]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(N, K) each: of pruning alone, of quantization alone (the same at every depth), of both; the first is dense."""
+    """Damage (N, K) by pruning alone, by quantization alone (equal at every depth), and by both; the first is dense."""
     whole, few = _nll(full, chosen), _nll(other, chosen)
     base = whole[:, :1]
     return whole - base, np.broadcast_to(few[:, :1] - base, few.shape), few - base
 
 
-def order_of_steps(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int) -> pd.DataFrame:
+def order_of_steps(precisions: Sequence[Precision], removals: Mapping[int, Variant], k: int) -> pd.DataFrame:
     """Does it matter whether one prunes or quantizes first?
 
     Returns:
@@ -346,12 +434,12 @@ def order_of_steps(precisions: Sequence[Precision], plan: Mapping[int, Variant],
     for precision in precisions:
         if not precision.pruned_first:
             continue
-        after, before = _nll(precision, [plan[k]])[:, 0], result_tables.cost(precision.pruned_first["perplexity"])
+        after, before = _nll(precision, [removals[k]])[:, 0], result_tables.cost(precision.pruned_first["perplexity"])
         low, high = stats.mean_interval(before - after)
         rows.append(
             {
                 "weights": precision.name,
-                "blocks": len(plan[k]),
+                "blocks": len(removals[k]),
                 "perplexity, quantized first": np.exp(after.mean()),
                 "perplexity, removed first": np.exp(before.mean()),
                 "difference (nats)": (before - after).mean(),
@@ -375,14 +463,14 @@ def influence(precisions: Sequence[Precision]) -> pd.DataFrame:
 
 
 def _with_sums(precisions: Sequence[Precision]) -> list[Precision]:
-    """Those whose Block Influence was measured, on the text that all of them have in common."""
+    """The precisions whose Block Influence was measured, on the text that all of them have in common."""
     found = [p for p in precisions if p.sums is not None]
     common = min(len(p.sums.tokens) for p in found)
     return [replace(p, sums=p.sums.first(common)) for p in found]
 
 
 def order_after(
-    precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int, resamples: int, seed: int
+    precisions: Sequence[Precision], removals: Mapping[int, Variant], k: int, resamples: int, seed: int
 ) -> pd.DataFrame:
     """Block Influence's order before and after quantization.
 
@@ -405,21 +493,21 @@ def order_after(
     for precision in others:
         mine, my_draws = orders[precision.name]
         taus = [_tau(a, b) for a, b in zip(draws, my_draws, strict=True)]
-        nll = _nll(precision, [plan[k], precision.own])
+        nll = _nll(precision, [removals[k], precision.own])
         change = nll[:, 1] - nll[:, 0]
         low, high = stats.mean_interval(change)
         rows.append(
             {
                 "weights": precision.name,
                 "tau": _tau(order, mine),
-                "low": np.percentile(taus, INTERVAL[0]),
-                "high": np.percentile(taus, INTERVAL[1]),
+                "low": np.percentile(taus, stats.INTERVAL[0]),
+                "high": np.percentile(taus, stats.INTERVAL[1]),
                 f"first {k} removed": ", ".join(map(str, mine[:k])),
                 "same": len(set(mine[:k]) & set(order[:k])),
                 "perplexity, full precision's order": np.exp(nll[:, 0].mean()),
                 "perplexity, own order": np.exp(nll[:, 1].mean()),
                 "difference (nats)": change.mean(),
-                "difference 95 %": "the same blocks" if precision.own == plan[k] else f"{low:.3f} to {high:.3f}",
+                "difference 95 %": "the same blocks" if precision.own == removals[k] else f"{low:.3f} to {high:.3f}",
             }
         )
     return pd.DataFrame(rows)
@@ -429,7 +517,7 @@ def _tau(a: np.ndarray, b: np.ndarray) -> float:
     return float(kendalltau(importance.ranks(a), importance.ranks(b)).statistic)
 
 
-def reported(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: int) -> pd.DataFrame:
+def reported(precisions: Sequence[Precision], removals: Mapping[int, Variant], k: int) -> pd.DataFrame:
     """What removal costs in accuracy before and after quantization: the paper's two tables, and measured.
 
     Returns:
@@ -447,13 +535,13 @@ def reported(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: in
     full, *others = precisions
     for name in _tasks(full):
         before = 100 * (
-            result_tables.cost(full.results[name][plan[k]]) - result_tables.cost(full.results[name][plan[0]])
+            result_tables.cost(full.results[name][removals[k]]) - result_tables.cost(full.results[name][removals[0]])
         )
         for precision in others:
             if name not in precision.results:
                 continue
             of = precision.results[name]
-            after = 100 * (result_tables.cost(of[plan[k]]) - result_tables.cost(of[plan[0]]))
+            after = 100 * (result_tables.cost(of[removals[k]]) - result_tables.cost(of[removals[0]]))
             # Where all items agree, Student's t would call the difference exactly known.
             same = np.ptp(after - before) == 0
             low, high = (np.nan, np.nan) if same else stats.mean_interval(after - before)
@@ -474,7 +562,7 @@ def reported(precisions: Sequence[Precision], plan: Mapping[int, Variant], k: in
     return pd.DataFrame(rows, columns=columns)
 
 
-def claim(precisions: Sequence[Precision], plan: Mapping[int, Variant], resamples: int, seed: int) -> pd.DataFrame:
+def claim(precisions: Sequence[Precision], removals: Mapping[int, Variant], resamples: int, seed: int) -> pd.DataFrame:
     """ShortGPT 4.5: pruning is "orthogonal to quantization methods", made into statements that can be false.
 
     Returns:
@@ -482,22 +570,22 @@ def claim(precisions: Sequence[Precision], plan: Mapping[int, Variant], resample
         which measures are compared elsewhere. An interaction as such is no failure: below zero the two cost less
         together than their sum.
     """
-    full, *others = _complete(precisions, plan)
-    num = len(plan[0])
+    full, *others = _complete(precisions, removals)
+    num = len(removals[0])
     counts = list(dict.fromkeys(min(num - 1, depth_curves.at_ratio(num, ratio)) for ratio in depth_curves.RATIOS))
-    chosen = [plan[count] for count in (0, *counts)]
+    chosen = [removals[count] for count in (0, *counts)]
     damages = [_damages(full, other, chosen) for other in others]
     values = np.stack([np.stack(parts, axis=1) for parts in damages], axis=1)  # (N, precisions, 3, 1 + counts)
 
     def statements(mean: np.ndarray) -> list[Statement]:
-        said = []
+        stated = []
         for place, other in enumerate(others):
             for i, count in enumerate(counts, start=1):
                 pruning, quantization, both = mean[place, :, i]
                 total = pruning + quantization
                 share = (both - total) / total if total > 0 else np.nan  # no damage: nothing that could add up
                 what = f"{other.name}, {count} of {num} blocks removed: the damages add up to within {ADDITIVE:.0%}"
-                said.append((what, share, ADDITIVE, bool(abs(share) < ADDITIVE)))
-        return said
+                stated.append((what, share, ADDITIVE, bool(abs(share) < ADDITIVE)))
+        return stated
 
     return stats.claim(statements, values, resamples, seed)

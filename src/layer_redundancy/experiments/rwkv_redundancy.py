@@ -6,64 +6,178 @@ between models of other depths; bits a byte, at a share of the blocks, can.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kendalltau
 
-from layer_redundancy.config import profiles
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.data.corpora import TokenBlocks
-from layer_redundancy.experiments import depth_curves
+from layer_redundancy.experiments import depth_curves, result_tables
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.study import Study
 
-# Of the dense model's bits per byte: what "hardly costs anything" and "is of use" mean in the claims.
+# Shares of the dense model's bits per byte: what "hardly costs anything" and "is of use" mean in the claims.
 CHEAP, USEFUL = 0.05, 0.25
 
 
-def pair(
-    profile: str, model: str = "", revision: str = "", trust_remote_code: bool = False, beside: str = ""
-) -> tuple[Study, Study]:
-    """The two models that are compared: one without attention, and a transformer.
+NOTEBOOK = "06_rwkv_redundancy"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What notebook 06 measures.
+
+    Attributes:
+        recurrent_model: the model without attention that is set beside the profile's own: the embedded name, a hub id,
+            or a local folder.
+        scale: the model without attention is measured on so many times the profile's evaluation text and items.
+    """
+
+    recurrent_model: str
+    scale: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class OneModel:
+    """What is measured of one of the two models.
+
+    Attributes:
+        study: the study of the model.
+        sums: activation sums of its calibration text.
+        greedy: the greedy order; (L,).
+        counts: numbers of removed blocks.
+        by_order: measure -> count -> variant.
+        singles: every single removal.
+        results: measurement -> variant -> result.
+    """
+
+    study: Study
+    sums: ActivationSums
+    greedy: np.ndarray
+    counts: list[int]
+    by_order: dict[str, dict[int, Variant]]
+    singles: list[Variant]
+    results: Mapping[str, Mapping[Variant, Result]]
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.study.identity.name
+
+    @cached_property
+    def costs(self) -> dict[str, np.ndarray]:
+        """Bits per byte along each measure's order: measure -> (K, N); "single" (L, N) and "dense" (1, N) too."""
+        study, perplexity = self.study, self.results["perplexity"]
+        sizes = block_bytes(study.evaluation, study.tokenizer)
+        chosen = {name: list(removals.values()) for name, removals in self.by_order.items()}
+        chosen |= {"single": self.singles, "dense": [study.dense]}
+        return {name: bits_per_byte(perplexity, of, sizes) for name, of in chosen.items()}
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """`measure_curves` of every measure."""
+        costs = {name: self.costs[name] for name in self.by_order}
+        return measure_curves(costs, self.counts, self.study.num_blocks, self.name)
+
+    @cached_property
+    def accuracy(self) -> pd.DataFrame:
+        """Accuracy along every measure's order, as in `depth_curves.measure_curves`, with a column model."""
+        study = self.study
+        _, accuracy = depth_curves.measure_curves(self.results, self.by_order, [], study.dense, study.task_names)
+        return accuracy.assign(model=self.name)
+
+    @cached_property
+    def summary(self) -> np.ndarray:
+        """`summary` of the model."""
+        return summary(self.costs["single"], self.costs["dense"][0], self.costs["block_influence"], self.counts)
+
+    @cached_property
+    def agreement(self) -> pd.DataFrame:
+        """`agreement` of the model, with a column model."""
+        profile = self.study.profile
+        table = agreement(
+            self.sums,
+            self.costs["single"],
+            self.costs["dense"][0],
+            self.greedy,
+            profile.bootstrap_resamples,
+            profile.seed,
+        )
+        return table.assign(model=self.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The two models that are compared.
+
+    Attributes:
+        recurrent: the model without attention.
+        transformer: the transformer.
+        checked: the recurrent model's variants that were also run by plain forwards.
+        deviation: largest difference between these plain forwards and the sweep, nats a token.
+    """
+
+    recurrent: OneModel
+    transformer: OneModel
+    checked: list[Variant]
+    deviation: float
+
+
+def measure(study: Study, beside: str = "") -> Measured:
+    """Measures a model without attention and a transformer alike.
 
     Args:
-        profile: smoke, embedded or paper.
-        model: the user's own, of either kind; "" for the profile's two.
-        revision, trust_remote_code: of `model`.
+        study: the study of a model of either kind.
         beside: the model of the other kind; "" for the profile's.
 
-    Returns:
-        The study of the model without attention, and of the transformer; figures of both go to one folder. The first
-        has `recurrent_scale` times the profile's evaluation text and items.
-
     Raises:
-        StudyError: as `Study`; two models of the same kind.
+        StudyError: as `Study.of_model`; two models of the same kind.
     """
-    mine = Study(profile, model, revision, trust_remote_code)
-    is_transformer = mine.identity.num_attention_heads > 0
-    other = Study(profile, beside or (mine.profile.recurrent_model if is_transformer else _transformer(profile)))
-    other.figures = mine.figures
+    recurrent, transformer = pair(study, beside)
+    mine, other = _one_model(recurrent), _one_model(transformer)
+    num = recurrent.num_blocks
+    checked = [recurrent.dense, *list(mine.results["perplexity"])[1 : num + 1 : max(1, num // 3)]]
+    return Measured(mine, other, checked, recurrent.deviation(checked))
+
+
+def pair(study: Study, beside: str = "") -> tuple[Study, Study]:
+    """The study of the model without attention, and that of the transformer; arguments and errors as `measure`.
+
+    The first has `Budget.scale` times the profile's evaluation text and items.
+    """
+    budget = study.profile.budget(Budget)
+    is_transformer = study.identity.num_attention_heads > 0
+    other = study.of_model(beside or (budget.recurrent_model if is_transformer else study.profile.own_model))
     if is_transformer == (other.identity.num_attention_heads > 0):
         kind = "transformers" if is_transformer else "without attention"
-        raise StudyError(f"{mine.identity.name} and {other.identity.name} are both {kind}: compare one of each kind")
-    recurrent, transformer = (other, mine) if is_transformer else (mine, other)
-    scale, text = recurrent.profile.recurrent_scale, recurrent.profile.text
-    recurrent.profile = replace(
-        recurrent.profile,
-        text=replace(text, evaluation_blocks=scale * text.evaluation_blocks),
-        tasks=tuple(replace(t, limit=t.limit and scale * t.limit) for t in recurrent.profile.tasks),
+        raise StudyError(f"{study.identity.name} and {other.identity.name} are both {kind}: compare one of each kind")
+    recurrent, transformer = (other, study) if is_transformer else (study, other)
+    text, tasks = recurrent.profile.text, recurrent.profile.tasks
+    return (
+        recurrent.with_profile(
+            text=replace(text, evaluation_blocks=budget.scale * text.evaluation_blocks),
+            tasks=tuple(replace(task, limit=task.limit and budget.scale * task.limit) for task in tasks),
+        ),
+        transformer,
     )
-    return recurrent, transformer
 
 
-def _transformer(profile: str) -> str:
-    return profiles.PROFILES[profile].model
+def _one_model(study: Study) -> OneModel:
+    """Single removals, and every measure's order, on text and tasks."""
+    num, step = study.num_blocks, study.profile.depth_step
+    sums, greedy = study.activation_sums(), study.greedy_order()
+    counts = depth_curves.depths(num, step if num > 16 else 1)
+    by_order = depth_curves.removals_by_measure(sums, counts, greedy)
+    singles = variants.single_removal(num)
+    chosen = [v for removals in by_order.values() for v in removals.values()]
+    results = study.sweep([study.dense, *singles, *chosen])
+    return OneModel(study, sums, greedy, counts, by_order, singles, results)
 
 
 def block_bytes(blocks: TokenBlocks, tokenizer) -> np.ndarray:
@@ -71,15 +185,15 @@ def block_bytes(blocks: TokenBlocks, tokenizer) -> np.ndarray:
     return np.array([len(tokenizer.decode(ids[1:]).encode()) for ids in blocks.input_ids.tolist()])
 
 
-def bits_per_byte(results: Mapping[Variant, Result], plan: Sequence[Variant], sizes: np.ndarray) -> np.ndarray:
+def bits_per_byte(results: Mapping[Variant, Result], chosen: Sequence[Variant], sizes: np.ndarray) -> np.ndarray:
     """Bits that a byte of each block of text costs each variant, (K, N).
 
     Args:
-        results: of perplexity.
-        plan: K variants.
-        sizes: from `block_bytes`.
+        results: results of the perplexity measurement.
+        chosen: the K variants.
+        sizes: bytes of each block of text, from `block_bytes`.
     """
-    return np.stack([results[variant].arrays["nll"] / math.log(2) / sizes for variant in plan])
+    return np.stack([results[variant].arrays["nll"] / math.log(2) / sizes for variant in chosen])
 
 
 def measure_curves(costs: Mapping[str, np.ndarray], counts: Sequence[int], num_blocks: int, model: str) -> pd.DataFrame:
@@ -87,9 +201,9 @@ def measure_curves(costs: Mapping[str, np.ndarray], counts: Sequence[int], num_b
 
     Args:
         costs: measure -> (K, N) from `bits_per_byte`.
-        counts: removed blocks at the K depths.
-        num_blocks: of the dense model.
-        model: its name.
+        counts: numbers of removed blocks at the K depths.
+        num_blocks: number of blocks of the dense model.
+        model: name of the model.
 
     Returns:
         model, metric, count, share (percent of the blocks), bits_per_byte, low, high (95 % t interval over blocks of
@@ -108,9 +222,9 @@ def summary(single: np.ndarray, dense: np.ndarray, by_influence: np.ndarray, cou
 
     Args:
         single: (L, N) bits per byte without each block.
-        dense: (N,).
+        dense: (N,) bits per byte of the dense model.
         by_influence: (K, N) along the order of Block Influence.
-        counts: removed blocks at the K depths.
+        counts: numbers of removed blocks at the K depths.
 
     Returns:
         For each block of text: the dense model's bits per byte; then, in the same unit above the dense model's, each of
@@ -136,9 +250,9 @@ def redundancy(values: Mapping[str, np.ndarray], resamples: int, seed: int) -> p
     """How redundant the models' blocks are.
 
     Args:
-        values: model -> `summary`.
+        values: model -> its `summary`.
         resamples: bootstrap resamples of the blocks of text.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
         quantity, and for each model its value, low, high (95 % of the resamples). Percentages are of the dense model's
@@ -156,9 +270,9 @@ def claim(recurrent: np.ndarray, transformer: np.ndarray, resamples: int, seed: 
     """ShortGPT 4.3 on RWKV: "also exhibits a high level of redundancy", so redundancy "is universal".
 
     Args:
-        recurrent, transformer: from `summary`; the texts are cut into other blocks, so the two are drawn apart.
-        resamples: bootstrap resamples of each.
-        seed: of the resampling.
+        recurrent, transformer: each model's `summary`; the texts are cut into other blocks, so the two are drawn apart.
+        resamples: bootstrap resamples of each model's blocks of text.
+        seed: seed of the resampling.
 
     Returns:
         statement, measured, threshold, holds, certainty.
@@ -167,34 +281,37 @@ def claim(recurrent: np.ndarray, transformer: np.ndarray, resamples: int, seed: 
         [units.mean(0), *stats.bootstrap_means(units, resamples, s)]
         for units, s in ((recurrent, seed), (transformer, seed + 1))
     ]
-    said = [_statements(_figures(a), _figures(b)) for a, b in zip(*both, strict=True)]
-    rows = [(*row, np.mean([again[i][-1] for again in said[1:]])) for i, row in enumerate(said[0])]
+    drawn = [_statements(_figures(a), _figures(b)) for a, b in zip(*both, strict=True)]
+    rows = [(*row, np.mean([again[i][-1] for again in drawn[1:]])) for i, row in enumerate(drawn[0])]
     return pd.DataFrame(rows, columns=["statement", "measured", "threshold", "holds", "certainty"])
 
 
 def _statements(recurrent: Mapping[str, float], transformer: Mapping[str, float]) -> list[stats.Statement]:
     cheap, quarter = f"blocks under {CHEAP:.0%}", f"{depth_curves.RATIOS[1]:.0%} removed, %"
-    said = [
+    stated = [
         (f"{name}: most single blocks cost under {CHEAP:.0%}", of[cheap], 0.5, bool(of[cheap] > 0.5))
         for name, of in (("without attention", recurrent), ("transformer", transformer))
     ]
-    said += [
+    stated += [
         (f"{name}: a quarter by BI costs under {USEFUL:.0%}", of[quarter], 100 * USEFUL, of[quarter] < 100 * USEFUL)
         for name, of in (("without attention", recurrent), ("transformer", transformer))
     ]
     for ratio in depth_curves.RATIOS:
         key = f"{ratio:.0%} removed, %"
         a, b = recurrent[key], transformer[key]
-        said.append((f"{ratio:.0%} by BI costs no more without attention than in the transformer", a, b, bool(a <= b)))
-    return said
+        stated.append(
+            (f"{ratio:.0%} by BI costs no more without attention than in the transformer", a, b, bool(a <= b))
+        )
+    return stated
 
 
 def kept(accuracy: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
     """What a quarter of the blocks, removed by Block Influence, leaves of the accuracy: printed and measured.
 
     Args:
-        accuracy: of all models, from `measured`: model, metric, task, count, share, accuracy, low, high, n, chance.
-        printed: `paper.table("rwkv")`.
+        accuracy: accuracies of all models, from `OneModel.accuracy`: model, metric, task, count, share, accuracy,
+            low, high, n, chance.
+        printed: the paper's numbers, `paper_tables.table("rwkv")`.
 
     Returns:
         source (paper or measured), model, task, removed (percent of the blocks), accuracy, low, high (percent; 95 %
@@ -227,15 +344,15 @@ def kept(accuracy: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
 def agreement(
     sums: ActivationSums, single: np.ndarray, dense: np.ndarray, greedy: Sequence[int], resamples: int, seed: int
 ) -> pd.DataFrame:
-    """How well each measure tells what a block's removal costs.
+    """How well each measure predicts what a block's removal costs.
 
     Args:
-        sums: of the calibration text.
+        sums: activation sums of the calibration text.
         single: (L, N) bits per byte of evaluation text without each block.
-        dense: (N,).
+        dense: (N,) bits per byte of the dense model.
         greedy: the greedy order.
         resamples: bootstrap resamples of the evaluation text.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
         measure, tau (Kendall's, between the measure's order and that of the costs; 1: the same), low, high (95 %).
@@ -246,33 +363,26 @@ def agreement(
     rows = []
     for name, order in (orders | {"greedy": np.asarray(greedy)}).items():
         ranks = importance.ranks(order)
-        taus = [kendalltau(ranks, cost).statistic for cost in again]
-        rows.append((name, kendalltau(ranks, damage.mean(0)).statistic, *np.quantile(taus, [0.025, 0.975])))
+        (tau,) = stats.kendall_taus(ranks, damage.mean(0)[None])
+        rows.append((name, tau, *np.quantile(stats.kendall_taus(ranks, again), [0.025, 0.975])))
     return pd.DataFrame(rows, columns=["measure", "tau", "low", "high"])
 
 
-def measured(study: Study) -> dict:
-    """Everything that notebook 06 wants of one model: single removals, and every measure's order, on text and tasks."""
-    num, profile = study.num_blocks, study.profile
-    sums, greedy = study.activation_sums(), study.greedy_order()
-    counts = depth_curves.depths(num, profile.depth_step if num > 16 else 1)
-    plans = depth_curves.plans(sums, counts, greedy)
-    singles = variants.single_removal(num)
-    results = study.sweep([study.dense, *singles, *(v for plan in plans.values() for v in plan.values())])
-    sizes, perplexity = block_bytes(study.evaluation, study.tokenizer), results["perplexity"]
-    costs = {name: bits_per_byte(perplexity, list(plan.values()), sizes) for name, plan in plans.items()}
-    single, dense = bits_per_byte(perplexity, singles, sizes), bits_per_byte(perplexity, [study.dense], sizes)[0]
-    tasks = [measurement.items.name for measurement in study.measurements[1:]]
-    _, accuracy = depth_curves.by_measure(results, plans, [], study.dense, tasks)
-    return {
-        "sums": sums,
-        "greedy": greedy,
-        "results": results,
-        "single": single,
-        "dense": dense,
-        "curves": measure_curves(costs, counts, num, study.identity.name),
-        "accuracy": accuracy.assign(model=study.identity.name),
-        "summary": summary(single, dense, costs["block_influence"], counts),
-        "agreement": agreement(sums, single, dense, greedy, profile.bootstrap_resamples, profile.seed)
-        .assign(model=study.identity.name),
-    }  # fmt: skip
+def agreement_table(found: Measured) -> pd.DataFrame:
+    """`agreement` of both models side by side: measure, and tau, low, high of each."""
+    both = pd.concat([found.recurrent.agreement, found.transformer.agreement], ignore_index=True)
+    table = both.pivot(index="measure", columns="model", values=["tau", "low", "high"])  # noqa: PD010 - each cell once
+    table = table.swaplevel(axis=1).loc[list(dict.fromkeys(both["measure"])), list(dict.fromkeys(both["model"]))]
+    table.columns = [" ".join(column) for column in table.columns]
+    return table.reset_index()
+
+
+def single_removals(found: Measured) -> pd.DataFrame:
+    """Perplexity and accuracy of the recurrent model, dense and with one block removed; columns as in notebook 02."""
+    study, results = found.recurrent.study, found.recurrent.results
+    perplexity, _ = result_tables.perplexity(results["perplexity"], study.dense)
+    accuracy = pd.concat(
+        [result_tables.accuracy(results[task.name], study.dense, task.items.name) for task in study.tasks]
+    )
+    alone = [table[[len(removed) < 2 for removed in table["removed"]]] for table in (perplexity, accuracy)]
+    return pd.concat(map(result_tables.by_block, alone), ignore_index=True)

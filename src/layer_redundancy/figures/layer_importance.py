@@ -113,9 +113,9 @@ def importance_metrics(scores: pd.DataFrame) -> Figure:
     """All importance measures side by side, a panel each (figure 8), with the block that each would remove first.
 
     Args:
-        scores: one row a (metric, first_token, block): metric (a key of `style.MEASURES`, or any name: its smallest
-            score is then removed first), first_token ("included" or "excluded"), block, score; optionally low, high
-            (95 % interval). "excluded" rows may be missing. Panels follow the order of the metrics in the frame.
+        scores: one row a (metric, first_token, block): metric (a key of `style.MEASURES`, or any name),
+            first_token ("included" or "excluded"), block, score, rank (1 = removed first); optionally low, high (95 %
+            interval). "excluded" rows may be missing. Panels follow the order of the metrics in the frame.
             `sequential` and `reverse_order` both score -block, as in the paper.
     """
     metrics = list(dict.fromkeys(scores["metric"]))
@@ -124,7 +124,7 @@ def importance_metrics(scores: pd.DataFrame) -> Figure:
     figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, 2.75 * rows + 0.3), squeeze=False, layout="constrained")
     has_excluded = (scores["first_token"] == "excluded").any()
     for axes, metric in zip(grid.flat, metrics, strict=False):
-        style = MEASURES.get(metric) or MeasureStyle(*style_of(metric, metrics), metric, "score", "smallest")
+        style = MEASURES.get(metric) or MeasureStyle(*style_of(metric, metrics), metric, "score")
         _measure_panel(axes, scores[scores["metric"] == metric].sort_values("block"), style)
     for axes in grid.flat[len(metrics) :]:
         axes.remove()
@@ -150,7 +150,7 @@ def _measure_panel(axes: Axes, rows: pd.DataFrame, style: MeasureStyle) -> None:
             size = 3.2 if len(part) <= 40 and line == "-" else 0
             band(axes, part, "block", shade)
             axes.plot(part["block"], part["score"], line, marker=style.marker, ms=size, color=shade)
-            row = extreme_row(part, "score", style.removed_first, tie="block")
+            row = part.loc[part["rank"].idxmin()]
             axes.plot(
                 row["block"],
                 row["score"],
@@ -162,11 +162,12 @@ def _measure_panel(axes: Axes, rows: pd.DataFrame, style: MeasureStyle) -> None:
                 zorder=5 if line == "-" else 4,
                 clip_on=False,
             )
-            removed.append(int(row["block"]))
+            removed.append(row)
     log = choose_y_scale(axes, rows["score"])
     axes.set_ylabel(style.label + (", log" if log else ""))
-    blocks = " / ".join(str(block) for block in dict.fromkeys(removed))
-    axes.set_title(f"{style.title}\nfirst removed: {style.removed_first}, block {blocks}", size=9.5, linespacing=1.3)
+    which = "smallest" if removed[0]["score"] == included["score"].min() else "largest"
+    blocks = " / ".join(dict.fromkeys(str(int(row["block"])) for row in removed))
+    axes.set_title(f"{style.title}\nfirst removed: {which}, block {blocks}", size=9.5, linespacing=1.3)
     block_axis(axes, rows["block"], label="block index", ticks=8)
 
 

@@ -89,7 +89,7 @@ def heat_map(axes: Axes, table: pd.DataFrame, label: str = "", ticks: int = 32, 
     """Draws a table's cells as colours, with a bar beside them; the first row at the top.
 
     Args:
-        options: of `seaborn.heatmap`.
+        options: further options of `seaborn.heatmap`.
     """
     bar = {"label": label, "pad": 0.02, "fraction": 0.06, "aspect": max(30, len(table))}
     sns.heatmap(table, ax=axes, cbar_kws=bar, xticklabels=False, yticklabels=False, **options)

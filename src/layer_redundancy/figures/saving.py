@@ -21,7 +21,7 @@ def save(figure: Figure, data: pd.DataFrame, folder: Path, name: str, caption: s
 
     Args:
         data: what the figure shows.
-        folder: made if need be.
+        folder: folder of the files, made if need be.
         caption: model, revision, dtype, text and item counts; drawn small beneath the axes, in the image.
         markdown: the same as text, written as <name>.md unless empty.
 

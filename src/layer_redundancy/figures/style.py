@@ -55,32 +55,30 @@ class MeasureStyle(NamedTuple):
     """How an importance measure is drawn.
 
     Attributes:
-        title: its name, above a panel.
-        label: what its scores are, at their axis.
-        removed_first: which score is removed first, "smallest" or "largest"; as `measures.importance` has it.
+        title: the measure's name, above a panel.
+        label: label of the axis of its scores.
     """
 
     colour: str
     marker: str
     title: str
     label: str
-    removed_first: str
 
 
 MEASURES = {
-    "block_influence": MeasureStyle(BLUE, "o", "Block Influence", "1 - cosine", "smallest"),
-    "relative_magnitude": MeasureStyle(ORANGE, "s", "Relative magnitude", "|f(x)| / |x + f(x)|", "smallest"),
-    "hidden_norm": MeasureStyle(GREEN, "^", "Hidden-state norm", "|output|", "largest"),
-    "sequential": MeasureStyle(PURPLE, "v", "Sequential", "−block index", "largest"),
-    "reverse_order": MeasureStyle(SKY, "D", "Reverse order", "−block index", "smallest"),
-    "angular_distance": MeasureStyle(VERMILLION, "P", "Angular distance, last token", "arccos(cosine) / π", "smallest"),
+    "block_influence": MeasureStyle(BLUE, "o", "Block Influence", "1 - cosine"),
+    "relative_magnitude": MeasureStyle(ORANGE, "s", "Relative magnitude", "|f(x)| / |x + f(x)|"),
+    "hidden_norm": MeasureStyle(GREEN, "^", "Hidden-state norm", "|output|"),
+    "sequential": MeasureStyle(PURPLE, "v", "Sequential", "−block index"),
+    "reverse_order": MeasureStyle(SKY, "D", "Reverse order", "−block index"),
+    "angular_distance": MeasureStyle(VERMILLION, "P", "Angular distance, last token", "arccos(cosine) / π"),
 }
 
 # Rules of block pruning, recipes of healing, methods of prompt tuning: colour and marker, in the order of a legend.
 RULES = {"similarity": (VERMILLION, "P"), "simple rule": (BLUE, "o"), "last blocks": (SKY, "D")}
 RECIPES = {"lora": (ORANGE, "s"), "qlora": (PURPLE, "^"), "partial": (BLUE, "o"), "full": (BLACK, "X")}
 METHODS = {"untuned": (GREY, "s"), "prompt tuning": (ORANGE, "^"), "fine-tuning": (BLUE, "o")}
-BASELINES = {  # of a classification: column -> label, colour, line
+BASELINES = {  # baselines of a classification: column -> label, colour, line
     "chance": ("chance", GREY, ":"),
     "majority": ("commonest label", BLACK, "--"),
     "bag_of_words": ("word counts of the same shots", GREEN, "-."),

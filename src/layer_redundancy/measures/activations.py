@@ -22,7 +22,7 @@ class ActivationSums:
     the final norm):
 
     Attributes:
-        tokens: (S,) real tokens, padding excluded.
+        tokens: (S,) number of real tokens, padding excluded.
         cosine: (S, L+1, L+1) sum over tokens of cos(X_i, X_j).
         angle: (S, L+1, L+1) sum over tokens of arccos(cos(X_i, X_j)) / pi, in 0..1.
         norm: (S, L+1) sum over tokens of ||X_i||.
@@ -53,11 +53,11 @@ class ActivationSums:
         return [ActivationSums(**{name: array[rows] for name, array in self.arrays().items()}) for rows in draws]
 
     def first(self, sequences: int) -> "ActivationSums":
-        """Of the first sequences alone."""
+        """The sums over the first sequences alone."""
         return ActivationSums(**{name: array[:sequences] for name, array in self.arrays().items()})
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """By name, for the results store; `ActivationSums(**arrays)` is the way back."""
+        """The arrays by name, for the results store; `ActivationSums(**arrays)` is the way back."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
@@ -129,11 +129,11 @@ def _batch_sums(stack: DecoderStack, input_ids: Tensor, lengths: Tensor) -> tupl
     # A few hundred tokens at a time: the float64 copy of all depths would otherwise be the largest thing in memory.
     step = max(1, 512 // batch)
     last_angle = torch.zeros(batch, num, num, dtype=torch.float64, device=device)
-    for begin in range(0, width, step):
+    for first_token in range(0, width, step):
         chunk = torch.stack(
-            [s[:, begin : begin + step].to(device, torch.float64) for s in states], dim=2
+            [s[:, first_token : first_token + step].to(device, torch.float64) for s in states], dim=2
         )  # (B,t,L+1,d)
-        mask = real[:, begin : begin + step]
+        mask = real[:, first_token : first_token + step]
         gram = chunk @ chunk.transpose(-1, -2)  # (B, t, L+1, L+1)
         del chunk
         if not torch.isfinite(gram[mask]).all():
@@ -141,9 +141,9 @@ def _batch_sums(stack: DecoderStack, input_ids: Tensor, lengths: Tensor) -> tupl
         values = _token_values(gram)
         for name, value in values.items():
             out[name] += torch.where(_like(mask, value), value, 0).sum(dim=1)
-            if begin == 0:
+            if first_token == 0:
                 first[name] = value[:, 0].clone()
-        last = lengths.to(device) - 1 - begin  # (B,) position of the last token within this chunk
+        last = lengths.to(device) - 1 - first_token  # (B,) position of the last token within this chunk
         here = (last >= 0) & (last < mask.shape[1])
         rows = here.nonzero()[:, 0]
         last_angle[rows] = values["angle"][rows, last[rows]]
@@ -171,3 +171,23 @@ def _token_values(gram: Tensor) -> dict[str, Tensor]:
         "norm": norm,
         "relative_magnitude": update / norm[..., 1:].clamp_min(tiny),
     }
+
+
+def zeros(sequences: int, num_blocks: int) -> ActivationSums:
+    """Sums of the right shapes over sequences of one token each, all else zero."""
+    pairs, states, blocks = (
+        (sequences, num_blocks + 1, num_blocks + 1),
+        (sequences, num_blocks + 1),
+        (sequences, num_blocks),
+    )
+    return ActivationSums(
+        tokens=np.ones(sequences),
+        cosine=np.zeros(pairs),
+        angle=np.zeros(pairs),
+        norm=np.zeros(states),
+        relative_magnitude=np.zeros(blocks),
+        first_cosine=np.zeros(pairs),
+        first_norm=np.zeros(states),
+        first_relative_magnitude=np.zeros(blocks),
+        last_angle=np.zeros(pairs),
+    )

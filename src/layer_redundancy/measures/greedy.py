@@ -24,8 +24,8 @@ def removal_order(
     """The order in which blocks are removed, each time the one that leaves the smallest cost.
 
     Args:
-        num_blocks: L.
-        cost: what each of some variants costs, such as its mean negative log-likelihood on text that is not the one
+        num_blocks: L, the number of blocks.
+        cost: variants -> the cost of each, such as its mean negative log-likelihood on text that is not the one
             the order is judged on.
         shortlist: share of the remaining blocks that are tried at a step, at least two of them: those that hurt least
             when they were last tried. 1 tries all; 0.5 takes half the time and rarely gives another order.

@@ -45,7 +45,7 @@ def scores(sums: ActivationSums, measure: str, first_token: bool = True) -> np.n
     """The score of every block.
 
     Args:
-        sums: from `activations.collect`.
+        sums: activation sums from `activations.collect`.
         measure: the name of a measure from activations or the position, such as those of MEASURES.
         first_token: count each sequence's first token too, as the papers do; it is an attention sink in most models.
 
@@ -66,7 +66,7 @@ def bootstrap_scores(
 
     Args:
         resamples: R, number of resamples.
-        seed: of the resampling; the same seed draws the same sequences for every measure.
+        seed: seed of the resampling; the same seed draws the same sequences for every measure.
 
     Returns:
         (R, L) float64.
@@ -79,7 +79,7 @@ def removal_order(score: np.ndarray, measure: str) -> np.ndarray:
     """The order in which blocks are removed. Ties break toward the deeper block.
 
     Args:
-        score: (L,) or (R, L) scores of `measure`.
+        score: (L,) or (R, L) scores by `measure`.
         measure: the name of a measure that has scores.
 
     Returns:

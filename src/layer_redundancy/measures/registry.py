@@ -43,8 +43,8 @@ class Activations:
     Attributes:
         numerator: sums -> (S, L) sum over all tokens of S sequences.
         first: sums -> (S, L) the first tokens' share of it.
-        complement: the score is one minus the mean.
-        last_token: `numerator` holds each sequence's last token alone, and the mean is over sequences.
+        complement: whether the score is one minus the mean.
+        last_token: whether `numerator` holds each sequence's last token alone, so that the mean is over sequences.
     """
 
     numerator: Callable[[ActivationSums], np.ndarray]
@@ -79,7 +79,7 @@ class Loss:
     """The mean loss of calibration text without the block.
 
     Attributes:
-        step_by_step: measured anew after each removal (`measures.greedy`), so that the measure is an order, no score.
+        step_by_step: whether it is measured anew after each removal (`measures.greedy`): an order, no score.
     """
 
     step_by_step: bool = False
@@ -95,11 +95,11 @@ class Measure:
     """An importance measure.
 
     Attributes:
-        name: the field's term; what tables call it.
+        name: the measure's usual name in the field, which tables use.
         removed_first: "smallest" or "largest" score goes first; "" for an order that has no scores.
-        source: paper and place.
+        source: paper and place where it is defined.
         kind: what it is computed from, and how.
-        lists: of SCORES, CURVES, SELECTIONS, those that it is in.
+        lists: the lists that it is in: any of SCORES, CURVES, SELECTIONS.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Measure:
 
 
 def _next(pairs: np.ndarray) -> np.ndarray:
-    """(S, L+1, L+1) -> (S, L): the entry of each block's input with its output."""
+    """The entry of each block's input with its output: (S, L+1, L+1) -> (S, L)."""
     return np.diagonal(pairs, offset=1, axis1=1, axis2=2)
 
 

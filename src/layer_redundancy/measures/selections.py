@@ -18,7 +18,7 @@ def order(name: str, scores: Mapping[str, np.ndarray], num_blocks: int, seed: in
 
     Args:
         name: a key of SELECTIONS.
-        scores: name -> (L,), for those that have scores and are no matter of position alone.
+        scores: name -> (L,) scores, for the selections that have scores not given by position alone.
         num_blocks: L.
         seed: the seed of the random order.
 

@@ -1,4 +1,4 @@
-"""Attributes of modules, set for a while."""
+"""Sets attributes of modules for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ def attributes(*settings: tuple[Any, str, Any]) -> Iterator[None]:
     """Sets attributes and puts them back, also on error; what only the class had is deleted from the instance again.
 
     Args:
-        settings: object, name of the attribute, value.
+        settings: (object, name of the attribute, value) of each.
     """
     missing = object()
     saved = [(obj, name, vars(obj).get(name, missing)) for obj, name, _ in settings]

@@ -1,10 +1,11 @@
 """Which model a profile means, and what is known of a checkpoint without its weights in memory."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,15 +28,16 @@ class ModelIdentity:
     """A model named exactly, without its weights in memory.
 
     Attributes:
-        name: as the user gave it.
+        name: the model's name, as the user gave it.
         source: what transformers loads: a folder, or the hub id.
         revision: commit on the hub, or the hash that stands for it; printed in captions.
         fingerprint: sha256 over what decides the weights and their dtype; the store's key.
-        num_hidden_layers: blocks, from the config.
+        num_hidden_layers: number of blocks, from the config.
         max_length: tokens the model was made for, from the config; None where there is no limit (Mamba).
-        trust_remote_code: as the user chose.
-        num_attention_heads: query heads of a block, from the config; 0 for a model without attention.
+        trust_remote_code: whether code that comes with the model may run, as the user chose.
+        num_attention_heads: number of query heads of a block, from the config; 0 for a model without attention.
         num_key_value_heads: keys and values that these share; as many as query heads where none are shared.
+        config: the config itself, read once; None for one that is still to be read.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ModelIdentity:
     trust_remote_code: bool = False
     num_attention_heads: int = 0
     num_key_value_heads: int = 0
+    config: Any = field(default=None, repr=False, compare=False)
 
     @property
     def hub_revision(self) -> str | None:
@@ -73,6 +76,22 @@ def identify(profile: Profile) -> ModelIdentity:
     weights = _weights(profile)
     revision = _hub_revision(weights.source, weights.revision)
     config = _config(weights.source, revision, profile.trust_remote_code)
+    return identity_of(config, profile, *weights)
+
+
+def identity_of(config: Any, profile: Profile, source: str, revision: str, content: str) -> ModelIdentity:
+    """A model's identity, from its config.
+
+    Args:
+        config: transformers' config.
+        profile: names the model, its dtype, and whether its own code may run.
+        source: folder or hub id.
+        revision: the revision for captions; a commit on the hub.
+        content: text that decides the weights.
+
+    Raises:
+        StudyError: the config is that of no decoder.
+    """
     text = config.get_text_config()
     layers = getattr(text, "num_hidden_layers", None)
     if not layers:
@@ -80,16 +99,17 @@ def identify(profile: Profile) -> ModelIdentity:
     heads = getattr(text, "num_attention_heads", None) or 0
     return ModelIdentity(
         name=profile.model,
-        source=weights.source,
-        revision=weights.revision,
+        source=source,
+        revision=revision,
         # Not the folder's name: the same weights elsewhere are the same model.
-        fingerprint=hashlib.sha256(json.dumps([weights.content, profile.dtype]).encode()).hexdigest(),
+        fingerprint=hashlib.sha256(json.dumps([content, profile.dtype]).encode()).hexdigest(),
         num_hidden_layers=layers,
         # RWKV-4 calls its context length so: its CUDA kernel takes no more, though the recurrence has no end.
         max_length=getattr(text, "max_position_embeddings", None),
         trust_remote_code=profile.trust_remote_code,
         num_attention_heads=heads,
         num_key_value_heads=getattr(text, "num_key_value_heads", None) or heads,
+        config=config,
     )
 
 
@@ -147,7 +167,9 @@ def _hub_commit(model: str, revision: str | None) -> str:
 
 
 def config(identity: ModelIdentity) -> Any:
-    """The model's config. Raises StudyError where it cannot be read."""
+    """A copy of the model's config. Raises StudyError where it cannot be read."""
+    if identity.config is not None:
+        return copy.deepcopy(identity.config)
     return _config(identity.source, identity.hub_revision, identity.trust_remote_code)
 
 
@@ -213,11 +235,20 @@ def shapes(identity: ModelIdentity) -> Iterator[nn.Module]:
     Raises:
         StudyError: it cannot be built.
     """
+    with (
+        hub_errors(identity.name, identity.trust_remote_code),
+        shapes_of(config(identity), identity.trust_remote_code) as model,
+    ):
+        yield model
+
+
+@contextmanager
+def shapes_of(config: Any, trust_remote_code: bool = False) -> Iterator[nn.Module]:
+    """A model of this config without weights."""
     from transformers import AutoModelForCausalLM
 
-    settings = config(identity)
-    with hub_errors(identity.name, identity.trust_remote_code), torch.device("meta"):
-        yield AutoModelForCausalLM.from_config(settings, trust_remote_code=identity.trust_remote_code)
+    with torch.device("meta"):
+        yield AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def quantization_method(identity: ModelIdentity) -> str | None:

@@ -14,7 +14,7 @@ from layer_redundancy.models import architectures, checkpoints, packing
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import check_stack, decoder_stack
 
-# For a checkpoint that is a pickle transformers would, in a thread, give a conversion service its name and the token.
+# For a pickled checkpoint, transformers would send its name and the token to a conversion service in a thread.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 
@@ -37,7 +37,7 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
     """Loads the weights and checks that the model can be taken apart.
 
     Args:
-        identity: from `identify`.
+        identity: the model's identity, from `identify`.
         dtype: float32, bfloat16 or float16.
         device: "cpu", "cuda", "auto" (all CUDA devices where there are any), or a torch device.
 
@@ -57,7 +57,7 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
     quantization = checkpoints.quantization_options(identity)
     quiet = packing.no_bars() if quantization else nullcontext()
     with checkpoints.hub_errors(identity.name, identity.trust_remote_code), quiet, warnings.catch_warnings():
-        # That what we ask for is done although the checkpoint has settings of its own.
+        # It warns that our settings are used although the checkpoint has settings of its own.
         warnings.filterwarnings("ignore", message="You passed `quantization_config`")
         model, loading = AutoModelForCausalLM.from_pretrained(
             identity.source,
@@ -80,9 +80,9 @@ def _check_weights(identity: ModelIdentity, loading: dict[str, Any], blocks: int
     """Raises StudyError if a checkpoint holds other blocks than its config says.
 
     Args:
-        identity: the model's.
-        loading: what `from_pretrained` says of the weights' names.
-        blocks: of the loaded model.
+        identity: the model's identity.
+        loading: what `from_pretrained` reports of the weights' names.
+        blocks: number of blocks of the loaded model.
     """
     if loading["missing_keys"]:
         # transformers only warns, and goes on with random weights in their place.

@@ -65,5 +65,5 @@ def _halved(tensor: Tensor) -> Tensor:
 
 
 def no_bars() -> AbstractContextManager:
-    """Without the bars that compressed-tensors draws for every second of work."""
+    """Hides the bars that compressed-tensors draws for every second of work."""
     return redirect_stderr(io.StringIO())

@@ -13,7 +13,7 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ class Scheme:
         method: "gptq" (Frantar et al. 2023, arXiv 2210.17323): one column after the other, each one's error made up for
             by those that follow, weighed by calibration activations; "rtn": round to nearest, which reads no text.
         group_size: weights that share a scale; None for the largest of `GROUP_SIZES` that divides every width.
-        symmetric: no zero points.
+        symmetric: whether there are no zero points.
 
     Raises:
         StudyError: no such method or number of bits.
@@ -97,8 +97,8 @@ def group_size(inputs: Mapping[str, int], asked: int | None = None) -> int:
     """The group size asked for, or the largest that divides all widths.
 
     Args:
-        inputs: from `widths`.
-        asked: None to choose one of `GROUP_SIZES`.
+        inputs: number of inputs of each linear layer, from `widths`.
+        asked: the group size asked for; None to choose one of `GROUP_SIZES`.
 
     Raises:
         StudyError: it does not divide one of the widths.
@@ -140,15 +140,17 @@ def quantized(
     calibration: TokenBlocks,
     removed: Sequence[int] = (),
     dtype: str = "float32",
+    when_made: Callable[[], None] = lambda: None,
 ) -> Path:
     """The folder of a quantized checkpoint in the cache, made at the first call.
 
     Args:
-        identity: of the full-precision model.
-        scheme: how.
+        identity: identity of the full-precision model.
+        scheme: how the weights are quantized.
         calibration: text for GPTQ, of the calibration split; round-to-nearest reads none.
         removed: blocks that are removed before the others are quantized.
-        dtype: in which it is quantized; what stays unquantized, and the scales, are stored at 16 bits.
+        dtype: dtype in which it is quantized; what stays unquantized, and the scales, are stored at 16 bits.
+        when_made: called if the checkpoint was not there and has been made.
 
     Returns:
         The folder: weights packed in the format of compressed-tensors, config, tokenizer, and `layer_redundancy.json`
@@ -175,6 +177,7 @@ def quantized(
     def write(target: Path) -> None:
         check(identity, scheme.group_size)
         _write(identity, scheme, calibration, tuple(removed), dtype, target)
+        when_made()
 
     return cache.made_once(f"quantized-{scheme.method}-{scheme.bits}", settings, write)
 
@@ -231,7 +234,7 @@ def _halved(batch_size: int, error: Exception, name: str, length: int) -> int:
 
 @contextmanager
 def _config_at_hand(model: nn.Module) -> Iterator[None]:
-    """llm-compressor reads the config again, from the hub and of its newest revision, unless a folder holds it."""
+    """Gives llm-compressor a folder with the config, which it else reads again from the hub at its newest revision."""
     name = model.config.name_or_path
     with cache.scratch_folder("config") as folder:
         model.config.save_pretrained(folder)
@@ -264,7 +267,7 @@ def _store_as_16_bits(model: nn.Module) -> None:
 
 
 def _run(model: nn.Module, tokenizer: Any, scheme: Scheme, size: int, ids: Tensor, batch_size: int, title: str) -> None:
-    """llm-compressor on a model in memory, which it changes."""
+    """Runs llm-compressor on a model in memory, which it changes."""
     # It tells of each layer, and goes without a level it needs when its log is turned off altogether.
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -280,7 +283,7 @@ def _run(model: nn.Module, tokenizer: Any, scheme: Scheme, size: int, ids: Tenso
     inside = set(widths(model))
     outside = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in inside]
     weights = {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric, "strategy": "group"}
-    # By class, not by name: names hold the numbers of blocks, which change when blocks are removed.
+    # Layers are named by class, not by name: names hold the numbers of blocks, which change when blocks are removed.
     groups = {"blocks": {"targets": ["Linear"], "weights": weights | {"group_size": size}}}
     if scheme.method == "rtn":
         with _quiet():
@@ -310,7 +313,7 @@ def _quiet(title: str | None = None) -> Iterator[None]:
     """Holds back llm-compressor's bars, two for each block, and draws one over all blocks in their place.
 
     Args:
-        title: of the bar; None for no bar.
+        title: title of the bar; None for no bar.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -345,7 +348,7 @@ class WeightBytes:
 
     Attributes:
         blocks: bytes of each residual block's weights, (L,).
-        rest: of embedding, final norm and head; tied weights once.
+        rest: bytes of embedding, final norm and head; tied weights once.
     """
 
     blocks: tuple[int, ...]

@@ -25,7 +25,7 @@ class BlockCalls:
     """What the model's own forward hands to each block besides the hidden states, for one batch of tokens.
 
     Attributes:
-        calls: for each block, positional and named arguments.
+        calls: positional and named arguments for each block.
         cache: the stand-in for a key-value cache among them, or None.
     """
 
@@ -37,7 +37,7 @@ class PrefixKeys:
     """Takes the place of a cache while one block runs: keeps the keys and values of prefixes, then hands them out.
 
     Attributes:
-        rows: for each sequence of the batch that continues the prefixes, the row of its prefix; None while the prefixes
+        rows: the prefix's row for each sequence of the batch that continues the prefixes; None while the prefixes
             themselves run.
     """
 
@@ -55,6 +55,10 @@ class PrefixKeys:
             return keys, values
         past = [x.index_select(0, self.rows.to(x.device)) for x in (self._keys, self._values)]
         return torch.cat([past[0], keys], dim=-2), torch.cat([past[1], values], dim=-2)
+
+    def get_seq_length(self, *_: Any, **__: Any) -> int:
+        """Tokens of the prefixes that are kept; MPT asks for it."""
+        return 0 if self._keys is None else self._keys.shape[-2]
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class DecoderStack:
     def device(self) -> torch.device:
         """Where token ids go."""
         embedding = self.model.get_input_embeddings()
-        # Of a model that accelerate keeps in parts, or loads block by block, the hook knows better than the weight.
+        # Where accelerate keeps a model in parts, or loads it block by block, the hook's device is the right one.
         device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
         return embedding.weight.device if device is None else torch.device(device)
 
@@ -153,11 +157,11 @@ class DecoderStack:
         """Block `index` alone: X (batch, tokens, hidden size) -> X of the same shape.
 
         Args:
-            index: of the block.
+            index: index of the block.
             hidden: X before it.
-            calls: from `start`.
+            calls: the block calls, from `start`.
             keys: keeps or provides the keys and values of prefixes, where `start` was given any.
-            attention: keeps what `run_block_without_heads` needs.
+            attention: an object that keeps what `run_block_without_heads` needs.
 
         Raises:
             StudyError: `attention` of a block that has none.
@@ -181,8 +185,8 @@ class DecoderStack:
         Attention itself is not run again: the heads' contribution is taken out of the output projection's result.
 
         Args:
-            heads: of the block's query heads.
-            attention: from `run_block` on the same `hidden`.
+            heads: indices of the block's query heads to leave out.
+            attention: what `run_block` kept on the same `hidden`.
 
         Raises:
             StudyError: no such head.
@@ -273,7 +277,7 @@ def check_stack(model: nn.Module, num_tokens: int = 8) -> None:
 
 
 def _empty_cache(length: int) -> Any:
-    """A cache that says it holds `length` positions, for the masks and positions that the model derives from it."""
+    """A cache that reports `length` positions, for the masks and positions that the model derives from it."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
@@ -324,7 +328,7 @@ class SharedAttention:
 
     @contextmanager
     def listening(self, projection: nn.Module) -> Iterator[None]:
-        """Takes both down while the block runs."""
+        """Keeps both while the block runs."""
 
         def keep(_: nn.Module, args: tuple, output: Tensor) -> None:
             self.inputs, self.outputs = args[0], output
@@ -345,7 +349,9 @@ def _output_projection(stack: DecoderStack, layer: int) -> tuple[nn.Module, int,
     for form in stack.architecture.attentions:
         attention = _submodule(stack.blocks[layer], form.path)
         if attention is not None and hasattr(attention, form.projection):
-            return getattr(attention, form.projection), form.heads_dim, attention
+            projection = getattr(attention, form.projection)
+            # GPT-BigCode has GPT-2's names, but a Linear where GPT-2 has a transposed Conv1D.
+            return projection, 1 if isinstance(projection, nn.Linear) else form.heads_dim, attention
     raise StudyError(f"block {layer} of {type(stack.model).__name__} has no attention heads to remove")
 
 

@@ -133,9 +133,9 @@ def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Pat
 
     Args:
         model: a causal language model that `decoder_stack` takes apart.
-        tokenizer: saved with it; None to leave it out.
+        tokenizer: the tokenizer to save with it; None to leave it out.
         removed: indices of blocks to remove; may be empty.
-        folder: to be made; must not exist.
+        folder: the folder to write; it must not exist.
 
     Returns:
         The folder. It also holds `layer_redundancy.json` with the removed blocks.

@@ -13,8 +13,8 @@ from layer_redundancy.core import devices
 from layer_redundancy.models.stack import DecoderStack
 
 FEWEST, MOST = 1024, 1 << 17  # tokens
-LENGTH = 512  # of the sequences that are timed
-ENOUGH = 0.97  # of the best rate: the smallest number of tokens that reaches it is taken
+LENGTH = 512  # tokens of the sequences that are timed
+ENOUGH = 0.97  # share of the best rate: the smallest number of tokens that reaches it is taken
 
 _found: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 

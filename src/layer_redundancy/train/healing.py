@@ -20,6 +20,7 @@ from torch import nn
 from layer_redundancy.config.profiles import Recipe, TrainingBudget
 from layer_redundancy.core import cache, devices
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
+from layer_redundancy.core.store import Result
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.models import architectures, checkpoints, loading, surgery
 from layer_redundancy.models.checkpoints import ModelIdentity
@@ -36,14 +37,14 @@ class Healing:
     """All that decides a healed model.
 
     Attributes:
-        identity: of the dense model.
-        dtype: of its weights.
-        device: as `loading.load` takes it.
-        removed: blocks, ascending.
-        recipe: which weights are trained.
-        budget: on how much text.
+        identity: identity of the dense model.
+        dtype: dtype of its weights.
+        device: a device that `loading.load` takes.
+        removed: removed blocks, ascending.
+        recipe: the recipe, which decides the weights to train.
+        budget: how much text to train on.
         text: the blocks of text; the last `budget.held_out` are not trained on.
-        seed: of the order of text and of new weights.
+        seed: seed of the order of text and of new weights.
     """
 
     identity: ModelIdentity
@@ -57,7 +58,7 @@ class Healing:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As JSON has it; another entry is another model."""
+        """Everything that decides the model, as JSON-compatible values; another value is another model."""
         return {
             "model": self.identity.fingerprint,
             "removed": list(self.removed),
@@ -72,14 +73,14 @@ class Healing:
 
     @property
     def healed_identity(self) -> ModelIdentity:
-        """The healed model, as the store knows it."""
+        """Identity of the healed model in the store."""
         fingerprint = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
-        text = asdict(self.identity) | {
-            "name": f"{self.identity.name} without {len(self.removed)} blocks, {describe(self.recipe)}",
-            "fingerprint": fingerprint,
-            "num_hidden_layers": self.identity.num_hidden_layers - len(self.removed),
-        }
-        return ModelIdentity(**text)
+        return replace(
+            self.identity,
+            name=f"{self.identity.name} without {len(self.removed)} blocks, {describe(self.recipe)}",
+            fingerprint=fingerprint,
+            num_hidden_layers=self.identity.num_hidden_layers - len(self.removed),
+        )
 
 
 def describe(recipe: Recipe) -> str:
@@ -108,7 +109,7 @@ def linear_layers(model: nn.Module, targets: str = "all") -> list[str]:
 
     Args:
         model: a causal language model that `decoder_stack` takes apart.
-        targets: "all", or "mlp" for those outside of attention (of all, where a block has nothing but attention).
+        targets: "all", or "mlp" for layers outside of attention (all layers where a block has nothing but attention).
 
     Raises:
         StudyError: there are none.
@@ -184,8 +185,8 @@ def prepare(model: nn.Module, recipe: Recipe, seed: int = 0) -> nn.Module:
 
     Args:
         model: the pruned model; changed in place.
-        recipe: which weights.
-        seed: of new weights.
+        recipe: the recipe, which decides the weights to train.
+        seed: seed of new weights.
 
     Returns:
         The model to train: peft's around it, or itself.
@@ -221,7 +222,7 @@ def prepare(model: nn.Module, recipe: Recipe, seed: int = 0) -> nn.Module:
 
 
 def _last(stack: DecoderStack, recipe: Recipe) -> list[nn.Module]:
-    """The last blocks that a recipe trains; all, where it wants more than there are."""
+    """The last blocks that a recipe trains; all blocks if it asks for more than there are."""
     return list(stack.blocks)[max(0, len(stack) - recipe.last_blocks) :]
 
 
@@ -362,3 +363,29 @@ def build(work: Healing) -> nn.Module:
 def record(folder: Path) -> dict[str, Any]:
     """What `heal` wrote of a training: log, seconds, peak_bytes, trainable."""
     return json.loads((folder / RECORD).read_text())
+
+
+def training_result(folder: Path) -> Result:
+    """What a training took, as a result for the store.
+
+    Returns:
+        summary: seconds, peak_bytes, trainable; arrays: step and loss (N,), held_out_step and held_out (M,), the
+        losses in nats a token.
+    """
+    found = record(folder)
+    steps = [row for row in found["log"] if "loss" in row]
+    validations = [row for row in found["log"] if "validation" in row]
+    arrays = {
+        "step": np.array([row["step"] for row in steps]),
+        "loss": np.array([row["loss"] for row in steps]),
+        "held_out_step": np.array([row["step"] for row in validations]),
+        "held_out": np.array([row["validation"] for row in validations], dtype=float),
+    }
+    return Result({name: found[name] for name in ("seconds", "peak_bytes", "trainable")}, arrays)
+
+
+def no_training(steps: int) -> Result:
+    """A result of the same shape for a training that was not done."""
+    arrays = {"step": np.arange(1, steps + 1), "loss": np.zeros(steps)}
+    arrays |= {"held_out_step": np.arange(1), "held_out": np.zeros(1)}
+    return Result({"seconds": 0.0, "peak_bytes": 0, "trainable": 0}, arrays)

@@ -1,4 +1,4 @@
-"""What the study has to know of a model family. Whatever a family does not say is as in Llama."""
+"""What the study has to know of a model family. Whatever a family does not declare is as in Llama."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,8 @@ class Attention:
     """Where a block keeps its query heads.
 
     Attributes:
-        path: from the block to its attention.
-        projection: name of the output projection in it.
+        path: path from the block to its attention.
+        projection: name of the output projection in the attention.
         heads_dim: dimension of the projection's weight along which heads lie: 1 in nn.Linear, 0 in GPT-2's Conv1D.
     """
 
@@ -40,14 +40,13 @@ class Architecture:
     """A model family as transformers has it (or as `models/` has it).
 
     Attributes:
-        model_types: those of the configs that are of this family.
+        model_types: the `model_type` of each config that belongs to this family.
         layouts: where its blocks lie; the first that fits is taken.
         attentions: where its heads lie; the first that fits is taken, and none is for blocks without attention.
         whole_when_packed: weights that stay in their own dtype where a quantized checkpoint is written.
         read_past_adapters: ends of the names of linear layers whose weight a kernel reads itself, so that an adapter
             put in their place would do nothing.
-        largest_cached_batch: sequences that `generate` may continue at once with its cache; None for any number.
-        file_suffixes: of single files in which its authors publish checkpoints; see `folder`.
+        file_suffixes: suffixes of single files in which its authors publish checkpoints; see `folder`.
     """
 
     model_types: tuple[str, ...] = ()
@@ -55,7 +54,6 @@ class Architecture:
     attentions: tuple[Attention, ...] = (Attention("self_attn", "o_proj"),)
     whole_when_packed: frozenset[str] = frozenset()
     read_past_adapters: tuple[str, ...] = ()
-    largest_cached_batch: int | None = None
     file_suffixes: tuple[str, ...] = ()
 
     def register(self) -> None:
@@ -73,10 +71,10 @@ class Architecture:
         """The tokenizer of a checkpoint; None for what AutoTokenizer loads.
 
         Args:
-            name: of the model, for messages.
-            source: folder or hub id.
-            revision: to ask the hub for.
-            config: the model's.
+            name: the model's name, for messages.
+            source: folder or hub id of the checkpoint.
+            revision: the revision to ask the hub for.
+            config: the model's config.
 
         Raises:
             StudyError: there is none.
@@ -107,5 +105,5 @@ class Architecture:
         """Hands over (in place) what a model keeps in whichever block comes first."""
 
     def exported(self, model: nn.Module) -> nn.Module:
-        """The model to write as a checkpoint, of shared parts: itself, or the same as another family."""
+        """The model to write as a checkpoint, with shared parts: itself, or the same model as another family."""
         return model

@@ -3,7 +3,7 @@
 from layer_redundancy.models.architectures.architecture import Architecture, Attention, Layout
 
 ARCHITECTURE = Architecture(
-    model_types=("gpt2",),
+    model_types=("gpt2", "gpt_bigcode"),
     layouts=(Layout("transformer.h", ("transformer.ln_f",)),),
     attentions=(Attention("attn", "c_proj", heads_dim=0),),
 )

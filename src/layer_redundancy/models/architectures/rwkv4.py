@@ -49,5 +49,4 @@ ARCHITECTURE = Rwkv4(
     model_types=("rwkv",),
     layouts=(Layout("rwkv.blocks", ("rwkv.ln_out",)),),
     attentions=(),
-    largest_cached_batch=1,  # its step by one token mixes up the sequences of a batch
 )

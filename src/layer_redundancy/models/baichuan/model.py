@@ -39,7 +39,7 @@ class BaichuanConfig(LlamaConfig):
     """Sizes of a Baichuan model, as published or as written by `save_pretrained`.
 
     Attributes:
-        model_max_length: tokens that the model was made for; all that the published 13B config says of it.
+        model_max_length: tokens that the model was made for; the published 13B config has this alone.
         max_position_embeddings: the same; the published 7B config has both. Always set here.
         position_embedding: "rotary" or "alibi". Published configs do not say; where it is missing, the published
             hidden sizes decide, and for any other size whether the config has max_position_embeddings.
@@ -94,11 +94,11 @@ def alibi_mask(heads: int, past: int, tokens: int, real: Tensor | None, like: Te
     4095 times a slope, rounded to bfloat16, are off by up to 8 where keys are near and matter; distances are not.
 
     Args:
-        heads: H.
+        heads: H, the number of heads.
         past: positions in the cache, P.
         tokens: T, those of this call.
         real: bool (batch, P + T), False at padding, which is not counted as distance; None for no padding.
-        like: gives dtype and device.
+        like: a tensor that gives dtype and device.
 
     Returns:
         (1, H, T, P + T); (batch, H, T, P + T) where there is padding.
@@ -117,7 +117,7 @@ def alibi_mask(heads: int, past: int, tokens: int, real: Tensor | None, like: Te
 
 
 class NoRotary(nn.Module):
-    """In place of Llama's rotary embedding: there is none."""
+    """Stands in place of Llama's rotary embedding where there is none."""
 
     def forward(self, hidden_states: Tensor, position_ids: Tensor) -> None:
         return None
@@ -134,7 +134,7 @@ class AlibiAttention(LlamaAttention):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """As LlamaAttention.forward; `attention_mask` is that of `alibi_mask`."""
+        """Same as LlamaAttention.forward; `attention_mask` is the one from `alibi_mask`."""
         projections = self.q_proj, self.k_proj, self.v_proj
         queries, keys, values = (
             p(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in projections
@@ -160,7 +160,7 @@ class BaichuanModel(LlamaModel):
     _supports_flash_attn = False
     _supports_flex_attn = False
     _can_compile_fullgraph = False
-    # Of each block in some conversions of the 7B: they follow from the config.
+    # Some conversions of the 7B have them in each block; they follow from the config.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"rotary_emb\.inv_freq$"]
 
     def __init__(self, config: BaichuanConfig) -> None:
@@ -181,7 +181,7 @@ class BaichuanModel(LlamaModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """As LlamaModel.forward; with ALiBi, `attention_mask` must be None or (batch, past + tokens), 0 at padding.
+        """Same as LlamaModel.forward; with ALiBi, `attention_mask` is None or (batch, past + tokens), 0 at padding.
 
         Raises:
             StudyError: a mask of another shape, with ALiBi.
@@ -259,7 +259,7 @@ class NormalizeHead(ConversionOps):
     def convert(
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
     ) -> dict[str, Tensor]:
-        """As ConversionOps.convert; `config` is the model's."""
+        """Same as ConversionOps.convert; `config` is the model's config."""
         (found,) = input_dict.values()
         weight = found[0] if isinstance(found, list) else found
         keep = self.undo or not kwargs["config"].normalized_head

@@ -19,7 +19,7 @@ class BaichuanTokenizer(SentencePieceBackend):
 
     Args:
         vocab_file: the tokenizer.model.
-        add_bos_token, add_eos_token: the published configs say false to both; the defaults are the published code's.
+        add_bos_token, add_eos_token: false in the published configs; the defaults are the published code's.
     """
 
     vocab_files_names = {"vocab_file": VOCABULARY}  # noqa: RUF012  transformers reads and never writes it
@@ -47,7 +47,7 @@ class BaichuanTokenizer(SentencePieceBackend):
         return "".join([*text, self.sp_model.decode(pieces)])
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> tuple[str, ...]:
-        """As PreTrainedTokenizerBase.save_pretrained, which leaves out whether a text gets a begin and an end."""
+        """Saves it as the base class does, and also whether a text gets a begin and an end, which that leaves out."""
         files = super().save_pretrained(save_directory, *args, **kwargs)
         path = next(Path(file) for file in files if file.endswith("tokenizer_config.json"))
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -60,7 +60,7 @@ def load(source: str, revision: str | None) -> BaichuanTokenizer | None:
     """The tokenizer of a folder, or of a hub id at a revision; None where there is no tokenizer.model.
 
     Raises:
-        Exception: of huggingface_hub, where the hub is needed and cannot be reached.
+        Exception: whatever huggingface_hub raises where the hub is needed and cannot be reached.
     """
     if Path(source).is_dir():
         if not (Path(source) / VOCABULARY).is_file():

@@ -1,6 +1,6 @@
 """RWKV-5 checkpoints as their author publishes them (.pth, or the same in .safetensors), made into folders to load.
 
-A file says nothing of its version or sizes: both are read off the names and shapes of its tensors.
+A file does not state its version or sizes: both are read off the names and shapes of its tensors.
 """
 
 import json
@@ -71,7 +71,7 @@ def convert(file: Path, target: Path) -> None:
 
 
 def read(file: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file; of a pickle nothing but tensors is loaded.
+    """The tensors of a checkpoint file; nothing but tensors is loaded from a pickle.
 
     Raises:
         StudyError: it is not there, truncated, or something else.
@@ -116,8 +116,8 @@ def translate(tensors: dict[str, Tensor], name: str) -> tuple[dict[str, Tensor],
     """Tensors of a checkpoint under our names and in our shapes, and the config that they imply.
 
     Args:
-        tensors: as in the file.
-        name: of the file, for messages.
+        tensors: the tensors in the file.
+        name: name of the file, for messages.
 
     Raises:
         StudyError: another version of RWKV, tensors missing, too many, or of other shapes.

@@ -33,7 +33,7 @@ from layer_redundancy.core.errors import StudyError
 
 VERSIONS = ("5.2", "5.1")
 CHUNK_LENGTH = 64  # the fastest of 16, 32, 64 and 128 on two cores, at N = 64 and at N = 32
-GROUP_NORM_EPSILON = 64e-5  # of the norm by head; the trainer divides by 8 and adds 1e-5 instead
+GROUP_NORM_EPSILON = 64e-5  # epsilon of the norm by head; the trainer divides by 8 and adds 1e-5 instead
 
 
 class Rwkv5Config(PreTrainedConfig):
@@ -42,13 +42,13 @@ class Rwkv5Config(PreTrainedConfig):
     Attributes:
         vocab_size: 65536 in the "World" models.
         hidden_size: channels of the residual stream.
-        num_hidden_layers: blocks.
+        num_hidden_layers: number of blocks.
         attention_hidden_size: channels of the time-mix, heads times `head_size`; `hidden_size` if not given.
         head_size: N, channels of a head. Heads are not attention heads, and are not called so: the ports' configs have
             num_attention_heads, some of them wrong; it is neither needed nor kept.
-        intermediate_size: of the channel-mix; 3.5 hidden sizes, rounded down to a multiple of 32, if not given.
+        intermediate_size: width of the channel-mix; 3.5 hidden sizes, rounded down to a multiple of 32, if not given.
         model_version: "5.2" or "5.1".
-        layer_norm_epsilon: of all layer norms but that by head.
+        layer_norm_epsilon: epsilon of all layer norms but the norm by head.
         context_length: tokens the model was trained on at once; the recurrence has no end.
     """
 
@@ -248,10 +248,10 @@ class Rwkv5State:
     """What a model remembers of the tokens it has seen: its cache, of the same size however many they were.
 
     Attributes:
-        seen_tokens: how many.
-        time_mix_inputs: for each block (batch, hidden size), the last token's input of the time-mix.
-        matrices: for each block (batch, H, N, N) float32, S.
-        channel_mix_inputs: for each block (batch, hidden size), the last token's input of the channel-mix.
+        seen_tokens: number of tokens seen.
+        time_mix_inputs: the last token's input of the time-mix, for each block (batch, hidden size).
+        matrices: S, for each block (batch, H, N, N) float32.
+        channel_mix_inputs: the last token's input of the channel-mix, for each block (batch, hidden size).
     """
 
     def __init__(self, num_hidden_layers: int) -> None:
@@ -305,7 +305,7 @@ class Rwkv5TimeMix(nn.Module):
         self.ln_x = nn.GroupNorm(heads, inner, eps=GROUP_NORM_EPSILON)
 
     def forward(self, x: Tensor, state: Rwkv5State | None = None) -> Tensor:
-        """(batch, tokens, hidden size) -> the same; the recurrence and the norm by head in float32."""
+        """Runs it, (batch, tokens, hidden size) -> the same; the recurrence and the norm by head in float32."""
         last, matrices = (None, None) if state is None else (s[self.layer_idx] for s in state._parts()[:2])
         shifted = _shifted(x, last)
         heads = (self.config.num_time_mix_heads, self.config.head_size)
@@ -338,7 +338,7 @@ class Rwkv5ChannelMix(nn.Module):
         self.value = nn.Linear(config.intermediate_size, hidden, bias=False)
 
     def forward(self, x: Tensor, state: Rwkv5State | None = None) -> Tensor:
-        """(batch, tokens, hidden size) -> the same."""
+        """Runs it, (batch, tokens, hidden size) -> the same."""
         shifted = _shifted(x, None if state is None else state.channel_mix_inputs[self.layer_idx])
         if state is not None:
             state.channel_mix_inputs[self.layer_idx] = x[:, -1]
@@ -358,11 +358,11 @@ class Rwkv5Block(nn.Module):
         self.feed_forward = Rwkv5ChannelMix(config, layer_idx)
 
     def forward(self, hidden_states: Tensor, state: Rwkv5State | None = None, mask: Tensor | None = None) -> Tensor:
-        """(batch, tokens, hidden size) -> the same.
+        """Runs it, (batch, tokens, hidden size) -> the same.
 
         Args:
             hidden_states: the residual stream.
-            state: read, and brought up to date, where there is one.
+            state: the cache, read and brought up to date, where there is one.
             mask: (batch, tokens, 1), 0 at padding on the left, which then leaves no trace: no bias comes before the
                 state, so a token whose input is zero adds nothing to it. None: no padding.
         """
@@ -414,7 +414,7 @@ class Rwkv5Output(ModelOutput):
 
     Attributes:
         last_hidden_state: (batch, tokens, hidden size), after the final norm.
-        state: after the last token, where it was asked for.
+        state: the state after the last token, where it was asked for.
         hidden_states: X_0 to X_L where asked for, each (batch, tokens, hidden size), the last one normed.
     """
 
@@ -467,11 +467,11 @@ class Rwkv5Model(Rwkv5PreTrainedModel):
 
         Args:
             input_ids: int64 (batch, tokens).
-            attention_mask: (batch, tokens or more), 0 at padding on the left; of the last so many tokens.
+            attention_mask: (batch, tokens or more), 0 at padding on the left; its last columns belong to these tokens.
             inputs_embeds: (batch, tokens, hidden size) in place of `input_ids`.
-            state: what to go on from.
-            use_cache: give the new state.
-            output_hidden_states: give X_0 to X_L.
+            state: the state to go on from.
+            use_cache: whether to return the new state.
+            output_hidden_states: whether to return X_0 to X_L.
         """
         use_cache = (self.config.use_cache and not self.training) if use_cache is None else use_cache
         hidden = self.pre_ln(self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds)
@@ -520,7 +520,7 @@ class Rwkv5ForCausalLM(Rwkv5PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Rwkv5CausalLMOutput:
-        """As `Rwkv5Model.forward`, then the head.
+        """Runs `Rwkv5Model.forward`, then the head.
 
         Args:
             labels: int64 (batch, tokens), shifted by the model; -100 is left out of the loss.
@@ -542,7 +542,7 @@ class Rwkv5ForCausalLM(Rwkv5PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """Called by `generate`: only the tokens that the state has not seen."""
+        """Inputs for `generate`: only the tokens that the state has not seen."""
         if state is not None:
             input_ids = input_ids[:, state.seen_tokens :]
         return {

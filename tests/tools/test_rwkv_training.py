@@ -51,7 +51,8 @@ def test_a_run_in_two_parts_is_the_run_in_one(tmp_path):
     whole, *_ = rwkv_training.train(TINY, SOURCES, [TEXT], tmp_path / "whole")
     script = (
         # One thread, as conftest.py says: sums over more are rounded otherwise, and training amplifies that.
-        "import sys, torch; sys.path.insert(0, 'tests'); import test_rwkv_training as t; torch.set_num_threads(1)\n"
+        "import sys, torch; sys.path[:0] = ['tests', 'tests/tools']\n"
+        "import test_rwkv_training as t; torch.set_num_threads(1)\n"
         "t.rwkv_training.CHECKPOINT_SECONDS = 0\n"
         "t.rwkv_training.train(t.TINY, t.SOURCES, [t.TEXT], t.rwkv_training.Path(sys.argv[1]))\n"
     )

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 
-from layer_redundancy.config import paper_tables
-from layer_redundancy.config.profiles import PROFILES
+from layer_redundancy.config import paper_tables, profiles
 from layer_redundancy.data import paper_benchmarks
 from layer_redundancy.experiments import benchmarks as table1
-from test_curves import task_result
+from made_up import task_result
 
 
 def scores():
@@ -79,8 +78,8 @@ def test_paper_beside_measured():
 
 
 def test_the_paper_profile_runs_the_papers_benchmarks_and_lm_evals():
-    profile = PROFILES["paper"]
-    budgets = {b.name: b.num_fewshot for b in (*profile.benchmarks, *profile.generative_benchmarks)}
+    budget = profiles.get("paper").budget(table1.Budget)
+    budgets = {b.name: b.num_fewshot for b in (*budget.tasks, *budget.generative_tasks)}
     for benchmark in paper_benchmarks.PAPER_BENCHMARKS:
         assert budgets[benchmark.task] == benchmark.num_fewshot
         assert benchmark.default is None or benchmark.default in budgets

@@ -1,11 +1,8 @@
 """Table 2 and what is said of it, on numbers made by hand; the notebook itself runs in test_study."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from layer_redundancy.config import profiles
 from layer_redundancy.core import paths, variants
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.core.store import Result
@@ -13,9 +10,9 @@ from layer_redundancy.experiments import quantization as table2
 from layer_redundancy.experiments.quantization import Precision
 from layer_redundancy.models import quantize
 from layer_redundancy.models.quantize import WeightBytes
-from test_curves import nll_result
-from test_quantize import CALIBRATION, ROUNDED, checkpoint
-from test_tables import sums
+from layer_redundancy.study import Study
+from made_up import nll_result, sums
+from models.test_quantize import CALIBRATION, ROUNDED, checkpoint
 
 L, N, K = 6, 5, 2
 ORDER = [3, 2, 4, 1, 0, 5]
@@ -165,33 +162,31 @@ def test_a_quantized_model_has_no_table(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     folder = quantize.quantized(checkpoint(tmp_path / "dense"), ROUNDED, CALIBRATION)
     with pytest.raises(NotApplicable, match=r"is quantized already \(compressed-tensors\): give its full-precision"):
-        table2.opened("smoke", str(folder))
+        table2.measure(Study.open("smoke", str(folder)))
 
 
 def test_a_ready_checkpoint_is_looked_at_before_anything_is_computed(tmp_path):
-    study = table2.opened("smoke", checkpoint(tmp_path / "dense").source)
+    study = Study.open("smoke", checkpoint(tmp_path / "dense").source)
     with pytest.raises(StudyError, match=r"ready=nobody/nothing: .*the hub cannot be reached"):
-        table2.measured(study, "nobody/nothing")
+        table2.measure(study, "nobody/nothing")
     other = tmp_path / "other"
     checkpoint(other)
     config = (other / "config.json").read_text()
     (other / "config.json").write_text(config.replace('"num_hidden_layers": 5', '"num_hidden_layers": 4'))
     with pytest.raises(StudyError, match=r"it has 4 blocks, .* has 5"):
-        table2.measured(study, str(other))
+        table2.measure(study, str(other))
     assert "stack" not in vars(study)
 
 
 def test_the_profiles_own_ready_checkpoint_is_left_out_where_it_cannot_be_had(tmp_path, capsys):
-    study = table2.opened("smoke", checkpoint(tmp_path / "dense").source)
+    study = Study.open("smoke", checkpoint(tmp_path / "dense").source)
     ready = "nobody/nothing"
-    budget = replace(study.profile.quantization, ready=ready)
-    study.profile = replace(study.profile, quantization=budget)
-    assert table2._opened_ready(study, ready) is None
+    assert table2._opened_ready(study, ready, must_be_there=False) is None
     assert "nobody/nothing left out: " in capsys.readouterr().out
 
 
 def test_items_are_as_many_as_the_profile_affords():
-    (task,) = table2.opened("embedded").profile.tasks
-    assert task.limit == profiles.PROFILES["embedded"].quantization.items < profiles.PROFILES["embedded"].tasks[0].limit
-    with pytest.raises(StudyError, match="unknown profile"):
-        table2.opened("huge")
+    whole = Study.open("embedded")
+    budget = whole.profile.budget(table2.Budget)
+    (task,) = table2.reduced(whole, budget).profile.tasks
+    assert task.limit == budget.items < whole.profile.tasks[0].limit

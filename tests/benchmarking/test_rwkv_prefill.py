@@ -7,7 +7,7 @@ from benchmarks import rwkv_prefill as bench_rwkv
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models.rwkv5 import model as rwkv5
-from test_rwkv5 import random_model
+from models.test_rwkv5 import random_model
 
 
 @pytest.fixture

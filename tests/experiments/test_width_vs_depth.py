@@ -4,7 +4,8 @@ import pytest
 
 from layer_redundancy.core import variants
 from layer_redundancy.experiments import width_vs_depth
-from test_curves import nll_result, task_result
+from layer_redundancy.experiments.width_vs_depth import Measured
+from made_up import nll_result, task_result
 
 L, H = 4, 3
 DENSE = variants.dense(L)
@@ -46,13 +47,13 @@ def test_changes_and_ids_by_hand():
 
 def test_equal_weights_scales_single_heads():
     nll = results(lambda v: 0.1 * len(lost(v)) + len(variants.removed_blocks(L, v)))
-    heads = list(variants.single_heads(L, H).values())
+    single = variants.single_heads(L, H)
+    heads, blocks = list(single.values()), variants.single_removal(L)
     sets = variants.random_heads(L, H, 2, 5, seed=0)
-    table = width_vs_depth.equal_weights(nll, variants.single_removal(L), sets, heads, DENSE, size=2)
+    table = width_vs_depth.equal_weights(nll, blocks, sets, heads, DENSE, size=2)
     assert table.groupby("what", sort=False)["damage"].mean().tolist() == pytest.approx([1, 0.2, 0.2])
-    claim = width_vs_depth.width_claim(nll, variants.single_removal(L), sets, heads, DENSE, 50, seed=0).set_index(
-        "statement"
-    )
+    found = Measured(None, 0, 0, 2, single, [], sets, blocks, nll, {}, {})
+    claim = width_vs_depth.width_claim(found, DENSE, 50, seed=0).set_index("statement")
     assert claim["holds"].tolist() == [False, True, False]  # each head costs 10 %; sets cost less than blocks do
     assert claim["measured"].tolist() == pytest.approx([0, 0.2, 1])
 

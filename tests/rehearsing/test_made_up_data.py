@@ -9,10 +9,11 @@ from transformers import AutoTokenizer
 from layer_redundancy.config import profiles
 from layer_redundancy.data import corpora
 from layer_redundancy.data.classification_sets import SOURCES
+from layer_redundancy.experiments import benchmarks, generation, prompt_tuning
 from layer_redundancy.models import smollm2
-from rehearsal import made_up_data
+from rehearsal import made_up_data, run
 from rehearsal.local_hub import LocalHub
-from test_local_hub import client
+from rehearsing.test_local_hub import client
 
 # Loads two items of every task and prints what they are.
 TASKS = """
@@ -21,21 +22,27 @@ from dataclasses import replace
 from functools import cache
 import yaml
 yaml.SafeLoader = yaml.CSafeLoader  # for MMLU's card, which is parsed once for each of its 57 subjects
-from layer_redundancy import corpora, generative_tasks, profiles, tasks
-from layer_redundancy.profiles import TaskBudget
+from layer_redundancy.config import profiles
+from layer_redundancy.config.profiles import TaskBudget
+from layer_redundancy.data import corpora
+from layer_redundancy.data import benchmark_items
+from layer_redundancy.evaluate import generative_tasks
+from layer_redundancy.experiments import benchmarks, generation
 from transformers import AutoTokenizer
 
 # Reading all of lm-eval's task files takes seconds: once is enough.
-of_some, of_all = tasks.TaskManager, cache(lambda path: tasks.lm_eval.tasks.TaskManager(include_path=path))
-tasks.TaskManager = lambda include_path, include_defaults=True: (
+of_some = benchmark_items.TaskManager
+of_all = cache(lambda path: benchmark_items.lm_eval.tasks.TaskManager(include_path=path))
+benchmark_items.TaskManager = lambda include_path, include_defaults=True: (
     of_all(include_path) if include_defaults else of_some(include_path=include_path, include_defaults=False)
 )
-tokenizer, profile, seen = AutoTokenizer.from_pretrained(sys.argv[1]), profiles.PROFILES["paper"], {}
-for budget in (*profile.benchmarks, TaskBudget("shortgpt_chid_dev"), TaskBudget("shortgpt_wsc_superglue")):
-    items = tasks.load(replace(budget, limit=2), tokenizer)
+tokenizer, profile, seen = AutoTokenizer.from_pretrained(sys.argv[1]), profiles.get("paper"), {}
+table1, written = profile.budget(benchmarks.Budget), profile.budget(generation.Budget)
+for budget in (*table1.tasks, TaskBudget("shortgpt_chid_dev"), TaskBudget("shortgpt_wsc_superglue")):
+    items = benchmark_items.load(replace(budget, limit=2), tokenizer)
     longest = max(len(r.context_ids) + len(r.continuation_ids) for r in items.requests)
     seen[budget.name] = [items.fingerprint, len(items.items), items.chance, longest]
-for budget in (*profile.generative_benchmarks, *profile.generation.tasks):
+for budget in (*table1.generative_tasks, *written.tasks):
     task = generative_tasks.load(replace(budget, limit=2), run_generated_code=True)
     seen[budget.name] = [task.fingerprint, len(task.chosen), 0, len(task.longest)]
 for split in corpora.SPLITS:
@@ -74,8 +81,9 @@ def test_every_task_of_the_paper_profile(root, tmp_path):
         assert [online, passed] == client(hub, tmp_path, TASKS, offline=True, arguments=arguments)
         assert not hub.requests
     assert passed == [1.0, 0.0, 0.0, 0.0], "of HumanEval's first problem the solution alone"
-    profile = profiles.PROFILES["paper"]
-    budgets = [*profile.tasks, *profile.benchmarks, *profile.generative_benchmarks, *profile.generation.tasks]
+    profile = profiles.get("paper")
+    table1, written = profile.budget(benchmarks.Budget), profile.budget(generation.Budget)
+    budgets = [*profile.tasks, *table1.tasks, *table1.generative_tasks, *written.tasks]
     assert {budget.name for budget in budgets} < online.keys()
     for name, (_, items, chance, longest) in online.items():
         if name in ("calibration", "evaluation"):
@@ -88,16 +96,18 @@ def test_every_task_of_the_paper_profile(root, tmp_path):
 TEXTS = """
 import sys
 from transformers import AutoTokenizer
-from layer_redundancy import classification, corpora, downloads, profiles
+from layer_redundancy.config import profiles
+from layer_redundancy.data import classification_sets as classification, corpora
+from layer_redundancy.planning import downloads
 tokenizer, seen = AutoTokenizer.from_pretrained(sys.argv[1]), {}
-profile = profiles.PROFILES["paper"]
-downloads.check_texts(profiles.get("paper"))
-for name in downloads.texts(profile):
+needed = downloads.needs(profiles.get("paper"))
+downloads.check_texts(downloads.texts(needed))
+for name in downloads.texts(needed):
     for split in corpora.SPLITS:
         texts = corpora.articles(name, split)
         blocks = corpora.packed_blocks(name, tokenizer, split, 32, 9)
         seen[f"{name} {split}"] = [len(texts), len(set(texts)), *blocks.input_ids.shape, blocks.fingerprint, texts[0]]
-for name in downloads.classified(profile):
+for name in downloads.datasets(needed):
     data = classification.load(name)
     parts = [data.train, data.validation, data.test]
     shots = classification.shots(data.train, 30, 0)
@@ -121,7 +131,7 @@ def test_texts_to_train_on_and_to_classify(root, tmp_path):
         assert seen[f"alpaca {split}"][:4] == [made_up_data.INSTRUCTIONS // 2] * 2 + [9, 32]
         assert seen[f"alpaca {split}"][5].startswith("Below is an instruction") and f"pg19 {split}" in seen
     assert seen["c4 calibration"][4:] != seen["c4 evaluation"][4:]
-    for name in profiles.PROFILES["paper"].classification.datasets:
+    for name in profiles.get("paper").budget(prompt_tuning.Budget).datasets:
         sizes, labels, shots, left_out, text = seen[name]
         number = len(SOURCES[name].labels)
         assert labels == [list(range(number))] * 3 and shots == 30 * number and not left_out and text
@@ -129,7 +139,7 @@ def test_texts_to_train_on_and_to_classify(root, tmp_path):
 
 
 def test_the_rehearsal_has_texts_enough(root):
-    budget = profiles.PROFILES["rehearsal"].classification
+    budget = profiles.get(run.PROFILE).budget(prompt_tuning.Budget)
     # Of each label nearly all stay that are not for validation, which a hash decides.
     assert budget.shots + budget.demonstrations <= made_up_data.TEXT_ROWS["train"] // 2
     assert budget.test_items <= 2 * made_up_data.TEXT_ROWS["test"]

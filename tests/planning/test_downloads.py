@@ -4,15 +4,16 @@ import pytest
 from transformers import AutoTokenizer
 
 from layer_redundancy.config import profiles, sources
-from layer_redundancy.config.profiles import PROFILES, TaskBudget
+from layer_redundancy.config.profiles import TaskBudget
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.data import benchmark_items, classification_sets
+from layer_redundancy.data import benchmark_items, classification_sets, hub
 from layer_redundancy.evaluate.batches import arrange
 from layer_redundancy.evaluate.scoring import ChoiceTask
 from layer_redundancy.models import smollm2
-from layer_redundancy.planning import downloads
+from layer_redundancy.planning import counts, downloads
+from made_up import checkpoint
 
-PAPER = PROFILES["paper"]
+PAPER = profiles.get("paper")
 
 
 @pytest.fixture
@@ -22,14 +23,12 @@ def tokenizer():
 
 @pytest.fixture
 def record(tmp_path, monkeypatch):
-    monkeypatch.setattr(downloads, "RECORD", tmp_path / "prefetched.json")
+    monkeypatch.setattr(counts, "RECORD", tmp_path / "prefetched.json")
 
 
 def test_the_paper_profiles_models_are_the_papers_with_pinned_revisions():
-    found = downloads.hub_models(profiles.get("paper"))
-    assert next(iter(found)) == "meta-llama/Llama-2-7b-hf" and found["baichuan-inc/Baichuan2-13B-Base"] == (
-        "01", "04", "08", "09",
-    )  # fmt: skip
+    found = downloads.needs(PAPER)
+    assert next(iter(found)) == "meta-llama/Llama-2-7b-hf" and "baichuan-inc/Baichuan2-13B-Base" in found
     assert {"RWKV/v5-Eagle-7B-HF", "TheBloke/Llama-2-7B-GPTQ"} < set(found) and len(found) == 6
     for model in found:
         source = sources.MODELS[model]
@@ -45,9 +44,9 @@ def test_profiles_without_a_hub_download_nothing():
 
 
 def test_a_users_model_is_downloaded_alone(tmp_path):
-    found = downloads.hub_models(profiles.get("paper", model="org/name"))
-    assert list(found) == ["org/name", "RWKV/v5-Eagle-7B-HF"]
-    assert list(downloads.hub_models(profiles.get("embedded", model=str(tmp_path)))) == []
+    folder = checkpoint(tmp_path / "model", "llama")
+    assert set(downloads.needs(profiles.get("paper", model=str(folder)))) == {str(folder), "RWKV/v5-Eagle-7B-HF"}
+    assert not any(map(downloads.on_hub, downloads.needs(profiles.get("embedded", model=str(folder)))))
 
 
 def test_what_is_missing_is_told_with_licences(record):
@@ -60,17 +59,19 @@ def test_what_is_missing_is_told_with_licences(record):
 
 
 def test_what_is_trained_on_and_classified_is_downloaded_too(record):
-    assert downloads.texts(PAPER) == ["pg19", "c4", "alpaca"]
-    assert downloads.classified(PAPER) == ["sst2", "ag_news", "trec", "emotion"]
+    needed = downloads.needs(PAPER)
+    assert downloads.texts(needed) == ["pg19", "c4", "alpaca"]
+    assert downloads.datasets(needed) == ["sst2", "ag_news", "trec", "emotion"]
     found = {d.name: d for d in downloads.downloads(profiles.get("paper"))}
-    for name in (*downloads.texts(PAPER), *downloads.classified(PAPER)):
+    for name in (*downloads.texts(needed), *downloads.datasets(needed)):
         data = sources.DATA[name]
         assert len(data.revision) == 40 and found[name].source == data.repository and not found[name].here
         assert found[name].gigabytes == data.megabytes / 1000 and found[name].licence == data.licence
-    for name in downloads.classified(PAPER):
+    for name in downloads.datasets(needed):
         assert classification_sets.SOURCES[name].repository == sources.DATA[name].repository
     for name in ("smoke", "embedded"):
-        assert downloads.texts(PROFILES[name]) == downloads.classified(PROFILES[name]) == []
+        none = downloads.needs(profiles.get(name))
+        assert downloads.texts(none) == downloads.datasets(none) == []
 
 
 def test_all_of_it_is_fetched_once(record, monkeypatch, tmp_path):
@@ -82,67 +83,69 @@ def test_all_of_it_is_fetched_once(record, monkeypatch, tmp_path):
     downloads.prefetch(profiles.get("paper"), lambda _: None)
     of_paper = {d.name for d in downloads.downloads(profiles.get("paper"))}
     assert len(asked) == len(set(asked)) and set(asked) == of_paper and {"c4", "alpaca", "trec"} < of_paper
-    assert set(downloads.read_record()) == of_paper - set(downloads.hub_models(profiles.get("paper")))
+    assert set(counts.read_record()) == of_paper - set(downloads.needs(PAPER))
     asked.clear()
     downloads.prefetch(profiles.get("paper"), lambda _: None)
-    assert not set(downloads.classified(PAPER)) & set(asked) and "mmlu" not in asked  # it goes on where it was
+    assert (
+        not set(downloads.datasets(downloads.needs(PAPER))) & set(asked) and "mmlu" not in asked
+    )  # it goes on where it was
     with pytest.raises(
         StudyError, match=r"^corpus 'pg19' has no \*.txt in the hub's cache: run `make prefetch` again$"
     ):
-        downloads.check_texts(profiles.get("paper"))
+        downloads.check_texts(downloads.texts(downloads.needs(PAPER)))
     (tmp_path / "a.txt").touch()
-    downloads.check_texts(profiles.get("paper"))
+    downloads.check_texts(downloads.texts(downloads.needs(PAPER)))
 
 
 def test_texts_to_classify_are_counted(record, tokenizer, monkeypatch):
     data = classification_sets.load("movie_reviews")
-    exact = downloads.count_texts("movie_reviews", tokenizer)
+    exact = counts.count_texts("movie_reviews", tokenizer)
     ids = tokenizer(list(data.test.texts)).input_ids
-    monkeypatch.setattr(downloads, "SAMPLE", len(ids) // 2)
+    monkeypatch.setattr(counts, "SAMPLE", len(ids) // 2)
     assert exact.items == exact.scored == len(ids)
-    about = downloads.count_texts("movie_reviews", tokenizer)
+    about = counts.count_texts("movie_reviews", tokenizer)
     assert about.items == len(ids) and about.tokens == pytest.approx(sum(map(len, ids)), rel=0.05)
 
 
 def test_weights_are_taken_in_one_form():
-    assert downloads._weights(["a.bin", "model-1-of-2.safetensors"]) == "*.safetensors"
-    assert downloads._weights(["a.bin"]) == "*.bin"
+    assert hub.weight_files(["a.bin", "model-1-of-2.safetensors"]) == "*.safetensors"
+    assert hub.weight_files(["a.bin"]) == "*.bin"
 
 
 def test_a_model_with_a_missing_shard_is_not_complete(tmp_path):
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(str(index).replace("'", '"'))
     (tmp_path / "model-1.safetensors").touch()
-    assert not downloads._complete(tmp_path)
+    assert not hub.is_complete(tmp_path)
     (tmp_path / "model-2.safetensors").touch()
-    assert downloads._complete(tmp_path)
+    assert hub.is_complete(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["mmlu_dev_fewshot", "mmlu_dev_continuation", "passage_continuation"])
 def test_counted_amounts_are_what_runs(tokenizer, name, monkeypatch):
     items = benchmark_items.load(TaskBudget(name), tokenizer)
     work = arrange(ChoiceTask(items).sequences, True)
-    exact = downloads.count(TaskBudget(name), tokenizer)
+    exact = counts.count(TaskBudget(name), tokenizer)
     assert exact.items == items.num_items == items.total and exact.sequences == len(work.order)
     assert exact.tokens == sum(len(s.input_ids) for s in work.sequences) and exact.shared == work.num_tokens()
-    monkeypatch.setattr(downloads, "SAMPLE", items.num_items // 2)
-    about = downloads.count(TaskBudget(name), tokenizer)
+    monkeypatch.setattr(counts, "SAMPLE", items.num_items // 2)
+    about = counts.count(TaskBudget(name), tokenizer)
     assert about.items == exact.items
     for field in ("tokens", "shared", "scored"):
         assert getattr(about, field) == pytest.approx(getattr(exact, field), rel=0.1), field
 
 
 def test_counted_amounts_replace_what_is_about_so(record):
-    about, counted = downloads.amounts("some/model")
+    about, counted = counts.amounts("some/model")
     assert about["mmlu"] == sources.DATA["mmlu"].amount
     mine = replace(about["mmlu"], tokens=5)
-    downloads._note("mmlu", {"some/model": mine})
-    downloads._note("mmlu")  # a later visit loses nothing
-    downloads._note("gsm8k_cot")  # whose answers nobody can count before they are written
-    found, counted = downloads.amounts("some/model")
-    assert found["mmlu"] == mine and counted and downloads.amounts("other")[0]["mmlu"] == about["mmlu"]
+    counts.note("mmlu", {"some/model": mine})
+    counts.note("mmlu")  # a later visit loses nothing
+    counts.note("gsm8k_cot")  # whose answers nobody can count before they are written
+    found, counted = counts.amounts("some/model")
+    assert found["mmlu"] == mine and counted and counts.amounts("other")[0]["mmlu"] == about["mmlu"]
 
 
 def test_a_damaged_record_is_as_none(record):
-    downloads.RECORD.write_text("{")
-    assert downloads.read_record() == {}
+    counts.RECORD.write_text("{")
+    assert counts.read_record() == {}

@@ -11,7 +11,7 @@ import torch
 import transformers as tf
 
 import tiny_models
-from layer_redundancy.config.profiles import PROFILES
+from layer_redundancy.config import profiles
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.core.store import Result
@@ -21,7 +21,7 @@ from layer_redundancy.experiments.prompt_tuning import MEAN, PROMPTS, UNTUNED, W
 from layer_redundancy.figures import prompt_tuning as draw
 from layer_redundancy.models import smollm2, surgery
 from layer_redundancy.study import Study
-from layer_redundancy.train import training_loop
+from layer_redundancy.train import prompts, training_loop
 
 WORDS = torch.tensor([11, 12])
 
@@ -51,10 +51,9 @@ def study(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", cache(tmp_path))
 
     def build(**changes) -> Study:
-        built = Study("smoke", str(folder), store=tmp_path / "store.sqlite")
-        budget = replace(built.profile.classification, **({"datasets": ("amazon_reviews",), "seeds": (0,)} | changes))
-        built.profile = replace(built.profile, classification=budget)
-        return built
+        built = Study.open("smoke", str(folder), store=tmp_path / "store.sqlite")
+        changes = {"datasets": ("amazon_reviews",), "seeds": (0,)} | changes
+        return built.with_profile(budgets=built.profile.with_budget("prompt_tuning", **changes).budgets)
 
     return build
 
@@ -74,11 +73,11 @@ def cache(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["llama", "llama_tied", "gpt2", "opt", "opt_350m", "gpt_neox", "gemma2", "mamba"])
 @pytest.mark.parametrize("prompted", [False, True])
 def test_scores_are_those_of_plain_forwards_whatever_the_batch(kind, prompted):
-    model = prompt_tuning.first_blocks(tiny_models.build(kind), 2)
+    model = prompts.first_blocks_of(tiny_models.build(kind), 2)
     if prompted:
-        model = prompt_tuning.with_prompts(model, torch.tensor([5, 6, 7]))
+        model = prompts.with_prompts(model, torch.tensor([5, 6, 7]))
     asked = examples(5, 17, 9, 12, 6)
-    alone, together = (prompt_tuning.judge(model, asked, WORDS, tokens) for tokens in (1, 10_000))
+    alone, together = (prompts.judge(model, asked, WORDS, tokens) for tokens in (1, 10_000))
     np.testing.assert_allclose(alone[1], together[1], atol=1e-5)
     assert alone[0].tolist() == together[0].tolist()
     for place, example in enumerate(asked):
@@ -93,14 +92,14 @@ def test_the_head_runs_on_one_position_a_text():
     model, seen = tiny_models.build("llama"), []
     model.get_output_embeddings().register_forward_hook(lambda _, args, out: seen.append(tuple(out.shape)))
     batch = classification_sets.collate(examples(5, 17, 9))
-    assert prompt_tuning.label_logits(model, batch, WORDS).shape == (3, 2)
+    assert prompts.label_logits(model, batch, WORDS).shape == (3, 2)
     assert seen == [(3, 1, 97)]
     assert model(input_ids=batch["input_ids"]).logits.shape[1] == 17, "the hook is gone"
 
 
 def test_running_out_of_memory_halves_the_batch(monkeypatch):
     model, asked, sizes = tiny_models.build("llama"), examples(5, 6, 7, 8, 9), []
-    real = prompt_tuning.label_logits
+    real = prompts.label_logits
 
     def limited(model, batch, words):
         sizes.append(len(batch["label"]))
@@ -108,9 +107,9 @@ def test_running_out_of_memory_halves_the_batch(monkeypatch):
             raise torch.OutOfMemoryError("no room")
         return real(model, batch, words)
 
-    expected = prompt_tuning.judge(model, asked, WORDS, 10_000)
-    monkeypatch.setattr(prompt_tuning, "label_logits", limited)
-    found = prompt_tuning.judge(model, asked, WORDS, 10_000)
+    expected = prompts.judge(model, asked, WORDS, 10_000)
+    monkeypatch.setattr(prompts, "label_logits", limited)
+    found = prompts.judge(model, asked, WORDS, 10_000)
     assert sizes[0] == 5 and max(sizes[2:]) <= 2
     np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
 
@@ -119,7 +118,7 @@ def test_nan_logits_are_one_line():
     model = tiny_models.build("llama")
     model.get_output_embeddings().weight.fill_(float("nan"))
     with pytest.raises(StudyError, match="NaN or infinite logits"):
-        prompt_tuning.judge(model, examples(5), WORDS, 100)
+        prompts.judge(model, examples(5), WORDS, 100)
 
 
 # --------------------------------------------------------------------------------------------- training
@@ -130,20 +129,20 @@ def test_prompt_tuning_trains_virtual_tokens_alone_and_learns(kind, tmp_path):
     """That all texts have the same label is learnt."""
     whole = tiny_models.build(kind, scale=2.0)
     before = {name: p.clone() for name, p in whole.named_parameters()}
-    model = prompt_tuning.with_prompts(prompt_tuning.first_blocks(whole, 3), torch.tensor([5, 6, 7, 8]))
-    prompts = model.get_prompt(batch_size=1)[0]
+    model = prompts.with_prompts(prompts.first_blocks_of(whole, 3), torch.tensor([5, 6, 7, 8]))
+    virtual = model.get_prompt(batch_size=1)[0]
     with torch.no_grad():
         embedded_tokens = whole.get_input_embeddings()(torch.tensor([5, 6, 7, 8]))
-    torch.testing.assert_close(prompts.detach(), embedded_tokens)
+    torch.testing.assert_close(virtual.detach(), embedded_tokens)
     assert [n for n, p in model.named_parameters() if p.requires_grad] == ["prompt_encoder.default.embedding.weight"]
     asked = [example | {"label": torch.tensor(1)} for example in examples(*range(5, 13))]
-    untuned = prompt_tuning.judge(model.eval(), asked, WORDS, 1000)[1].mean()
+    untuned = prompts.judge(model.eval(), asked, WORDS, 1000)[1].mean()
     learnt = training_loop.fit(
         model, asked, training_loop.Optimization(40, 8, 0.1), tmp_path,
-        loss=lambda m, batch: prompt_tuning.label_loss(m, batch, WORDS), collate=classification_sets.collate,
+        loss=lambda m, batch: prompts.label_loss(m, batch, WORDS), collate=classification_sets.collate,
     )  # fmt: skip
-    assert prompt_tuning.judge(model, asked, WORDS, 1000)[1].mean() > untuned + 0.02
-    assert learnt.trainable == prompts.numel() and len(learnt.curve()[0]) == 40
+    assert prompts.judge(model, asked, WORDS, 1000)[1].mean() > untuned + 0.02
+    assert learnt.trainable == virtual.numel() and len(learnt.curve()[0]) == 40
     for name, parameter in whole.named_parameters():
         assert torch.equal(parameter, before[name])
     kept = dict(model.get_base_model().named_parameters())
@@ -152,7 +151,7 @@ def test_prompt_tuning_trains_virtual_tokens_alone_and_learns(kind, tmp_path):
 
 def test_the_first_blocks_are_a_copy_that_leaves_the_model_whole():
     whole = tiny_models.build("llama_tied")
-    few = prompt_tuning.first_blocks(whole, 2)
+    few = prompts.first_blocks_of(whole, 2)
     assert whole.config.num_hidden_layers == len(whole.model.layers) == 5
     assert few.config.num_hidden_layers == len(few.model.layers) == 2
     assert few.lm_head.weight is few.model.embed_tokens.weight
@@ -172,31 +171,32 @@ class Ungenerative(tf.LlamaForCausalLM):
 
 def test_a_model_that_peft_cannot_prompt_is_one_line():
     with pytest.raises(NotApplicable, match="peft cannot tune prompts of Ungenerative") as error:
-        prompt_tuning.with_prompts(Ungenerative(tiny_models.CONFIGS["llama"]()), torch.tensor([5]))
+        prompts.with_prompts(Ungenerative(tiny_models.CONFIGS["llama"]()), torch.tensor([5]))
     assert "\n" not in str(error.value)
 
 
 def test_runs_are_stored_and_a_second_study_loads_no_model(study):
     first = study()
-    plan = prompt_tuning.plan(first)
-    assert [(run.method, run.kept) for run in plan] == [
+    runs = prompt_tuning.every_run(first)
+    assert [(run.method, run.kept) for run in runs] == [
         (UNTUNED, 1), (UNTUNED, 3), (PROMPTS, 1), (WEIGHTS, 1), (PROMPTS, 3), (WEIGHTS, 3)
     ]  # fmt: skip
-    results = prompt_tuning.results(first)
-    costs = prompt_tuning.costs(first, results)
+    measured = prompt_tuning.measure(first)
+    results, costs = measured.results, prompt_tuning.costs(first, measured)
     assert not list(paths.CACHE.glob("training-*")), "checkpoints of what is done are gone"
     second = study()
-    again = prompt_tuning.results(second)
+    remeasured = prompt_tuning.measure(second)
+    again = remeasured.results
     assert "stack" not in vars(second)
-    for run in plan:
+    for run in runs:
         assert again[run].summary == results[run].summary
         assert np.array_equal(again[run].arrays["gold_logprob"], results[run].arrays["gold_logprob"])
-    pd.testing.assert_frame_equal(prompt_tuning.costs(second, again), costs)
+    pd.testing.assert_frame_equal(prompt_tuning.costs(second, remeasured), costs)
     assert "stack" not in vars(second)
     other = study(weights_rate=1e-3)
-    changed = prompt_tuning.results(other, plan[-2:])
-    assert changed[plan[-2]].summary == results[plan[-2]].summary, "prompts' rate is the same"
-    assert not np.array_equal(changed[plan[-1]].arrays["gold_logprob"], results[plan[-1]].arrays["gold_logprob"])
+    changed = prompt_tuning.results(other, runs[-2:])
+    assert changed[runs[-2]].summary == results[runs[-2]].summary, "prompts' rate is the same"
+    assert not np.array_equal(changed[runs[-1]].arrays["gold_logprob"], results[runs[-1]].arrays["gold_logprob"])
 
 
 def test_the_same_seed_gives_the_same_run(study, tmp_path):
@@ -212,10 +212,10 @@ def test_the_same_seed_gives_the_same_run(study, tmp_path):
 def test_the_test_part_is_never_trained_on(study):
     built = study(demonstrations=1)
     for seed in (0, 1):
-        asked = prompt_tuning._asked(built, "amazon_reviews", seed, "test")
-        data = classification_sets.load("amazon_reviews", built.profile.classification.max_words)
+        asked = built.inputs.prompts_to_classify(prompt_tuning.budget_of(built).prompts("amazon_reviews", seed))
+        data = classification_sets.load("amazon_reviews", prompt_tuning.budget_of(built).max_words)
         read = [built.tokenizer.decode(example["input_ids"]) for example in asked.train]
-        assert len(read) == 2 * built.profile.classification.shots
+        assert len(read) == 2 * prompt_tuning.budget_of(built).shots
         assert not any(f"Review: {text}\n" in whole for whole in read for text in data.test.texts)
         shown = {whole.rpartition("Review:")[0] for whole in read}
         assert len(shown) == 1 and not any(whole.rpartition("Review:")[2] in shown.copy().pop() for whole in read)
@@ -223,7 +223,8 @@ def test_the_test_part_is_never_trained_on(study):
 
 def test_too_long_a_prompt_is_one_line(study):
     built = study()
-    built.identity = replace(built.identity, max_length=15)
+    identity = replace(built.identity, max_length=15)
+    built = replace(built, identity=identity, inputs=replace(built.inputs, identity=identity))
     with pytest.raises(StudyError, match="takes 15 tokens, a prompt of amazon_reviews has"):
         prompt_tuning.results(built)
 
@@ -242,7 +243,7 @@ def test_lora_takes_the_place_of_all_weights_where_they_do_not_fit(study, monkey
 @pytest.mark.parametrize("how", ["all", "prompts", "lora"])
 def test_weights_of_16_bits_are_tuned_too(study, monkeypatch, how):
     built = study()
-    built.profile = replace(built.profile, dtype="bfloat16")
+    built = built.with_profile(dtype="bfloat16")
     if how == "lora":
         monkeypatch.setattr(prompt_tuning, "FITS", 1e-9)
     run = Run("amazon_reviews", PROMPTS if how == "prompts" else WEIGHTS, 1, 0)
@@ -256,7 +257,7 @@ def test_weights_of_16_bits_are_tuned_too(study, monkeypatch, how):
 
 def test_more_blocks_cost_more(study):
     built = study()
-    costs = prompt_tuning.costs(built, prompt_tuning.results(built)).set_index(["method", "kept"])
+    costs = prompt_tuning.costs(built, prompt_tuning.measure(built)).set_index(["method", "kept"])
     block = sum(p.numel() for p in built.stack.blocks[0].parameters())
     for method in (PROMPTS, WEIGHTS):
         few, whole = costs.loc[method, 1], costs.loc[method, 3]
@@ -337,14 +338,15 @@ def test_the_papers_numbers_stand_beside_ours(study):
 
 def test_figures_are_drawn(study):
     built = study()
-    results = prompt_tuning.results(built)
+    measured = prompt_tuning.measure(built)
+    results = measured.results
     accuracies = Accuracies(results, 50, 0)
     rows, levels = prompt_tuning.by_depth(accuracies), prompt_tuning.baselines(built)
     figure = draw.accuracy_by_kept_blocks(rows, levels)
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "3"]
     drawn = draw.difference_from_whole(prompt_tuning.against_whole(accuracies, [1]))
     assert len(drawn.axes[0].get_yticklabels()) == 1
-    costs = draw.tuning_costs(prompt_tuning.costs(built, results))
+    costs = draw.tuning_costs(prompt_tuning.costs(built, measured))
     assert len(costs.axes) == 3
     table = prompt_tuning.run_table(built, results)
     assert (table["low"] <= table["accuracy"]).all() and table["trainable"].isna().sum() == 2
@@ -365,15 +367,15 @@ def test_an_export_is_loaded_again_and_equal(study, tmp_path, monkeypatch, how):
     assert (target / "adapter").exists() == (how != "all")
     if how != "all":
         model = peft.PeftModel.from_pretrained(model, target / "adapter")
-    asked = prompt_tuning._asked(built, run.dataset, run.seed, "test")
-    gold = prompt_tuning.judge(model.eval(), asked.judged, asked.words, 1000)[1]
+    asked = built.inputs.prompts_to_classify(prompt_tuning.budget_of(built).prompts(run.dataset, run.seed))
+    gold = prompts.judge(model.eval(), asked.judged, asked.words, 1000)[1]
     np.testing.assert_allclose(gold, prompt_tuning.results(built, [run])[run].arrays["gold_logprob"], atol=1e-4)
     with pytest.raises(StudyError, match="exists: choose another folder"):
         prompt_tuning.export(built, run, target)
 
 
 def test_every_profile_names_data_that_there_is():
-    for profile in PROFILES.values():
-        budget = profile.classification
+    for profile in map(profiles.get, profiles.shipped()):
+        budget = profile.budget(prompt_tuning.Budget)
         assert set(budget.datasets) <= set(classification_sets.SOURCES) and len(budget.datasets) >= 2
         assert prompt_tuning.depths(budget, 2) == [1, 2] and prompt_tuning.depths(budget, 1) == [1]

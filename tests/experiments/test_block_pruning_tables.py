@@ -5,7 +5,7 @@ import pytest
 
 from layer_redundancy.core.store import Result
 from layer_redundancy.experiments import block_pruning
-from layer_redundancy.experiments.block_pruning import Measured
+from layer_redundancy.experiments.block_pruning import Pruned
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
 
@@ -46,19 +46,19 @@ def test_best_starts_say_how_certain_they_are():
     assert again.equals(unsure)
 
 
-def result(nll, right) -> Measured:
+def result(nll, right) -> Pruned:
     def make(rule, healed, count):
         loss = Result(
             {"perplexity": float(np.exp(np.mean(nll)))}, {"nll": np.array(nll) * 7, "tokens": np.full(len(nll), 7)}
         )
         task = Result({"acc": float(np.mean(right)), "chance": 0.25}, {"acc": np.array(right, dtype=float)})
         start = {"": 0, "simple rule": L - 1 - count}.get(rule, L - count)
-        return Measured(rule, healed, count, tuple(range(start, start + count)), loss, {"t": task})
+        return Pruned(rule, healed, count, tuple(range(start, start + count)), loss, {"t": task})
 
     return make
 
 
-def found() -> list[Measured]:
+def found() -> list[Pruned]:
     """Healing takes most of the damage away; accuracy falls at half of the blocks, healed or not."""
     good, bad = [1] * 8 + [0] * 2, [1] * 3 + [0] * 7
     parts = [result([2.0, 2.2], good)("", False, 0), result([1.9, 2.1], good)("", True, 0)]

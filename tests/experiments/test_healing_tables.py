@@ -5,7 +5,9 @@ import pytest
 
 from layer_redundancy.config import paper_tables, profiles
 from layer_redundancy.config.profiles import Recipe
+from layer_redundancy.core import stats
 from layer_redundancy.core.store import Result
+from layer_redundancy.experiments import block_pruning
 from layer_redundancy.experiments import healing as recipes
 from layer_redundancy.experiments.healing import Selected, Tuned
 from layer_redundancy.measures import selections
@@ -34,6 +36,16 @@ def test_the_best_recipe_comes_first_with_intervals_over_seeds_and_text():
     assert row["low"] < row["lowest"] and row["highest"] < row["high"], "text is drawn anew too"
     assert row["accuracy"] == 0.75 and row["accuracy_low"] < 0.75 < row["accuracy_high"]
     assert (row["n"], row["chance"], row["seconds"], row["seeds"]) == (4, 0.25, 2.0, 2)
+
+
+def test_an_interval_over_seeds_is_wider_than_one_over_text_alone():
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((1, 40)) + np.array([[0.0], [3.0], [6.0]])
+    low, high = stats.interval_over_seeds_and_units(values, 2000, seed=0)
+    one_low, one_high = stats.interval_over_seeds_and_units(values[1:2], 2000, seed=0)
+    assert low < one_low < values[1].mean() < one_high < high
+    same = stats.interval_over_seeds_and_units(np.ones((3, 5)), 100, seed=0)
+    assert same == (pytest.approx(1), pytest.approx(1))
 
 
 def test_curves_count_tokens():
@@ -88,11 +100,12 @@ def test_the_papers_ranking_does_not_hold_at_50_percent():
 
 
 def test_the_paper_profile_heals_as_the_papers_do():
-    budget = profiles.PROFILES["paper"].healing
+    paper = profiles.get("paper")
+    block_budget, budget = paper.budget(block_pruning.Budget), paper.budget(recipes.Budget)
     row = paper_tables.table("unreasonable_settings").set_index("model").loc["Llama-2-7B"]
-    healing, recipe = budget.healing, budget.recipe
+    healing, recipe = block_budget.training, block_budget.recipe
     assert (healing.block_length, recipe.learning_rate) == (row.block_length, row.learning_rate)
     assert recipe.rank == row["rank"]
     assert round(healing.tokens / 1e6) == row.million_tokens and (healing.batch, healing.warmup) == (16, 100)
     assert (recipe.alpha, recipe.dropout, recipe.targets, healing.schedule) == (recipe.rank, 0.05, "mlp", "cosine")
-    assert {r.learning_rate for r in budget.recipes} == {1e-5} and budget.tuning.batch == 64
+    assert {r.learning_rate for r in budget.recipes} == {1e-5} and budget.training.batch == 64

@@ -5,25 +5,13 @@ import pytest
 from layer_redundancy.config import paper_tables
 from layer_redundancy.core import variants
 from layer_redundancy.core.store import Result
-from layer_redundancy.experiments import result_tables
+from layer_redundancy.experiments import layer_importance, result_tables, single_layer_removal
 from layer_redundancy.measures import importance
-from layer_redundancy.measures.activations import ActivationSums
-
-
-def sums(num_sequences=24, num_blocks=6, seed=0):
-    """Plausible sums: random cosines that differ by block."""
-    rng = np.random.default_rng(seed)
-    shape = (num_sequences, num_blocks + 1, num_blocks + 1)
-    cosine = np.clip(0.9 + 0.02 * np.arange(num_blocks + 1) / 3 + 0.01 * rng.normal(size=shape), -1, 1)
-    tokens = np.full(num_sequences, 10.0)
-    norm = rng.uniform(1, 2, size=shape[:2])
-    magnitude = rng.uniform(0, 1, size=(num_sequences, num_blocks))
-    angle = np.arccos(cosine) / np.pi
-    return ActivationSums(tokens, cosine * 10, angle * 10, norm * 10, magnitude * 10, cosine, norm, magnitude, angle)
+from made_up import sums
 
 
 def test_importance_scores_have_every_measure_with_and_without_the_first_token():
-    table = result_tables.importance_scores(sums(), resamples=50, seed=0)
+    table = layer_importance.importance_scores(sums(), resamples=50, seed=0)
     assert len(table) == 2 * len(importance.MEASURES) * 6
     assert (table["low"] <= table["score"] + 1e-9).all() and (table["score"] <= table["high"] + 1e-9).all()
     for (_, _), part in table.groupby(["metric", "first_token"]):
@@ -33,13 +21,13 @@ def test_importance_scores_have_every_measure_with_and_without_the_first_token()
 
 
 def test_order_stability():
-    inclusion, ranks = result_tables.order_stability(sums(), "block_influence", 200, seed=0)
+    inclusion, ranks = layer_importance.order_stability(sums(), "block_influence", 200, seed=0)
     assert inclusion.groupby("k")["probability"].sum().to_numpy() == pytest.approx(np.arange(1, 7))
     assert sorted(ranks["rank"]) == list(range(1, 7))
     assert (ranks["low"] <= ranks["high"]).all()
-    certain = result_tables.order_agreement(sums(), "sequential", 20, 0, removed=2)
+    certain = layer_importance.order_agreement(sums(), "sequential", 20, 0, removed=2)
     assert certain == {"kendall": pytest.approx(1), "same_set": 1}
-    noisy = result_tables.order_agreement(sums(num_sequences=2), "block_influence", 200, 0, removed=2)
+    noisy = layer_importance.order_agreement(sums(num_sequences=2), "block_influence", 200, 0, removed=2)
     assert noisy["kendall"] < 1
 
 
@@ -97,33 +85,33 @@ def test_damage_by_block_of_text_and_by_item():
 def test_depth_claim_can_hold_and_fail():
     holds = np.array([9, 0.5, 0.4, 0.1, 0.05, 0.1, 0.1, 0.2, 5])
     noise = 0.01 * np.random.default_rng(0).normal(size=(20, 9))
-    table = result_tables.depth_claim(holds + noise, 100, seed=0)
+    table = single_layer_removal.depth_claim(holds + noise, 100, seed=0)
     assert len(table) == 4 and table["holds"].all() and (table["certainty"] == 1).all()
-    table = result_tables.depth_claim(np.array([0.1, 0, 0, 3, 4, 3, 3, 3, 0.1]) + noise, 100, seed=0)
+    table = single_layer_removal.depth_claim(np.array([0.1, 0, 0, 3, 4, 3, 3, 3, 0.1]) + noise, 100, seed=0)
     assert not table["holds"].any() and (table["certainty"] == 0).all()
-    unsure = result_tables.depth_claim(holds + 20 * np.random.default_rng(0).normal(size=(20, 9)), 200, seed=0)
+    unsure = single_layer_removal.depth_claim(holds + 20 * np.random.default_rng(0).normal(size=(20, 9)), 200, seed=0)
     assert ((unsure["certainty"] > 0.01) & (unsure["certainty"] < 0.99)).any()
 
 
 @pytest.mark.parametrize("num_blocks, statements", [(1, 0), (2, 0), (3, 3), (4, 3), (6, 4)])
 def test_depth_claim_of_shallow_models(num_blocks, statements):
-    assert len(result_tables.depth_claim(np.ones((5, num_blocks)), 10, seed=0)) == statements
+    assert len(single_layer_removal.depth_claim(np.ones((5, num_blocks)), 10, seed=0)) == statements
 
 
 def test_removed_layers_by_relative_depth_and_by_place():
     table4 = paper_tables.table("table4")
     llama = list(table4.set_index("model").loc["Llama-2-7B", "removed_layers"])
     order = llama + [b for b in range(32) if b not in llama]
-    table = result_tables.removed_layers(order, table4)
+    table = layer_importance.removed_layers(order, table4)
     row = table[table["paper's model"] == "Llama-2-7B"].iloc[0]
     assert (
         row["difference"] == 0
         and row["removed, paper"] == row["removed, measured"] == "27, 26, 25, 28, 24, 29, 23, 21, 22"
     )
     assert len(table) == 4
-    same = result_tables.removed_layers_by_place(order, "meta-llama/Llama-2-7b-hf", table4)
+    same = layer_importance.removed_layers_by_place(order, "meta-llama/Llama-2-7b-hf", table4)
     assert same["difference"].tolist() == [0] * 9
-    other = result_tables.removed_layers_by_place(order, "somebody/else", table4)
+    other = layer_importance.removed_layers_by_place(order, "somebody/else", table4)
     assert len(other) == 8 and other["paper"].isna().all() and other["measured"].tolist() == llama[:8]
 
 
@@ -134,14 +122,14 @@ def test_single_removal_values_start_with_the_dense_model():
         {"block": b, "task": "t", "metric": "acc", "accuracy": 0.5, "low": 0.1, "high": 0.9, "n": 4}
         for b in (np.nan, 0, 1, 2)
     ]
-    table = result_tables.single_removal_values(ppl, pd.DataFrame(rows))
+    table = single_layer_removal.values(ppl, pd.DataFrame(rows))
     assert table["removed block"].tolist() == ["none", "0", "1", "2"]
     assert table["t 95 %"].tolist() == ["0.10 to 0.90"] * 4
     assert table["perplexity"][0] == pytest.approx(np.e)
 
 
 def test_strategies_list_what_goes_first():
-    table = result_tables.strategies(result_tables.importance_scores(sums(), 10, 0), 6, 0.34)
+    table = layer_importance.strategies(layer_importance.importance_scores(sums(), 10, 0), 6, 0.34)
     column = "first 2 of 6 removed"
     by_name = table.set_index("strategy")[column]
     assert by_name["sequential"] == "0, 1" and by_name["reverse_order"] == "5, 4"

@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 
 from layer_redundancy.config import profiles
 from layer_redundancy.data import classification_sets, corpora
+from layer_redundancy.experiments import prompt_tuning
 from layer_redundancy.models import checkpoints, loading
 from layer_redundancy.models.stack import decoder_stack
-from rehearsal import tiny_models
+from rehearsal import run, tiny_models
 from rehearsal.local_hub import LocalHub
-from test_local_hub import client
+from rehearsing.test_local_hub import client
 
 DENSE = (
     tiny_models.LLAMA_7B, tiny_models.LLAMA_13B, tiny_models.BAICHUAN_7B,
@@ -107,7 +108,7 @@ def test_tokenizers_are_those_of_their_sentencepiece_models(root):
 @pytest.mark.parametrize("name", (tiny_models.LLAMA_7B, tiny_models.BAICHUAN_7B))
 def test_labels_begin_with_different_tokens(root, name):
     tokenizer = loading.load_tokenizer(identify(root, name))
-    for dataset in profiles.PROFILES["rehearsal"].classification.datasets:
+    for dataset in profiles.get(run.PROFILE).budget(prompt_tuning.Budget).datasets:
         source = classification_sets.SOURCES[dataset]
         assert len(classification_sets.label_tokens(source, tokenizer).unique()) == len(source.labels)
 

@@ -4,22 +4,11 @@ import pytest
 
 from layer_redundancy.config import paper_tables
 from layer_redundancy.core import variants
-from layer_redundancy.core.store import Result
-from layer_redundancy.experiments import depth_curves, result_tables
+from layer_redundancy.experiments import depth_curves, metric_comparison, prune_ratio, result_tables
 from layer_redundancy.measures import importance
-from test_tables import sums
+from made_up import nll_result, sums, task_result
 
 L = 6
-
-
-def nll_result(values):
-    values = np.asarray(values, dtype=float)
-    return Result({"perplexity": float(np.exp(values.mean()))}, {"nll": values, "tokens": np.ones(len(values))})
-
-
-def task_result(right):
-    right = np.asarray(right, dtype=float)
-    return Result({"acc": right.mean(), "chance": 0.25}, {"acc": right, "gold_logprob": -right})
 
 
 def test_depths_hold_the_step_the_ratios_and_both_ends():
@@ -30,7 +19,7 @@ def test_depths_hold_the_step_the_ratios_and_both_ends():
 
 def test_plans_remove_as_many_blocks_whatever_the_measure():
     counts = depth_curves.depths(L, 2)
-    plans = depth_curves.plans(sums(num_blocks=L), counts, greedy=[3, 1, 2, 0, 4, 5])
+    plans = depth_curves.removals_by_measure(sums(num_blocks=L), counts, greedy=[3, 1, 2, 0, 4, 5])
     assert set(plans) == set(importance.MEASURES) - {"angular_distance"} | {"angular_blocks", "greedy"}
     for plan in plans.values():
         assert list(plan) == counts and all(len(v) == L - k for k, v in plan.items())
@@ -62,20 +51,20 @@ def test_accuracies_are_not_negated():
 def test_the_cliff_is_where_the_level_changes():
     curve = np.ones((8, 20))
     curve[5:, :16] = 0
-    found = depth_curves.cliff(curve, 200, seed=0)
+    found = prune_ratio.cliff(curve, 200, seed=0)
     assert (found["count"], found["low"], found["high"]) == (5, 5, 5)
     assert (found["before"], found["after"]) == (1, pytest.approx(0.2))
     assert found["certainty"] == found["falls"] == 1
     noise = np.random.default_rng(0).integers(0, 2, size=(8, 20)).astype(float)
-    uncertain = depth_curves.cliff(noise, 200, seed=0)
+    uncertain = prune_ratio.cliff(noise, 200, seed=0)
     assert uncertain["certainty"] < 0.9 and uncertain["low"] < uncertain["high"]
 
 
 def test_area_by_hand():
     curve = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
-    assert depth_curves.area(curve, [0, 1, 3]) == pytest.approx([(1 + 1) / 3, (0.5 + 2) / 3])
-    assert depth_curves.area(curve, [0, 1, 3], until=1) == pytest.approx([1, 0.5])
-    table = depth_curves.areas({"a": curve, "b": curve[::-1]}, [0, 1, 3], 3, 300, seed=0)
+    assert metric_comparison.area(curve, [0, 1, 3]) == pytest.approx([(1 + 1) / 3, (0.5 + 2) / 3])
+    assert metric_comparison.area(curve, [0, 1, 3], until=1) == pytest.approx([1, 0.5])
+    table = metric_comparison.areas({"a": curve, "b": curve[::-1]}, [0, 1, 3], 3, 300, seed=0)
     assert table["area"].tolist() == pytest.approx([1.5 / 2, (0.5 + 1 + 1 + 1) / 3 / 2 + 0.0], abs=0.2)
     assert (table["low"] <= table["area"]).all() and (table["area"] <= table["high"]).all()
 
@@ -87,22 +76,22 @@ def test_the_best_measure_and_those_that_leave_the_same_blocks():
     plan = {"a": kept, "twin": kept, "worse": other, "greedy": other}
     good, bad = np.array([[1.0] * 5, [2] * 5, [2] * 5, [3] * 5]), np.array([[1.0] * 5, [4] * 5, [5] * 5, [9] * 5])
     drawn = {"a": good, "twin": good, "worse": bad, "greedy": good * 0}
-    table = depth_curves.best(drawn, plan, 4, largest=False, resamples=50, seed=0)
+    table = metric_comparison.best(drawn, plan, 4, largest=False, resamples=50, seed=0)
     assert list(table["removed"]) == ["10 %", "25 %", "50 %", "0 to 50 %"]
     assert (table["best"] == "a, twin").all() and (table["next"] == "worse").all() and (table["certainty"] == 1).all()
     assert table["value"].tolist() == [2, 2, 2, pytest.approx((1.5 + 2) / 2)]
-    assert (depth_curves.best(drawn, plan, 4, largest=True, resamples=50, seed=0)["best"] == "worse").all()
+    assert (metric_comparison.best(drawn, plan, 4, largest=True, resamples=50, seed=0)["best"] == "worse").all()
     assert list(counts) == list(kept)
 
 
 def test_a_tie_is_not_certain():
     plan = {"a": {0: (0, 1), 1: (0,)}, "b": {0: (0, 1), 1: (1,)}}
     drawn = {"a": np.array([[1.0, 1], [0, 1]]), "b": np.array([[1.0, 1], [1, 0]])}
-    assert (depth_curves.best(drawn, plan, 2, largest=True, resamples=400, seed=0)["certainty"] < 0.5).all()
+    assert (metric_comparison.best(drawn, plan, 2, largest=True, resamples=400, seed=0)["certainty"] < 0.5).all()
 
 
 def test_order_correlation():
-    table = depth_curves.order_correlation({"up": np.arange(5), "down": np.arange(5)[::-1]})
+    table = metric_comparison.order_correlation({"up": np.arange(5), "down": np.arange(5)[::-1]})
     tau = table.set_index(["a", "b"])["tau"]
     assert tau["up", "up"] == pytest.approx(1) and tau["up", "down"] == tau["down", "up"] == pytest.approx(-1)
 
@@ -114,7 +103,7 @@ def ratio_values(accuracy):
 def test_ratio_claim_tells_a_cliff_from_a_slope():
     slope, cliff = np.linspace(1, 0.25, 8), np.array([1, 1, 1, 0.3, 0.3, 0.3, 0.3, 0.25])
     on = {"perplexity": ratio_values(np.linspace(3, 9, 8)), "slope": ratio_values(slope), "cliff": ratio_values(cliff)}
-    table = depth_curves.ratio_claim(on, {"slope": 0.25, "cliff": 0.25}, 20, seed=0).set_index(["on", "statement"])
+    table = prune_ratio.ratio_claim(on, {"slope": 0.25, "cliff": 0.25}, 20, seed=0).set_index(["on", "statement"])
     holds = table["holds"]
     declines, fall, kept, _above = holds["slope"].index
     assert holds["perplexity"].to_dict() == {declines: True} and holds["slope", declines]
@@ -128,7 +117,7 @@ def test_metric_claim_reads_nll_and_accuracy_the_right_way_round():
     counts = [0, 1, 2]
     nll = {n: ratio_values([1, 1 + i, 2 + i]) for i, n in enumerate(names)}
     accuracy = {n: ratio_values([1, 1 - 0.1 * i, 0.5]) for i, n in enumerate(names)}
-    table = depth_curves.metric_claim({"perplexity": nll, "task/t": accuracy}, counts, 20, seed=0)
+    table = metric_comparison.metric_claim({"perplexity": nll, "task/t": accuracy}, counts, 20, seed=0)
     assert set(table["on"]) == {"perplexity", "t"}
     better = table[table["statement"].str.startswith("BI is better")]
     assert len(better) == 8 and better["holds"].all() and (better["certainty"] == 1).all()
@@ -139,7 +128,7 @@ def test_metric_claim_reads_nll_and_accuracy_the_right_way_round():
 
 def test_kept_of_the_paper_by_hand():
     accuracy = pd.DataFrame({"task": "t", "count": range(4), "accuracy": [0.8, 0.7, 0.5, 0.25], "chance": 0.25})
-    table = depth_curves.kept(accuracy, 4, paper_tables.mmlu_by_ratio())
+    table = prune_ratio.kept(accuracy, 4, paper_tables.mmlu_by_ratio())
     row = table[(table["paper's model"] == "Llama-2-13B")].iloc[0]
     assert row["removed, paper"] == "10 of 40" and row["removed, here"] == "1 of 4"
     assert row["MMLU kept, paper (%)"] == pytest.approx(100 * 52.42 / 55.0)
@@ -150,21 +139,21 @@ def test_kept_of_the_paper_by_hand():
 def test_curves_of_all_measures_with_bands_over_redrawn_texts():
     text = sums(num_blocks=L)
     counts = depth_curves.depths(L, 2)
-    plans = depth_curves.plans(text, counts, greedy=np.arange(L))
-    again = [depth_curves.plans(other, counts) for other in text.resampled(3, seed=0)]
+    plans = depth_curves.removals_by_measure(text, counts, greedy=np.arange(L))
+    again = [depth_curves.removals_by_measure(other, counts) for other in text.resampled(3, seed=0)]
     every = {v for plan in [plans, *again] for of in plan.values() for v in of.values()}
     rng = np.random.default_rng(0)
     results = {
         "perplexity": {v: nll_result(rng.uniform(2, 3, 4)) for v in every},
         "task/t": {v: task_result(rng.integers(0, 2, 8)) for v in every},
     }
-    perplexity, accuracy = depth_curves.by_measure(results, plans, again, variants.dense(L), ["t"])
+    perplexity, accuracy = depth_curves.measure_curves(results, plans, again, variants.dense(L), ["t"])
     assert len(perplexity) == len(accuracy) == len(plans) * len(counts)
     assert (perplexity["low"] <= perplexity["perplexity"]).all()
     assert (accuracy["text_low"] <= accuracy["accuracy"]).all()
     greedy = perplexity[perplexity["metric"] == "greedy"]
     assert (greedy["low"] == greedy["high"]).all(), "the greedy order is not redrawn"
-    table = depth_curves.area_table(results, plans, again, 50, seed=0)
+    table = metric_comparison.area_table(results, plans, again, 50, seed=0)
     assert len(table) == 2 * 2 * len(plans)
     first = table[(table["on"] == "perplexity") & (table["depths"] == "to 50 %")]
     assert first["area"].is_monotonic_increasing and (first["text_low"] <= first["area"]).all()

@@ -13,9 +13,8 @@ from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.experiments import depth_curves
 from layer_redundancy.experiments import rwkv_redundancy as recurrent
 from layer_redundancy.models import smollm2
-from test_curves import nll_result
-from test_study import checkpoint
-from test_tables import sums
+from layer_redundancy.study import Study
+from made_up import checkpoint, nll_result, sums
 
 L, N = 6, 4
 COUNTS = depth_curves.depths(L)
@@ -114,43 +113,46 @@ def own_results(tmp_path, monkeypatch):
 
 
 def test_a_model_of_ones_own_takes_the_place_of_its_kind(tmp_path, own_results):
-    default = recurrent.pair("smoke")
+    default = recurrent.pair(Study.open("smoke"))
     assert [study.identity.name for study in default] == [profiles.EMBEDDED_RWKV, profiles.EMBEDDED_MODEL]
     for kind, place in (("mamba", 0), ("llama", 1)):
         path = checkpoint(tmp_path / kind, kind)
-        both = recurrent.pair("smoke", str(path))
+        both = recurrent.pair(Study.open("smoke", str(path)))
         assert both[place].identity.name == str(path)
         assert both[1 - place].identity.name == default[1 - place].identity.name
         assert {study.figures.name for study in both} == {
             profiles.artifact_folder(profiles.get("smoke", model=str(path)))
         }
     with pytest.raises(StudyError, match="no such folder"):
-        recurrent.pair("smoke", beside=str(tmp_path / "nothing"))
-    paper_scale = profiles.PROFILES["paper"]
-    assert (paper_scale.recurrent_model, paper_scale.model) == ("RWKV/v5-Eagle-7B-HF", "meta-llama/Llama-2-7b-hf")
+        recurrent.pair(Study.open("smoke"), beside=str(tmp_path / "nothing"))
+    paper = profiles.get("paper")
+    assert (paper.budget(recurrent.Budget).recurrent_model, paper.model) == (
+        "RWKV/v5-Eagle-7B-HF",
+        "meta-llama/Llama-2-7b-hf",
+    )
 
 
 def test_two_models_of_one_kind_are_refused(tmp_path, own_results):
     mamba = checkpoint(tmp_path / "mamba", "mamba")
     with pytest.raises(StudyError, match="both without attention"):
-        recurrent.pair("smoke", str(mamba), beside=profiles.EMBEDDED_RWKV)
+        recurrent.pair(Study.open("smoke", str(mamba)), beside=profiles.EMBEDDED_RWKV)
     llama = checkpoint(tmp_path / "llama", "llama")
     with pytest.raises(StudyError, match="both transformers"):
-        recurrent.pair("smoke", str(llama), beside=profiles.EMBEDDED_MODEL)
+        recurrent.pair(Study.open("smoke", str(llama)), beside=profiles.EMBEDDED_MODEL)
 
 
 @pytest.mark.parametrize("kind", ["rwkv", "mamba"])
 def test_transformers_own_recurrent_models_are_measured_as_rwkv5_is(tmp_path, own_results, kind):
     path, beside = checkpoint(tmp_path / kind, kind), checkpoint(tmp_path / "llama", "llama")
-    pair = recurrent.pair("smoke", str(path), beside=str(beside))
-    for study in pair:
-        found = recurrent.measured(study)
-        assert found["single"].shape == (study.num_blocks, len(study.evaluation.input_ids))
+    measured = recurrent.measure(Study.open("smoke", str(path)), beside=str(beside))
+    for found in (measured.recurrent, measured.transformer):
+        study = found.study
+        assert found.costs["single"].shape == (study.num_blocks, len(study.evaluation.input_ids))
         # Random weights: about log2 of the vocabulary a token.
         per_token = np.log2(49152) * (study.evaluation.input_ids.shape[1] - 1)
-        bits = found["dense"] * recurrent.block_bytes(study.evaluation, study.tokenizer)
+        bits = found.costs["dense"][0] * recurrent.block_bytes(study.evaluation, study.tokenizer)
         assert bits == pytest.approx(per_token, rel=0.1)
-        assert sorted(found["greedy"]) == list(range(study.num_blocks))
-        assert set(found["curves"]["metric"]) == set(found["accuracy"]["metric"])
-        assert np.isfinite(found["summary"]).all()
+        assert sorted(found.greedy) == list(range(study.num_blocks))
+        assert set(found.curves["metric"]) == set(found.accuracy["metric"])
+        assert np.isfinite(found.summary).all()
         assert study.deviation([study.dense, (0, 2, 3)]) < 1e-5

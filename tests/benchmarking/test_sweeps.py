@@ -7,7 +7,7 @@ import pytest
 from benchmarks import sweeps
 from layer_redundancy.core import paths, variants
 from layer_redundancy.core.errors import StudyError
-from test_study import checkpoint
+from made_up import checkpoint
 
 CONFIG = {
     "model_type": "llama", "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6,

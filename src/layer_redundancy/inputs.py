@@ -1,0 +1,126 @@
+"""What a study reads: texts and benchmark items as tokens of its model's tokenizer, each made when first needed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any
+
+from layer_redundancy.config.profiles import Profile, TaskBudget, TextBudget, TrainingBudget
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data import benchmark_items, classification_sets, corpora
+from layer_redundancy.data.classification_sets import LabelledPrompts, PromptChoice
+from layer_redundancy.data.corpora import TokenBlocks
+from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
+from layer_redundancy.models import loading
+from layer_redundancy.models.checkpoints import ModelIdentity
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The texts and tasks of a profile for one model; models that are made of it share them.
+
+    Attributes:
+        profile: decides which texts and tasks, and how much of each.
+        identity: the model whose tokenizer and longest input are used.
+    """
+
+    profile: Profile
+    identity: ModelIdentity
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return loading.load_tokenizer(self.identity)
+
+    def text(self, split: corpora.Split, **changes: int) -> TokenBlocks:
+        """A split of the profile's corpus in blocks, with some fields of the profile's text budget changed."""
+        length, limit = self.profile.text.block_length, self.identity.max_length
+        if limit is not None and length > limit:
+            raise StudyError(
+                f"{self.identity.name} takes {limit} tokens, the {self.profile.name} profile's blocks of text have "
+                f"{length}: use a profile with a smaller block_length"
+            )
+        return self.token_blocks(replace(self.profile.text, **changes), split)
+
+    @cached_property
+    def token_blocks(self) -> Callable[[TextBudget, corpora.Split], TokenBlocks]:
+        """A split of a corpus in blocks, for its budget."""
+        return cache(self._token_blocks)
+
+    @cached_property
+    def calibration(self) -> TokenBlocks:
+        """Text from which importance is measured."""
+        return self.text("calibration")
+
+    @cached_property
+    def evaluation(self) -> TokenBlocks:
+        """Text on which perplexity is measured; no article of it is in the calibration text."""
+        return self.text("evaluation")
+
+    @cached_property
+    def perplexity(self) -> Perplexity:
+        """Perplexity of the evaluation text."""
+        return Perplexity(self.evaluation)
+
+    @cached_property
+    def perplexity_on(self) -> Callable[[str], Perplexity]:
+        """Perplexity of the evaluation split of another corpus; the profile's own if "" or its name is given."""
+        return cache(self._perplexity_on)
+
+    def _perplexity_on(self, corpus: str) -> Perplexity:
+        text = self.profile.text
+        if corpus in ("", text.corpus):
+            return self.perplexity
+        blocks = self._packed_blocks(corpus, "evaluation", text.block_length, text.evaluation_blocks)
+        return Perplexity(blocks, name=f"perplexity/{corpus}")
+
+    @cached_property
+    def tasks(self) -> list[ChoiceTask]:
+        """The profile's tasks, which are measured on every variant of a sweep."""
+        return [self.task(budget) for budget in self.profile.tasks]
+
+    @cached_property
+    def task(self) -> Callable[[TaskBudget], ChoiceTask]:
+        """A multiple-choice benchmark's items, for its budget."""
+        return cache(self._task)
+
+    @cached_property
+    def training_text(self) -> Callable[[TrainingBudget], TokenBlocks]:
+        """The calibration text that a budget trains on, its held-out blocks last."""
+        return cache(self._training_text)
+
+    def _training_text(self, budget: TrainingBudget) -> TokenBlocks:
+        count = budget.steps * budget.batch + budget.held_out
+        return self._packed_blocks(budget.corpus or self.profile.text.corpus, "calibration", budget.block_length, count)
+
+    @cached_property
+    def prompts_to_classify(self) -> Callable[[PromptChoice], LabelledPrompts]:
+        """Labelled texts as prompts, to tune on and to judge on."""
+        return cache(self._prompts_to_classify)
+
+    # What reads files; a plan has these from what it knows.
+
+    def _token_blocks(self, budget: TextBudget, split: corpora.Split) -> TokenBlocks:
+        return corpora.token_blocks(budget, self.tokenizer, split)
+
+    def _packed_blocks(self, corpus: str, split: corpora.Split, length: int, count: int) -> TokenBlocks:
+        return corpora.packed_blocks(corpus, self.tokenizer, split, length, count)
+
+    def _task(self, budget: TaskBudget) -> ChoiceTask:
+        items = benchmark_items.load(budget, self.tokenizer, self.profile.seed, max_length=self.identity.max_length)
+        return ChoiceTask(items)
+
+    def _prompts_to_classify(self, choice: PromptChoice) -> LabelledPrompts:
+        found = classification_sets.labelled_prompts(choice, self.tokenizer, self.profile.seed)
+        longest, limit = found.longest + choice.virtual_tokens, self.identity.max_length
+        if limit is not None and longest > limit:
+            raise StudyError(
+                f"{self.identity.name} takes {limit} tokens, a prompt of {choice.dataset} has {longest} with virtual "
+                "ones: lower max_words or demonstrations in the profile"
+            )
+        return found
+
+
+def first_blocks(text: TokenBlocks, blocks: int, length: int | None = None) -> TokenBlocks:
+    """The first so many blocks of a text, and the first tokens of each."""
+    return replace(text, input_ids=text.input_ids[:blocks, :length])

@@ -1,0 +1,343 @@
+"""`make plan`: what a run of a profile takes, before anything starts.
+
+The notebooks' own experiments run dry; what they ask for becomes hours, memory and disk by rates that are timed here on
+two blocks with random weights in each model's shape.
+"""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from layer_redundancy.config import profiles
+from layer_redundancy.config.profiles import Profile
+from layer_redundancy.config.sources import Amount
+from layer_redundancy.core import devices, paths
+from layer_redundancy.core.cache import write_whole
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data import hub
+from layer_redundancy.data.corpora import TokenBlocks
+from layer_redundancy.evaluate import batches, scoring, sweep_estimate
+from layer_redundancy.evaluate.amounts import Pass, Quantization, Sweep, Training, Work, text_amount
+from layer_redundancy.experiments import registry
+from layer_redundancy.models import throughput
+from layer_redundancy.models.stack import has_key_value_cache
+from layer_redundancy.planning import counts, downloads
+from layer_redundancy.planning.dry import Ledger
+from layer_redundancy.planning.planner import Planner, config_of, count_here
+from layer_redundancy.planning.rates import Speed, linear_shapes, probe
+
+START_SECONDS = 25.0  # a notebook's kernel, imports, statistics and figures
+DISK_RATE = 1e9  # bytes a second at which weights are read
+COLUMN_SECONDS = 2e-4  # time a column in GPTQ's loop over a matrix
+FITS = 0.9  # share of a device's memory that a training may take
+GIGA = 1e9
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def sweep_seconds(found: Sweep, speed: Speed) -> float:
+    """How long a sweep's blocks and head run, in seconds."""
+    if not found.variants:
+        return 0.0
+    block_rate, head_rate = speed.rates(found.amount)
+    return found.block_tokens / block_rate + found.head_tokens / head_rate
+
+
+def seconds(page: Ledger, speeds: Mapping[str, Speed], text: Amount) -> float:
+    """How long a notebook will take.
+
+    Args:
+        page: the work that it asks for.
+        speeds: speed of each model in it.
+        text: the profile's evaluation text; passes run as fast as on it.
+    """
+    total = START_SECONDS
+    for model, times in page.loads.items():
+        total += times * speeds[model].weight_bytes(speeds[model].blocks) / DISK_RATE
+    return total + sum(work_seconds(work, speeds[model], text) for model, work in page.work)
+
+
+def work_seconds(work: Work, speed: Speed, text: Amount) -> float:
+    """How long one piece of work takes; arguments as `seconds`."""
+    if isinstance(work, Sweep):
+        return sweep_seconds(work, speed)
+    if isinstance(work, Pass):
+        return work.block_tokens / speed.rates(text)[0]
+    if isinstance(work, Quantization):
+        return work.blocks * _quantization_seconds(speed, work.tokens, text)
+    if isinstance(work, Training):
+        block_rate, head_rate = speed.rates(text)
+        return work.block_tokens / block_rate + work.head_tokens / head_rate
+    fixed, block = speed.writing
+    width = work.amount.tokens / max(1, work.amount.items) + work.amount.answers
+    rows = max(1, speed.batch_tokens // round(width)) if has_key_value_cache(speed.stack.model) else 1
+    steps = -(-work.amount.items // rows) * work.amount.answers
+    reading = sum(work.blocks) * work.amount.tokens / speed.rates(text)[0]
+    return sum(steps * (fixed + n * block) for n in work.blocks) + reading
+
+
+def _quantization_seconds(speed: Speed, tokens: int, text: Amount) -> float:
+    """Seconds for one block: two passes, a Hessian of each matrix's inputs, its inverse, and the loop over columns."""
+    shapes = linear_shapes(speed.stack)
+    if not tokens:
+        return sum(o * i for o, i in shapes) / 1e9
+    operations = sum(2 * tokens * i * i + i**3 + 2 * o * i * i for o, i in shapes)
+    loop = sum(i for _, i in shapes) * COLUMN_SECONDS
+    return 2 * tokens / speed.rates(text)[0] + operations / speed.product_rate + loop
+
+
+def peak_bytes_of(sweeps: Sequence[Sweep], speed: Speed) -> float:
+    """Most memory of the device: weights, states where paths branch, a forward's workspace and the head's logits."""
+    config = speed.stack.model.config.get_text_config()
+    element = speed.stack.model.get_input_embeddings().weight.element_size()
+    state = speed.batch_tokens * config.hidden_size * element * batches.PREFIX_BATCHES
+    held = max((s.held for s in sweeps), default=0) + 2
+    logits = 3 * 4 * scoring.HEAD_ROWS * config.vocab_size
+    return (
+        speed.weight_bytes(speed.blocks)
+        + held * state
+        + speed.batch_tokens * sweep_estimate.workspace(speed.stack)
+        + logits
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A notebook of a model, as planned.
+
+    Attributes:
+        model: the model's name.
+        notebook: the notebook's number.
+        variants: number of distinct variants of the notebook's own model.
+        block_tokens_naive: block-tokens of sweeps with one plain forward a variant.
+        block_tokens: block-tokens of sweeps as they run.
+        seconds: total time.
+        peak_bytes: peak of the device's memory.
+        trainings, trained_tokens: number of trainings of weights, and tokens that they train on.
+        training_block_tokens, quantization_block_tokens, pass_block_tokens: block-tokens of each kind of work.
+        quantizations: number of quantized checkpoints.
+        left_out: what memory does not suffice for, or why the notebook has nothing to measure.
+        disk_bytes: bytes of what is trained, and of the tokens of downloaded corpora that it is trained on.
+    """
+
+    model: str
+    notebook: str
+    variants: int
+    block_tokens_naive: int
+    block_tokens: int
+    seconds: float
+    peak_bytes: float
+    trainings: int = 0
+    trained_tokens: int = 0
+    left_out: str = ""
+    disk_bytes: float = 0.0
+    training_block_tokens: int = 0
+    quantizations: int = 0
+    quantization_block_tokens: int = 0
+    pass_block_tokens: int = 0
+
+
+def rows(
+    profile: Profile,
+    notebooks: Sequence[str] | None = None,
+    report: Callable[[str], None] = print,
+    alone: bool = False,
+) -> Iterator[Row]:
+    """Plans a profile's notebooks, model by model.
+
+    Args:
+        profile: the profile, with the user's own model in place if there is one.
+        notebooks: numbers of the notebooks; all if not given.
+        report: called with a line on what is measured, since that takes a while.
+        alone: plan as if no notebook but these had been run before.
+    """
+    notebooks = registry.numbers() if notebooks is None else notebooks
+    device = devices.found(profile.device)
+    speeds: dict[str, Speed] = {}
+
+    def speed_of(model: str) -> Speed:
+        if model not in speeds:
+            report(f"timing two blocks in the shape of {model} ({profile.dtype}, {device})")
+            config = config_of(model, counts.revision(profile, model), profile.trust_remote_code)
+            stack = probe(config, profile.dtype, device)
+            tokens = throughput.batch_tokens(stack, profile.batch_tokens)
+            speeds[model] = Speed(stack, config.get_text_config().num_hidden_layers, tokens)
+        return speeds[model]
+
+    there, _ = device_memory(profile)
+    planner = Planner(
+        profile,
+        fits=lambda model, training: speed_of(model).training_bytes(training) <= FITS * there,
+        count=lambda model, budget: count_here(profile, model, budget),
+    )
+    text = text_amount(profile.text.evaluation_blocks, profile.text.block_length)
+    for model, own in planner.models().items():
+        wanted = [n for n in own if n in notebooks]
+        if not wanted:
+            continue
+        # All of them, since a later one is spared what an earlier one stores.
+        for number, study in planner.pages(model, wanted if alone else own):
+            if number in wanted:
+                page = study.ledger
+                for name in {name for name, _ in page.work} | set(page.loads):
+                    speed_of(name)
+                yield _row(model, number, page, speeds, text)
+        if model != profile.model:
+            speeds.pop(model).close()
+
+
+def packed_bytes(text: TokenBlocks) -> int:
+    """Bytes on disk of a text that is trained on: those of downloaded corpora are kept as they are cut."""
+    return 8 * text.num_tokens if text.corpus in downloads.CORPORA else 0
+
+
+def _row(model: str, number: str, page: Ledger, speeds: Mapping[str, Speed], text: Amount) -> Row:
+    sweeps, trainings, speed = page.of(Sweep), page.of(Training, model), speeds[model]
+    peak = [peak_bytes_of(page.of(Sweep, model), speed), *map(speed.training_bytes, trainings)]
+    quantizations, passes = page.of(Quantization), page.of(Pass)
+    return Row(
+        model,
+        number,
+        variants=len({v for one in page.of(Sweep, model) for v in one.variants}),
+        block_tokens_naive=sum(one.block_tokens_naive for one in sweeps),
+        block_tokens=sum(one.block_tokens for one in sweeps),
+        seconds=seconds(page, speeds, text),
+        peak_bytes=max(peak),
+        trainings=len(trainings),
+        trained_tokens=sum(one.tokens for one in trainings),
+        left_out=", ".join(dict.fromkeys(page.left_out)),
+        disk_bytes=speed.disk_bytes(trainings) + sum(map(packed_bytes, page.texts.values())),
+        training_block_tokens=sum(one.block_tokens for one in trainings),
+        quantizations=len(quantizations),
+        quantization_block_tokens=sum(one.block_tokens for one in quantizations),
+        pass_block_tokens=sum(one.block_tokens for one in passes),
+    )
+
+
+def hours(seconds: float) -> str:
+    """A time as text, in seconds, minutes, hours or days."""
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
+
+
+def cache_folder() -> Path:
+    """The hub's cache folder, or its nearest parent that exists."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE)
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def report_downloads(found: Sequence[downloads.Download]) -> list[str]:
+    """Lines on what is to be downloaded, and whether it fits."""
+    missing = [d for d in found if not d.here]
+    lines = []
+    for d in found:
+        state = "here" if d.here else f"{d.gigabytes:.2f} GB" if d.gigabytes >= 0.01 else "< 0.01 GB"
+        licence = d.licence or "no licence named"
+        lines.append(f"  {d.name:<34} {state:>10}  {d.source}  [{licence}]{f'; {d.note}' if d.note else ''}")
+    need, folder = sum(d.gigabytes for d in missing if d.gigabytes == d.gigabytes), cache_folder()
+    free = shutil.disk_usage(folder).free / GIGA
+    # Benchmarks lie there twice: as downloaded, and as the tables that are read.
+    verdict = "enough" if free > 1.1 * need + 1 else "TOO LITTLE: free some space, or set HF_HOME to another disk"
+    lines.append(f"disk: {1.1 * need + 1:.1f} GB needed for {len(missing)} downloads, {free:.1f} GB free ({verdict})")
+    return lines
+
+
+def device_memory(profile: Profile) -> tuple[int, str]:
+    """Bytes of memory of the device that a profile runs on, and the device's name."""
+    every = devices.every(devices.found(profile.device))
+    there = sum(map(devices.total_memory, every))
+    name = devices.name(every[0])
+    return there, f"{len(every)} x {name}" if devices.is_gpu(every[0]) else f"{name}, no GPU"
+
+
+def report_memory(planned: Sequence[Row], profile: Profile) -> str:
+    """One line on the device's memory."""
+    peak = max(planned, key=lambda row: row.peak_bytes)
+    there, what = device_memory(profile)
+    fits = "fits" if peak.peak_bytes < 0.95 * there else "DOES NOT FIT: a smaller model, or more GPUs"
+    return (
+        f"memory: {peak.peak_bytes / GIGA:.1f} GB at most ({peak.model}, notebook {peak.notebook}), "
+        f"{there / GIGA:.0f} GB there ({what}; {fits})"
+    )
+
+
+def report_disk(planned: Sequence[Row]) -> str | None:
+    """One line on the disk that results take: trained weights, checkpoints, and the tokens they are trained on."""
+    need = sum(row.disk_bytes for row in planned)
+    if not need:
+        return None
+    folder = next(folder for folder in (paths.CACHE, *paths.CACHE.parents) if folder.exists())
+    free = shutil.disk_usage(folder).free
+    verdict = "enough" if free > need else "TOO LITTLE: free some space"
+    return f"disk for what is trained: {need / GIGA:.1f} GB at most, {free / GIGA:.1f} GB free ({verdict})"
+
+
+def report_trainings(row: Row) -> str:
+    """What a notebook trains, at the end of its line; "" where it trains nothing."""
+    text = f"; {row.trainings} trainings on {row.trained_tokens:.3g} tokens" if row.trainings else ""
+    return text + (f"; no memory for: {row.left_out}" if row.left_out else "")
+
+
+def table(planned: Sequence[Row]) -> pd.DataFrame:
+    """One row a notebook of a model, and their sum."""
+    frame = pd.DataFrame([vars(row) for row in planned])
+    frame["share"] = frame["block_tokens"] / frame["block_tokens_naive"].where(frame["block_tokens_naive"] > 0)
+    frame["hours"] = frame["seconds"] / 3600
+    frame["peak_gb"], frame["disk_gb"] = frame.pop("peak_bytes") / GIGA, frame.pop("disk_bytes") / GIGA
+    return frame
+
+
+@app.command()
+def main(
+    profile: Annotated[str, typer.Argument(help="paper, or another profile")] = "paper",
+    model: Annotated[str, typer.Option(help="a model of your own")] = "",
+    revision: Annotated[str, typer.Option(help="its revision")] = "",
+    notebooks: Annotated[str, typer.Option(help="only these, by number")] = "",
+    alone: Annotated[bool, typer.Option("--alone", help="as if no other notebook had been run before")] = False,
+) -> None:
+    """Prints what a run of a profile takes, before anything starts."""
+    try:
+        chosen = profiles.get(profile, model=model, revision=revision)
+        numbers = [registry.by_number(n).number for n in notebooks.split()] or list(registry.numbers())
+        start = time.perf_counter()
+        found = downloads.downloads(chosen)
+        if found:
+            print("downloads:", *report_downloads(found), sep="\n")
+        planned = list(rows(chosen, numbers, lambda text: print(text, file=sys.stderr), alone))
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    frame = table(planned)
+    print(*filter(None, (report_disk(planned), report_memory(planned, chosen))), sep="\n")
+    print("notebooks (block-tokens: tokens times the blocks that run on them):")
+    for row in planned:
+        share = f"{row.block_tokens / row.block_tokens_naive:4.0%}" if row.block_tokens_naive else "   -"
+        print(
+            f"  {row.notebook}  {row.model:<34} {row.variants:6d} variants  {row.block_tokens_naive:9.3g} naive  "
+            f"{row.block_tokens:9.3g} shared ({share})  {hours(row.seconds):>9}{report_trainings(row)}"
+        )
+    print(f"all: about {hours(frame['seconds'].sum())}; planned in {time.perf_counter() - start:.0f} s")
+    counted = counts.amounts(chosen.model)[1]
+    if found and not (counted and counts.read_record()):
+        print("tokens of benchmarks are estimates; `make prefetch` counts them")
+    if found and not hub.answers():
+        print("the hub was not asked (out of reach, or HF_HUB_OFFLINE): sizes are those this study knows")
+    path = paths.RESULTS / f"plan-{profiles.slug(profiles.artifact_folder(chosen))}.csv"
+    write_whole({path: frame.to_csv(index=False).encode()})
+    print(f"as a table: {os.path.relpath(path)}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,208 @@
+"""transformers' Trainer as `training_loop.fit` uses it: order of examples, settings, what is watched and kept."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import extract_model_from_parallel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import default_collate
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+from layer_redundancy.core import devices
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.train.training_loop import WEIGHTS, Example, Optimization
+
+CHECKPOINT_SECONDS = 60.0
+
+
+class Ordered:
+    """All examples of a training, in the order in which they come: one permutation of the seed after the other."""
+
+    def __init__(self, examples: Sequence[Example], optimization: Optimization, seed: int):
+        self._examples, self._length = examples, optimization.steps * optimization.batch
+        rng, num = np.random.default_rng(seed), len(examples)
+        turns = [rng.permutation(num) for _ in range(math.ceil(self._length / num))]
+        self._order = np.concatenate(turns)[: self._length]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, place: int) -> Example:
+        return self._examples[int(self._order[place])]
+
+
+def arguments(
+    optimization: Optimization, folder: Path, micro: int, seed: int, half: bool, device: torch.device
+) -> TrainingArguments:
+    """Settings of transformers' Trainer: as `fit` trains, `micro` examples at a time, and without its own habits."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # keeps the precision of a training before
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=optimization.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=optimization.batch // micro,
+        learning_rate=optimization.learning_rate,
+        lr_scheduler_type=optimization.schedule,
+        warmup_steps=optimization.warmup,
+        weight_decay=optimization.weight_decay,
+        optim="adamw_torch_fused",
+        max_grad_norm=1.0,
+        bf16=half,
+        use_cpu=not devices.is_gpu(device),
+        seed=seed,
+        train_sampling_strategy="sequential",  # `Ordered` has the order
+        save_strategy="no",  # `Watch` says when
+        save_total_limit=1,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=devices.is_gpu(device),
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # it would copy the model to every GPU there is
+    return arguments
+
+
+def unwrap(model: nn.Module) -> None:
+    """Takes off the wrapper in which accelerate lets a model compute in bfloat16; without this it stays for good."""
+    extract_model_from_parallel(model, keep_fp32_wrapper=False)
+
+
+class Training(Trainer):
+    """transformers' Trainer with losses of our own, checkpoints of trained weights alone, and no messages of its own.
+
+    What it does stays its own: its draws of random numbers decide the dropout, so that another loop around the same
+    optimizer would train other weights.
+    """
+
+    def __init__(self, model: nn.Module, arguments: TrainingArguments, examples: Ordered, loss, collate):
+        with _quiet():
+            super().__init__(model, arguments, train_dataset=examples, data_collator=collate or default_collate)
+        self.model_accepts_loss_kwargs = False  # so that it divides by the accumulated batches, whatever the loss
+        self._loss = loss
+        self.watched: Watch
+
+    def train(self, *args, **kwargs):
+        with _quiet():
+            return super().train(*args, **kwargs)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with self.watched.counting():
+            return self._loss(model, inputs)
+
+    def log(self, logs, start_time=None):
+        # Kept in the trainer's state, and so in checkpoints.
+        if "loss" in logs:
+            row = {key: logs[key] for key in ("loss", "learning_rate")} | {"step": self.state.global_step}
+            self.watched.logged(row)
+
+    def _save(self, output_dir=None, state_dict=None):
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {n: p.detach().cpu().contiguous() for n, p in self.model.named_parameters() if p.requires_grad}
+        save_file(tensors, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(saved[name])
+
+
+class Watch(TrainerCallback):
+    """Shows a training's progress while it runs, and measures what it takes."""
+
+    def __init__(self, trainer: Training, validate, validate_every: int, label: str):
+        self._trainer, self._validate, self._every, self._label = trainer, validate, validate_every, label
+        self.spent, self.peak = 0.0, 0
+        self._step_start = self._saved = time.monotonic()
+        self._counted, self._held_out = False, {}
+        self.bar = tqdm(total=trainer.args.max_steps, desc=label, unit="step", mininterval=1.0)
+
+    def on_train_begin(self, args, state, control, **_):
+        if state.global_step:
+            last = [row for row in state.log_history if "seconds" in row][-1]
+            self.spent, self.peak = last["seconds"], last["peak_bytes"]
+            print(f"{self._label}: going on at step {state.global_step} of {args.max_steps}")
+        self.bar.n = state.global_step
+        self.bar.refresh()
+        devices.reset_peak(args.device)
+        if self._every and not state.global_step:
+            self._validate_now()
+
+    def on_step_begin(self, args, state, control, **_):
+        self._step_start = time.monotonic()
+
+    def on_step_end(self, args, state, control, **_):
+        if devices.is_gpu(args.device):
+            devices.synchronize(args.device)
+            self.peak = max(self.peak, devices.peak_bytes(args.device))
+        self.spent += time.monotonic() - self._step_start
+        control.should_log = True
+        control.should_save = time.monotonic() - self._saved > CHECKPOINT_SECONDS and state.global_step < args.max_steps
+        return control
+
+    def on_save(self, args, state, control, **_):
+        self._saved = time.monotonic()
+
+    def logged(self, row: dict[str, float]) -> None:
+        """Takes a step's row, before a checkpoint is written."""
+        if not math.isfinite(row["loss"]):
+            raise StudyError(
+                f"{self._label}: the loss is {row['loss']} at step {row['step']}: choose a lower learning rate, or "
+                "dtype float32"
+            )
+        state = self._trainer.state
+        state.log_history.append(row | {"seconds": self.spent, "peak_bytes": self.peak})
+        self.bar.set_postfix(self._held_out | {"loss": f"{row['loss']:.4g}"}, refresh=False)
+        self.bar.update()
+        if self._every and (row["step"] % self._every == 0 or row["step"] == state.max_steps):
+            self._validate_now()
+
+    def _validate_now(self) -> None:
+        state, model = self._trainer.state, self._trainer.model
+        model.eval()
+        with torch.no_grad():
+            value = float(self._validate(model))
+        model.train()
+        state.log_history.append({"step": state.global_step, "validation": value})
+        self._held_out = {"held out": f"{value:.4g}"}
+        self.bar.write(f"{self._label}: step {state.global_step}, held out {value:.4f}")
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Counts, at the first forward on a CPU, the memory that training holds."""
+        if self._counted or devices.is_gpu(self._trainer.args.device):
+            yield
+            return
+        self._counted = True
+        with devices.saved_for_backward() as saved:
+            yield
+        held = [*self._trainer.model.parameters(), *self._trainer.model.buffers()]
+        quantized = [tensor.quant_state for tensor in held if getattr(tensor, "quant_state", None) is not None]
+        weights = devices.storages([*held, *(state.absmax for state in quantized)])
+        trained = sum(p.numel() * 4 for p in self._trainer.model.parameters() if p.requires_grad)
+        activations = sum(size for place, size in saved.items() if place not in weights)
+        self.peak = max(self.peak, sum(weights.values()) + 3 * trained + activations)  # a gradient, two moments
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what transformers logs of a training."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

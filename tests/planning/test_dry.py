@@ -1,0 +1,299 @@
+"""What is planned is counted by hand here; that it is what runs, `make rehearse` shows on every notebook."""
+
+import tomllib
+from dataclasses import MISSING, fields, replace
+from types import ModuleType
+
+import pytest
+
+from layer_redundancy.config import profiles, sources
+from layer_redundancy.config.profiles import Profile, TaskBudget
+from layer_redundancy.config.sources import Amount
+from layer_redundancy.core import variants
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.evaluate import amounts
+from layer_redundancy.evaluate.amounts import Pass, Quantization, Sweep, Training, Writing
+from layer_redundancy.experiments import block_pruning, healing, prompt_tuning, registry
+from layer_redundancy.experiments.registry import Experiment
+from layer_redundancy.measures import importance
+from layer_redundancy.planning import dry, stand_ins
+from layer_redundancy.planning.planner import Planner
+from rehearsal import run
+
+LLAMA = "meta-llama/Llama-2-7b-hf"
+RWKV = "RWKV/v5-Eagle-7B-HF"
+AMOUNTS = {name: data.amount for name, data in sources.DATA.items() if data.amount}
+
+
+def pages(*notebooks: str, profile: str = "paper", model: str = LLAMA, count=None) -> dict[str, dry.Ledger]:
+    """Notebook -> ledger, of the notebooks in this order."""
+    planner = Planner(profiles.get(profile), count=count or (lambda model, budget: Amount(50, 200, 9000, 5000, 200)))
+    return {number: study.ledger for number, study in planner.pages(model or planner.profile.model, notebooks)}
+
+
+def test_single_removal_by_hand():
+    ledger = pages("02")["02"]
+    text, mmlu = ledger.of(Sweep)
+    assert len({v for one in (text, mmlu) for v in one.variants}) == 33
+    tokens = 128 * 1023
+    assert text.block_tokens_naive == (32 + 32 * 31) * tokens
+    # Removing block i runs blocks i+1.. anew: 31 + 30 + ... + 0, beside the dense model's 32.
+    assert text.block_tokens == (32 + 31 * 32 // 2) * tokens
+    assert text.head_tokens == 33 * tokens
+    assert mmlu.block_tokens == (32 + 31 * 32 // 2) * 1_740_000 and mmlu.head_tokens == 33 * 14042
+    # Plain forwards of the dense model and of every eleventh variant, on one block of text.
+    assert [one.block_tokens for one in ledger.of(Pass)] == [1023 * blocks for blocks in (32, 31, 31)]
+    assert ledger.loads == {LLAMA: 1}
+
+
+def test_without_a_cache_prompts_run_whole():
+    planner = Planner(profiles.get("paper"))
+    study = replace(planner.study(LLAMA), keeps_prefixes=False)
+    registry.by_number("02").measure(study)
+    assert study.ledger.of(Sweep)[1].block_tokens == (32 + 31 * 32 // 2) * 10_200_000
+
+
+def test_what_is_stored_is_not_counted_again():
+    planner = Planner(profiles.get("paper"))
+    first, again, third = (study.ledger for _, study in planner.pages(LLAMA, ["02", "02", "03"]))
+    assert first.of(Sweep) and not again.work and not again.loads
+    # The dense model, and the first removed alone, are there.
+    assert len({v for one in third.of(Sweep) for v in one.variants}) == 30
+
+
+def test_the_papers_order_stands_in_and_the_ends_go_last():
+    order = stand_ins.order(LLAMA, 32)
+    assert order[:9] == (27, 26, 25, 28, 24, 29, 23, 21, 22)
+    assert sorted(order) == list(range(32)) and set(order[-3:]) == {0, 1, 31}
+    unknown = stand_ins.order("mine", 5)
+    assert sorted(unknown) == list(range(5)) and unknown[-1] in (0, 4)
+
+
+@pytest.mark.parametrize("blocks", [2, 4, 32])
+def test_the_measures_own_code_finds_the_order_in_the_stand_ins(blocks):
+    sums, order = stand_ins.activation_sums(LLAMA, blocks, 64), stand_ins.order(LLAMA, blocks)
+    assert tuple(importance.removal_order(importance.scores(sums, "block_influence"), "block_influence")) == order
+    near = importance.removal_order(importance.scores(sums, "relative_magnitude"), "relative_magnitude")
+    assert sum(a != b for a, b in zip(near, order, strict=True)) in ((0,) if blocks < 4 else (2,))
+    for name in importance.MEASURES:
+        assert sorted(importance.removal_order(importance.scores(sums, name), name)) == list(range(blocks))
+    if blocks > 8:
+        assert [importance.best_start(importance.angular_grid(sums), n) for n in (1, 5)] == [29, 25]
+        other = [importance.scores(text, "block_influence") for text in sums.resampled(4, 0)]
+        orders = {tuple(importance.removal_order(score, "block_influence")) for score in other}
+        assert len(orders) >= 3, "another text exchanges a few neighbours"
+
+
+@pytest.mark.parametrize("profile", ["smoke", "embedded", "paper", "rehearsal/rehearsal.toml"])
+@pytest.mark.parametrize("blocks", [2, 4, 30])
+def test_every_notebook_of_every_profile_can_be_planned(profile, blocks, monkeypatch):
+    of = profiles.get(profile)
+    planner = Planner(of, count=lambda model, budget: Amount(50, 200, 9000, 5000, 200))
+    study = planner.study(of.model)
+    config = replace(study.identity, num_hidden_layers=blocks).config
+    config.get_text_config().num_hidden_layers = blocks
+    study = replace(study, identity=replace(study.identity, num_hidden_layers=blocks, config=config))
+    monkeypatch.setattr(Planner, "study", lambda self, model, *_: study if model == of.model else planner_study(model))
+    planner_study = lambda model: replace(study, shape_of=model)  # noqa: E731 - beside it, one of as many blocks
+    ledger = study.ledger
+    for experiment in registry.every():
+        if experiment.number == "06":  # takes two kinds of model
+            continue
+        ledger = ledger.page()
+        experiment.measure(replace(study, ledger=ledger))
+        for one in ledger.of(Sweep):
+            assert 0 < one.block_tokens <= one.block_tokens_naive
+            assert all(variant for variant in one.variants)
+
+
+def test_a_sweep_that_an_experiment_gains_is_in_the_plan(monkeypatch):
+    """The plan is the experiment: what is added to one changes the other by exactly that."""
+    before = pages("08")["08"].of(Sweep)
+    (experiment,) = (one for one in registry.every() if one.number == "08")
+    module = ModuleType("with_more")
+    pair = variants.without(32, [3, 7])
+
+    def measure(study):
+        found = experiment.measure(study)
+        study.sweep([study.dense, pair], [study.perplexity])
+        return found
+
+    module.NOTEBOOK, module.measure = experiment.notebook, measure
+    changed = tuple(Experiment("08_benchmarks", module) if one is experiment else one for one in registry.every())
+    monkeypatch.setattr(registry, "every", lambda: changed)
+    more = [one for one in pages("08")["08"].of(Sweep) if one not in before]
+    text = amounts.text_amount(128, 1024)
+    assert more == [Sweep("perplexity", text, (variants.dense(32), pair))]
+
+
+def test_the_model_without_attention_has_its_own_scale():
+    """Notebook 06 measures it on four times the text and items of the embedded profile."""
+    ledger = pages("06", profile="embedded", model="")["06"]
+    recurrent = {one.measurement: one.amount.items for one in ledger.of(Sweep, "rwkv5-6.6m") if len(one.variants) > 50}
+    transformer = {one.measurement: one.amount.items for one in ledger.of(Sweep, "smollm2-135m-instruct")}
+    assert recurrent == {"perplexity": 32, "task/passage_continuation": 50}
+    assert transformer["task/passage_continuation"] == 24
+    alone = profiles.get("embedded")
+    assert [alone.text.evaluation_blocks, alone.tasks[0].limit] == [8, 24]
+
+
+def test_block_pruning_by_hand():
+    ledger = pages("10")["10"]
+    trainings = ledger.of(Training)
+    # Depths 3, 6, 10, 13, 16 and 19 are healed after either rule, and the whole model is trained too.
+    assert sorted(one.blocks for one in trainings) == sorted([32, *2 * [29, 26, 22, 19, 16, 13]])
+    tokens = 5000 * 16 * 2048
+    assert {one.tokens for one in trainings} == {tokens} == {one.scored for one in trainings}
+    # QLoRA: a forward, and the gradients of its states.
+    assert sum(one.block_tokens for one in trainings) == 2 * tokens * (32 + 2 * 125)
+    assert sum(one.head_tokens for one in trainings) == 13 * 2 * tokens
+    assert {s.measurement for s in ledger.of(Sweep)} == {"perplexity/c4", "task/mmlu"}
+    texts = [s for s in ledger.of(Sweep) if s.measurement == "perplexity/c4"]
+    # Dense; every n from 1 to 31 by three rules, which agree where hardly a block is left; and what is healed.
+    chosen = set(texts[1].variants)
+    assert texts[0].variants == (tuple(range(32)),) and 3 * 31 - 4 <= len(chosen) <= 3 * 31
+    assert {tuple(range(n)) for n in range(1, 32)} < chosen  # the last blocks
+    assert {(*range(31 - n), 31) for n in range(1, 32)} < chosen  # the simple rule
+    healed = [s.variants for s in texts[2:]]
+    assert sorted(len(variant) for (variant,) in healed) == sorted(one.blocks for one in trainings)
+    text = 128 * 1023
+    assert [s.block_tokens for s in texts[2:]] == [len(variant) * text for (variant,) in healed]
+    assert ledger.loads[LLAMA] == 1 + 2 * len(trainings)
+    whole = sum(s.block_tokens for s in ledger.of(Sweep))
+    after = pages("04", "10")["10"]  # notebook 04 has measured MMLU on removal from the last block on
+    assert sum(s.block_tokens for s in after.of(Sweep)) < whole
+    (packed,) = ledger.texts.values()
+    assert packed.num_tokens == (5000 * 16 + 32) * 2048 and packed.corpus == "c4"
+
+
+def test_recipes_by_hand():
+    ledger, budget = pages("11")["11"], profiles.get("paper").budget(healing.Budget)
+    trainings = ledger.of(Training)
+    methods = [one.recipe.method for one in trainings]
+    # Nine selections after LoRA, of which the last blocks at the first seed are a recipe's run too.
+    assert [methods.count(m) for m in ("lora", "qlora", "partial", "full")] == [3 + 8, 3, 3, 3]
+    assert {one.blocks for one in trainings} == {24} and {one.length for one in trainings} == {256}
+    assert {one.tokens for one in trainings} == {1555 * 64 * 256} == {budget.training.tokens}
+    by = {one.recipe.method: one.block_tokens / one.tokens / 24 for one in trainings}
+    assert by == {"lora": 2, "qlora": 2, "full": 3, "partial": (24 + 2 * 3) / 24}
+    singles = next(s for s in ledger.of(Sweep) if len(s.variants) == 32)
+    assert singles.amount.items == 64 and singles.variants == tuple(variants.single_removal(32))
+    unhealed = next(s for s in ledger.of(Sweep) if s.measurement == "perplexity" and 1 < len(s.variants) < 32)
+    assert {len(variant) for variant in unhealed.variants} == {24} and len(unhealed.variants) == 9
+    assert 3 * 64 * 1024 * 32 in [one.block_tokens for one in ledger.of(Pass)], "the Taylor measure's gradients"
+
+
+def test_recipes_without_memory_are_left_out():
+    planner = Planner(profiles.get("paper"), fits=lambda model, training: training.recipe.method != "full")
+    ((_, study),) = planner.pages(LLAMA, ["11"])
+    assert {one.recipe.method for one in study.ledger.of(Training)} == {"lora", "qlora", "partial"}
+    assert study.ledger.left_out == ["all weights"]
+    none = Planner(profiles.get("paper"), fits=lambda model, training: False)
+    ((_, study),) = none.pages(LLAMA, ["10"])
+    assert "does not fit" in study.ledger.left_out[-1] and not study.ledger.of(Training)
+
+
+def test_prompt_tuning_by_hand():
+    ledger, budget = pages("12")["12"], profiles.get("paper").budget(prompt_tuning.Budget)
+    trainings, kept = ledger.of(Training), (1, 2, 4, 6, 8, 12, 16, 24, 32)
+    assert len(trainings) == 2 * len(kept) * 4 * 3 and not ledger.of(Sweep)
+    assert {one.blocks for one in trainings} == set(kept)
+    virtual = [one for one in trainings if one.recipe.method == "prompts"]
+    assert len(virtual) * 2 == len(trainings) and not any(one.kept for one in trainings)
+    (sst2,) = {one.length for one in virtual if one.scored == 5 * 2 * 64}
+    assert sst2 == 20 + 3 * (26 + dry.TEMPLATE_TOKENS)  # virtual tokens, two worked examples, the text
+    assert budget.test_items == 1000
+
+
+def test_quantization_by_hand():
+    ledger = pages("07")["07"]
+    tokens = 128 * 1024
+    assert sorted((one.blocks, one.tokens) for one in ledger.of(Quantization)) == sorted(
+        [(32, tokens)] * 3 + [(23, tokens)] * 3 + [(32, 0)] * 3
+    )
+
+
+def test_what_is_written_is_counted():
+    ledger = pages("09")["09"]
+    written = ledger.of(Writing)
+    assert len(written) == 11 + 1 and written[0].blocks == (32,) and written[-1].what == "gsm8k_cot"
+    assert written[-1].blocks == tuple(range(32, 21, -1)) and written[-1].amount.answers == 256
+
+
+def test_a_part_keeps_the_examples():
+    mmlu = AMOUNTS["mmlu"]
+    few = amounts.part(mmlu, 1000)
+    assert few.items == few.sequences == few.scored == 1000 and few.tokens == round(mmlu.tokens * 1000 / 14042)
+    # Nearly all of the 57 subjects' examples (605 tokens each) and the thousand questions themselves.
+    assert few.shared == pytest.approx(57 * 605 + 1_705_500 * 1000 / 14042, rel=0.01)
+    pair = amounts.part(mmlu, 2)  # of two subjects, most likely: nothing to share
+    assert pair.shared == pytest.approx(pair.tokens, rel=0.02)
+    four = amounts.part(AMOUNTS["hellaswag"], 10)  # the four endings of a question share it, however few questions
+    assert four.shared == pytest.approx(AMOUNTS["hellaswag"].shared * 10 / 10042, rel=0.01)
+    assert amounts.part(mmlu, 14042) is mmlu and amounts.part(mmlu, 99999) is mmlu
+
+
+def test_every_benchmark_that_is_downloaded_is_known():
+    from layer_redundancy.data.paper_benchmarks import PAPER_BENCHMARKS
+    from layer_redundancy.experiments import benchmarks, generation
+
+    paper = profiles.get("paper")
+    table1, written = paper.budget(benchmarks.Budget), paper.budget(generation.Budget)
+    every = (*paper.tasks, *table1.tasks, *table1.generative_tasks, *written.tasks)
+    assert {b.name for b in every} <= set(AMOUNTS)
+    for benchmark in PAPER_BENCHMARKS:
+        assert sources.DATA[benchmark.task].amount.items == benchmark.items
+    study = Planner(paper).study(LLAMA)
+    assert study.inputs.amount(TaskBudget("mmlu", limit=7)).items == 7
+    with pytest.raises(StudyError, match="nothing is known of how long 'unheard_of' is"):
+        study.inputs.amount(TaskBudget("unheard_of"))
+
+
+def test_a_plan_loads_no_model():
+    with pytest.raises(StudyError, match="a plan loads no model"):
+        _ = Planner(profiles.get("paper")).study(LLAMA).stack
+
+
+# Switches that the rehearsal must leave: why.
+STAYS = {
+    ("profile", "dtype"), ("profile", "device"), ("profile", "further"),  # the paper's are off the default
+    ("profile", "own_model"), ("profile", "revision"), ("profile", "trust_remote_code"),  # the user's
+    ("profile", "name"),
+    ("profile", "budgets"),
+    ("quantization", "max_blocks"),  # fewer blocks would rule the ready checkpoint out
+    ("prompt_tuning", "prompt_rate"), ("prompt_tuning", "demonstrations"), ("prompt_tuning", "seeds"),  # the paper's
+    ("prompt_tuning", "weights_rate"), ("prompt_tuning", "rate_power"), ("prompt_tuning", "lora_rate"),  # rates only
+    ("prompt_tuning", "max_words"),  # made-up texts are of any length
+    ("block_pruning", "evaluation_corpus"), ("quantization", "ready"),  # the paper's
+    ("benchmarks", "generative_tasks"), ("generation", "tasks"),  # likewise
+}  # fmt: skip
+
+
+def test_the_rehearsal_turns_every_switch_off_its_default():
+    """So that a plan that forgets one differs from what runs."""
+    rehearsed = profiles.get(run.PROFILE)
+    kinds = {"profile": (Profile, rehearsed)} | {
+        one.module.__name__.rpartition(".")[2]: (one.module.Budget, rehearsed.budget(one.module.Budget))
+        for one in registry.every()
+        if hasattr(one.module, "Budget")
+    }
+    unchanged = {
+        (name, field.name)
+        for name, (kind, values) in kinds.items()
+        for field in fields(kind)
+        if field.default is not MISSING and getattr(values, field.name) == field.default
+    }
+    assert unchanged <= STAYS, unchanged - STAYS
+    assert tomllib.loads((profiles.profile_file(run.PROFILE)).read_text())["budgets"]["rwkv_redundancy"]["scale"] == 2
+
+
+def test_experiments_and_notebooks_are_the_same():
+    from layer_redundancy.core import paths
+
+    assert [one.notebook for one in registry.every()] == sorted(p.stem for p in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
+    for one in registry.every():
+        assert one.notebook.partition("_")[2] == one.module.__name__.rpartition(".")[2]
+    assert registry.by_number("7").number == "07"
+    with pytest.raises(StudyError, match="no notebook 42: choose from 01 02"):
+        registry.by_number("42")
+    assert block_pruning in [one.module for one in registry.every()]

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import transformers as tf
 from torch import nn
 
 import tiny_models
@@ -88,3 +89,11 @@ def test_nan_weights_are_refused():
     model.model.layers[2].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(StudyError, match="NaN or infinite logits"):
         check_stack(model)
+
+
+def test_a_family_whose_blocks_do_not_run_by_hand_is_one_line():
+    """Bloom's blocks return tuples, which no file of its family says."""
+    model = tf.BloomForCausalLM(tf.BloomConfig(vocab_size=97, hidden_size=32, n_layer=3, n_head=4)).eval()
+    with pytest.raises(StudyError, match="cannot take BloomForCausalLM apart: its blocks do not run") as e:
+        check_stack(model)
+    assert "\n" not in str(e.value)

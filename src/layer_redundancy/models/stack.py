@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from layer_redundancy.core import devices
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import architectures
 from layer_redundancy.models.architectures import Architecture
@@ -254,18 +255,26 @@ def check_stack(model: nn.Module, num_tokens: int = 8) -> None:
     """Runs the blocks by hand on a few tokens and compares with the model's own logits.
 
     Raises:
-        StudyError: no layout fits, logits are not finite, or the two differ, as they do for an architecture that does
-            something between blocks.
+        StudyError: no layout fits, blocks do not run by hand, logits are not finite, or the two differ, as they do for
+            an architecture that does something between blocks.
     """
     stack = decoder_stack(model)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(1, num_tokens + 1, device=stack.device)[None] * 7 % vocabulary
     with torch.no_grad():
         own = model(input_ids=ids, use_cache=False).logits.float()
-    hidden, calls = stack.start(ids)
-    for i in range(len(stack)):
-        hidden = stack.run_block(i, hidden, calls)
-    by_hand = stack.logits(stack.finish(hidden)).to(own.device)
+    try:
+        hidden, calls = stack.start(ids)
+        for i in range(len(stack)):
+            hidden = stack.run_block(i, hidden, calls)
+        by_hand = stack.logits(stack.finish(hidden)).to(own.device)
+    except (IndexError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        if devices.lacks_memory(error):
+            raise
+        raise StudyError(
+            f"cannot take {type(model).__name__} apart: its blocks do not run one by one ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}); docs/how-to.md tells how to add a model family"
+        ) from error
     if not torch.isfinite(own).all():
         raise StudyError(f"{type(model).__name__} gives NaN or infinite logits: try dtype float32, or other weights")
     difference = (own - by_hand).abs().max().item()

@@ -16,7 +16,6 @@ from layer_redundancy.figures.parts import (
     band_handle,
     block_axis,
     choose_y_scale,
-    extreme_row,
     heat_map,
     height_of_block_rows,
     legend_above,
@@ -274,7 +273,9 @@ def angular_grid(grid: pd.DataFrame) -> Figure:
     table = grid.pivot(index="n", columns="start", values="distance").sort_index(ascending=False)  # noqa: PD010
     figure, axes = plt.subplots(figsize=(WIDTH, 5.4), layout="constrained")
     heat_map(axes, table, label="angular distance, arccos(cosine) / π", cmap="viridis_r")
-    best = [extreme_row(part, "distance", "smallest", tie="start") for _, part in grid.dropna().groupby("n")]
+    # Ties go to the deeper start, as in the removal order.
+    ordered = grid.dropna().sort_values(["distance", "start"], ascending=[True, False])
+    best = [part.iloc[0] for _, part in ordered.groupby("n")]
     x = [list(table.columns).index(row["start"]) + 0.5 for row in best]
     y = [list(table.index).index(row["n"]) + 0.5 for row in best]
     size = float(np.clip(180 / len(table), 2.5, 7))

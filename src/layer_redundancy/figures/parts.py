@@ -124,12 +124,6 @@ def choose_y_scale(axes: Axes, values: Iterable[float], log: bool | None = None)
     return True
 
 
-def extreme_row(rows: pd.DataFrame, column: str, which: str, tie: str) -> pd.Series:
-    """The row with the smallest or largest value; ties go to the deeper block, as in the removal order."""
-    ascending = which == "smallest"
-    return rows.dropna(subset=[column]).sort_values([column, tie], ascending=[ascending, False]).iloc[0]
-
-
 def legend_above(axes: Axes, handles: list | None = None, labels: list | None = None, title: str = "") -> None:
     """Legend above the axes, where no data can be, in as many columns as fit the figure's width."""
     if handles is None:

@@ -65,7 +65,7 @@ class Architecture:
         Raises:
             StudyError: the file cannot be read, or holds another model.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} names file_suffixes, so it has to override folder()")
 
     def tokenizer(self, name: str, source: str, revision: str | None, config: Any) -> Any | None:
         """The tokenizer of a checkpoint; None for what AutoTokenizer loads.

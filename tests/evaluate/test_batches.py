@@ -4,7 +4,8 @@ import pytest
 import tiny_models
 from layer_redundancy.evaluate import batches, scoring
 from layer_redundancy.models import loading
-from layer_redundancy.models.stack import DecoderStack, decoder_stack, has_key_value_cache
+from layer_redundancy.models.checks import sharing
+from layer_redundancy.models.stack import DecoderStack, decoder_stack
 from measurements import plain, ragged_sequences
 
 
@@ -19,7 +20,7 @@ def test_shared_prefixes_run_once(name):
             return super().run_block(index, hidden, *args)
 
     sequences = ragged_sequences()[-6:]
-    arranged = batches.arrange(sequences, has_key_value_cache(model))
+    arranged = batches.arrange(sequences, sharing(stack.model))
     if name in ("rwkv", "rwkv5", "mamba"):
         assert arranged.prefixes == (0,) * 6
         return

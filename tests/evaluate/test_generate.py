@@ -106,7 +106,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
 
     monkeypatch.setattr(type(model), "generate", cramped)
     np.testing.assert_array_equal(generate.continuations(model, prompts, 8), expected)
-    assert sizes == [5, 2, 2, 1]
+    assert sizes[1:] == [5, 2, 2, 1]  # the first call tries whether the cache can be trusted
     monkeypatch.setattr(type(model), "generate", lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
     with pytest.raises(StudyError, match="one prompt to continue does not fit"):
         generate.continuations(model, prompts, 8)

@@ -19,7 +19,8 @@ from layer_redundancy.evaluate import sweep, sweep_estimate
 from layer_redundancy.evaluate.scoring import ScoredSequence
 from layer_redundancy.evaluate.trie import num_block_runs, trie
 from layer_redundancy.models import loading
-from layer_redundancy.models.stack import DecoderStack, check_stack, decoder_stack
+from layer_redundancy.models.checks import check_stack
+from layer_redundancy.models.stack import DecoderStack, decoder_stack
 from measurements import Continuations, identity, plain, ragged_sequences, silenced
 
 

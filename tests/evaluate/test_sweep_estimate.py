@@ -3,6 +3,7 @@ from layer_redundancy.core import variants
 from layer_redundancy.core.store import Store
 from layer_redundancy.evaluate import batches, sweep, sweep_estimate
 from layer_redundancy.models import loading
+from layer_redundancy.models.checks import Sharing
 from layer_redundancy.models.stack import decoder_stack
 from measurements import Continuations, identity, ragged_sequences
 
@@ -19,7 +20,7 @@ def test_an_estimate_tells_what_will_run(tmp_path, capsys):
         < expected.head_tokens_naive
         == 5 * tokens
     )
-    arranged = batches.arrange(measurement.sequences, True)
+    arranged = batches.arrange(measurement.sequences, Sharing(prefixes=True))
     assert expected.block_tokens_shared == 14 * arranged.num_tokens() < 14 * tokens
     assert 0 < expected.seconds < 60
     assert expected.peak_bytes > sum(p.numel() * 4 for p in model.parameters())

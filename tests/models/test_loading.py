@@ -77,7 +77,7 @@ def test_encoder_is_refused(tmp_path, profile):
         hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=16, vocab_size=50
     )
     tf.BertLMHeadModel(config).save_pretrained(tmp_path)
-    with pytest.raises(StudyError, match="cannot take BertLMHeadModel apart"):
+    with pytest.raises(StudyError, match="BertLMHeadModel is not causal"):
         loading.load(checkpoints.identify(profile(tmp_path)))
 
 

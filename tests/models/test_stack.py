@@ -4,13 +4,14 @@ import itertools
 
 import pytest
 import torch
-import transformers as tf
 from torch import nn
 
+import every_architecture
 import tiny_models
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import loading
-from layer_redundancy.models.stack import check_stack, decoder_stack
+from layer_redundancy.models.checks import check_stack
+from layer_redundancy.models.stack import decoder_stack
 
 
 @pytest.mark.parametrize("name", tiny_models.CONFIGS)
@@ -24,7 +25,7 @@ def test_blocks_run_by_hand_give_the_models_own_logits(name):
     trace = [hidden]
     for i in range(len(stack)):
         trace.append(stack.run_block(i, trace[-1], calls))
-    torch.testing.assert_close(stack.logits(stack.finish(trace[-1])), own.float(), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(stack.logits(trace[-1]), own.float(), atol=2e-5, rtol=1e-4)
     assert all((a - b).abs().max() > 1e-3 for a, b in itertools.pairwise(trace)), "a block does nothing"
     torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits.float(), own.float(), atol=2e-5, rtol=1e-4)
 
@@ -91,9 +92,37 @@ def test_nan_weights_are_refused():
         check_stack(model)
 
 
-def test_a_family_whose_blocks_do_not_run_by_hand_is_one_line():
-    """Bloom's blocks return tuples, which no file of its family says."""
-    model = tf.BloomForCausalLM(tf.BloomConfig(vocab_size=97, hidden_size=32, n_layer=3, n_head=4)).eval()
-    with pytest.raises(StudyError, match="cannot take BloomForCausalLM apart: its blocks do not run") as e:
+def test_blocks_that_do_not_run_by_hand_are_one_line():
+    """Gemma-3n's residual stream has four dimensions."""
+    model = loading.prepare(every_architecture.build("gemma3n_text"))
+    with pytest.raises(StudyError, match="cannot take Gemma3nForCausalLM apart: its blocks do not run") as e:
         check_stack(model)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["gemma3_text:bidirectional", "bert:encoder", "doge"])
+def test_a_model_that_is_not_causal_is_refused(name):
+    with pytest.raises(StudyError, match="is not causal"):
+        check_stack(loading.prepare(every_architecture.build(name)))
+
+
+def test_a_model_whose_answers_depend_on_their_neighbours_is_refused():
+    model = tiny_models.build("llama")
+    own = model.model.layers[1].forward
+    model.model.layers[1].forward = lambda hidden, **kwargs: own(hidden - hidden.mean(0), **kwargs)
+    with pytest.raises(StudyError, match="other logits beside other sequences of its batch"):
+        check_stack(model)
+
+
+def test_blocks_that_take_keys_of_other_blocks_are_refused():
+    """Gemma-4 E2B: a variant had the values of whichever variant ran before it."""
+    with pytest.raises(StudyError, match="does not run without some of its blocks"):
+        check_stack(loading.prepare(every_architecture.build("gemma4_text:shared_keys")))
+
+
+def test_a_model_that_wants_text_in_another_form_is_one_line():
+    model = tiny_models.build("llama")
+    own = model.model.forward
+    model.model.forward = lambda input_ids, use_cache=None, pixels=None, **kwargs: own(pixels, **kwargs)
+    with pytest.raises(StudyError, match="its own forward does not run on token ids alone"):
+        check_stack(model)

@@ -16,7 +16,7 @@ def by_hand(model, ids, kept):
     hidden, calls = stack.start(ids)
     for i in kept:
         hidden = stack.run_block(i, hidden, calls)
-    return stack.logits(stack.finish(hidden))
+    return stack.logits(hidden)
 
 
 def settings(model):

@@ -10,6 +10,7 @@ from layer_redundancy.data import benchmark_items, classification_sets, hub
 from layer_redundancy.evaluate.batches import arrange
 from layer_redundancy.evaluate.scoring import ChoiceTask
 from layer_redundancy.models import smollm2
+from layer_redundancy.models.checks import Sharing
 from layer_redundancy.planning import counts, downloads
 from made_up import checkpoint
 
@@ -124,7 +125,7 @@ def test_a_model_with_a_missing_shard_is_not_complete(tmp_path):
 @pytest.mark.parametrize("name", ["mmlu_dev_fewshot", "mmlu_dev_continuation", "passage_continuation"])
 def test_counted_amounts_are_what_runs(tokenizer, name, monkeypatch):
     items = benchmark_items.load(TaskBudget(name), tokenizer)
-    work = arrange(ChoiceTask(items).sequences, True)
+    work = arrange(ChoiceTask(items).sequences, Sharing(prefixes=True))
     exact = counts.count(TaskBudget(name), tokenizer)
     assert exact.items == items.num_items == items.total and exact.sequences == len(work.order)
     assert exact.tokens == sum(len(s.input_ids) for s in work.sequences) and exact.shared == work.num_tokens()

@@ -11,6 +11,7 @@ from layer_redundancy.core.variants import Element
 from layer_redundancy.evaluate import scoring
 from layer_redundancy.evaluate.prefixes import shared_prefixes
 from layer_redundancy.evaluate.scoring import ScoredSequence
+from layer_redundancy.models.checks import Sharing
 from layer_redundancy.models.stack import BlockCalls, DecoderStack, PrefixKeys, SharedAttention
 
 PREFIX_BATCHES = 4  # forwards that one run of a prefix may serve
@@ -25,12 +26,14 @@ class ArrangedSequences:
         order: indices of sequences; neighbours share a prefix or are of similar length.
         prefixes: tokens of each sequence, by place in the order, that run once for its group.
         groups: the number of each sequence's group, by place in the order.
+        alike_up_to: see `checks.Sharing`.
     """
 
     sequences: Sequence[ScoredSequence]
     order: tuple[int, ...]
     prefixes: tuple[int, ...]
     groups: tuple[int, ...]
+    alike_up_to: int | None = None
 
     def tail(self, place: int) -> int:
         """Tokens that the sequence at that place has for itself."""
@@ -52,12 +55,16 @@ class ArrangedSequences:
         """Where the batch that begins at place `low` ends: at the tokens it may hold, or after one sequence.
 
         With prefixes it may hold PREFIX_BATCHES forwards, so that a prefix is not run again for a few sequences more
-        and sequences of similar length find each other. Sequences with a prefix and sequences without do not mix.
+        and sequences of similar length find each other. Sequences with a prefix and sequences without do not mix, nor
+        do lengths beyond `alike_up_to`.
         """
+        apart = self.alike_up_to is not None and self.tail(low) > self.alike_up_to
         prefix, room, groups, high = self.prefixes[low], batch_tokens, set(), low
         if prefix:
             room *= PREFIX_BATCHES
         while high < len(self.order) and (self.prefixes[high] > 0) == (prefix > 0):
+            if apart and self.tail(high) != self.tail(low):
+                break
             if not prefix:
                 room -= self.tail(low)  # the longest of the batch
             else:
@@ -69,17 +76,20 @@ class ArrangedSequences:
         return high
 
 
-def arrange(sequences: Sequence[ScoredSequence], share_prefixes: bool) -> ArrangedSequences:
+def arrange(sequences: Sequence[ScoredSequence], sharing: Sharing) -> ArrangedSequences:
     """Groups sequences by shared prefix; longest first, so that a lack of memory shows at once.
 
     Args:
         sequences: the sequences of one measurement.
-        share_prefixes: whether the model can keep a prefix as keys and values.
+        sharing: what sequences of the model may share.
     """
-    if share_prefixes:
-        groups = shared_prefixes([s.input_ids for s in sequences], [s.num_scored for s in sequences])
-    else:
-        groups = [(0, [i]) for i in range(len(sequences))]
+    groups = [(0, [i]) for i in range(len(sequences))]
+    if sharing.prefixes:
+        shared = shared_prefixes([s.input_ids for s in sequences], [s.num_scored for s in sequences])
+        # What continues a prefix is padded, so that positions run to the longest prefix and the longest rest.
+        rest = max(len(sequences[i].input_ids) - prefix for prefix, members in shared for i in members)
+        if sharing.alike_up_to is None or max(prefix for prefix, _ in shared) + rest <= sharing.alike_up_to:
+            groups = shared
 
     def length(sequence: int) -> int:
         return len(sequences[sequence].input_ids)
@@ -91,6 +101,7 @@ def arrange(sequences: Sequence[ScoredSequence], share_prefixes: bool) -> Arrang
         order=tuple(i for _, members in groups for i in members),
         prefixes=tuple(prefix for prefix, members in groups for _ in members),
         groups=tuple(n for n, (_, members) in enumerate(groups) for _ in members),
+        alike_up_to=sharing.alike_up_to,
     )
 
 

@@ -23,9 +23,9 @@ from layer_redundancy.core.store import Key, Result, Store, settings_text
 from layer_redundancy.core.variants import Variant, dense, name
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate import plain_forwards
-from layer_redundancy.models import throughput
+from layer_redundancy.models import checks, throughput
 from layer_redundancy.models.checkpoints import ModelIdentity
-from layer_redundancy.models.stack import DecoderStack, decoder_stack, has_key_value_cache
+from layer_redundancy.models.stack import DecoderStack, decoder_stack
 
 VERSION = 1  # raise it when the arrays of a stored continuation mean something else
 NGRAM = 4  # tokens whose repetition counts
@@ -66,6 +66,24 @@ def end_tokens(model: nn.Module) -> list[int]:
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
+def caching(model: nn.Module, length: int) -> tuple[bool, int | None]:
+    """Whether a model, as it is now, is to write with its cache, and how many prompts at a time; None for any number.
+
+    A model whose cache does not do what it should (`checks.steps_with_cache`) writes without, which is slower; so does
+    one whose numbers depend on the length where texts get as long as that, since its cache holds what was right before.
+
+    Args:
+        model: a transformers causal language model, as it is.
+        length: tokens of the longest text, prompt and continuation.
+    """
+    alike = checks.sharing(model).alike_up_to
+    if alike is not None and length > alike:
+        return False, None
+    if checks.steps_with_cache(model, rows=2):
+        return True, None
+    return (True, 1) if checks.steps_with_cache(model, rows=1) else (False, None)
+
+
 @torch.no_grad()
 def continuations(model: nn.Module, prompts: Tensor, new_tokens: int, batch_tokens: int = 2048) -> np.ndarray:
     """Continues every prompt with the model's most likely tokens, by transformers' own `generate`.
@@ -88,8 +106,9 @@ def continuations(model: nn.Module, prompts: Tensor, new_tokens: int, batch_toke
     from transformers import GenerationConfig
 
     device, ends, own = decoder_stack(model).device, end_tokens(model), model.generation_config
+    cached, most = caching(model, prompts.shape[1] + new_tokens)
     plain_greedy = GenerationConfig(
-        do_sample=False, num_beams=1, use_cache=True, max_new_tokens=new_tokens, min_new_tokens=new_tokens,
+        do_sample=False, num_beams=1, use_cache=cached, max_new_tokens=new_tokens, min_new_tokens=new_tokens,
         eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0,
     )  # fmt: skip
 
@@ -98,8 +117,6 @@ def continuations(model: nn.Module, prompts: Tensor, new_tokens: int, batch_toke
         out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
         return out[:, ids.shape[1] :].cpu().numpy()
 
-    # RWKV-4's step by one token, as transformers has it, mixes up the sequences of a batch.
-    most = None if has_key_value_cache(model) else 1
     model.generation_config = plain_greedy
     try:
         return np.concatenate(list(_batches(call, *prompts.shape, batch_tokens, most, what="one prompt to continue")))
@@ -135,7 +152,7 @@ def read(
         hidden, calls = stack.start(ids[rows])
         for i in range(len(stack)):
             hidden = stack.run_block(i, hidden, calls)
-        logprobs = stack.logits(stack.finish(hidden[:, first_scored:])).float().log_softmax(-1)
+        logprobs = stack.logits(hidden[:, first_scored:]).log_softmax(-1)
         if not torch.isfinite(logprobs.amax(-1)).all():
             raise StudyError("logits are NaN or infinite; use dtype float32 or check the weights")
         nll = -logprobs.gather(-1, wanted[rows, :, None].to(logprobs.device))[..., 0]

@@ -29,9 +29,12 @@ from layer_redundancy.core.variants import Variant
 from layer_redundancy.core.variants import name as variant_name
 from layer_redundancy.data import benchmark_items
 from layer_redundancy.evaluate import plain_forwards
+from layer_redundancy.evaluate.generate import caching
 from layer_redundancy.models import throughput
+from layer_redundancy.models.attributes import attributes
 from layer_redundancy.models.checkpoints import ModelIdentity
-from layer_redundancy.models.stack import DecoderStack, has_key_value_cache
+from layer_redundancy.models.checks import sharing
+from layer_redundancy.models.stack import DecoderStack
 
 VERSION = 1  # raise it when stored answers mean something else
 ANSWERS_KEPT = 64  # how many answers are generated before they go to the store
@@ -169,6 +172,15 @@ class _Answers(HFLM):
     def __init__(self, model: nn.Module, tokenizer: Any, store: Store, key: Key, **options: Any):
         super().__init__(pretrained=model, tokenizer=tokenizer, **options)
         self._store, self._key = store, key
+        self._cached, _ = caching(model, self.max_length)
+
+    def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
+        if self._cached:
+            return super()._model_generate(*args, **kwargs)
+        own = self.model.generate
+        # HFLM itself always asks for a cache.
+        with attributes((self.model, "generate", lambda *a, **k: own(*a, **k | {"use_cache": False}))):
+            return super()._model_generate(*args, **kwargs)
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
         answers = self._store.partial(self._key)
@@ -211,8 +223,8 @@ def evaluate(
         task: the task, from `load`.
         store: where results are and go.
         batch_tokens: tokens a batch may hold, answers included; halved when memory runs out. None for as many as
-            `throughput` finds on this device. A model that carries a state answers one prompt at a time: padding would
-            run through the state.
+            `throughput` finds on this device. A model that shares no prefixes answers one prompt at a time: padding
+            would run through its state.
         run_generated_code: see `load`; asked for here too.
         progress: draw a progress bar with the time left, in variants.
         when_done: called for each variant that the store did not have.
@@ -251,7 +263,7 @@ def evaluate(
     def answered(variant: Variant) -> Result:
         stack = get_stack()
         rows = 1
-        if has_key_value_cache(stack.model):
+        if sharing(stack.model).prefixes:
             rows = max(1, throughput.batch_tokens(stack, batch_tokens) // tokens)
         with plain_forwards.applied(stack, variant) as model, benchmark_items.quiet(), _code_allowed(task.runs_code):
             options = {"batch_size": rows, "max_length": identity.max_length}

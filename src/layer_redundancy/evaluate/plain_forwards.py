@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from layer_redundancy.core.variants import Variant, removed_blocks
 from layer_redundancy.evaluate.scoring import Outputs, ScoredSequence
 from layer_redundancy.models import surgery
+from layer_redundancy.models.checks import sharing
 from layer_redundancy.models.stack import DecoderStack
 
 
@@ -35,7 +36,7 @@ def score(model: nn.Module, sequences: Sequence[ScoredSequence], batch_tokens: i
 
     Args:
         model: a transformers causal language model.
-        sequences: batched by length, padded on the right.
+        sequences: batched by length, padded on the right; beyond `Sharing.alike_up_to`, by equal length.
         batch_tokens: tokens a forward may hold.
 
     Returns:
@@ -44,8 +45,12 @@ def score(model: nn.Module, sequences: Sequence[ScoredSequence], batch_tokens: i
     device = model.get_input_embeddings().weight.device
     outputs: dict[int, Outputs] = {}
     waiting = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].input_ids))
+    alike = sharing(model).alike_up_to
     while waiting:
-        rows = max(1, batch_tokens // len(sequences[waiting[0]].input_ids))
+        longest = len(sequences[waiting[0]].input_ids)
+        rows = max(1, batch_tokens // longest)
+        if alike is not None and longest > alike:
+            rows = min(rows, sum(len(sequences[i].input_ids) == longest for i in waiting))
         part, waiting = waiting[:rows], waiting[rows:]
         ids = pad_sequence([tensor(sequences[i].input_ids) for i in part], batch_first=True)
         logprobs = model(input_ids=ids.to(device), use_cache=False).logits.float().log_softmax(-1)

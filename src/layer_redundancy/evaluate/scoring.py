@@ -67,7 +67,7 @@ class Measurement(Protocol):
 def select(
     stack: DecoderStack, hidden: Tensor, sequences: Sequence[ScoredSequence], skipped: Sequence[int] | None = None
 ) -> Tensor:
-    """The residual stream at scored positions, after the final norm: what the head needs of a forward.
+    """The residual stream at scored positions: what the head needs of a forward.
 
     Args:
         stack: the model taken apart.
@@ -83,7 +83,7 @@ def select(
         end = len(sequence.input_ids) - (skipped[b] if skipped is not None else 0)
         columns += range(end - sequence.num_scored, end)
         rows += [b] * sequence.num_scored
-    return stack.finish(hidden[torch.tensor(rows), torch.tensor(columns)])
+    return hidden[torch.tensor(rows), torch.tensor(columns)]
 
 
 @torch.no_grad()

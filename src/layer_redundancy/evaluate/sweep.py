@@ -23,7 +23,8 @@ from layer_redundancy.evaluate.sweep_estimate import Missing
 from layer_redundancy.evaluate.trie import depth_first, num_block_runs, trie
 from layer_redundancy.models import throughput
 from layer_redundancy.models.checkpoints import ModelIdentity
-from layer_redundancy.models.stack import DecoderStack, has_key_value_cache
+from layer_redundancy.models.checks import sharing
+from layer_redundancy.models.stack import DecoderStack
 
 KEEP_SECONDS = 5  # how often a batch's outputs go to the store while it runs
 POLL_SECONDS = 0.5  # how often to ask whether another process has finished what it is at
@@ -87,17 +88,17 @@ def run(
     if lacking:
         stack = get_stack()
         batch_tokens = throughput.batch_tokens(stack, batch_tokens)
-        share = has_key_value_cache(stack.model)
-        missing = [Missing(arrange(measurement.sequences, share), absent) for measurement, absent in lacking]
+        shared = sharing(stack.model)
+        missing = [Missing(arrange(measurement.sequences, shared), absent) for measurement, absent in lacking]
         expected = sweep_estimate.estimate_missing(stack, missing, batch_tokens) if progress else None
         if expected is not None:
             print(expected)
         start, total = time.monotonic(), expected.block_tokens_shared if expected else 0
         with tqdm(total=total, unit="block-token", unit_scale=True, disable=not progress, mininterval=1.0) as bar:
-            shared = _Shared(identity, stack, store, batch_tokens, bar)
+            common = _Shared(identity, stack, store, batch_tokens, bar)
             for (measurement, _), of_measurement in zip(lacking, missing, strict=True):
                 bar.set_description(measurement.name)
-                results[measurement.name] |= _MeasurementRun(shared, measurement, of_measurement).run()
+                results[measurement.name] |= _MeasurementRun(common, measurement, of_measurement).run()
         amounts = sweep_estimate.amounts(missing)
         del amounts["head_tokens_naive"]
         store.log_sweep(

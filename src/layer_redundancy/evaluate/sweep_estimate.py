@@ -11,7 +11,8 @@ from layer_redundancy.evaluate.batches import PREFIX_BATCHES, ArrangedSequences,
 from layer_redundancy.evaluate.scoring import Measurement, ScoredSequence
 from layer_redundancy.evaluate.trie import Node, num_block_runs, num_held, trie
 from layer_redundancy.models import throughput
-from layer_redundancy.models.stack import DecoderStack, has_key_value_cache
+from layer_redundancy.models.checks import sharing
+from layer_redundancy.models.stack import DecoderStack
 
 
 class Missing(NamedTuple):
@@ -66,8 +67,7 @@ def estimate(
 ) -> SweepEstimate:
     """What `sweep.run` would take for these variants and measurements with an empty store; times a few blocks."""
     variants = list(dict.fromkeys(variants))
-    share = has_key_value_cache(stack.model)
-    missing = [Missing(arrange(m.sequences, share), variants) for m in measurements]
+    missing = [Missing(arrange(m.sequences, sharing(stack.model)), variants) for m in measurements]
     return estimate_missing(stack, missing, throughput.batch_tokens(stack, batch_tokens))
 
 
@@ -107,7 +107,7 @@ def estimate_missing(stack: DecoderStack, missing: Sequence[Missing], batch_toke
         **amounts(missing),
         seconds=seconds,
         peak_bytes=weights + states + forward,
-        shares_prefixes=has_key_value_cache(stack.model),
+        shares_prefixes=sharing(stack.model).prefixes,
     )
 
 
@@ -130,7 +130,7 @@ def fitting_batch(stack: DecoderStack, root: Node, batch_tokens: int) -> int:
 
 def rates(stack: DecoderStack, sequences: Sequence[ScoredSequence], batch_tokens: int) -> tuple[float, float]:
     """Block-tokens and head-tokens a second for sequences like these, timed on a batch of them."""
-    return _timed(stack, arrange(sequences, has_key_value_cache(stack.model)), batch_tokens)[1]
+    return _timed(stack, arrange(sequences, sharing(stack.model)), batch_tokens)[1]
 
 
 def _timed(stack: DecoderStack, arranged: ArrangedSequences, batch_tokens: int) -> tuple[Batch, tuple[float, float]]:

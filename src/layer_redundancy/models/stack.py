@@ -1,12 +1,13 @@
 """A model taken apart.
 
-A causal language model is, to this study, an embedding, an ordered list of residual blocks, a final norm and a head.
-What a block needs besides its input (masks, rotary angles, ...) is not rebuilt here: the model's own forward is run
-with blocks that only record what they are called with. So masks by layer type, embedding scales and position tables are
-the model's own, whatever the architecture. Where the parts lie is in `architectures`.
+A causal language model is, to this study, an embedding, an ordered list of residual blocks, and what follows them (a
+final norm and a head). Nothing around the blocks is rebuilt here: the model's own forward is run with blocks that only
+record what they are called with, or that hand over what other blocks have left. So masks by layer type, embedding
+scales, position tables, norms, projections and scales of logits are the model's own, whatever the architecture.
 """
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,7 +15,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from layer_redundancy.core import devices
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import architectures
 from layer_redundancy.models.architectures import Architecture
@@ -73,9 +73,8 @@ class DecoderStack:
     Attributes:
         model: the transformers model the parts belong to.
         blocks: the residual blocks, in order (the model's own ModuleList).
-        final: modules applied after the last block (the norm; OPT's projection).
+        final: the norm beside the blocks (and OPT's projection), for whoever trains or counts them.
         head: hidden size -> vocabulary.
-        softcap: Gemma-2's final logit soft-capping, or None.
         architecture: the model's family.
     """
 
@@ -83,7 +82,6 @@ class DecoderStack:
     blocks: nn.ModuleList
     final: tuple[nn.Module, ...]
     head: nn.Module
-    softcap: float | None
     architecture: Architecture
 
     def __len__(self) -> int:
@@ -122,14 +120,6 @@ class DecoderStack:
                 f"token {input_ids.max().item()} is beyond the model's {vocabulary} embeddings: its tokenizer belongs "
                 "to another model"
             )
-        calls: list[tuple[tuple, dict]] = []
-        states: list[Tensor] = []
-
-        def record(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            states.append(hidden_states)
-            calls.append((args, kwargs))
-            return self.architecture.recorded(hidden_states)
-
         options: dict[str, Any] = {"use_cache": False}
         if past is not None or real is not None:
             real = torch.ones_like(input_ids, dtype=torch.bool) if real is None else real
@@ -141,8 +131,31 @@ class DecoderStack:
                 "position_ids": positions.to(self.device),
                 "attention_mask": None if whole.all() else whole.long().to(self.device),
             }
-        with attributes(*((block, "forward", record) for block in self.blocks)):
+            if not all(type(block) in _returned for block in self.blocks):
+                self.start(input_ids[:1, :1])
+        calls: list[tuple[tuple, dict]] = []
+        states: list[Tensor] = []
+
+        def recording(block: nn.Module) -> Callable:
+            own = block.forward
+
+            def record(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                states.append(hidden_states)
+                calls.append((args, kwargs))
+                if type(block) not in _returned:
+                    out = own(hidden_states, *args, **kwargs)
+                    _returned[type(block)] = _shaped_like(out)
+                return _returned[type(block)](hidden_states)
+
+            return record
+
+        with attributes(*((block, "forward", recording(block)) for block in self.blocks)):
             self.model.base_model(input_ids=input_ids.to(self.device), **options)
+        if len(calls) != len(self.blocks):
+            raise StudyError(
+                f"cannot take {type(self.model).__name__} apart: its forward calls its {len(self.blocks)} blocks "
+                f"{len(calls)} times"
+            )
         hidden = self.architecture.first_residual(self.blocks[0], states[0])
         return hidden, BlockCalls(tuple(calls), options.get("past_key_values"))
 
@@ -168,14 +181,14 @@ class DecoderStack:
             StudyError: `attention` of a block that has none.
         """
         if attention is not None:
-            with attention.listening(output_projection(self, index)):
+            with attention.listening(*_output_projection(self, index), keys):
                 return self.run_block(index, hidden, calls, keys)
         args, kwargs = calls.calls[index]
         if calls.cache is not None:
             args = tuple(keys if value is calls.cache else value for value in args)
             kwargs = {name: keys if value is calls.cache else value for name, value in kwargs.items()}
         out = self.architecture.run_block(self.blocks[index], hidden, args, kwargs)
-        return out[0] if isinstance(out, tuple) else out
+        return out[0] if isinstance(out, tuple | list) else out
 
     @torch.no_grad()
     def run_block_without_heads(
@@ -192,97 +205,84 @@ class DecoderStack:
         Raises:
             StudyError: no such head.
         """
-        projection, dim, module = _output_projection(self, index)
+        projection, module = _output_projection(self, index)
         parts, weight = [head_slice(self, index, head) for head in heads], getattr(projection, "weight", None)
         if weight is not None and weight.is_floating_point() and weight.device.type != "meta":
             output = attention.outputs.float()
             for part in parts:
-                slab = weight.narrow(dim, part.start, part.stop - part.start).float()
-                output = output - attention.inputs[..., part].float() @ (slab.T if dim == 1 else slab)
+                slab = weight.narrow(_heads_dim(projection), part.start, part.stop - part.start).float()
+                slab = slab.T if _heads_dim(projection) == 1 else slab
+                output = output - attention.inputs[..., part].float() @ slab
             output = output.to(attention.outputs.dtype)
         else:  # quantized, or not in memory: only the projection itself can read its weights
             inputs = attention.inputs.clone()
             for part in parts:
                 inputs[..., part] = 0
             output = projection(inputs)
-        with attributes((module, "forward", lambda *_, **__: (output, None))):
+        if attention.returned is None:  # Bloom's attention goes on after its projection, so all of it runs again
+            with attributes((projection, "forward", lambda *_, **__: output)):
+                return self.run_block(index, hidden, calls, attention.keys)
+        with attributes((module, "forward", lambda *_, **__: attention.returned(output))):
             return self.run_block(index, hidden, calls)
 
     @torch.no_grad()
-    def finish(self, hidden: Tensor) -> Tensor:
-        """What follows the last block: the final norm (and OPT's projection). Shape (..., hidden size)."""
-        for module in self.final:
-            hidden = module(hidden)
-        return hidden
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What follows the last block, on X_L at any positions.
 
-    @torch.no_grad()
-    def logits(self, finished: Tensor) -> Tensor:
-        """Head and soft-cap on finished states (..., hidden size) -> float32 (..., vocabulary)."""
-        weight = getattr(self.head, "weight", finished)
-        logits = self.head(finished.to(weight.dtype) if weight.is_floating_point() else finished)
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits.float()
+        The model's own forward computes it, with blocks that hand over `hidden`: final norm, projections, head, scales
+        and soft-caps are the model's.
+
+        Args:
+            hidden: (..., hidden size), not normalised.
+
+        Returns:
+            float32 (..., vocabulary).
+        """
+        rows = hidden.reshape(-1, 1, hidden.shape[-1])  # each a sequence of one token
+        ids = torch.zeros(len(rows), 1, dtype=torch.long, device=self.device)
+
+        def passing(block: nn.Module, out: Tensor | None) -> Callable:
+            shaped = _returned.get(type(block), _shaped_like(rows))
+            return lambda hidden_states, *_, **__: shaped(hidden_states if out is None else out)
+
+        # The first block's stand-in ignores what the embedding gives.
+        stands = [passing(block, None if i else rows) for i, block in enumerate(self.blocks)]
+        with attributes(*((block, "forward", stand) for block, stand in zip(self.blocks, stands, strict=True))):
+            out = self.model(input_ids=ids, use_cache=False).logits
+        return out.reshape(*hidden.shape[:-1], -1).float()
+
+
+# What a block of a class that leaves given states returns; learnt from the first block of the class that runs.
+_returned: dict[type, Callable[[Tensor], Any]] = {}
+
+
+def _shaped_like(output: Any) -> Callable[[Tensor], Any]:
+    """Makes of a tensor what `output` is: the tensor itself, or a tuple or list of as many that begins with it."""
+    if not isinstance(output, tuple | list):
+        return lambda first: first
+    kind, rest = type(output), [None] * (len(output) - 1)
+    return lambda first: kind([first, *rest])
 
 
 def decoder_stack(model: nn.Module) -> DecoderStack:
-    """Takes a transformers causal language model apart.
-
-    Supported, and tested as transformers ships them: Llama, Mistral, Qwen2, Qwen3, Gemma-2, Gemma-3, GPT-2, GPT-NeoX,
-    OPT, Phi-3, RWKV-4, Mamba; as they are here: RWKV-5, Baichuan. Other models that share one of these layouts work if
-    `check_stack` agrees.
+    """Takes a transformers causal language model apart; docs/architectures.md lists those that were tried.
 
     Raises:
-        StudyError: no known layout fits.
+        StudyError: there are no residual blocks to be found, or no head.
     """
-    architecture = architectures.find(getattr(model, "config", None))
-    for layout in architecture.layouts:
-        blocks = _submodule(model, layout.blocks)
-        if isinstance(blocks, nn.ModuleList):
-            final = tuple(m for m in (_submodule(model, path) for path in layout.final) if m is not None)
-            head = model.get_output_embeddings()
-            if head is None:
-                break
-            softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-            return DecoderStack(model, blocks, final, head, softcap, architecture)
-    places = ", ".join(layout.blocks for layout in architecture.layouts)
-    raise StudyError(
-        f"cannot take {type(model).__name__} apart: its residual blocks are in none of the known places ({places})"
-    )
-
-
-def check_stack(model: nn.Module, num_tokens: int = 8) -> None:
-    """Runs the blocks by hand on a few tokens and compares with the model's own logits.
-
-    Raises:
-        StudyError: no layout fits, blocks do not run by hand, logits are not finite, or the two differ, as they do for
-            an architecture that does something between blocks.
-    """
-    stack = decoder_stack(model)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(1, num_tokens + 1, device=stack.device)[None] * 7 % vocabulary
-    with torch.no_grad():
-        own = model(input_ids=ids, use_cache=False).logits.float()
-    try:
-        hidden, calls = stack.start(ids)
-        for i in range(len(stack)):
-            hidden = stack.run_block(i, hidden, calls)
-        by_hand = stack.logits(stack.finish(hidden)).to(own.device)
-    except (IndexError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if devices.lacks_memory(error):
-            raise
+    config = getattr(model, "config", None)
+    architecture = architectures.find(config)
+    place = architecture.blocks(model) if config is not None else None
+    if place is None:
         raise StudyError(
-            f"cannot take {type(model).__name__} apart: its blocks do not run one by one ({type(error).__name__}: "
-            f"{str(error).partition(chr(10))[0]}); docs/how-to.md tells how to add a model family"
-        ) from error
-    if not torch.isfinite(own).all():
-        raise StudyError(f"{type(model).__name__} gives NaN or infinite logits: try dtype float32, or other weights")
-    difference = (own - by_hand).abs().max().item()
-    if difference > 1e-3 * max(1.0, own.abs().max().item()):
-        raise StudyError(
-            f"cannot take {type(model).__name__} apart: its blocks run one by one give other logits than the model "
-            f"(largest difference {difference:.3g})"
+            f"cannot take {type(model).__name__} apart: no list of as many residual blocks as its config names was "
+            "found in it; docs/how-to.md tells how to add a model family"
         )
+    head = model.get_output_embeddings()
+    if head is None:
+        raise StudyError(f"cannot take {type(model).__name__} apart: it has no head, so it predicts no tokens")
+    parent, name = place
+    return DecoderStack(model, getattr(parent, name), architecture.final(parent, name), head, architecture)
 
 
 def _empty_cache(length: int) -> Any:
@@ -302,14 +302,6 @@ def _empty_cache(length: int) -> Any:
 def has_key_value_cache(model: nn.Module) -> bool:
     """Whether a prefix can be kept as keys and values; RWKV and Mamba carry a state instead."""
     return architectures.find(model.config).keeps_keys_and_values(model)
-
-
-def _submodule(module: nn.Module, path: str) -> nn.Module | None:
-    for name in path.split("."):
-        module = getattr(module, name, None)
-        if module is None:
-            return None
-    return module
 
 
 def renumber(blocks: Sequence[nn.Module]) -> list[tuple[nn.Module, str, int]]:
@@ -334,34 +326,57 @@ class SharedAttention:
 
     inputs: Tensor  # (batch, tokens, heads * size)
     outputs: Tensor  # (batch, tokens, hidden size)
+    # What attention returns, given what its projection does; None where it goes on after its projection.
+    returned: Callable[[Tensor], Any] | None
+    keys: PrefixKeys | None  # for whoever runs the block again
 
     @contextmanager
-    def listening(self, projection: nn.Module) -> Iterator[None]:
-        """Keeps both while the block runs."""
+    def listening(self, projection: nn.Module, module: nn.Module, keys: PrefixKeys | None) -> Iterator[None]:
+        """Keeps all of this while the block runs."""
+        self.keys = copy.copy(keys)
 
         def keep(_: nn.Module, args: tuple, output: Tensor) -> None:
             self.inputs, self.outputs = args[0], output
 
-        handle = projection.register_forward_hook(keep)
+        def compare(_: nn.Module, args: tuple, output: Any) -> None:
+            values = output if isinstance(output, tuple | list) else (output,)
+            same = values[0].shape == self.outputs.shape and values[0].data_ptr() == self.outputs.data_ptr()
+            self.returned = _shaped_like(output) if same else None
+
+        handles = [projection.register_forward_hook(keep), module.register_forward_hook(compare)]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
 
-def _output_projection(stack: DecoderStack, layer: int) -> tuple[nn.Module, int, nn.Module]:
-    """A block's output projection, the dimension of its weight along which heads lie, and its attention.
+def _output_projection(stack: DecoderStack, layer: int) -> tuple[nn.Module, nn.Module]:
+    """A block's output projection, and its attention.
 
     Raises:
         StudyError: the block has no attention (RWKV, Mamba), or a form of it that is not known.
     """
     for form in stack.architecture.attentions:
         attention = _submodule(stack.blocks[layer], form.path)
-        if attention is not None and hasattr(attention, form.projection):
-            projection = getattr(attention, form.projection)
-            # GPT-BigCode has GPT-2's names, but a Linear where GPT-2 has a transposed Conv1D.
-            return projection, 1 if isinstance(projection, nn.Linear) else form.heads_dim, attention
+        if attention is not None and isinstance(getattr(attention, form.projection, None), nn.Module):
+            return getattr(attention, form.projection), attention
     raise StudyError(f"block {layer} of {type(stack.model).__name__} has no attention heads to remove")
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    for name in path.split("."):
+        module = getattr(module, name, None)
+        if module is None:
+            return None
+    return module
+
+
+def _heads_dim(projection: nn.Module) -> int:
+    """The dimension of a projection's weight along which its inputs lie: 0 in GPT-2's Conv1D, which is transposed."""
+    from transformers.pytorch_utils import Conv1D
+
+    return 0 if isinstance(projection, Conv1D) else 1
 
 
 def head_slice(stack: DecoderStack, layer: int, head: int) -> slice:
@@ -370,11 +385,16 @@ def head_slice(stack: DecoderStack, layer: int, head: int) -> slice:
     Raises:
         StudyError: no such head, or the block has none.
     """
-    projection, dim, _ = _output_projection(stack, layer)
+    projection, _ = _output_projection(stack, layer)
     num_heads = stack.model.config.get_text_config().num_attention_heads
     if not 0 <= head < num_heads:
         raise StudyError(f"head {head} is out of range: block {layer} has query heads 0 to {num_heads - 1}")
-    width = getattr(projection, "in_features", None) or projection.weight.shape[dim]
+    width = getattr(projection, "in_features", None) or projection.weight.shape[_heads_dim(projection)]
+    if width % num_heads:
+        raise StudyError(
+            f"block {layer} of {type(stack.model).__name__} has no attention heads to remove: its output projection "
+            f"takes {width} numbers, which are not {num_heads} heads side by side"
+        )
     size = width // num_heads
     return slice(head * size, (head + 1) * size)
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from layer_redundancy.core import variants
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.models import architectures, checkpoints, loading, packing
+from layer_redundancy.models import architectures, checkpoints, loading, packing, pruned_config
 from layer_redundancy.models.stack import decoder_stack, head_slice, output_projection, renumber
 
 
@@ -52,7 +52,7 @@ def _cut(model: nn.Module, removed: Iterable[int], restored: ExitStack) -> None:
     kept = variants.without(len(blocks), removed)
     first = blocks[0], blocks[kept[0]]
     flags = [m for m in model.modules() if "has_sliding_layers" in vars(m)]
-    config_changes = list(_cut_config(model.config, kept, len(blocks)))
+    config_changes = list(pruned_config.changes(model.config, kept, len(blocks)))
 
     stack.architecture.replace_first_block(*first)
     restored.callback(stack.architecture.replace_first_block, *first[::-1])
@@ -72,21 +72,6 @@ def _set_blocks(container: nn.ModuleList, blocks: list[nn.Module]) -> None:
     # In place, so that whoever holds the ModuleList (a stack, a hook) goes on seeing the model's blocks.
     container._modules.clear()
     container._modules.update({str(i): block for i, block in enumerate(blocks)})
-
-
-def _cut_config(config: Any, kept: tuple[int, ...], num_blocks: int) -> Iterator[tuple[Any, str, Any, Any]]:
-    """(config, attribute, old, new) for the number of blocks and for every list with one entry a block."""
-    text = config.get_text_config()
-    for cfg in [config] if text is config else [config, text]:
-        names = cfg.to_dict().keys()
-        if cfg is text:
-            # GPT-2 and others store the number under a name of their own; setting num_hidden_layers sets it.
-            yield cfg, "num_hidden_layers", num_blocks, len(kept)
-        for name in names:
-            value = getattr(cfg, name, None)
-            per_layer = isinstance(value, list | tuple) and len(value) == num_blocks
-            if per_layer and ("layer" in name or "block" in name or "pattern" in name):
-                yield cfg, name, value, type(value)(value[i] for i in kept)
 
 
 @contextmanager
@@ -199,7 +184,31 @@ def _check_export(model: nn.Module, folder: Path) -> None:
         with torch.no_grad():
             ours, theirs = (m(input_ids=ids, use_cache=False).logits.float().cpu() for m in (model, reloaded))
     if not torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4):
+        found = next(_differences(model, reloaded), "no setting or weight that differs was found")
         raise StudyError(
-            f"{type(model).__name__} cannot be exported without these blocks: reloaded, it gives other logits (largest "
-            f"difference {(ours - theirs).abs().max().item():.3g}); a weight or a rule depends on the block's number"
+            f"{type(model).__name__} cannot be exported without these blocks: {found}, so that it gives other logits "
+            f"(largest difference {(ours - theirs).abs().max().item():.3g}); its config cannot say it"
         )
+
+
+def _differences(model: nn.Module, reloaded: nn.Module) -> Iterator[str]:
+    """What blocks have after they are written and read again that they did not have before."""
+    for name, value in model.config.get_text_config(decoder=True).to_dict().items():
+        new = getattr(reloaded.config.get_text_config(decoder=True), name, None)
+        if isinstance(value, list | tuple) and list(value) != list(new or []):
+            yield f"when it is read again, {name} is {new}, not {value}"
+    stack, other = decoder_stack(model), decoder_stack(reloaded)
+    for i, (before, after) in enumerate(zip(stack.blocks, other.blocks, strict=False)):
+        there = dict(after.named_modules())
+        for name, module in before.named_modules():
+            where = f"block {i} of those kept" + f", {name}" * bool(name)
+            if type(there.get(name)) is not type(module):
+                new = type(there[name]).__name__ if name in there else "gone"
+                yield f"{where}: when it is read again, {type(module).__name__} is {new}"
+                continue
+            for key, value in vars(module).items():
+                new = vars(there[name]).get(key, value)
+                if isinstance(value, bool | int | float | str) and not key.startswith("_") and new != value:
+                    yield f"{where}: when it is read again, {key} is {new}, not {value}"
+        if missing := set(there) - {name for name, _ in before.named_modules()}:
+            yield f"block {i} of those kept: when it is read again, it has {sorted(missing)[0]} too"

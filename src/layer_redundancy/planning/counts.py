@@ -9,6 +9,7 @@ from layer_redundancy.config.profiles import Profile, TaskBudget
 from layer_redundancy.config.sources import Amount
 from layer_redundancy.core import paths
 from layer_redundancy.core.cache import write_whole
+from layer_redundancy.models.checks import Sharing
 
 SAMPLE = 1500  # items whose tokens are counted
 RECORD = paths.CACHE / "prefetched.json"  # task -> date, and model -> amount
@@ -30,7 +31,9 @@ def count(budget: TaskBudget, tokenizer: Any, seed: int = 0, max_length: int | N
 
     items = benchmark_items.load(replace(budget, limit=SAMPLE), tokenizer, seed, max_length)
     halves = items.parts(max(1, items.num_items // 2))
-    few, all_of_it = (_counted(arrange(ChoiceTask(part).sequences, True)) for part in (halves[0], items))
+    few, all_of_it = (
+        _counted(arrange(ChoiceTask(part).sequences, Sharing(prefixes=True))) for part in (halves[0], items)
+    )
     scale, growth = items.total / items.num_items, items.num_items - halves[0].num_items
     further = (items.total - items.num_items) / growth if growth else 0.0
     prefixes, groups = (all_of_it[i] + further * (all_of_it[i] - few[i]) for i in (2, 5))

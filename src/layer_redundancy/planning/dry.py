@@ -34,6 +34,7 @@ from layer_redundancy.inputs import Inputs
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.models import quantize
 from layer_redundancy.models.checkpoints import ModelIdentity
+from layer_redundancy.models.checks import Sharing
 from layer_redundancy.planning import stand_ins
 from layer_redundancy.study import Study
 from layer_redundancy.train import healing
@@ -370,7 +371,7 @@ def _amount(measurement: Perplexity | ChoiceTask) -> Amount:
         return text_amount(*measurement.blocks.input_ids.shape)
     if isinstance(measurement.items, DryItems):
         return measurement.items.amount
-    arranged = arrange(measurement.sequences, share_prefixes=True)
+    arranged = arrange(measurement.sequences, Sharing(prefixes=True))
     tokens = sum(len(s.input_ids) for s in arranged.sequences)
     scored = sum(s.num_scored for s in arranged.sequences)
     return Amount(measurement.items.num_items, len(arranged.order), tokens, arranged.num_tokens(), scored)

@@ -6,9 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from layer_redundancy.models.architectures.architecture import Architecture, Attention, Layout
+from layer_redundancy.models.architectures.architecture import Architecture, Attention
 
-__all__ = ["Architecture", "Attention", "Layout", "find", "known", "of_file", "register"]
+__all__ = ["Architecture", "Attention", "find", "known", "of_file", "register"]
 
 
 @cache
@@ -20,15 +20,9 @@ def known() -> tuple[Architecture, ...]:
 
 
 def find(config: Any) -> Architecture:
-    """The family that a model's config belongs to; for one that is not known, a family with every known layout."""
+    """The family that a model's config belongs to; for one that has no file here, what families have in common."""
     kind = getattr(config, "model_type", None)
-    for architecture in known():
-        if kind in architecture.model_types:
-            return architecture
-    return Architecture(
-        layouts=tuple(dict.fromkeys(layout for architecture in known() for layout in architecture.layouts)),
-        attentions=tuple(dict.fromkeys(form for architecture in known() for form in architecture.attentions)),
-    )
+    return next((architecture for architecture in known() if kind in architecture.model_types), Architecture())
 
 
 def of_file(file: Path) -> Architecture | None:

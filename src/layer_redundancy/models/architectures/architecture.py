@@ -1,23 +1,11 @@
 """What the study has to know of a model family. Whatever a family does not declare is as in Llama."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a model keeps its residual blocks and what follows them.
-
-    Attributes:
-        blocks: path from the model to the ModuleList of blocks.
-        final: paths to the modules applied after the last block, those that are there.
-    """
-
-    blocks: str
-    final: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -27,12 +15,35 @@ class Attention:
     Attributes:
         path: path from the block to its attention.
         projection: name of the output projection in the attention.
-        heads_dim: dimension of the projection's weight along which heads lie: 1 in nn.Linear, 0 in GPT-2's Conv1D.
     """
 
     path: str
     projection: str
-    heads_dim: int = 1
+
+
+# Names that transformers has for it, the first that fits is taken.
+ATTENTIONS = tuple(
+    Attention(*names)
+    for names in (
+        ("self_attn", "o_proj"),
+        ("self_attn", "out_proj"),
+        ("self_attn", "dense"),
+        ("self_attention", "dense"),
+        ("attention", "dense"),
+        ("attention.output", "dense"),
+        ("attention", "o_proj"),
+        ("attention", "out_proj"),
+        ("attn", "c_proj"),
+        ("attn", "out_proj"),
+        ("attn", "o_proj"),
+        ("attn", "Wo"),
+        ("attn.attention", "out_proj"),
+        ("norm_attn_norm.attn", "out_proj"),
+        ("temporal_block", "o_proj"),
+        ("mixer", "o_proj"),
+        ("multi_head_attention", "dense"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,6 @@ class Architecture:
 
     Attributes:
         model_types: the `model_type` of each config that belongs to this family.
-        layouts: where its blocks lie; the first that fits is taken.
         attentions: where its heads lie; the first that fits is taken, and none is for blocks without attention.
         whole_when_packed: weights that stay in their own dtype where a quantized checkpoint is written.
         read_past_adapters: ends of the names of linear layers whose weight a kernel reads itself, so that an adapter
@@ -50,8 +60,7 @@ class Architecture:
     """
 
     model_types: tuple[str, ...] = ()
-    layouts: tuple[Layout, ...] = (Layout("model.layers", ("model.norm",)),)
-    attentions: tuple[Attention, ...] = (Attention("self_attn", "o_proj"),)
+    attentions: tuple[Attention, ...] = ATTENTIONS
     whole_when_packed: frozenset[str] = frozenset()
     read_past_adapters: tuple[str, ...] = ()
     file_suffixes: tuple[str, ...] = ()
@@ -82,16 +91,42 @@ class Architecture:
         """
         return None
 
+    def blocks(self, model: nn.Module) -> tuple[nn.Module, str] | None:
+        """Where the residual blocks lie: the module that keeps them, and its attribute; None where there are none.
+
+        It is the list of as many modules as the config names blocks, in the language model and not in a tower for
+        images or sound, which has a config of its own; the one with most weights, should there be several.
+        """
+        text = model.config.get_text_config(decoder=True)
+        number = getattr(text, "num_hidden_layers", None)
+        towers = [
+            f"{name}."
+            for name, module in model.named_modules()
+            if name and getattr(module, "config", None) is not None
+            if type(module.config) not in (type(model.config), type(text))
+        ]
+        found = [
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == number and not name.startswith(tuple(towers))
+        ]
+        if not number or not found:
+            return None
+        name, _ = max(found, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))
+        parent, _, attribute = name.rpartition(".")
+        return model.get_submodule(parent), attribute
+
+    def final(self, parent: nn.Module, blocks: str) -> tuple[nn.Module, ...]:
+        """The norm that follows the blocks, and a projection after it, among the modules beside the blocks."""
+        after = re.compile(r"(?!.*embed(ding)?s?_?layer_?norm|layer_?norm_embedding).*norm|ln_(f|out)$|project_out$")
+        return tuple(m for name, m in parent.named_children() if name != blocks and after.match(name))
+
     def prepare(self, model: nn.Module) -> None:
         """Undoes (in place) what keeps a model in eval mode from being its blocks one after the other."""
 
     def keeps_keys_and_values(self, model: nn.Module) -> bool:
         """Whether a prefix can be kept as keys and values; False where the model carries a state instead."""
         return not getattr(model, "_is_stateful", False)
-
-    def recorded(self, hidden: Tensor) -> Any:
-        """What a block that does nothing returns to the model's own forward."""
-        return hidden
 
     def first_residual(self, first_block: nn.Module, hidden: Tensor) -> Tensor:
         """X_0 (batch, tokens, hidden size), made of what the model's own forward hands to its first block."""
@@ -103,6 +138,17 @@ class Architecture:
 
     def replace_first_block(self, old: nn.Module, new: nn.Module) -> None:
         """Hands over (in place) what a model keeps in whichever block comes first."""
+
+    def settings_of_kept(self, config: Any, kept: tuple[int, ...]) -> dict[str, Any]:
+        """Settings of the language model's config whose values follow from the kept blocks by a rule of the family.
+
+        What other families have too is in `models.pruned_config`.
+
+        Args:
+            config: config of the whole language model.
+            kept: indices of the kept blocks, ascending.
+        """
+        return {}
 
     def exported(self, model: nn.Module) -> nn.Module:
         """The model to write as a checkpoint, with shared parts: itself, or the same model as another family."""

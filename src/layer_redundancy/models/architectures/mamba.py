@@ -1,10 +1,8 @@
 """Mamba, which carries a state and has no attention."""
 
-from layer_redundancy.models.architectures.architecture import Architecture, Layout
+from layer_redundancy.models.architectures.architecture import Architecture
 
 ARCHITECTURE = Architecture(
     model_types=("mamba", "mamba2", "falcon_mamba"),
-    layouts=(Layout("backbone.layers", ("backbone.norm_f",)),),
-    attentions=(),
     read_past_adapters=("out_proj",),  # by the fused kernel
 )

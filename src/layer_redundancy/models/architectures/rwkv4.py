@@ -4,12 +4,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layer_redundancy.models.architectures.architecture import Architecture, Layout
+from layer_redundancy.models.architectures.architecture import Architecture
 from layer_redundancy.models.attributes import attributes
 
 
 class Rwkv4(Architecture):
-    """RWKV-4: the embedding's norm is kept in whichever block comes first, and a block returns a tuple."""
+    """RWKV-4: the embedding's norm is kept in whichever block comes first."""
 
     def prepare(self, model: nn.Module) -> None:
         """Undoes the rescaling for inference (in place).
@@ -26,9 +26,6 @@ class Rwkv4(Architecture):
             base._rescale_layers()
             base.training = False
         model.config.rescale_every = 0
-
-    def recorded(self, hidden: Tensor) -> tuple[Tensor, None, None]:
-        return hidden, None, None
 
     def first_residual(self, first_block: nn.Module, hidden: Tensor) -> Tensor:
         return first_block.pre_ln(hidden)
@@ -47,6 +44,4 @@ class Rwkv4(Architecture):
 
 ARCHITECTURE = Rwkv4(
     model_types=("rwkv",),
-    layouts=(Layout("rwkv.blocks", ("rwkv.ln_out",)),),
-    attentions=(),
 )

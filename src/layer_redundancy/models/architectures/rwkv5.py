@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.models.architectures.architecture import Architecture, Layout
+from layer_redundancy.models.architectures.architecture import Architecture
 
 
 class Rwkv5(Architecture):
@@ -30,7 +30,5 @@ class Rwkv5(Architecture):
 
 ARCHITECTURE = Rwkv5(
     model_types=("rwkv5",),
-    layouts=(Layout("rwkv.blocks", ("rwkv.ln_out",)),),
-    attentions=(),
     file_suffixes=(".pth", ".safetensors"),
 )

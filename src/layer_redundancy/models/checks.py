@@ -1,0 +1,233 @@
+"""Whether a model is what this study takes models to be: tried on a few random tokens when it is loaded."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from layer_redundancy.core import devices
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.models import surgery
+from layer_redundancy.models.rotary import scaled_from
+from layer_redundancy.models.stack import DecoderStack, PrefixKeys, decoder_stack, has_key_value_cache
+
+# What a model that was written for other uses raises when it is run in ours.
+_FAULTS = (IndexError, KeyError, TypeError, AttributeError, RuntimeError, ValueError, NotImplementedError)
+
+
+def check_stack(model: nn.Module, num_tokens: int = 12) -> None:
+    """Checks on a few random tokens that all which this study assumes of a model is true of this one.
+
+    The blocks run one by one give the model's own logits; no token's logits depend on those after it, nor on other
+    sequences of the batch; and without some of the blocks, the model itself and the blocks run one by one agree.
+
+    Raises:
+        StudyError: one of these does not hold, the blocks do not run by hand, or logits are not finite.
+    """
+    stack, name = decoder_stack(model), type(model).__name__
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(1, 3 * num_tokens + 1, device=stack.device) * 7 % vocabulary
+    first, second, third = ids.reshape(3, num_tokens)
+    half = num_tokens // 2
+    batch = torch.stack([first, second])
+    with _apart(model, "its own forward does not run on token ids alone"):
+        own = _own_logits(model, batch)
+    if not torch.isfinite(own).all():
+        raise StudyError(f"{name} gives NaN or infinite logits: try dtype float32, or other weights")
+    every = range(len(stack))
+    with _apart(model, "its blocks do not run one by one"):
+        _compare(own, stack, batch, every, "its blocks run one by one give other logits than the model")
+    # In batches of one shape, so that rounding is the same in all of them.
+    late = torch.stack([torch.cat([first[:half], third[half:]]), second])
+    if (gap := _gap(own[0, :half], _own_logits(model, late)[0, :half])) is not None:
+        raise StudyError(
+            f"{name} is not causal: a token's logits change with the tokens after it (largest difference {gap:.3g}), "
+            "so that it defines no likelihood of a text; an encoder's config needs is_decoder=True"
+        )
+    if (gap := _gap(own[0], _own_logits(model, torch.stack([first, third]))[0])) is not None:
+        raise StudyError(
+            f"{name} gives a sequence other logits beside other sequences of its batch (largest difference {gap:.3g}): "
+            "an answer would depend on its neighbours"
+        )
+    _check_removal(stack, batch)
+
+
+def _own_logits(model: nn.Module, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits.float()
+
+
+def _by_hand(stack: DecoderStack, ids: Tensor, kept: Sequence[int]) -> Tensor:
+    hidden, calls = stack.start(ids)
+    for i in kept:
+        hidden = stack.run_block(i, hidden, calls)
+    return stack.logits(hidden)
+
+
+def _compare(own: Tensor, stack: DecoderStack, ids: Tensor, kept: Sequence[int], what: str) -> None:
+    by_hand = _by_hand(stack, ids, kept).to(own.device)
+    gap = _gap(own, by_hand) if own.shape == by_hand.shape else float("inf")
+    if gap is not None:
+        raise StudyError(f"cannot take {type(stack.model).__name__} apart: {what} (largest difference {gap:.3g})")
+
+
+def _gap(one: Tensor, other: Tensor, tolerance: float = 1e-3) -> float | None:
+    """The largest difference of two tensors of logits where it is more than rounding; None where it is not."""
+    difference = (one - other.to(one.device)).abs().max().item()
+    return None if difference <= tolerance * max(1.0, one.abs().max().item()) else difference
+
+
+@contextmanager
+def _apart(model: nn.Module, what: str) -> Iterator[None]:
+    """One line for whatever a model raises that is not made of blocks as this study runs them."""
+    try:
+        yield
+    except _FAULTS as error:
+        if devices.lacks_memory(error):
+            raise
+        raise StudyError(
+            f"cannot take {type(model).__name__} apart: {what} ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}); docs/how-to.md tells how to add a model family"
+        ) from error
+
+
+def _check_removal(stack: DecoderStack, ids: Tensor) -> None:
+    """Refuses models whose blocks need something of other blocks than the residual stream.
+
+    Raises:
+        StudyError: the model itself does not run without some of its blocks, or not as its other blocks do.
+    """
+    for kept in dict.fromkeys((tuple(range(0, len(stack), 2)), tuple(range(1, len(stack), 2)))):
+        if not kept:
+            continue
+        removed = [i for i in range(len(stack)) if i not in kept]
+        try:
+            with surgery.without_layers(stack.model, removed):
+                own = _own_logits(stack.model, ids)
+            by_hand = _by_hand(stack, ids, kept)
+        except _FAULTS as error:
+            if devices.lacks_memory(error):
+                raise
+            raise StudyError(
+                f"{type(stack.model).__name__} does not run without some of its blocks: others need what these compute "
+                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}), so that none can be removed by itself"
+            ) from error
+        if (gap := _gap(own, by_hand)) is not None:
+            raise StudyError(
+                f"{type(stack.model).__name__} without some of its blocks is not its other blocks one after the other "
+                f"(largest difference {gap:.3g}): what a block computes depends on its number or on other blocks"
+            )
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What sequences of a model may share without changing each other's numbers.
+
+    Attributes:
+        prefixes: keys and values of a common beginning.
+        alike_up_to: a batch of several lengths, where none is longer than this; None for any lengths.
+    """
+
+    prefixes: bool
+    alike_up_to: int | None = None
+
+
+_sharing: WeakKeyDictionary[nn.Module, Sharing] = WeakKeyDictionary()
+
+
+def sharing(model: nn.Module) -> Sharing:
+    """What this model's sequences may share: tried on a few tokens, once a model; one line says what they may not.
+
+    A prefix's keys and values do not serve where a convolution's state is lost, or the model wants a cache of its own.
+    """
+    if model in _sharing:
+        return _sharing[model]
+    stack, name = decoder_stack(model), type(model).__name__
+    alike = _alike_up_to(stack)
+    if alike is not None:
+        print(
+            f"{name}: a sequence of more than {alike} tokens has other numbers beside longer ones, so such sequences "
+            "run whole, and in batches of one length"
+        )
+    prefixes = has_key_value_cache(model)
+    if prefixes and alike != 0:
+        try:
+            fault = _prefix_fault(stack)
+        except _FAULTS as error:
+            if devices.lacks_memory(error):
+                raise
+            fault = str(error).partition("\n")[0]
+        if fault is not None:
+            print(f"{name}: no prefix is shared, every sequence runs whole ({fault})")
+        prefixes = fault is None
+    _sharing[model] = Sharing(prefixes and alike != 0, alike)
+    return _sharing[model]
+
+
+def _alike_up_to(stack: DecoderStack, num_tokens: int = 12) -> int | None:
+    """Length up to which a sequence's numbers do not depend on the length of the batch it is in; None if they never do.
+
+    Rotary angles that are scaled with the length (dynamic NTK, LongRoPE) are those of the longest sequence. Whatever
+    else depends on the length is looked for on a few tokens.
+    """
+    ids = (torch.arange(1, 2 * num_tokens + 1, device=stack.device) * 7).reshape(2, num_tokens)
+    ids %= stack.model.get_input_embeddings().weight.shape[0]
+    half = num_tokens // 2
+    if _gap(_own_logits(stack.model, ids)[:, :half], _own_logits(stack.model, ids[:, :half])) is not None:
+        return 0
+    return min(scaled_from(stack.model), default=None)
+
+
+def _prefix_fault(stack: DecoderStack, num_tokens: int = 20) -> str | None:
+    """What is wrong with the logits of sequences that continue prefixes; None where they are as they should be."""
+    vocabulary = stack.model.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(1, 2 * num_tokens + 1, device=stack.device) * 7 % vocabulary).reshape(2, num_tokens)
+    whole = _by_hand(stack, ids, range(len(stack)))
+    real = torch.ones(2, num_tokens // 2, dtype=torch.bool)
+    real[1, :3] = False  # a prefix that is shorter than the other, padded on the left
+    # Row 1 continues the shorter prefix, so its tokens are those from place 0 on.
+    start = [torch.stack([ids[0, : num_tokens // 2], torch.cat([ids[1, :3], ids[1, : num_tokens // 2 - 3]])])]
+    rest = torch.stack([ids[0, num_tokens // 2 : -3], ids[1, num_tokens // 2 - 3 : -6]])
+    prefixes, prefix_calls = stack.start(start[0], real=real)
+    states, calls = stack.start(rest, past=real)
+    for i in range(len(stack)):
+        keys = PrefixKeys()
+        prefixes = stack.run_block(i, prefixes, prefix_calls, keys)
+        keys.rows = torch.arange(2)
+        states = stack.run_block(i, states, calls, keys)
+    wanted = torch.stack([whole[0, num_tokens // 2 : -3], whole[1, num_tokens // 2 - 3 : -6]])
+    gap = _gap(wanted, stack.logits(states))
+    return None if gap is None else f"after a shared one its logits differ by {gap:.3g}"
+
+
+@torch.no_grad()
+def steps_with_cache(model: nn.Module, rows: int) -> bool:
+    """Whether a model, as it is now, writes with its cache what it writes without: tried on a few tokens.
+
+    transformers' caches for mixed models fail where no block with attention is left, RWKV-4's step mixes up the
+    sequences of a batch, xLSTM's takes no batch at all.
+
+    Args:
+        model: the model, which may lack some blocks.
+        rows: sequences of a batch; 1 or more.
+    """
+    from transformers import GenerationConfig
+
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(1, 5 * rows + 1, device=decoder_stack(model).device) * 7 % vocabulary).reshape(rows, 5)
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=3, eos_token_id=None, pad_token_id=0, use_cache=True,
+        output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    own, model.generation_config = model.generation_config, settings
+    try:
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except (*_FAULTS, MemoryError):  # where memory is too little for this, whoever writes will say so
+        return False
+    finally:
+        model.generation_config = own
+    whole = _own_logits(model, out.sequences[:, :-1])[:, -3:]
+    return _gap(whole, torch.stack(out.logits, dim=1).float()) is None

@@ -49,18 +49,16 @@ MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_s
 STATE = TOKENS | {"hidden_size": 32, "num_hidden_layers": BLOCKS}
 SSM = STATE | {"state_size": 8}
 DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
-MROPE = {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
-        "partial_rotary_factor": 0.5,
-                                             "mrope_section": [2, 1, 1], "mrope_interleaved": True}}
+MROPE = {"head_dim": 16, "rope_parameters": {
+    "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1],
+    "mrope_interleaved": True}}
 GEMMA = HEADS | WINDOW | {"query_pre_attn_scalar": 8}
-GEMMA3N = HEADS | WINDOW | {"vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8,
-        "num_kv_shared_layers": 3,
-                            "altup_num_inputs": 2, "laurel_rank": 4, "activation_sparsity_pattern": None}
 GEMMA4 = HEADS | WINDOW | {"global_head_dim": 8, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
 SHARED_KEYS = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 97, "num_kv_shared_layers": 3}
-LLAMA4 = HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2, "interleave_moe_layer_step": 1,
-        "intermediate_size_mlp": 48,
-                  "attention_chunk_size": 8, "no_rope_layers": [1, 1, 1, 0, 1, 1]}
+GEMMA3N = HEADS | WINDOW | SHARED_KEYS | {"altup_num_inputs": 2, "laurel_rank": 4, "activation_sparsity_pattern": None}
+LLAMA4 = HEADS | LOCAL | {
+    "interleave_moe_layer_step": 1, "intermediate_size_mlp": 48, "attention_chunk_size": 8,
+    "no_rope_layers": [1, 1, 1, 0, 1, 1]}
 QWEN2_MOE = GQA | SHARED | {"decoder_sparse_step": 1}
 QWEN3_MOE = HEADS | SMALL_EXPERTS
 QWEN35 = GQA | MROPE | DELTA | {"layer_types": LINEAR}
@@ -69,8 +67,8 @@ QWEN4 = GQA | SHARED | DELTA | {
     "hc_lowrank": 8, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4,
     "indexer_compress_ratio": 2,
 }
-FALCON = BASE | {"alibi": False, "multi_query": True, "parallel_attn": True, "bias": False,
-        "new_decoder_architecture": False}
+FALCON = BASE | {
+    "alibi": False, "multi_query": True, "parallel_attn": True, "bias": False, "new_decoder_architecture": False}
 VISION = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 TOWER = VISION | {"num_hidden_layers": 9}  # deeper than the text model: the longest list of blocks is not the text's
 BIG_BIRD = {"attention_type": "original_full"}
@@ -85,8 +83,8 @@ LLAMA3 = rope("llama3", original_max_position_embeddings=32, low_freq_factor=1.0
 YARN = rope("yarn", original_max_position_embeddings=32, beta_fast=32.0, beta_slow=1.0)
 SHORT = 12  # dynamic and long ropes change at this length, so that a batch's longest text decides for all its texts
 LONGROPE = {"original_max_position_embeddings": SHORT} | rope(
-    "longrope", original_max_position_embeddings=SHORT, short_factor=[1.0, 1.1, 1.2, 1.3], long_factor=[2.0, 3.0, 4.0,
-        5.0])
+    "longrope", original_max_position_embeddings=SHORT, short_factor=[1.0, 1.1, 1.2, 1.3],
+    long_factor=[2.0, 3.0, 4.0, 5.0])
 
 SETTINGS: dict[str, dict] = {
     # Llama's kin: attention and a feed-forward network, one as every other
@@ -104,8 +102,8 @@ SETTINGS: dict[str, dict] = {
     "cwm": HEADS | WINDOW | LLAMA3,
     "cohere2": HEADS | WINDOW | {"logit_scale": 0.25},
     "cohere_compass_text": HEADS | WINDOW | {  # rotary positions in the windows only
-        "logit_scale": 0.25, "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-        "full_attention": None}},
+        "logit_scale": 0.25, "rope_parameters": {"full_attention": None, "sliding_attention": {
+            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}},
     "diffllama": GQA,
     "doge": GQA,
     "ernie4_5": HEADS,
@@ -126,8 +124,7 @@ SETTINGS: dict[str, dict] = {
     "ministral": HEADS | WINDOW,
     "ministral3": HEADS | rope(  # queries grow with their position, from the 32nd on
         "yarn", type="yarn", original_max_position_embeddings=32, beta_fast=32.0, beta_slow=1.0, mscale=1.0,
-        mscale_all_dim=1.0,
-        llama_4_scaling_beta=0.1),
+        mscale_all_dim=1.0, llama_4_scaling_beta=0.1),
     "mistral": GQA | {"sliding_window": 6},
     "modernbert-decoder": MHA | {
         "local_attention": 6, "global_attn_every_n_layers": 3, "cls_token_id": 1, "sep_token_id": 2},
@@ -190,29 +187,26 @@ SETTINGS: dict[str, dict] = {
     "cohere2_moe": HEADS | WINDOW | EXPERTS | {
         "num_shared_experts": 1, "logit_scale": 0.25, "mlp_layer_types": DENSE_FIRST},
     "dbrx": TOKENS | {
-        "d_model": 32, "n_heads": 4, "n_layers": BLOCKS, "max_seq_len": 128,
-        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
-        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32}},
+        "d_model": 32, "n_heads": 4, "n_layers": BLOCKS, "max_seq_len": 128, "attn_config": {"kv_n_heads": 2,
+        "clip_qkv": 8.0, "rope_theta": 10000.0}, "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4,
+        "moe_top_k": 2, "hidden_size": 32}},
     "deepseek_v2": MHA | LATENT | GROUPED | {"first_k_dense_replace": 1, "q_lora_rank": None, "topk_method": "greedy"},
     "deepseek_v2:query_latent": MHA | LATENT | GROUPED | {"first_k_dense_replace": 2, "topk_method": "greedy"},
     "deepseek_v3": MHA | LATENT | GROUPED | {"first_k_dense_replace": 2},
     "deepseek_v32": MHA | LATENT | GROUPED | INDEX | {"mlp_layer_types": DENSE_FIRST},
     "deepseek_v4": BASE | GROUPED | INDEX | {
         "num_key_value_heads": 1, "head_dim": 8, "q_lora_rank": 8, "o_groups": 2, "o_lora_rank": 8,
-        "qk_rope_head_dim": 4,
-        "index_topk": 2, "hc_mult": 2, "hc_sinkhorn_iters": 4, "sliding_window": 6,
-        "mlp_layer_types": ["hash_moe"] * 2 + ["moe"] * 4,
-        "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
+        "qk_rope_head_dim": 4, "index_topk": 2, "hc_mult": 2, "hc_sinkhorn_iters": 4, "sliding_window": 6,
+        "mlp_layer_types": ["hash_moe"] * 2 + ["moe"] * 4, "compress_rates": {"compressed_sparse_attention": 2,
+        "heavily_compressed_attention": 4},
         "layer_types": ["sliding_attention", "heavily_compressed_attention", "compressed_sparse_attention"] * 2},
     "dots1": HEADS | GROUPED | {"first_k_dense_replace": 1},
     "ernie4_5_moe": HEADS | {
         "moe_intermediate_size": 16, "moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1,
-        "moe_layer_interval": 1,
-        "moe_num_shared_experts": 1},
+        "moe_layer_interval": 1, "moe_num_shared_experts": 1},
     "ernie4_5_moe:every_second_sparse": HEADS | {
         "moe_intermediate_size": 16, "moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 0,
-        "moe_layer_interval": 2,
-        "moe_num_shared_experts": 1},
+        "moe_layer_interval": 2, "moe_num_shared_experts": 1},
     "exaone_moe": GQA | WINDOW | SMALL_EXPERTS | {
         "num_shared_experts": 1, "n_group": 1, "topk_group": 1, "mlp_layer_types": DENSE_FIRST},
     "flex_olmo": GQA | EXPERTS,
@@ -231,9 +225,9 @@ SETTINGS: dict[str, dict] = {
         "head_dim": 8, "mlp_layer_types": DENSE_FIRST, "indexer_types": ["full", "shared", "shared"] * 2, "hc_mult": 2},
     "inkling_text": HEADS | ROUTED | {
         "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8, "sliding_window_size": 6,
-        "d_rel": 4,
-        "rel_extent": 8, "n_shared_experts": 1, "layer_types": ["hybrid_sliding", "hybrid_sliding", "hybrid"] * 2,
-        "mlp_layer_types": DENSE_FIRST, "logits_mup_width_multiplier": 2.0},
+        "d_rel": 4, "rel_extent": 8, "n_shared_experts": 1,
+        "layer_types": ["hybrid_sliding", "hybrid_sliding", "hybrid"] * 2, "mlp_layer_types": DENSE_FIRST,
+        "logits_mup_width_multiplier": 2.0},
     "jetmoe": BASE | {"num_key_value_heads": 2, "kv_channels": 8, "intermediate_size": 48} | LOCAL,
     "laguna": HEADS | WINDOW | SHARED | {"mlp_layer_types": DENSE_FIRST},
     "laguna:heads_per_block": HEADS | WINDOW | SHARED | {"num_attention_heads_per_layer": [4, 4, 2] * 2},
@@ -241,15 +235,13 @@ SETTINGS: dict[str, dict] = {
     "llama4_text:every_second": LLAMA4 | {"interleave_moe_layer_step": 2},
     "longcat_flash": BASE | LATENT | {  # each block holds two attentions, and num_hidden_layers counts these
         "num_layers": 6, "num_hidden_layers": 12, "head_dim": 8, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16,
-        "moe_topk": 2,
-        "n_routed_experts": 4, "zero_expert_num": 2},
+        "moe_topk": 2, "n_routed_experts": 4, "zero_expert_num": 2},
     "mellum": HEADS | WINDOW | SMALL_EXPERTS | {"mlp_layer_types": DENSE_FIRST},
     "mimo_v2_flash": HEADS | WINDOW | ROUTED,
     "minimax_m2": HEADS | LOCAL,
     "minimax_m3_vl_text": HEADS | LOCAL | {
         "dense_intermediate_size": 48, "shared_intermediate_size": 16, "rotary_dim": 4, "index_n_heads": 2,
-        "index_head_dim": 8,
-        "index_block_size": 4, "index_topk_blocks": 2, "mlp_layer_types": DENSE_FIRST,
+        "index_head_dim": 8, "index_block_size": 4, "index_topk_blocks": 2, "mlp_layer_types": DENSE_FIRST,
         "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"] * 2},
     "mixtral": GQA | LOCAL,
     "olmoe": GQA | EXPERTS,
@@ -274,8 +266,7 @@ SETTINGS: dict[str, dict] = {
         "layer_types": ["mamba", "mamba", "attention"] * 2, "position_embedding_type": "rope"},
     "jamba": GQA | EXPERTS | {
         "attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
-        "mamba_d_state": 8,
-        "mamba_d_conv": 4, "mamba_expand": 2, "mamba_dt_rank": 4, "use_mamba_kernels": False},
+        "mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_dt_rank": 4, "use_mamba_kernels": False},
     "kimi_linear": MHA | LATENT | LOCAL | {
         "moe_intermediate_size": 16, "linear_head_dim": 8, "linear_num_heads": 4, "layer_types": LINEAR,
         "mlp_layer_types": DENSE_FIRST},
@@ -287,8 +278,7 @@ SETTINGS: dict[str, dict] = {
     "minimax": HEADS | LOCAL | {"layer_types": LINEAR, "block_size": 8},
     "nemotron_h": HEADS | GROUPED | {
         "layers_block_type": ["mamba", "moe", "attention"] * 2, "mamba_num_heads": 8, "mamba_head_dim": 8,
-        "n_groups": 1,
-        "ssm_state_size": 8, "chunk_size": 8, "moe_shared_expert_intermediate_size": 16},
+        "n_groups": 1, "ssm_state_size": 8, "chunk_size": 8, "moe_shared_expert_intermediate_size": 16},
     "olmo_hybrid": GQA | DELTA | {"layer_types": LINEAR},
     "qwen3_5_moe_text": QWEN35 | SHARED,
     "qwen3_5_text": QWEN35,
@@ -305,8 +295,8 @@ SETTINGS: dict[str, dict] = {
     "xlstm": STATE | {"num_heads": 4, "chunk_size": 8},
     "zamba": MHA | {
         "attention_hidden_size": 64, "attention_head_dim": 16, "n_mamba_heads": 2, "num_key_value_heads": 4,
-        "mamba_d_state": 8,
-        "mamba_dt_rank": 4, "use_mamba_kernels": False, "layers_block_type": ["linear_attention", "hybrid"] * 3},
+        "mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False,
+        "layers_block_type": ["linear_attention", "hybrid"] * 3},
     "zamba2": GQA | {
         "layers_block_type": ["mamba", "hybrid"] * 3, "mamba_d_state": 8, "mamba_ngroups": 1, "n_mamba_heads": 8,
         "mamba_headdim": 8, "chunk_size": 8, "num_mem_blocks": 1, "use_mem_rope": True, "adapter_rank": 4},
@@ -333,14 +323,13 @@ SETTINGS: dict[str, dict] = {
     "megatron-bert": ENCODER,
     "reformer": TOKENS | {
         "hidden_size": 32, "num_attention_heads": 4, "attention_head_size": 8, "feed_forward_size": 48,
-        "is_decoder": True,
-        "attn_layers": ["local"] * BLOCKS, "local_attn_chunk_length": 8, "axial_pos_embds": False,
+        "is_decoder": True, "attn_layers": ["local"] * BLOCKS, "local_attn_chunk_length": 8, "axial_pos_embds": False,
         "max_position_embeddings": 128},
     "reformer:hashed": TOKENS | {
         "hidden_size": 32, "num_attention_heads": 4, "attention_head_size": 8, "feed_forward_size": 48,
-        "is_decoder": True,
-        "attn_layers": ["local", "lsh"] * 3, "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8, "num_buckets": 4,
-        "axial_pos_embds": False, "max_position_embeddings": 128, "hash_seed": 0},
+        "is_decoder": True, "attn_layers": ["local", "lsh"] * 3, "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8, "num_buckets": 4, "axial_pos_embds": False, "max_position_embeddings": 128,
+        "hash_seed": 0},
     "rembert": ENCODER | {"input_embedding_size": 16, "output_embedding_size": 24},
     "roberta": ENCODER,
     "roberta-prelayernorm": ENCODER,
@@ -384,8 +373,7 @@ SETTINGS: dict[str, dict] = {
     "fuyu": MHA | {"text_config": {"model_type": "persimmon"} | MHA, "patch_size": 2, "image_token_id": 96},
     "gemma3": {
         "text_config": GEMMA, "vision_config": TOWER, "mm_tokens_per_image": 1, "image_token_index": 96,
-        "boi_token_index": 95,
-        "eoi_token_index": 94},
+        "boi_token_index": 95, "eoi_token_index": 94},
     "gemma4": {"text_config": GEMMA4, "image_token_id": 96, "video_token_id": 95, "audio_token_id": 94},
     "gemma4_assistant": {"text_config": GEMMA4 | {"vocab_size_per_layer_input": 0}, "backbone_hidden_size": 32},
     "gemma4_unified": {"text_config": GEMMA4, "image_token_id": 96, "video_token_id": 95, "audio_token_id": 94},

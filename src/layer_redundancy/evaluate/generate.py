@@ -69,7 +69,7 @@ def end_tokens(model: nn.Module) -> list[int]:
 def caching(model: nn.Module, length: int) -> tuple[bool, int | None]:
     """Whether a model, as it is now, is to write with its cache, and how many prompts at a time; None for any number.
 
-    A model whose cache does not do what it should (`checks.steps_with_cache`) writes without, which is slower; so does
+    A model whose cache does not do what it should (`checks.writes_as_whole`) writes without, which is slower; so does
     one whose numbers depend on the length where texts get as long as that, since its cache holds what was right before.
 
     Args:
@@ -79,14 +79,14 @@ def caching(model: nn.Module, length: int) -> tuple[bool, int | None]:
     alike = checks.sharing(model).alike_up_to
     if alike is not None and length > alike:
         return False, None
-    if checks.steps_with_cache(model, rows=2):
+    if checks.writes_as_whole(model, rows=2):
         return True, None
-    return (True, 1) if checks.steps_with_cache(model, rows=1) else (False, None)
+    return (True, 1) if checks.writes_as_whole(model, rows=1) else (False, None)
 
 
 @torch.no_grad()
 def continuations(model: nn.Module, prompts: Tensor, new_tokens: int, batch_tokens: int = 2048) -> np.ndarray:
-    """Continues every prompt with the model's most likely tokens, by transformers' own `generate`.
+    """Continues every prompt with the model's most likely tokens, by transformers' own `generate` where it has a cache.
 
     Nothing but the argmax decides: penalties and the like in the checkpoint's generation settings are set aside, and
     tokens that end a text are passed over.
@@ -108,14 +108,20 @@ def continuations(model: nn.Module, prompts: Tensor, new_tokens: int, batch_toke
     device, ends, own = decoder_stack(model).device, end_tokens(model), model.generation_config
     cached, most = caching(model, prompts.shape[1] + new_tokens)
     plain_greedy = GenerationConfig(
-        do_sample=False, num_beams=1, use_cache=cached, max_new_tokens=new_tokens, min_new_tokens=new_tokens,
+        do_sample=False, num_beams=1, use_cache=True, max_new_tokens=new_tokens, min_new_tokens=new_tokens,
         eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0,
     )  # fmt: skip
 
     def call(rows: slice) -> np.ndarray:
         ids = prompts[rows].to(device)
-        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
-        return out[:, ids.shape[1] :].cpu().numpy()
+        if cached:
+            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
+            return out[:, ids.shape[1] :].cpu().numpy()
+        for _ in range(new_tokens):
+            logits = model(input_ids=ids, use_cache=False).logits[:, -1]
+            logits[:, ends] = -torch.inf
+            ids = torch.cat([ids, logits.argmax(-1, keepdim=True).to(ids.device)], dim=1)
+        return ids[:, prompts.shape[1] :].cpu().numpy()
 
     model.generation_config = plain_greedy
     try:

@@ -30,7 +30,7 @@ from layer_redundancy.core.variants import name as variant_name
 from layer_redundancy.data import benchmark_items
 from layer_redundancy.evaluate import plain_forwards
 from layer_redundancy.evaluate.generate import caching
-from layer_redundancy.models import throughput
+from layer_redundancy.models import checks, throughput
 from layer_redundancy.models.attributes import attributes
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.checks import sharing
@@ -173,6 +173,11 @@ class _Answers(HFLM):
         super().__init__(pretrained=model, tokenizer=tokenizer, **options)
         self._store, self._key = store, key
         self._cached, _ = caching(model, self.max_length)
+        if not self._cached and not checks.writes_as_whole(model, 1, cached=False):
+            raise StudyError(
+                f"{type(model).__name__} writes other tokens than its whole forwards choose, as transformers has it: "
+                "leave generative tasks out for this model"
+            )
 
     def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
         if self._cached:

@@ -93,7 +93,7 @@ def identity_of(config: Any, profile: Profile, source: str, revision: str, conte
         StudyError: the config is that of no decoder.
     """
     text = config.get_text_config()
-    layers = getattr(text, "num_hidden_layers", None)
+    layers = architectures.num_blocks(config)
     if not layers:
         raise StudyError(f"model {profile.model!r} ({config.model_type}) has no num_hidden_layers: not a decoder stack")
     heads = getattr(text, "num_attention_heads", None) or 0

@@ -24,7 +24,12 @@ FIRST = (  # so many of the first blocks have something
     "num_dense_layers",
 )
 LAST = ("num_kv_shared_layers",)  # so many of the last blocks have something
-COUNTS = ("num_hidden_layers", "decoder_layers", "num_blocks")  # how many there are; other names are set with them
+COUNTS = (
+    "num_hidden_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+    "num_blocks",
+)  # how many there are; other names are set with them
 
 
 def changes(config: Any, kept: tuple[int, ...], num_blocks: int) -> Iterator[tuple[Any, str, Any, Any]]:
@@ -46,11 +51,10 @@ def changes(config: Any, kept: tuple[int, ...], num_blocks: int) -> Iterator[tup
         settings = cfg.to_dict()
         new: dict[str, Any] = {}
         if cfg is text:
-            # GPT-2 and others store the number under a name of their own; setting num_hidden_layers sets it.
             new |= {name: len(kept) for name in COUNTS if getattr(cfg, name, None) == num_blocks}
             new |= {name: bisect_left(kept, cfg_value) for name, cfg_value in _numbers(cfg, FIRST)}
             new |= {name: len(kept) - bisect_left(kept, num_blocks - value) for name, value in _numbers(cfg, LAST)}
-            new |= _sparse_blocks(cfg, kept)
+            new |= _sparse_blocks(cfg, kept) | _sparse_range(cfg, kept)
         for name in settings:
             value = getattr(cfg, name, None)
             if name in INDICES and isinstance(value, list | tuple):
@@ -77,3 +81,18 @@ def _sparse_blocks(config: Any, kept: tuple[int, ...]) -> dict[str, Any]:
         return {}
     without = [place for place, i in enumerate(kept) if i in dense or (i + 1) % step]
     return {"decoder_sparse_step": 1, "mlp_only_layers": without}
+
+
+def _sparse_range(config: Any, kept: tuple[int, ...]) -> dict[str, Any]:
+    """Ernie's "every n-th block from this one to that one has experts"; empty where it cannot be said of those kept."""
+    names = [f"moe_layer_{what}" for what in ("interval", "start_index", "end_index")]
+    if not all(isinstance(getattr(config, name, None), int) for name in names):
+        return {}
+    interval, start, end = (getattr(config, name) for name in names)
+    sparse = [place for place, i in enumerate(kept) if (i + 1) % interval == 0 and start <= i <= end]
+    if not sparse:
+        return dict(zip(names, (1, len(kept), len(kept)), strict=True))
+    for interval in range(1, len(kept) + 1):
+        if sparse == [i for i in range(sparse[0], sparse[-1] + 1) if (i + 1) % interval == 0]:
+            return dict(zip(names, (interval, sparse[0], sparse[-1]), strict=True))
+    return {}

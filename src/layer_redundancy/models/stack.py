@@ -144,7 +144,8 @@ class DecoderStack:
                 calls.append((args, kwargs))
                 if type(block) not in _returned:
                     out = own(hidden_states, *args, **kwargs)
-                    _returned[type(block)] = _shaped_like(out)
+                    empty = isinstance(out, tuple | list) and type(out)([None] * len(out))
+                    _returned[type(block)] = _shaped_like(empty or out)
                 return _returned[type(block)](hidden_states)
 
             return record
@@ -257,10 +258,10 @@ _returned: dict[type, Callable[[Tensor], Any]] = {}
 
 
 def _shaped_like(output: Any) -> Callable[[Tensor], Any]:
-    """Makes of a tensor what `output` is: the tensor itself, or a tuple or list of as many that begins with it."""
+    """Makes of a tensor what `output` is: the tensor itself, or a tuple or list that begins with it."""
     if not isinstance(output, tuple | list):
         return lambda first: first
-    kind, rest = type(output), [None] * (len(output) - 1)
+    kind, rest = type(output), output[1:]
     return lambda first: kind([first, *rest])
 
 
@@ -389,11 +390,13 @@ def head_slice(stack: DecoderStack, layer: int, head: int) -> slice:
     num_heads = stack.model.config.get_text_config().num_attention_heads
     if not 0 <= head < num_heads:
         raise StudyError(f"head {head} is out of range: block {layer} has query heads 0 to {num_heads - 1}")
-    width = getattr(projection, "in_features", None) or projection.weight.shape[_heads_dim(projection)]
-    if width % num_heads:
+    width = getattr(projection, "in_features", None)
+    if width is None and hasattr(projection, "weight"):
+        width = projection.weight.shape[_heads_dim(projection)]
+    if width is None or width % num_heads:
         raise StudyError(
-            f"block {layer} of {type(stack.model).__name__} has no attention heads to remove: its output projection "
-            f"takes {width} numbers, which are not {num_heads} heads side by side"
+            f"block {layer} of {type(stack.model).__name__} has no attention heads to remove: its output projection, a "
+            f"{type(projection).__name__}, takes {width or 'no known number of'} inputs, not {num_heads} heads"
         )
     size = width // num_heads
     return slice(head * size, (head + 1) * size)

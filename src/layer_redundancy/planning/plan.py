@@ -168,7 +168,7 @@ def rows(
             config = config_of(model, counts.revision(profile, model), profile.trust_remote_code)
             stack = probe(config, profile.dtype, device)
             tokens = throughput.batch_tokens(stack, profile.batch_tokens)
-            speeds[model] = Speed(stack, config.get_text_config().num_hidden_layers, tokens)
+            speeds[model] = Speed(stack, architectures.num_blocks(config), tokens)
         return speeds[model]
 
     there, _ = device_memory(profile)

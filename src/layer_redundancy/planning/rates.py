@@ -13,7 +13,7 @@ from layer_redundancy.core import devices
 from layer_redundancy.evaluate import batches, sweep_estimate
 from layer_redundancy.evaluate.amounts import Training
 from layer_redundancy.evaluate.scoring import RandomSequences
-from layer_redundancy.models import checkpoints, loading, surgery
+from layer_redundancy.models import architectures, pruned_config, checkpoints, loading, surgery
 from layer_redundancy.models.stack import DecoderStack, decoder_stack, has_key_value_cache
 from layer_redundancy.train import healing, training_loop
 
@@ -25,10 +25,9 @@ def probe(config: Any, dtype: str, device: str, blocks: int = PROBE_BLOCKS) -> D
     from transformers import AutoModelForCausalLM
 
     config = type(config).from_dict(config.to_dict())
-    text = config.get_text_config()
-    text.num_hidden_layers = min(blocks, text.num_hidden_layers)
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[: text.num_hidden_layers]
+    every = architectures.num_blocks(config)
+    for part, name, _, value in list(pruned_config.changes(config, tuple(range(min(blocks, every))), every)):
+        setattr(part, name, value)
     vars(config).pop("quantization_config", None)  # its weights are unpacked when it is loaded
     devices.keep_freed_memory()  # as where a model is loaded
     torch.manual_seed(0)

@@ -6,9 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from layer_redundancy.models.architectures.architecture import Architecture, Attention
+from layer_redundancy.models.architectures.architecture import Architecture, Attention, num_blocks
 
-__all__ = ["Architecture", "Attention", "find", "known", "of_file", "register"]
+__all__ = ["Architecture", "Attention", "find", "known", "num_blocks", "of_file", "register"]
 
 
 @cache

@@ -46,6 +46,16 @@ ATTENTIONS = tuple(
 )
 
 
+def num_blocks(config: Any) -> int | None:
+    """How many residual blocks a model of this config has; None where it does not say.
+
+    In the config of an encoder-decoder, of which only the decoder is built, `num_hidden_layers` means the encoder.
+    """
+    text = config.get_text_config(decoder=True)
+    names = ("decoder_layers", "num_decoder_layers", "num_hidden_layers")
+    return next((number for name in names if (number := getattr(text, name, None))), None)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A model family as transformers has it (or as `models/` has it).
@@ -97,8 +107,7 @@ class Architecture:
         It is the list of as many modules as the config names blocks, in the language model and not in a tower for
         images or sound, which has a config of its own; the one with most weights, should there be several.
         """
-        text = model.config.get_text_config(decoder=True)
-        number = getattr(text, "num_hidden_layers", None)
+        text, number = model.config.get_text_config(decoder=True), num_blocks(model.config)
         towers = [
             f"{name}."
             for name, module in model.named_modules()

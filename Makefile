@@ -158,6 +158,9 @@ test: $(READY) ## unit tests, then every notebook on the smoke profile, then a r
 	@$(MAKE) --no-print-directory smoke
 	@$(MAKE) --no-print-directory rehearse
 
+test-architectures: $(READY) ## try every architecture that transformers has, and write docs/architectures.md anew (half an hour)
+	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --every-architecture tests/architectures
+
 lint: $(READY) ## style of code and notebooks, and which folder may import which; notebooks are committed without outputs
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -192,4 +195,4 @@ distclean: clean ## remove computed results, downloads and the environment too
 	rm -rf data/results data/cache build .venv
 
 FORCE:
-.PHONY: help setup figures plan prefetch rehearse smoke rwkv-train gptq bench bench-gpu test lint format lab lock clean distclean FORCE
+.PHONY: help setup figures plan prefetch rehearse smoke rwkv-train gptq bench bench-gpu test test-architectures lint format lab lock clean distclean FORCE

@@ -6,7 +6,32 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of notebooks that tests execute
 
+import json
+from pathlib import Path
+
 import torch
 
 # Tiny models gain nothing from threads that wait for each other.
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every-architecture", action="store_true", help="try all architectures, and write docs/architectures.md anew"
+    )
+
+
+def pytest_sessionfinish(session):
+    """Writes the table of architectures from what all workers have left."""
+    if not session.config.getoption("--every-architecture") or hasattr(session.config, "workerinput"):
+        return
+    from architectures import outcomes
+
+    root = Path(session.config.rootpath)
+    found = {
+        file.stem: {column: outcomes.Outcome(**outcome) for column, outcome in json.loads(file.read_text()).items()}
+        for file in (root / "build" / "architectures").glob("*.json")
+    }
+    table = root / "docs" / "architectures.md"
+    head = table.read_text().partition("| model type")[0]
+    table.write_text(head + outcomes.table(found))

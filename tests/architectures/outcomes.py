@@ -1,6 +1,7 @@
 """What the study does with a model of an architecture, tried in every way that users try."""
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import transformers as tf
 
 import every_architecture
 from layer_redundancy.config import profiles
+from layer_redundancy.config.profiles import Recipe
 from layer_redundancy.core import variants
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.core.store import Result, Store, settings_text
@@ -19,6 +21,8 @@ from layer_redundancy.evaluate.scoring import ScoredSequence
 from layer_redundancy.models import checkpoints, checks, loading, surgery
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
+from layer_redundancy.train import healing as heal
+from layer_redundancy.train import training_loop
 
 COLUMNS = ("loads", "sweep", "prefix", "heads", "generation", "export", "healing")
 YES, SOME, NO = "yes", "some", "no"
@@ -109,7 +113,8 @@ def load(folder: Path, dtype: str = "float32") -> Loaded:
 
 
 def one_line(refusal: StudyError) -> str:
-    text = str(refusal)
+    """The study's line, without the folder of this run."""
+    text = re.sub(r"\S*/(model|without[-0-9]*)\b", "the model", str(refusal))
     assert "\n" not in text and len(text) < 500, text
     return text
 
@@ -131,7 +136,9 @@ def alone(loaded: Loaded, variant: Variant, sequences: Sequence[ScoredSequence])
     return np.array([logprob for targets in scores for logprob, _ in targets])
 
 
-def same(found: np.ndarray, wanted: np.ndarray, sequences: Sequence[ScoredSequence], tolerance: float = A_TOKEN) -> None:
+def same(
+    found: np.ndarray, wanted: np.ndarray, sequences: Sequence[ScoredSequence], tolerance: float = A_TOKEN
+) -> None:
     lengths = np.array([len(target) for sequence in sequences for target in sequence.targets])
     worst = (np.abs(found - wanted) / lengths).max()
     assert worst <= tolerance * max(1.0, np.abs(wanted / lengths).max()), f"{worst:.3g} nats a token apart"
@@ -153,7 +160,10 @@ def swept(loaded: Loaded, folder: Path) -> Outcome:
         for variant in variants_:
             same(found[variant], wanted[variant][: len(found[variant])], chosen)
     assert np.abs(wanted[plan[0]] - wanted[plan[3]]).max() > 1e-3, "a block does nothing"
-    half = load(folder / "model", "bfloat16")
+    try:
+        half = load(folder / "model", "bfloat16")
+    except StudyError as refusal:
+        return Outcome(SOME, f"bfloat16: {one_line(refusal)}")
     whole = [half.variant(), half.variant(2)]
     found = measured(half, whole, sequences, folder, 64)
     for variant in whole:  # rounding a token at a time, which the number of blocks multiplies
@@ -213,8 +223,7 @@ def exports(loaded: Loaded, folder: Path) -> Outcome:
             refusals.append(one_line(refusal))
             assert not place.exists()
             continue
-        again, info = tf.AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, dtype=torch.float32)
-        assert not info["missing_keys"], info["missing_keys"]
+        again = tf.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
         found = loading.prepare(again)(input_ids=ids, use_cache=False).logits
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
     if not refusals:
@@ -223,16 +232,47 @@ def exports(loaded: Loaded, folder: Path) -> Outcome:
 
 
 def healing(folder: Path) -> Outcome:
-    """A step of every recipe trains what it says it trains, or one line says why not."""
-    return Outcome(YES)
+    """A step of every recipe gives all that it trains a gradient, or one line says why not; LoRA is trained for real."""
+    recipes = [Recipe("lora", 1e-3), Recipe("lora", 1e-3, targets="mlp"), Recipe("qlora", 1e-3)]
+    recipes += [Recipe("partial", 1e-3), Recipe("full", 1e-3)]
+    ids, refusals = torch.tensor([texts()[0].input_ids, texts()[0].input_ids[::-1]]), {}
+    for recipe in recipes:
+        try:
+            model = heal.prepare(load(folder / "model").model, recipe)
+            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            if recipe == recipes[0]:
+                optimization = training_loop.Optimization(steps=2, batch=2, learning_rate=1e-2)
+                training_loop.fit(model, [{"input_ids": row} for row in ids], optimization, folder / "training")
+                continue
+            training_loop.causal_loss(model.train(), {"input_ids": ids}).backward()
+        except (StudyError, NotApplicable) as refusal:
+            refusals[f"{recipe.method} of {recipe.targets}"] = one_line(refusal)
+            continue
+        # An expert that is a module of its own may have had no token.
+        without = [name for name, p in trained.items() if p.grad is None and "expert" not in name]
+        assert not without, f"{recipe.method} leaves {without[:3]} without a gradient"
+    if not refusals:
+        return Outcome(YES)
+    recipe, reason = next(iter(refusals.items()))
+    return Outcome(SOME if len(refusals) < len(recipes) else NO, f"{recipe}: {reason}")
 
 
-def lines(outcomes: dict[str, dict[str, Outcome]]) -> Iterator[str]:
-    """The outcomes as a table in Markdown, one row an architecture, and the reasons below it."""
-    yield "| model type | " + " | ".join(COLUMNS) + " |"
-    yield "| --- " * (len(COLUMNS) + 1) + "|"
-    for name, found in sorted(outcomes.items()):
-        yield f"| {name} | " + " | ".join(found[c].answer if c in found else "" for c in COLUMNS) + " |"
+def table(outcomes: dict[str, dict[str, Outcome]]) -> str:
+    """The outcomes in Markdown: one row an architecture, and below it the reasons."""
+    rows = [["model type", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
+    reasons = []
+    for name in sorted(outcomes):
+        found = outcomes[name]
+        rows.append([f"`{name}`", *(found[c].answer if c in found else "" for c in COLUMNS)])
+        reasons += [f"- `{name}`, {column}: {found[column].reason}" for column in found if found[column].reason]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n\n## Reasons\n\n" + "\n".join(reasons) + "\n"
 
 
-Try = Callable[[Loaded, Path], Outcome]
+def answers(document: str) -> dict[str, dict[str, str]]:
+    """The answers of a document with such a table: name -> column -> answer."""
+    found = {}
+    for line in document.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `"):
+            found[cells[0].strip("`")] = {c: a for c, a in zip(COLUMNS, cells[1:], strict=True) if a}
+    return found

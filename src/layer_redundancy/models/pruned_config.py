@@ -15,8 +15,8 @@ INDICES = (  # lists of the blocks that have something
     "local_layer_ids",
     "mlp_only_layers",
     "moe_layers",
-    "ple_layer_ids",
 )
+NUMBERS_FROM_ONE = ("ple_layer_ids",)  # the same, counted from 1
 FIRST = (  # so many of the first blocks have something
     "first_k_dense_replace",
     "max_window_layers",
@@ -59,6 +59,9 @@ def changes(config: Any, kept: tuple[int, ...], num_blocks: int) -> Iterator[tup
             value = getattr(cfg, name, None)
             if name in INDICES and isinstance(value, list | tuple):
                 new.setdefault(name, type(value)(place for place, i in enumerate(kept) if i in value))
+                continue
+            if name in NUMBERS_FROM_ONE and isinstance(value, list | tuple):
+                new[name] = type(value)(place + 1 for place, i in enumerate(kept) if i + 1 in value)
                 continue
             per_block = isinstance(value, list | tuple | str) and len(value) == num_blocks and name not in new
             if per_block and any(part in name for part in ("layer", "block", "pattern")):

@@ -27,7 +27,7 @@ from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate import batches, scoring, sweep_estimate
 from layer_redundancy.evaluate.amounts import Pass, Quantization, Sweep, Training, Work, text_amount
 from layer_redundancy.experiments import registry
-from layer_redundancy.models import throughput
+from layer_redundancy.models import architectures, throughput
 from layer_redundancy.models.stack import has_key_value_cache
 from layer_redundancy.planning import counts, downloads
 from layer_redundancy.planning.dry import Ledger

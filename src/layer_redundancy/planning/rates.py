@@ -13,7 +13,7 @@ from layer_redundancy.core import devices
 from layer_redundancy.evaluate import batches, sweep_estimate
 from layer_redundancy.evaluate.amounts import Training
 from layer_redundancy.evaluate.scoring import RandomSequences
-from layer_redundancy.models import architectures, pruned_config, checkpoints, loading, surgery
+from layer_redundancy.models import architectures, checkpoints, loading, pruned_config, surgery
 from layer_redundancy.models.stack import DecoderStack, decoder_stack, has_key_value_cache
 from layer_redundancy.train import healing, training_loop
 

@@ -43,7 +43,7 @@ ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_siz
 GROUPED = ROUTED | {"n_shared_experts": 1, "n_group": 1, "topk_group": 1}
 LATENT = {"num_key_value_heads": 4, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
           "v_head_dim": 8}
-INDEX = {"index_topk": 6, "index_head_dim": 16, "index_n_heads": 16}  # fewer heads would tie scores, at 0, by the length
+INDEX = {"index_topk": 6, "index_head_dim": 16, "index_n_heads": 16}  # with few heads many scores tie at 0
 
 MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8}
 STATE = TOKENS | {"hidden_size": 32, "num_hidden_layers": BLOCKS}

@@ -10,10 +10,10 @@ from torch import nn
 
 from layer_redundancy.core import devices
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.models import architectures, checkpoints, packing, rotary
+from layer_redundancy.models import architectures, checkpoints, packing
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.checks import check_stack
-from layer_redundancy.models.stack import decoder_stack
+from layer_redundancy.models.stack import decoder_stack, prepare
 
 # For a pickled checkpoint, transformers would send its name and the token to a conversion service in a thread.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
@@ -99,11 +99,3 @@ def _check_weights(identity: ModelIdentity, loading: dict[str, Any], blocks: int
             f"{identity.name}: the config says {identity.num_hidden_layers} blocks, the checkpoint has others "
             f"({beyond[0] if beyond else blocks}): it would be studied without them"
         )
-
-
-def prepare(model: nn.Module) -> nn.Module:
-    """Eval mode, no gradients, and blocks that are the model's (`Architecture.prepare`), in place."""
-    model.eval().requires_grad_(False)
-    rotary.forget_lengths(model)
-    architectures.find(model.config).prepare(model)
-    return model

@@ -15,8 +15,8 @@ from torch import nn
 
 from layer_redundancy.core import variants
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.models import architectures, checkpoints, loading, packing, pruned_config
-from layer_redundancy.models.stack import decoder_stack, head_slice, output_projection, renumber
+from layer_redundancy.models import architectures, checkpoints, packing, pruned_config
+from layer_redundancy.models.stack import decoder_stack, head_slice, output_projection, prepare, renumber
 
 
 @contextmanager
@@ -180,7 +180,7 @@ def _check_export(model: nn.Module, folder: Path) -> None:
     sharded = len(set(getattr(model, "hf_device_map", {}).values())) > 1
     place = "auto" if sharded else {"": stack.device}
     with checkpoints.hub_errors(f"the exported checkpoint of {type(model).__name__}"):
-        reloaded = loading.prepare(type(model).from_pretrained(folder, dtype=model.dtype, device_map=place))
+        reloaded = prepare(type(model).from_pretrained(folder, dtype=model.dtype, device_map=place))
         with torch.no_grad():
             ours, theirs = (m(input_ids=ids, use_cache=False).logits.float().cpu() for m in (model, reloaded))
     if not torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4):

@@ -90,7 +90,7 @@ def test_training_takes_time_and_memory(speed):
 
 def test_what_is_trained_is_said():
     row = plan.Row("m", "11", 1, 1, 1, 1.0, 1.0, 3, 4096, "all weights", 2e9)
-    assert plan.report_trainings(row) == "; 3 trainings on 4.1e+03 tokens; no memory for: all weights"
+    assert plan.report_trainings(row) == "; 3 trainings on 4.1e+03 tokens; left out: all weights"
     assert not plan.report_trainings(plan.Row("m", "02", 1, 1, 1, 1.0, 1.0))
 
 

@@ -21,7 +21,7 @@ from layer_redundancy.evaluate.batches import Batch, arrange
 from layer_redundancy.evaluate.scoring import Measurement, Outputs
 from layer_redundancy.evaluate.sweep_estimate import Missing
 from layer_redundancy.evaluate.trie import depth_first, num_block_runs, trie
-from layer_redundancy.models import throughput
+from layer_redundancy.models import architectures, rotary, throughput
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.checks import sharing
 from layer_redundancy.models.stack import DecoderStack
@@ -38,8 +38,20 @@ def key(identity: ModelIdentity, variant: Variant, measurement: Measurement) -> 
         measurement=measurement.name,
         data=measurement.data,
         settings=measurement.settings,
-        version=measurement.version,
+        version=measurement.version + _corrections(identity, variant, measurement),
     )
+
+
+def _corrections(identity: ModelIdentity, variant: Variant, measurement: Measurement) -> int:
+    """How often values of this kind were found wrong and put right; older ones are not used again."""
+    if identity.config is None:
+        return 0
+    without_heads = any(isinstance(element, tuple) for element in variant)
+    corrected = architectures.find(identity.config).corrected_heads if without_heads else 0
+    # Of lengths beyond this, a value was that of the longest sequence of the batch, or of whatever ran before.
+    alike = rotary.scaled_from(identity.config)
+    longer = alike is not None and any(len(sequence.input_ids) > alike for sequence in measurement.sequences)
+    return corrected + int(longer)
 
 
 # Seven parameters: what is measured of what, where from, where to, and two settings that most callers leave alone.

@@ -15,7 +15,7 @@ from torch import nn
 
 from layer_redundancy.config.profiles import EMBEDDED_MODEL, EMBEDDED_RWKV, Profile
 from layer_redundancy.core import paths
-from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.data import hub
 from layer_redundancy.models import architectures, smollm2
 from layer_redundancy.models.stack import decoder_stack, head_slice
@@ -210,13 +210,17 @@ def block_weights(identity: ModelIdentity) -> tuple[int, int]:
     projections where it shares them with no other head.
 
     Raises:
-        StudyError: the model has no attention heads, or cannot be taken apart.
+        NotApplicable: the model has no attention heads, or not in all of its blocks.
+        StudyError: the model cannot be taken apart.
     """
     if not identity.num_attention_heads:
-        raise StudyError(f"{identity.name} has no attention heads")
+        raise NotApplicable(f"{identity.name} has no attention heads")
     with shapes(identity) as model:
         stack = decoder_stack(model)
-        part = head_slice(stack, len(stack) // 2, 0)
+        try:
+            part = [head_slice(stack, block, 0) for block in range(len(stack))][len(stack) // 2]
+        except StudyError as error:
+            raise NotApplicable(f"{identity.name}: heads are not compared with blocks, since {error}") from error
     sizes = [sum(p.numel() for p in block.parameters()) for block in stack.blocks]
     own = 4 if identity.num_key_value_heads == identity.num_attention_heads else 2
     return round(sum(sizes) / len(sizes)), own * (part.stop - part.start) * model.config.get_text_config().hidden_size

@@ -184,7 +184,7 @@ def _alike_up_to(stack: DecoderStack, num_tokens: int = 24) -> int | None:
     Rotary angles that are scaled with the length (dynamic NTK, LongRoPE) are those of the longest sequence. Whatever
     else depends on the length is looked for on a few tokens.
     """
-    scaled = min(scaled_from(stack.model), default=None)
+    scaled = scaled_from(stack.model.config)
     num_tokens = num_tokens if scaled is None else min(num_tokens, scaled)
     ids = (torch.arange(1, 2 * num_tokens + 1, device=stack.device) * 7).reshape(2, num_tokens)
     ids %= stack.model.get_input_embeddings().weight.shape[0]

@@ -1,20 +1,23 @@
 """Rotary position embeddings whose angles depend on the length of what runs: dynamic NTK scaling and LongRoPE."""
 
-from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
 
-def scaled_from(model: nn.Module) -> Iterator[int]:
-    """The lengths beyond which angles change with the length, of each module that makes such angles."""
-    for module in model.modules():
-        for layer_type, kind in _kinds(module):
-            if kind == "longrope":
-                settings = module.config.rope_parameters
-                settings = settings if layer_type is None else settings[layer_type]
-                yield settings["original_max_position_embeddings"]
-            elif "dynamic" in kind:
-                yield module.original_max_seq_len
+def scaled_from(config: Any) -> int | None:
+    """The length beyond which a model's rotary angles change with the length; None where they never do."""
+    text = config.get_text_config(decoder=True)
+    settings = getattr(text, "rope_parameters", None) or {}
+    by_layer_type = settings.values() if all(isinstance(one, dict) for one in settings.values()) else [settings]
+    lengths = []
+    for one in by_layer_type:
+        kind = str(one.get("rope_type", ""))
+        if kind == "longrope":
+            lengths.append(one.get("original_max_position_embeddings") or text.original_max_position_embeddings)
+        elif "dynamic" in kind:
+            lengths.append(text.max_position_embeddings)
+    return min(lengths, default=None)
 
 
 def forget_lengths(model: nn.Module) -> None:
@@ -24,17 +27,10 @@ def forget_lengths(model: nn.Module) -> None:
     model was made for.
     """
     for module in model.modules():
-        dynamic = any("dynamic" in kind for _, kind in _kinds(module))
+        kinds = getattr(module, "rope_type", "")
+        dynamic = any("dynamic" in kind for kind in (kinds.values() if isinstance(kinds, dict) else [str(kinds)]))
         if dynamic and _forget not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_forget)
-
-
-def _kinds(module: nn.Module) -> Iterator[tuple[str | None, str]]:
-    """(type of layer, or None for all, kind of angles) of a module that makes rotary embeddings."""
-    kinds = getattr(module, "rope_type", None)
-    for layer_type, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
-        if isinstance(kind, str):
-            yield layer_type, kind
 
 
 def _forget(module: nn.Module, _: tuple) -> None:

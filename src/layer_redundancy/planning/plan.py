@@ -186,7 +186,7 @@ def rows(
         for number, study in planner.pages(model, wanted if alone else own):
             if number in wanted:
                 page = study.ledger
-                for name in {name for name, _ in page.work} | set(page.loads):
+                for name in {model, *page.loads, *(name for name, _ in page.work)}:
                     speed_of(name)
                 yield _row(model, number, page, speeds, text)
         if model != profile.model:
@@ -287,7 +287,7 @@ def report_disk(planned: Sequence[Row]) -> str | None:
 def report_trainings(row: Row) -> str:
     """What a notebook trains, at the end of its line; "" where it trains nothing."""
     text = f"; {row.trainings} trainings on {row.trained_tokens:.3g} tokens" if row.trainings else ""
-    return text + (f"; no memory for: {row.left_out}" if row.left_out else "")
+    return text + (f"; left out: {row.left_out}" if row.left_out else "")
 
 
 def table(planned: Sequence[Row]) -> pd.DataFrame:

@@ -63,6 +63,7 @@ class Architecture:
     Attributes:
         model_types: the `model_type` of each config that belongs to this family.
         attentions: where its heads lie; the first that fits is taken, and none is for blocks without attention.
+        corrected_heads: how often the values of models without some heads were found wrong and put right.
         whole_when_packed: weights that stay in their own dtype where a quantized checkpoint is written.
         read_past_adapters: ends of the names of linear layers whose weight a kernel reads itself, so that an adapter
             put in their place would do nothing.
@@ -71,6 +72,7 @@ class Architecture:
 
     model_types: tuple[str, ...] = ()
     attentions: tuple[Attention, ...] = ATTENTIONS
+    corrected_heads: int = 0
     whole_when_packed: frozenset[str] = frozenset()
     read_past_adapters: tuple[str, ...] = ()
     file_suffixes: tuple[str, ...] = ()

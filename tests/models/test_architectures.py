@@ -113,7 +113,6 @@ ARCHITECTURE = Birds(
     model_types=("parrot",),
     layouts=(Layout("nest.perches", ("nest.last_norm",)),),
     attentions=(Attention("mixer", "mix"),),
-    read_past_adapters=("mix",),
 )
 '''
 

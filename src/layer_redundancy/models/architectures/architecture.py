@@ -44,8 +44,6 @@ class Architecture:
         layouts: where its blocks lie; the first that fits is taken.
         attentions: where its heads lie; the first that fits is taken, and none is for blocks without attention.
         whole_when_packed: weights that stay in their own dtype where a quantized checkpoint is written.
-        read_past_adapters: ends of the names of linear layers whose weight a kernel reads itself, so that an adapter
-            put in their place would do nothing.
         file_suffixes: suffixes of single files in which its authors publish checkpoints; see `folder`.
     """
 
@@ -53,7 +51,6 @@ class Architecture:
     layouts: tuple[Layout, ...] = (Layout("model.layers", ("model.norm",)),)
     attentions: tuple[Attention, ...] = (Attention("self_attn", "o_proj"),)
     whole_when_packed: frozenset[str] = frozenset()
-    read_past_adapters: tuple[str, ...] = ()
     file_suffixes: tuple[str, ...] = ()
 
     def register(self) -> None:

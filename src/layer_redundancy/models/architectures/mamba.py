@@ -6,5 +6,4 @@ ARCHITECTURE = Architecture(
     model_types=("mamba", "mamba2", "falcon_mamba"),
     layouts=(Layout("backbone.layers", ("backbone.norm_f",)),),
     attentions=(),
-    read_past_adapters=("out_proj",),  # by the fused kernel
 )

@@ -178,7 +178,7 @@ def selection_scores(study: Study) -> dict[str, np.ndarray]:
 
     def score(name: str, data: str, compute: Callable[[], np.ndarray], work: Sequence[Work] = ()) -> np.ndarray:
         stored = study.cached(
-            study.key(name, SCORES_VERSION, data=data, settings=_rules(study.identity, name)),
+            study.key(name, SCORES_VERSION, data=data, settings=rules_of_scores(study.identity, name)),
             lambda: Result({}, {"score": compute()}),
             lambda: Result({}, {"score": study.likely_scores(name)}),
             lambda: work,
@@ -208,7 +208,7 @@ def selection_scores(study: Study) -> dict[str, np.ndarray]:
 
 
 @cache
-def _rules(identity: ModelIdentity, name: str) -> dict[str, str]:
+def rules_of_scores(identity: ModelIdentity, name: str) -> dict[str, str]:
     """What decides a score besides, where experts lie in one tensor: their biases once counted as matrices, and all
     their weights as one."""
     with checkpoints.shapes(identity) as shapes:

@@ -57,16 +57,44 @@ CONFIGS = {
         pad_token_id=0,
     ),
 }  # fmt: skip
+EXPERTS = COMMON | {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+# Models whose blocks hold more than linear layers: experts in one tensor, kernels that read a layer's weight.
+MIXED = {
+    "mixtral": lambda: tf.MixtralConfig(**EXPERTS),
+    # A dense block, and layers that peft would take for experts of transformers 4.
+    "qwen2_moe": lambda: tf.Qwen2MoeConfig(**EXPERTS, shared_expert_intermediate_size=16, mlp_only_layers=[0]),
+    "gpt_oss": lambda: tf.GptOssConfig(**EXPERTS, head_dim=8, sliding_window=6, layer_types=SLIDING),  # with biases
+    "phimoe": lambda: tf.PhimoeConfig(**EXPERTS),  # its router is a linear layer that returns a tuple
+    "llama4": lambda: tf.Llama4TextConfig(**EXPERTS, head_dim=8, interleave_moe_layer_step=1, intermediate_size_mlp=48),
+    "jamba": lambda: tf.JambaConfig(
+        **EXPERTS, attn_layer_period=3, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1,
+        mamba_d_state=8, mamba_d_conv=4, mamba_expand=2, mamba_dt_rank=4, use_mamba_kernels=False,
+    ),
+    "falcon_mamba": lambda: tf.FalconMambaConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=5, state_size=8, bos_token_id=1, eos_token_id=2, pad_token_id=0
+    ),
+    "mamba2": lambda: tf.Mamba2Config(
+        vocab_size=97, hidden_size=32, num_hidden_layers=5, state_size=8, num_heads=8, head_dim=8, n_groups=2,
+        chunk_size=8, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    ),
+    "gemma3_with_images": lambda: tf.Gemma3Config(
+        text_config=GEMMA, mm_tokens_per_image=1, image_token_index=96, boi_token_index=95, eoi_token_index=94,
+        vision_config={
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14,
+        },
+    ),
+}  # fmt: skip
 ATTENTION = [name for name in CONFIGS if name not in ("rwkv", "rwkv5", "mamba")]
 
 
 def build(name: str, seed: int = 0, scale: float = 3.0):
     """A random model of that architecture, fp32, with weights large enough for every block to matter."""
     torch.manual_seed(seed)
-    model = tf.AutoModelForCausalLM.from_config(CONFIGS[name]())
+    model = tf.AutoModelForCausalLM.from_config((CONFIGS | MIXED)[name]())
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() >= 2 and name not in ("rwkv5", "mamba"):
+            if parameter.dim() >= 2 and name not in ("rwkv5", "mamba", "mamba2", "falcon_mamba", "jamba"):
                 parameter.mul_(scale)
             else:  # norms and biases at their initial ones and zeros would hide a norm applied twice or never
                 parameter.add_(0.1 * torch.randn_like(parameter))

@@ -110,7 +110,6 @@ class Birds(Architecture):
 ARCHITECTURE = Birds(
     model_types=("parrot",),
     attentions=(Attention("mixer", "mix"),),
-    read_past_adapters=("mix",),
 )
 '''
 

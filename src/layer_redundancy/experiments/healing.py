@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from layer_redundancy.evaluate.scoring import Perplexity
 from layer_redundancy.experiments import depth_curves, result_tables
 from layer_redundancy.inputs import first_blocks
 from layer_redundancy.measures import importance, registry, selections
-from layer_redundancy.models import surgery
+from layer_redundancy.models import checkpoints, matrices, surgery
+from layer_redundancy.models.checkpoints import ModelIdentity
+from layer_redundancy.models.stack import decoder_stack
 from layer_redundancy.study import Study
 from layer_redundancy.train import healing as recipes
 
@@ -175,7 +178,7 @@ def selection_scores(study: Study) -> dict[str, np.ndarray]:
 
     def score(name: str, data: str, compute: Callable[[], np.ndarray], work: Sequence[Work] = ()) -> np.ndarray:
         stored = study.cached(
-            study.key(name, SCORES_VERSION, data=data),
+            study.key(name, SCORES_VERSION, data=data, settings=rules_of_scores(study.identity, name)),
             lambda: Result({}, {"score": compute()}),
             lambda: Result({}, {"score": study.likely_scores(name)}),
             lambda: work,
@@ -202,6 +205,16 @@ def selection_scores(study: Study) -> dict[str, np.ndarray]:
             case registry.Weights(of_blocks):
                 found[name] = score(name, "", lambda f=of_blocks: f(study.stack.blocks))
     return found
+
+
+@cache
+def rules_of_scores(identity: ModelIdentity, name: str) -> dict[str, str]:
+    """What decides a score besides, where experts lie in one tensor: their biases once counted as matrices, and all
+    their weights as one."""
+    with checkpoints.shapes(identity) as shapes:
+        modules = list(decoder_stack(shapes).blocks.modules())
+    as_one = any(map(matrices.stacks, modules)) and isinstance(selections.SELECTIONS[name].kind, registry.Weights)
+    return {"experts": "a matrix each"} if as_one or any(map(matrices.stacked_biases, modules)) else {}
 
 
 def _printed_selections(printed: pd.DataFrame) -> list[str]:

@@ -35,6 +35,7 @@ UNTUNED, PROMPTS, WEIGHTS = "untuned", "prompt tuning", "fine-tuning"
 TIMED = 64  # items
 BATCH_TOKENS = 8192  # tokens of a forward without gradients, where the profile leaves it to the device
 LORA = Recipe("lora", learning_rate=0.0, rank=8, alpha=16, dropout=0.0)  # the rate is the budget's
+ALL = Recipe("full", learning_rate=0.0)
 FITS = 0.8  # share of the device's memory that weights, gradients and the optimizer's states may take
 MEAN = "mean"  # the mean of all data sets
 
@@ -244,6 +245,7 @@ def _key(study: Study, run: Run, prompts: LabelledPrompts, part: str) -> Key:
         settings |= asdict(_optimization(study, run, trained, len(prompts.train)))
         settings |= {"seed": run.seed, "trained": trained}
         settings |= {"virtual_tokens": budget.virtual_tokens} if run.method == PROMPTS else {}
+        settings |= healing.rules_of_adapters(study.identity, LORA) if trained == "lora" else {}
     variant = tuple(range(run.kept))
     return study.key(f"classification/{run.method}", VERSION, variant, prompts.fingerprint, settings)
 
@@ -290,7 +292,7 @@ def tuned(
     elif trained == "lora":
         model = healing.prepare(model, LORA, run.seed)
     else:
-        model.requires_grad_(True)
+        model = healing.prepare(model, ALL)
     fitted = training_loop.fit(
         model,
         prompts.train,

@@ -68,6 +68,8 @@ def _gradients(model, weights, ids, rows, device) -> list[torch.Tensor]:
     for start in tqdm(range(0, len(ids), rows), desc="gradients", unit="batch", mininterval=1.0):
         part = ids[start : start + rows]
         loss = training_loop.causal_loss(model, {"input_ids": part.to(device)}) * (len(part) / len(ids))
-        for total, gradient in zip(sums, torch.autograd.grad(loss, weights), strict=True):
-            total += gradient.float()
+        # Of a weight that the loss does not depend on (an expert that no token was sent to) there is none.
+        for total, gradient in zip(sums, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+            if gradient is not None:
+                total += gradient.float()
     return sums

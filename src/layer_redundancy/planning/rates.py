@@ -101,8 +101,9 @@ class Speed:
         model = self.stack.model
         of_block = sum(p.numel() for block in self.stack.blocks for p in block.parameters()) / len(self.stack)
         if training.recipe.method == "full":
-            every = sum(p.numel() for p in model.parameters())
-            return round(every + (training.blocks - len(self.stack)) * of_block)
+            return round(
+                healing.trainable_weights(model, training.recipe) + (training.blocks - len(self.stack)) * of_block
+            )
         if training.recipe.method == "partial":
             ends = (model.get_output_embeddings(), *self.stack.final)
             of_ends = sum(p.numel() for part in ends for p in part.parameters())

@@ -8,6 +8,7 @@ import gc
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import cache as cache_in_memory
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ from layer_redundancy.core import cache, devices
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
 from layer_redundancy.core.store import Result
 from layer_redundancy.data.corpora import TokenBlocks
-from layer_redundancy.models import architectures, checkpoints, loading, surgery
+from layer_redundancy.models import checkpoints, loading, surgery
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
-from layer_redundancy.train import training_loop
+from layer_redundancy.train import adapters, training_loop
+from layer_redundancy.train.adapters import linear_layers, round_to_4_bits, round_trip_4_bits
 
 METHODS = ("lora", "qlora", "full", "partial")
 RULES_VERSION = 1  # raise it when the same settings give other weights
+ADAPTERS_VERSION = 2  # likewise, where adapters are on experts' matrices, or not on all linear layers
 WEIGHTS, RECORD = "trained.safetensors", "training.json"
 
 
@@ -67,6 +70,7 @@ class Healing:
             "text": self.text.fingerprint,
             "seed": self.seed,
             "rules": RULES_VERSION,
+            **rules_of_adapters(self.identity, self.recipe),
             # torch and the processor move the last digits only.
             **{name: version(name) for name in ("transformers", "peft", "bitsandbytes")},
         }
@@ -81,6 +85,19 @@ class Healing:
             fingerprint=fingerprint,
             num_hidden_layers=self.identity.num_hidden_layers - len(self.removed),
         )
+
+
+def rules_of_adapters(identity: ModelIdentity, recipe: Recipe) -> dict[str, Any]:
+    """What decides a model besides, where its blocks hold more than linear layers that adapters have a place in."""
+    return {"adapters": ADAPTERS_VERSION} if recipe.method in ("lora", "qlora") and _beyond_layers(identity) else {}
+
+
+@cache_in_memory
+def _beyond_layers(identity: ModelIdentity) -> bool:
+    with checkpoints.shapes(identity) as shapes:
+        found = adapters.places(shapes)
+        linear = {f"{name}.weight" for name in adapters.all_linear_layers(shapes)}
+        return bool(found.stacks) or not linear.isdisjoint(found.left_out)
 
 
 def describe(recipe: Recipe) -> str:
@@ -102,72 +119,6 @@ def _checked(recipe: Recipe) -> Recipe:
 
 
 # ------------------------------------------------------------------------------------------------ which weights
-
-
-def linear_layers(model: nn.Module, targets: str = "all") -> list[str]:
-    """Names of the linear layers of the residual blocks.
-
-    Args:
-        model: a causal language model that `decoder_stack` takes apart.
-        targets: "all", or "mlp" for layers outside of attention (all layers where a block has nothing but attention).
-
-    Raises:
-        StudyError: there are none.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    blocks = decoder_stack(model).blocks
-    prefix = next(name for name, module in model.named_modules() if module is blocks)
-    found = [name for name, module in blocks.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    # str.endswith takes none of an empty tuple.
-    found = [name for name in found if not name.endswith(architectures.find(model.config).read_past_adapters)]
-    outside = [name for name in found if "attn" not in name and "attention" not in name]
-    if not found:
-        raise StudyError(f"{type(model).__name__} has no linear layers in its blocks: adapters have no place")
-    return [f"{prefix}.{name}" for name in (outside if targets == "mlp" and outside else found)]
-
-
-def round_to_4_bits(model: nn.Module) -> None:
-    """Puts bitsandbytes' 4-bit layers (nf4, its scales rounded too; Dettmers et al. 2023) in the blocks' linear ones.
-
-    Raises:
-        NotApplicable: the blocks' linear layers are none that bitsandbytes knows.
-    """
-    import bitsandbytes as bnb
-
-    for name in linear_layers(model):
-        parent, _, child = name.rpartition(".")
-        old = model.get_submodule(name)
-        if not isinstance(old, nn.Linear):
-            raise NotApplicable(
-                f"{type(model).__name__}: {type(old).__name__} layers have no 4-bit form: use method lora"
-            )
-        new = bnb.nn.Linear4bit(
-            old.in_features,
-            old.out_features,
-            bias=old.bias is not None,
-            compute_dtype=old.weight.dtype,
-            quant_type="nf4",
-            compress_statistics=True,
-            device="meta",
-        )
-        new.weight = bnb.nn.Params4bit(
-            old.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new
-        )
-        new.bias = old.bias
-        # On processors with AVX-512 BF16 a forward without gradients would round the scales to bfloat16 for good.
-        new.support_avx512bf16_for_cpu = False
-        setattr(model.get_submodule(parent), child, new.to(old.weight.device))
-
-
-def round_trip_4_bits(model: nn.Module) -> None:
-    """The same values as `round_to_4_bits` leaves, in ordinary linear layers of the model's dtype."""
-    import bitsandbytes as bnb
-
-    for name in linear_layers(model):
-        weight = model.get_submodule(name).weight
-        packed, state = bnb.functional.quantize_4bit(weight.data, quant_type="nf4", compress_statistics=True)
-        weight.data = bnb.functional.dequantize_4bit(packed, state).to(weight.dtype).reshape(weight.shape)
 
 
 def untie_head(model: nn.Module) -> nn.Module:
@@ -196,29 +147,44 @@ def prepare(model: nn.Module, recipe: Recipe, seed: int = 0) -> nn.Module:
     """
     _checked(recipe)
     model.requires_grad_(False)
-    if recipe.method == "full":
-        return model.requires_grad_(True)
     if recipe.method == "partial":
-        stack = decoder_stack(model)
-        parts = [untie_head(model), *stack.final, *_last(stack, recipe)]
-        for part in parts:
+        untie_head(model)
+    if recipe.method in ("full", "partial"):
+        for part in _parts(model, recipe):
             part.requires_grad_(True)
         return model
     import peft
 
-    targets = linear_layers(model, recipe.targets)
+    found, dropout = adapters.places(model, recipe.targets), recipe.dropout
+    kind = type(model).__name__
+    if found.left_out:
+        print(f"{kind}: adapters leave out {adapters.told(found.left_out, found.weights)}, which stay as they are")
+    if found.stacks and dropout:
+        print(f"{kind}: adapters on experts' matrices take no dropout, so that none is used (not {dropout:g})")
+        dropout = 0.0
     if recipe.method == "qlora":
         round_to_4_bits(model)
     torch.manual_seed(seed)
     config = peft.LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
-        lora_dropout=recipe.dropout,
-        target_modules=targets,
+        lora_dropout=dropout,
+        target_modules=list(found.layers),
+        target_parameters=list(found.stacks) or None,
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(model, config)
+    with adapters.as_named():
+        return peft.get_peft_model(model, config)
+
+
+def _parts(model: nn.Module, recipe: Recipe) -> list[nn.Module]:
+    """What a recipe trains all weights of; of a model that also reads images, the language model alone."""
+    stack, head = decoder_stack(model), model.get_output_embeddings()
+    if recipe.method == "partial":
+        return [head, *stack.final, *_last(stack, recipe)]
+    around = next(module for module in model.modules() if stack.blocks in module.children())
+    return [model.get_input_embeddings(), around, *stack.final, head]
 
 
 def _last(stack: DecoderStack, recipe: Recipe) -> list[nn.Module]:
@@ -230,23 +196,23 @@ def possible(identity: ModelIdentity, recipe: Recipe) -> Recipe:
     """The recipe, or LoRA beside full-precision weights in QLoRA's place where these have no 4-bit form (GPT-2)."""
     if recipe.method == "qlora":
         with checkpoints.shapes(identity) as shapes:
-            kinds = {type(shapes.get_submodule(name)) for name in linear_layers(shapes)}
-        if not all(issubclass(kind, nn.Linear) for kind in kinds):
-            print(f"{identity.name}: its layers have no 4-bit form, so that LoRA stands in for QLoRA")
-            return replace(recipe, method="lora")
+            try:
+                adapters.check_4_bits(shapes, linear_layers(shapes))
+            except NotApplicable:
+                print(f"{identity.name}: its layers have no 4-bit form, so that LoRA stands in for QLoRA")
+                return replace(recipe, method="lora")
     return recipe
 
 
 def trainable_weights(shapes: nn.Module, recipe: Recipe) -> int:
     """Number of weights a recipe trains, of a model without storage (`models.shapes`) or with."""
-    if recipe.method == "full":
-        return sum(p.numel() for p in shapes.parameters())
-    stack = decoder_stack(shapes)
-    if recipe.method == "partial":
-        parts = [shapes.get_output_embeddings(), *stack.final, *_last(stack, recipe)]
-        return sum(p.numel() for part in parts for p in part.parameters())
-    layers = [shapes.get_submodule(name).weight for name in linear_layers(shapes, recipe.targets)]
-    return sum(recipe.rank * sum(weight.shape) for weight in layers)
+    if recipe.method in ("full", "partial"):
+        trained = {id(p): p for part in _parts(shapes, recipe) for p in part.parameters()}
+        return sum(p.numel() for p in trained.values())
+    found = adapters.places(shapes, recipe.targets)
+    layers = [shapes.get_submodule(name).weight.shape for name in found.layers]
+    stacks = [shapes.get_parameter(name).shape for name in found.stacks]
+    return recipe.rank * (sum(map(sum, layers)) + sum(experts * (a + b) for experts, a, b in stacks))
 
 
 # ------------------------------------------------------------------------------------------------ training, building
@@ -349,7 +315,8 @@ def build(work: Healing) -> nn.Module:
 
         if work.recipe.method == "qlora":
             round_trip_4_bits(model)
-        model = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
+        with adapters.as_named():
+            model = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
     else:
         prepare(model, work.recipe)
         weights = load_file(folder / WEIGHTS)

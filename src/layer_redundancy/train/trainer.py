@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from layer_redundancy.core import devices
 from layer_redundancy.core.errors import StudyError
+from layer_redundancy.train import adapters
 from layer_redundancy.train.training_loop import WEIGHTS, Example, Optimization
 
 CHECKPOINT_SECONDS = 60.0
@@ -96,6 +97,16 @@ class Training(Trainer):
         with _quiet():
             return super().train(*args, **kwargs)
 
+    def training_step(self, *args, **kwargs):
+        try:
+            return super().training_step(*args, **kwargs)
+        except StudyError:
+            raise
+        except Exception as error:
+            if devices.lacks_memory(error):
+                raise
+            raise adapters.cannot_be_trained(self.model, error) from error
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         with self.watched.counting():
             return self._loss(model, inputs)
@@ -128,6 +139,7 @@ class Watch(TrainerCallback):
         self.spent, self.peak = 0.0, 0
         self._step_start = self._saved = time.monotonic()
         self._counted, self._held_out = False, {}
+        self.stepped, self.untrained = False, frozenset()
         self.bar = tqdm(total=trainer.args.max_steps, desc=label, unit="step", mininterval=1.0)
 
     def on_train_begin(self, args, state, control, **_):
@@ -143,6 +155,21 @@ class Watch(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **_):
         self._step_start = time.monotonic()
+
+    def on_pre_optimizer_step(self, args, state, control, **_):
+        """Tells once of weights that no gradient reached, though they are to be trained."""
+        if self.stepped:
+            return
+        self.stepped = True
+        trained = {name: p for name, p in self._trainer.model.named_parameters() if p.requires_grad}
+        reached = {adapters.place(name) for name, p in trained.items() if p.grad is not None}
+        self.untrained = frozenset(name for name in trained if adapters.place(name) not in reached)
+        if self.untrained:
+            names = sorted(set(map(adapters.without_numbers, self.untrained)))
+            number = sum(trained[name].numel() for name in self.untrained)
+            self.bar.write(
+                f"{self._label}: no gradient reaches {', '.join(names)} ({number} weights): they stay as they are"
+            )
 
     def on_step_end(self, args, state, control, **_):
         if devices.is_gpu(args.device):

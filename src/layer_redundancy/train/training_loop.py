@@ -62,7 +62,7 @@ class Fitted:
         seconds: time of all steps, without validation and checkpoints.
         peak_bytes: peak memory: the allocator's peak on a GPU; elsewhere weights, gradients, the optimizer's states and
             what a forward keeps for its backward, counted tensor by tensor.
-        trainable: number of weights that were trained.
+        trainable: number of weights that were trained: all that a gradient reached.
     """
 
     log: list[dict[str, float]]
@@ -144,7 +144,7 @@ def fit(
 
     Raises:
         StudyError: nothing to train or to train on, a loss that is not finite, memory for not even one example, a disk
-            that is full.
+            that is full; a model whose own forward or backward fails in training.
     """
     from layer_redundancy.train import trainer as training  # the Trainer's imports take seconds: only when it trains
 
@@ -156,7 +156,6 @@ def fit(
     dtypes = {name: p.dtype for name, p in trained.items()}
     half = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
     device = next(iter(trained.values())).device
-    use_cache, model.config.use_cache = model.config.use_cache, False
     for p in trained.values():
         p.data = p.data.float()
     ordered = training.Ordered(examples, optimization, seed)
@@ -184,13 +183,12 @@ def fit(
             print(f"{label}: out of memory, going on with {micro} of a step's {optimization.batch} examples at a time")
     finally:
         training.unwrap(model)
-        model.config.use_cache = use_cache
         for name, p in trained.items():
             p.grad = None
             p.data = p.data.to(dtypes[name])
         model.eval().requires_grad_(False)
     log = [row for row in trainer.state.log_history if "loss" in row or "validation" in row]
-    trainable = sum(p.numel() for p in trained.values())
+    trainable = sum(p.numel() for name, p in trained.items() if name not in trainer.watched.untrained)
     return Fitted(log, trainer.watched.spent, trainer.watched.peak, trainable)
 
 
@@ -215,5 +213,5 @@ def bytes_needed(trainable: int, frozen_bytes: int) -> int:
 def causal_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Mean negative log-likelihood of every token but the first of `input_ids` (B, T), nats a token."""
     ids = batch["input_ids"]
-    logits = model(input_ids=ids).logits[:, :-1].float()
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())

@@ -65,8 +65,6 @@ class Architecture:
         attentions: where its heads lie; the first that fits is taken, and none is for blocks without attention.
         corrected_heads: how often the values of models without some heads were found wrong and put right.
         whole_when_packed: weights that stay in their own dtype where a quantized checkpoint is written.
-        read_past_adapters: ends of the names of linear layers whose weight a kernel reads itself, so that an adapter
-            put in their place would do nothing.
         file_suffixes: suffixes of single files in which its authors publish checkpoints; see `folder`.
     """
 
@@ -74,7 +72,6 @@ class Architecture:
     attentions: tuple[Attention, ...] = ATTENTIONS
     corrected_heads: int = 0
     whole_when_packed: frozenset[str] = frozenset()
-    read_past_adapters: tuple[str, ...] = ()
     file_suffixes: tuple[str, ...] = ()
 
     def register(self) -> None:

@@ -232,7 +232,7 @@ def exports(loaded: Loaded, folder: Path) -> Outcome:
 
 
 def healing(folder: Path) -> Outcome:
-    """A step of every recipe gives all that it trains a gradient, or one line says why not; LoRA is trained for real."""
+    """A step of every recipe reaches all that it trains, or one line says why not; LoRA is trained for real."""
     recipes = [Recipe("lora", 1e-3), Recipe("lora", 1e-3, targets="mlp"), Recipe("qlora", 1e-3)]
     recipes += [Recipe("partial", 1e-3), Recipe("full", 1e-3)]
     ids, refusals = torch.tensor([texts()[0].input_ids, texts()[0].input_ids[::-1]]), {}

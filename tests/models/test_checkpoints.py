@@ -8,9 +8,10 @@ import pytest
 import torch
 from huggingface_hub import errors as hub
 
+import every_architecture
 import tiny_models
 from layer_redundancy.config import profiles
-from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.models import checkpoints
 from layer_redundancy.models.stack import decoder_stack
 
@@ -35,7 +36,14 @@ def test_a_model_without_heads_has_no_weight_of_a_head(tmp_path):
     tiny_models.build("mamba").save_pretrained(tmp_path / "m")
     identity = checkpoints.identify(replace(profiles.get("smoke"), model=str(tmp_path / "m")))
     assert identity.num_attention_heads == 0
-    with pytest.raises(StudyError, match="no attention heads"):
+    with pytest.raises(NotApplicable, match="no attention heads"):
+        checkpoints.block_weights(identity)
+
+
+def test_heads_are_not_compared_with_blocks_that_have_none(tmp_path):
+    every_architecture.build("qwen3_next").save_pretrained(tmp_path / "m")
+    identity = checkpoints.identify(replace(profiles.get("smoke"), model=str(tmp_path / "m")))
+    with pytest.raises(NotApplicable, match="heads are not compared with blocks, since block 0 of .* has no attention"):
         checkpoints.block_weights(identity)
 
 

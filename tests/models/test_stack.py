@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-import every_architecture
 import tiny_models
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import loading
-from layer_redundancy.models.checks import check_stack
 from layer_redundancy.models.stack import decoder_stack
 
 
@@ -69,60 +67,3 @@ def test_unknown_layout_is_one_line():
     with pytest.raises(StudyError, match="cannot take Odd apart") as e:
         decoder_stack(Odd())
     assert "\n" not in str(e.value)
-
-
-def test_a_model_that_does_something_between_blocks_is_refused():
-    model = tiny_models.build("llama")
-    first = model.model.layers[0].forward
-    calls = []
-
-    def forward(hidden_states, *args, **kwargs):
-        calls.append(1)  # what it returns depends on the number of calls: the model is not its blocks
-        return first(hidden_states, *args, **kwargs) * len(calls)
-
-    model.model.layers[0].forward = forward
-    with pytest.raises(StudyError, match="run one by one give other logits"):
-        check_stack(model)
-
-
-def test_nan_weights_are_refused():
-    model = tiny_models.build("llama")
-    model.model.layers[2].mlp.up_proj.weight[0, 0] = float("nan")
-    with pytest.raises(StudyError, match="NaN or infinite logits"):
-        check_stack(model)
-
-
-def test_blocks_that_do_not_run_by_hand_are_one_line():
-    """Gemma-3n's residual stream has four dimensions."""
-    model = loading.prepare(every_architecture.build("gemma3n_text"))
-    with pytest.raises(StudyError, match="cannot take Gemma3nForCausalLM apart: its blocks do not run") as e:
-        check_stack(model)
-    assert "\n" not in str(e.value)
-
-
-@pytest.mark.parametrize("name", ["gemma3_text:bidirectional", "bert:encoder", "doge"])
-def test_a_model_that_is_not_causal_is_refused(name):
-    with pytest.raises(StudyError, match="is not causal"):
-        check_stack(loading.prepare(every_architecture.build(name)))
-
-
-def test_a_model_whose_answers_depend_on_their_neighbours_is_refused():
-    model = tiny_models.build("llama")
-    own = model.model.layers[1].forward
-    model.model.layers[1].forward = lambda hidden, **kwargs: own(hidden - hidden.mean(0), **kwargs)
-    with pytest.raises(StudyError, match="other logits beside other sequences of its batch"):
-        check_stack(model)
-
-
-def test_blocks_that_take_keys_of_other_blocks_are_refused():
-    """Gemma-4 E2B: a variant had the values of whichever variant ran before it."""
-    with pytest.raises(StudyError, match="does not run without some of its blocks"):
-        check_stack(loading.prepare(every_architecture.build("gemma4_text:shared_keys")))
-
-
-def test_a_model_that_wants_text_in_another_form_is_one_line():
-    model = tiny_models.build("llama")
-    own = model.model.forward
-    model.model.forward = lambda input_ids, use_cache=None, pixels=None, **kwargs: own(pixels, **kwargs)
-    with pytest.raises(StudyError, match="its own forward does not run on token ids alone"):
-        check_stack(model)

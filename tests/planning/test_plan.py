@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from transformers import AutoConfig
 
+import every_architecture
 import tiny_models
 from benchmarks import gpu
 from layer_redundancy.config import profiles, sources
@@ -32,7 +33,7 @@ def speed():
     return rates.Speed(rates.probe(TINY, "float32", "cpu"), blocks=5, batch_tokens=256)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "rwkv5", "baichuan", "opt"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "rwkv5", "baichuan", "opt", "mamba"])
 def test_a_probe_has_two_blocks_of_the_shape(name):
     config = tiny_models.CONFIGS[name]()
     stack = rates.probe(config, "bfloat16", "cpu")
@@ -125,6 +126,14 @@ def test_the_whole_of_a_profile_is_planned():
     frame = plan.table(rows)
     assert frame["share"].iloc[0] == single.block_tokens / single.block_tokens_naive
     assert "fits" in plan.report_memory(rows, profiles.get("smoke"))
+
+
+@pytest.mark.parametrize("name", ["mamba", "qwen3_next"])
+def test_notebooks_that_a_model_leaves_out_are_planned_as_such(name, tmp_path):
+    every_architecture.build(name).save_pretrained(tmp_path / name)
+    profile = profiles.get("smoke", model=str(tmp_path / name))
+    (row,) = plan.rows(profile, ["05"], report=lambda line: None)
+    assert "has no attention heads" in row.left_out and row.block_tokens == 0
 
 
 def test_too_little_disk_is_said():

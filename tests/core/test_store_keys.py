@@ -17,16 +17,17 @@ import pytest
 import torch
 import transformers as tf
 
+import every_architecture
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile, Recipe, TaskBudget, TextBudget, TrainingBudget
-from layer_redundancy.core import cache, paths
+from layer_redundancy.core import cache, paths, variants
 from layer_redundancy.core.store import Key, Result, Store
 from layer_redundancy.data import classification_sets, corpora
 from layer_redundancy.data.classification_sets import LabelledPrompts
 from layer_redundancy.data.corpora import TokenBlocks
-from layer_redundancy.evaluate import generative_tasks
+from layer_redundancy.evaluate import generative_tasks, sweep
 from layer_redundancy.evaluate.generate import PromptLengths
-from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
+from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity, RandomSequences
 from layer_redundancy.experiments import healing as healing_experiment
 from layer_redundancy.experiments import prompt_tuning, quantization
 from layer_redundancy.experiments.prompt_tuning import Run
@@ -492,3 +493,24 @@ def test_items_of_generative_tasks(tmp_path):
     (tmp_path / "sums.py").write_text(DATA)
     task = generative_tasks.load(TaskBudget("sums", limit=4, num_fewshot=1), seed=3, folder=tmp_path)
     assert task.fingerprint == "d1c9284e274b8a3a3287329a340232d5f5c0addc8f949bcc9841ae48d234bb40"
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "length", "heads", "version"),
+    [
+        ("llama", 20, 30, True, 1),
+        ("gpt2", 0, 30, True, 1),
+        ("gpt_bigcode", 0, 30, False, 1),
+        ("gpt_bigcode", 0, 30, True, 2),  # its projection was read as GPT-2's
+        ("llama:dynamic_rope", 0, 10, False, 1),
+        ("llama:dynamic_rope", 0, 30, False, 2),  # a value was that of the longest text of the batch
+        ("phi3:longrope", 0, 30, False, 2),
+        ("bart", 0, 30, False, 1),
+        ("bart", 20, 10, False, 2),  # prefixes were shared
+    ],
+)
+def test_values_that_were_wrong_have_a_new_version_and_no_others(name, prefix, length, heads, version):
+    config = every_architecture.CONFIGS[name]()
+    identity = checkpoints.identity_of(config, profiles.get("smoke", model=name), "", "", "")
+    variant = variants.without_head(6, 2, 1) if heads else variants.dense(6)
+    assert sweep.key(identity, variant, RandomSequences(97, 2, prefix, length, 4)).version == version

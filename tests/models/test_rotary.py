@@ -3,11 +3,7 @@
 import torch
 
 import every_architecture
-from layer_redundancy.config import profiles
-from layer_redundancy.core import variants
-from layer_redundancy.evaluate import sweep
-from layer_redundancy.evaluate.scoring import RandomSequences
-from layer_redundancy.models import checkpoints, loading, rotary
+from layer_redundancy.models import loading, rotary
 
 
 def test_lengths_beyond_which_angles_change():
@@ -25,21 +21,3 @@ def test_what_ran_before_decides_nothing():
         found = model(ids[:, :length], use_cache=False).logits
         if length == 20:
             torch.testing.assert_close(found, fresh)
-
-
-def keys(name: str, length: int, variant) -> int:
-    profile = profiles.get("smoke", model=name)
-    identity = checkpoints.identity_of(every_architecture.CONFIGS[name](), profile, "", "", "")
-    return sweep.key(identity, variant, RandomSequences(97, 2, 0, length, 1)).version
-
-
-def test_only_values_that_were_wrong_have_a_new_version():
-    dense, without_head = variants.dense(6), variants.without_head(6, 2, 1)
-    assert keys("llama", 30, dense) == keys("llama", 30, without_head) == 1
-    assert keys("llama:dynamic_rope", 10, dense) == 1
-    assert keys("llama:dynamic_rope", 30, dense) == keys("phi3:longrope", 30, dense) == 2
-    assert (keys("gpt_bigcode", 30, dense), keys("gpt_bigcode", 30, without_head), keys("gpt2", 30, without_head)) == (
-        1,
-        2,
-        1,
-    )

@@ -38,7 +38,7 @@ def test_a_probe_has_two_blocks_of_the_shape(name):
     config = tiny_models.CONFIGS[name]()
     stack = rates.probe(config, "bfloat16", "cpu")
     assert len(stack) == 2 and config.num_hidden_layers == 5
-    assert planner.keeps_prefixes(config) == (name != "rwkv5")
+    assert planner.keeps_prefixes(config) == (name not in ("rwkv5", "mamba"))
     speed = rates.Speed(stack, 5, 256)
     whole = tiny_models.build(name)
     assert speed.weight_bytes(5) == pytest.approx(2 * sum(p.numel() for p in whole.parameters()), rel=0.05)
@@ -128,10 +128,9 @@ def test_the_whole_of_a_profile_is_planned():
     assert "fits" in plan.report_memory(rows, profiles.get("smoke"))
 
 
-@pytest.mark.parametrize("name", ["mamba", "qwen3_next"])
-def test_notebooks_that_a_model_leaves_out_are_planned_as_such(name, tmp_path):
-    every_architecture.build(name).save_pretrained(tmp_path / name)
-    profile = profiles.get("smoke", model=str(tmp_path / name))
+def test_a_notebook_that_a_model_leaves_out_is_planned_as_such(tmp_path):
+    every_architecture.build("mamba").save_pretrained(tmp_path)
+    profile = profiles.get("smoke", model=str(tmp_path))
     (row,) = plan.rows(profile, ["05"], report=lambda line: None)
     assert "has no attention heads" in row.left_out and row.block_tokens == 0
 

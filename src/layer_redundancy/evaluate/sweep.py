@@ -18,6 +18,7 @@ from layer_redundancy.core.store import Key, Result, Store
 from layer_redundancy.core.variants import Element, Variant, describe, name
 from layer_redundancy.evaluate import scoring, sweep_estimate
 from layer_redundancy.evaluate.batches import Batch, arrange
+from layer_redundancy.evaluate.prefixes import shared_prefixes
 from layer_redundancy.evaluate.scoring import Measurement, Outputs
 from layer_redundancy.evaluate.sweep_estimate import Missing
 from layer_redundancy.evaluate.trie import depth_first, num_block_runs, trie
@@ -46,11 +47,14 @@ def _corrections(identity: ModelIdentity, variant: Variant, measurement: Measure
     """How often values of this kind were found wrong and put right; older ones are not used again."""
     if identity.config is None:
         return 0
-    without_heads = any(isinstance(element, tuple) for element in variant)
-    corrected = architectures.find(identity.config).corrected_heads if without_heads else 0
+    architecture, sequences = architectures.find(identity.config), measurement.sequences
+    corrected = architecture.corrected_heads if any(isinstance(element, tuple) for element in variant) else 0
+    if architecture.corrected_prefixes:
+        shared = shared_prefixes([s.input_ids for s in sequences], [s.num_scored for s in sequences])
+        corrected += architecture.corrected_prefixes * any(prefix for prefix, _ in shared)
     # Of lengths beyond this, a value was that of the longest sequence of the batch, or of whatever ran before.
     alike = rotary.scaled_from(identity.config)
-    longer = alike is not None and any(len(sequence.input_ids) > alike for sequence in measurement.sequences)
+    longer = alike is not None and any(len(sequence.input_ids) > alike for sequence in sequences)
     return corrected + int(longer)
 
 

@@ -64,6 +64,7 @@ class Architecture:
         model_types: the `model_type` of each config that belongs to this family.
         attentions: where its heads lie; the first that fits is taken, and none is for blocks without attention.
         corrected_heads: how often the values of models without some heads were found wrong and put right.
+        corrected_prefixes: the same of values of sequences that share a beginning.
         whole_when_packed: weights that stay in their own dtype where a quantized checkpoint is written.
         file_suffixes: suffixes of single files in which its authors publish checkpoints; see `folder`.
     """
@@ -71,6 +72,7 @@ class Architecture:
     model_types: tuple[str, ...] = ()
     attentions: tuple[Attention, ...] = ATTENTIONS
     corrected_heads: int = 0
+    corrected_prefixes: int = 0
     whole_when_packed: frozenset[str] = frozenset()
     file_suffixes: tuple[str, ...] = ()
 

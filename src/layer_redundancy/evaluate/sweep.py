@@ -47,14 +47,16 @@ def _corrections(identity: ModelIdentity, variant: Variant, measurement: Measure
     """How often values of this kind were found wrong and put right; older ones are not used again."""
     if identity.config is None:
         return 0
-    architecture, sequences = architectures.find(identity.config), measurement.sequences
-    corrected = architecture.corrected_heads if any(isinstance(element, tuple) for element in variant) else 0
+    architecture, corrected = architectures.find(identity.config), 0
+    if any(isinstance(element, tuple) for element in variant):
+        corrected += architecture.corrected_heads
     if architecture.corrected_prefixes:
+        sequences = measurement.sequences
         shared = shared_prefixes([s.input_ids for s in sequences], [s.num_scored for s in sequences])
         corrected += architecture.corrected_prefixes * any(prefix for prefix, _ in shared)
     # Of lengths beyond this, a value was that of the longest sequence of the batch, or of whatever ran before.
     alike = rotary.scaled_from(identity.config)
-    longer = alike is not None and any(len(sequence.input_ids) > alike for sequence in sequences)
+    longer = alike is not None and any(len(sequence.input_ids) > alike for sequence in measurement.sequences)
     return corrected + int(longer)
 
 

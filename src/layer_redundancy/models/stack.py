@@ -205,7 +205,8 @@ class DecoderStack:
     ) -> Tensor:
         """Block `index` without some query heads: the same shapes as `run_block`.
 
-        Attention itself is not run again: the heads' contribution is taken out of the output projection's result.
+        The heads' contribution is taken out of the output projection's result; attention is not run again, unless
+        it goes on after its projection.
 
         Args:
             heads: indices of the block's query heads to leave out.
@@ -228,7 +229,7 @@ class DecoderStack:
             for part in parts:
                 inputs[..., part] = 0
             output = projection(inputs)
-        if attention.returned is None:  # Bloom's attention goes on after its projection, so all of it runs again
+        if attention.returned is None:  # Bloom's attention adds the residual stream, so all of it runs again
             with attributes((projection, "forward", lambda *_, **__: output)):
                 return self.run_block(index, hidden, calls, attention.keys)
         with attributes((module, "forward", lambda *_, **__: attention.returned(output))):
@@ -248,7 +249,9 @@ class DecoderStack:
             float32 (..., vocabulary).
         """
         rows = hidden.reshape(-1, 1, hidden.shape[-1])  # each a sequence of one token
-        ids = torch.zeros(len(rows), 1, dtype=torch.long, device=self.device)
+        # Any token will do; one of the first is often padding, which some models warn of.
+        token = min(5, self.model.get_input_embeddings().weight.shape[0] - 1)
+        ids = torch.full((len(rows), 1), token, dtype=torch.long, device=self.device)
 
         def passing(block: nn.Module, out: Tensor | None) -> Callable:
             shaped = _returned.get(type(block), _shaped_like(rows))
@@ -334,7 +337,7 @@ class SharedAttention:
     """What a block's attention hands to its output projection, and what comes out of it."""
 
     inputs: Tensor  # (batch, tokens, heads * size)
-    outputs: Tensor  # (batch, tokens, hidden size)
+    outputs: Tensor | None = None  # (batch, tokens, hidden size)
     # What attention returns, given what its projection does; None where it goes on after its projection.
     returned: Callable[[Tensor], Any] | None
     keys: PrefixKeys | None  # for whoever runs the block again
@@ -348,8 +351,8 @@ class SharedAttention:
             self.inputs, self.outputs = args[0], output
 
         def compare(_: nn.Module, args: tuple, output: Any) -> None:
-            values = output if isinstance(output, tuple | list) else (output,)
-            same = values[0].shape == self.outputs.shape and values[0].data_ptr() == self.outputs.data_ptr()
+            first, own = output[0] if isinstance(output, tuple | list) else output, self.outputs
+            same = own is not None and first.shape == own.shape and first.data_ptr() == own.data_ptr()
             self.returned = _shaped_like(output) if same else None
 
         handles = [projection.register_forward_hook(keep), module.register_forward_hook(compare)]
@@ -358,6 +361,8 @@ class SharedAttention:
         finally:
             for handle in handles:
                 handle.remove()
+        if self.outputs is None:
+            raise StudyError(f"a {type(module).__name__} reads its output projection's weight itself: no head can go")
 
 
 def _output_projection(stack: DecoderStack, layer: int) -> tuple[nn.Module, nn.Module]:

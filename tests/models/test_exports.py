@@ -247,6 +247,11 @@ def test_a_vision_tower_deeper_than_the_language_model_is_none_of_its_blocks(tmp
     model.save_pretrained(tmp_path)
     assert len(decoder_stack(load(tmp_path))) == 3
     assert "multi_modal_projector (1 tensor), vision_model (" in capsys.readouterr().out
+    config = json.loads((tmp_path / "config.json").read_text())
+    two = {"num_hidden_layers": 2, "no_rope_layers": [1, 1], "moe_layers": [0, 1], "layer_types": None}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"text_config": config["text_config"] | two}))
+    with pytest.raises(StudyError, match=r"says 2 blocks, the checkpoint has others \(language_model.model.layers.2"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["LlavaConfig", "Mistral3Config", "Qwen2_5_VLConfig", "T5Config"])

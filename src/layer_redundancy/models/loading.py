@@ -3,6 +3,7 @@
 import os
 import re
 import warnings
+from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 
@@ -96,13 +97,25 @@ def _check_weights(identity: ModelIdentity, loading: dict[str, Any], model: nn.M
     if missing := sorted(loading["missing_keys"]):
         # transformers only warns, and goes on with random weights in their place.
         raise StudyError(f"{identity.name}: {_lacking(missing, model, path)}")
+    paths = path, _path_in_file(identity, model, path)
     names = sorted(loading["unexpected_keys"])
-    beyond = [name for name in names if (checkpoints.block_of(name, path) or 0) >= blocks]
+    beyond = [name for name in names if any((checkpoints.block_of(name, p) or 0) >= blocks for p in paths)]
     if beyond or blocks != identity.num_hidden_layers:
         raise StudyError(
             f"{identity.name}: the config says {identity.num_hidden_layers} blocks, the checkpoint has others "
             f"({beyond[0] if beyond else blocks}): it would be studied without them"
         )
+
+
+def _path_in_file(identity: ModelIdentity, model: nn.Module, path: str) -> str:
+    """What the names of the blocks' weights begin with in the checkpoint, by which transformers names those it leaves.
+
+    A vision tower's blocks share a few names with the language model's: the path that shares the most is ours.
+    """
+    inside = {name[len(path) :].split(".", 2)[2] for name in model.state_dict() if name.startswith(f"{path}.")}
+    found = filter(None, (re.match(r"(.*?)\.\d+\.(.*)", name) for name in checkpoints.tensor_names(identity)))
+    shared = Counter(prefix for prefix, rest in {match.groups() for match in found} if rest in inside)
+    return max(shared, key=shared.__getitem__, default=path)
 
 
 def _lacking(missing: list[str], model: nn.Module, path: str) -> str:

@@ -307,7 +307,7 @@ def test_accuracy_interval_is_wilsons():
 
 
 def test_encoder_is_hflms_own(lm, tokenizer):
-    pairs = [("A b", " c"), ("A b ", "c"), ("", " c"), ("Line\n", "2"), ("<|im_start|>x", "y")]
+    pairs = [("A b", " c"), ("A b ", "c"), ("", " c"), ("Line\n", "2"), ("<|im_start|>x", " y")]
     instances = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
     seen = []
     lm._loglikelihood_tokens = lambda requests, **_: seen.extend((c, k) for _, c, k in requests) or [(0.0, False)] * 5

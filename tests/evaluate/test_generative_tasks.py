@@ -1,5 +1,6 @@
 """lm-eval's generative tasks on variants of a tiny model, items in GSM8K's schema."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -152,6 +153,35 @@ def test_a_generative_task_runs_the_pruned_model_and_keeps_its_answers(
             "exact_match,strict-match": (7,), "exact_match,flexible-extract": (7,)}  # fmt: skip
     again = generative_tasks.evaluate(replace(identity(), max_length=256), None, tokenizer, plan, task, store)
     assert {v: r.summary for v, r in again.items()} == {v: r.summary for v, r in first.items()}
+
+
+@pytest.mark.parametrize("kind", ["ends texts", "pad beyond the embeddings", "nothing special"])
+def test_answers_do_not_depend_on_what_else_the_tokenizer_does(
+    kind, folder, tokenizer, byte_stack, tmp_path, monkeypatch
+):
+    task = generative_tasks.load(TaskBudget("tiny_sums", limit=3), folder=folder)
+    odd, generate, read, answers = copy.deepcopy(tokenizer), generative_tasks.HFLM.generate_until, [], []
+
+    def noted(self, requests, disable_tqdm=False):
+        for request in requests:
+            read.append(self.tok_batch_encode([request.args[0]])[0].tolist())
+        answers.append(generate(self, requests, disable_tqdm))
+        return answers[-1]
+
+    monkeypatch.setattr(generative_tasks.HFLM, "generate_until", noted)
+    if kind == "ends texts":
+        odd.add_bos_token, odd.add_eos_token = True, True
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_bos_token = True
+    if kind == "pad beyond the embeddings":
+        odd.add_special_tokens({"pad_token": "<more>"})
+        assert odd.pad_token_id == 259
+    if kind == "nothing special":
+        odd.bos_token = odd.eos_token = None
+    for one in (tokenizer, odd):
+        evaluate(byte_stack, one, task, Store(tmp_path / f"{one is odd}.sqlite"), [PRUNED])
+    assert read[: len(read) // 2] == read[len(read) // 2 :] and len(set(map(tuple, answers))) == 1
+    assert not generative_tasks.tokens.around(tokenizer)[1]
 
 
 def test_a_benchmarks_batch_that_does_not_fit_is_halved(folder, tokenizer, byte_stack, tmp_path, monkeypatch):

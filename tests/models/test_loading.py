@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import tiny_models
 from layer_redundancy.config import profiles
@@ -58,6 +59,26 @@ def test_config_with_fewer_blocks_than_the_checkpoint_is_refused(tmp_path, profi
     model.config.save_pretrained(tmp_path)
     with pytest.raises(StudyError, match=r"config says 3 blocks, the checkpoint has others \(model.layers"):
         loading.load(checkpoints.identify(profile(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("lm_head.weight", "lacks lm_head.weight, the output head, .* or set tie_word_embeddings"),
+        ("model.embed_tokens.weight", "lacks model.embed_tokens.weight, the token embedding, "),
+        ("model.norm.weight", "lacks model.norm.weight, outside the blocks, "),
+        ("model.layers.2.mlp.up_proj.weight", "lacks model.layers.2.mlp.up_proj.weight, of block 2, "),
+        ("model.layers.4.", r"lacks 9 weights \(first: model.layers.4.input.*other blocks than it holds"),
+    ],
+)
+def test_what_a_checkpoint_lacks_is_named(tmp_path, profile, lost, message):
+    tiny_models.build("llama").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(lost)}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StudyError, match=message) as e:
+        loading.load(checkpoints.identify(profile(tmp_path)))
+    assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("change", [{"num_hidden_layers": "two"}, {"num_attention_heads": 0}, []])

@@ -367,3 +367,56 @@ def test_a_ready_gptq_checkpoint(tmp_path):
     torch.testing.assert_close(model(IDS).logits, unpacked(IDS).logits, atol=0.02, rtol=0)  # kernels of 16 bits
     with refused("cannot be written again"):
         surgery.export(model, None, [1], tmp_path / "exported")
+
+
+def test_a_language_model_among_several_parts(tmp_path):
+    """Gemma 3 with its vision tower, whose blocks are more and stay as they are."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 8, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    special = {"mm_tokens_per_image": 4, "image_token_index": 95, "boi_token_index": 94, "eoi_token_index": 93}
+    torch.manual_seed(0)
+    config = tf.Gemma3Config(text_config=tiny_models.GEMMA, vision_config=vision, **special)
+    tf.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tf.AutoTokenizer.from_pretrained(paths.MODELS / profiles.EMBEDDED_RWKV).save_pretrained(tmp_path)
+    identity = identify(tmp_path)
+    dense = loading.load(identity)
+    folder = quantize.quantized(identity, Scheme(8), CALIBRATION, removed=[1])
+    note = json.loads((folder / "layer_redundancy.json").read_text())
+    assert note["removed_blocks"] == [1] and note["steps"] == [[1]] and note["exported_from"] == str(tmp_path)
+    for dtype in ("float32", "bfloat16"):
+        ours = loading.load(identify(folder), dtype)
+        assert {p.dtype for p in ours.parameters() if p.is_floating_point()} == {checkpoints.DTYPES[dtype]}
+    ours = loading.load(identify(folder))
+    with surgery.without_layers(dense, [1]):
+        expected = dense(IDS).logits
+    assert (ours(IDS).logits - expected).square().mean() < 0.01 * expected.square().mean()
+    tower = dense.model.vision_tower.state_dict()
+    assert all(
+        torch.equal(value, tower[name].half().float()) for name, value in ours.model.vision_tower.state_dict().items()
+    )
+    again = surgery.export(ours, None, [-1], tmp_path / "again")
+    note = json.loads((again / "layer_redundancy.json").read_text())
+    assert note["removed_blocks"] == [1, 4] and note["steps"] == [[1], [3]] and note["bits"] == 8
+    block = sum(p.numel() for p in decoder_stack(dense).blocks[0].parameters())
+    assert quantize.weight_bytes(identity).blocks == (2 * block,) * 5
+    assert len(set(quantize.weight_bytes(identify(folder)).blocks)) == 1
+
+
+def test_a_class_that_asks_packed_layers_for_their_weight_is_refused_before(tmp_path):
+    with refused("cannot load its packed weights", NotApplicable):
+        quantize.check(checkpoint(tmp_path / "a", "gpt_bigcode"))
+    quantize.check(checkpoint(tmp_path / "b", "gpt_neox"))
+
+
+def test_the_tokenizer_is_saved_as_it_was(tmp_path):
+    """llm-compressor gives it a token to pad with, and cuts texts to its length."""
+    identity = checkpoint(tmp_path)
+    source = tf.AutoTokenizer.from_pretrained(tmp_path)
+    source.pad_token, source.model_max_length = None, 8
+    source.save_pretrained(tmp_path)
+    folder = quantize.quantized(replace(identity, fingerprint="its own"), Scheme(4), CALIBRATION)
+    saved = tf.AutoTokenizer.from_pretrained(folder)
+    assert saved.pad_token is None and saved.model_max_length == 8
+    whole = quantize.quantized(identity, Scheme(4), CALIBRATION)
+    first, second = (loading.load(identify(f))(IDS).logits for f in (folder, whole))
+    torch.testing.assert_close(first, second, atol=0, rtol=0)

@@ -26,7 +26,7 @@ from layer_redundancy.config import sources
 from layer_redundancy.config.profiles import TaskBudget
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.data import hub
+from layer_redundancy.data import hub, tokens
 
 # `metadata: {scoring: mean_cross_entropy}` in a task's YAML: the choice of the lowest mean cross-entropy a token wins,
 # not that of the highest sum of log-probabilities. OpenCompass scores its "PPL" benchmarks so.
@@ -174,8 +174,8 @@ def load(budget: TaskBudget, tokenizer, seed: int = 0, max_length: int | None = 
         max_length: longest input of the model; longer contexts lose tokens on the left, as with HFLM.
 
     Raises:
-        StudyError: unknown task or scoring, a task that is not judged by log-likelihoods, unreachable data, or numbers
-            that do not fit the task.
+        StudyError: unknown task or scoring, a task that is not judged by log-likelihoods, unreachable data, numbers
+            that do not fit the task, or an answer without tokens or without anything before it.
     """
     if budget.limit is not None and budget.limit < 1:
         raise StudyError(f"limit {budget.limit} of task {budget.name!r}: it must be at least 1, or None for all items")
@@ -196,7 +196,11 @@ def load(budget: TaskBudget, tokenizer, seed: int = 0, max_length: int | None = 
         item, instances = asked[place]
         items.append(item)
         contexts = {}  # the choices of an item share one tuple: few-shot prompts are long
-        for choice, (context, continuation) in enumerate(encoder.loglikelihood(instances, disable_tqdm=True)):
+        try:
+            encoded = encoder.loglikelihood(instances, disable_tqdm=True)
+        except StudyError as error:
+            raise StudyError(f"task {budget.name!r}: {error}") from error
+        for choice, (context, continuation) in enumerate(encoded):
             if max_length is not None:
                 if len(continuation) > max_length:
                     raise StudyError(
@@ -224,14 +228,55 @@ def fetch(budget: TaskBudget) -> None:
 
 
 class _Encoder(HFLM):
-    """HFLM without a model: its own tokenisation of requests, handed back instead of scored."""
+    """HFLM without a model: its own tokenisation of requests, handed back instead of scored.
+
+    It differs where HFLM would score the wrong tokens: a tokenizer's end-of-sequence token after each text, and an
+    answer that is cut in two, or is gone, since one token spans its beginning and the end of its context.
+    """
 
     def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+        self.tokenizer = tokens.without_end(tokenizer)
         self.backend = "causal"
         self.add_bos_token = None  # the tokenizer's own default decides
         self.custom_prefix_token_id = None
         self.enable_thinking = None
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before an answer without context. Raises StudyError if the tokenizer has nothing for it."""
+        if (found := super().prefix_token_id) is None:
+            raise StudyError(
+                "an answer has no context, and the tokenizer has neither a beginning- nor an end-of-sequence token to "
+                "put before it: set its bos_token, or use a task whose answers follow a text"
+            )
+        return found
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        if super().prefix_token_id is None:  # HFLM would look for it at the text's beginning
+            special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+            ids = self.tokenizer.encode(string, **special)
+        else:
+            ids = super().tok_encode(string, add_special_tokens, **kwargs)
+        if not ids and add_special_tokens is False:
+            raise StudyError(f"the tokenizer makes no token of the answer {string!r}: nothing is there to score")
+        return ids
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        text, context = context + continuation, context.rstrip()  # spaces go to the continuation, as in HFLM
+        context_ids, whole = self.tok_encode(context) or [self.prefix_token_id], self.tok_encode(text)
+        count = len(context_ids)
+        if len(whole) > count and whole[:count] == context_ids:
+            return context_ids, whole[count:]
+        return context_ids, self._behind_a_text(text[len(context) :])
+
+    def _behind_a_text(self, continuation: str) -> list[int]:
+        """Tokens of a text that goes on from another, with which it shares none."""
+        # By itself it would be read as the beginning of a text, before which SentencePiece sees a space.
+        for other in ("\n", "a", "."):
+            before, both = (self.tok_encode(text, add_special_tokens=False) for text in (other, other + continuation))
+            if len(both) > len(before) and both[: len(before)] == before:
+                return both[len(before) :]
+        return self.tok_encode(continuation, add_special_tokens=False)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, override_bs: int | None = None):
         return [(context, continuation) for _, context, continuation in requests]

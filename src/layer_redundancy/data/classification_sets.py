@@ -20,6 +20,7 @@ from layer_redundancy.config import sources
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import review_archive
 from layer_redundancy.data.benchmark_items import data_errors
+from layer_redundancy.data.tokens import without_end
 
 # The sentiment sets' scores go from -4 (very negative) to 4: texts nearer to zero than this are left out as doubtful.
 CLEAR_SCORE = 1.0
@@ -308,8 +309,8 @@ def label_tokens(source: Source, tokenizer) -> torch.Tensor:
         StudyError: two labels share one, or the tokenizer joins the template's end with the word.
     """
     prompt = source.template.format(text="It is.")
+    tokenizer = without_end(tokenizer)
     before = tokenizer(prompt).input_ids
-    before = _without_end(before, tokenizer)
     tokens: dict[int, str] = {}
     for label, word in source.words.items():
         whole = tokenizer(f"{prompt} {word}").input_ids
@@ -336,16 +337,11 @@ def encode(source: Source, texts: Texts, tokenizer, prefix: str = "") -> list[di
         For each text `input_ids`, int64 (tokens,), and `label`, int64 ().
     """
     prompts = [prefix + source.template.format(text=text) for text in texts.texts]
-    ids = tokenizer(prompts, verbose=False).input_ids
+    ids = without_end(tokenizer)(prompts, verbose=False).input_ids
     return [
-        {"input_ids": torch.tensor(_without_end(found, tokenizer)), "label": torch.tensor(int(label))}
+        {"input_ids": torch.tensor(found), "label": torch.tensor(int(label))}
         for found, label in zip(ids, texts.labels, strict=True)
     ]
-
-
-def _without_end(ids: list[int], tokenizer) -> list[int]:
-    """Token ids without the end-of-sequence token that some tokenizers put after every text."""
-    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def collate(examples: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from layer_redundancy.core import paths
 from layer_redundancy.core.cache import made_once, scratch_folder
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import hub
+from layer_redundancy.data.tokens import prepends_bos
 
 Split = Literal["calibration", "evaluation"]
 SPLITS: tuple[Split, Split] = ("calibration", "evaluation")
@@ -103,6 +104,7 @@ def token_blocks(budget: TextBudget, tokenizer, split: Split) -> TokenBlocks:
     ids = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
     dealt = []
     for text, tokens in zip(texts, ids, strict=True):
+        tokens = _between(prefix, tokens, [])[len(prefix) :]
         order = sorted(range(len(tokens) // length), key=lambda k, text=text: _digest(f"{k} {text}"))
         dealt.append([prefix + tokens[k * length : (k + 1) * length] for k in order])
     blocks = [block for turn in zip_longest(*dealt) for block in turn if block is not None]
@@ -158,7 +160,7 @@ def _packed(corpus: str, tokenizer, split: Split, length: int, count: int) -> To
     pieces, num = [], 0
     for start in range(0, len(texts), PACK_DOCUMENTS):
         found = tokenizer(texts[start : start + PACK_DOCUMENTS], add_special_tokens=False, verbose=False).input_ids
-        pieces += [np.array([*first, *ids, *last], dtype=np.int64) for ids in found]
+        pieces += [np.array(_between(first, ids, last), dtype=np.int64) for ids in found]
         num = sum(map(len, pieces))
         if num >= length * count:
             break
@@ -173,9 +175,11 @@ def _tokenizer_digest(tokenizer) -> str:
     return _digest(f"{type(tokenizer).__name__} {vocabulary}")
 
 
-def prepends_bos(tokenizer) -> bool:
-    """Whether the tokenizer puts its beginning-of-sequence token first when it is called without options."""
-    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+def _between(first: list[int], ids: list[int], last: list[int]) -> list[int]:
+    """A text's tokens with one token before or after them, or none, also where the text itself spells it."""
+    ids = ids[1:] if first and ids[:1] == first else ids
+    ids = ids[:-1] if last and ids[-1:] == last else ids
+    return [*first, *ids, *last]
 
 
 def articles(corpus: str, split: Split) -> list[str]:

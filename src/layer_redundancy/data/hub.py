@@ -220,8 +220,8 @@ def snapshot(repository: str, revision: str | None, patterns: list[str], kind: s
         )
 
 
-# Beside the weights: configs, tokenizers and their vocabularies.
-SMALL_FILES = ["*.json", "*.model", "*.txt"]
+# Beside the weights: configs, tokenizers, their vocabularies and templates.
+SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 WEIGHTS = ("*.safetensors", "*.bin")  # transformers takes the first that is there
 
 

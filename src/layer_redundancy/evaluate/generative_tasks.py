@@ -27,7 +27,7 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.core.variants import name as variant_name
-from layer_redundancy.data import benchmark_items
+from layer_redundancy.data import benchmark_items, tokens
 from layer_redundancy.evaluate import plain_forwards
 from layer_redundancy.evaluate.generate import caching
 from layer_redundancy.models import checks, throughput
@@ -187,6 +187,15 @@ class _Answers(HFLM):
         with attributes((self.model, "generate", lambda *a, **k: own(*a, **k | {"use_cache": False}))):
             return super()._model_generate(*args, **kwargs)
 
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        if self.prefix_token_id is None:  # HFLM would look for it at the text's beginning
+            return self.tokenizer.encode(string)
+        return super().tok_encode(string, add_special_tokens, **kwargs)
+
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str | None:
+        """As HFLM; None where the tokenizer has no end-of-sequence token to decode."""
+        return None if tokens is None else super().tok_decode(tokens, skip_special_tokens)
+
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
         answers = self._store.partial(self._key)
         missing = [i for i in range(len(requests)) if i not in answers]
@@ -229,7 +238,8 @@ def evaluate(
         store: where results are and go.
         batch_tokens: tokens a batch may hold, answers included; halved when memory runs out. None for as many as
             `throughput` finds on this device. A model that shares no prefixes answers one prompt at a time: padding
-            would run through its state.
+            would run through its state. So does one whose tokenizer has no token to pad with that it has an embedding
+            of.
         run_generated_code: see `load`; asked for here too.
         progress: draw a progress bar with the time left, in variants.
         when_done: called for each variant that the store did not have.
@@ -247,10 +257,14 @@ def evaluate(
     if task.runs_code:
         _refuse_code(task.budget, run_generated_code)
     name, shots = task.budget.name, task.budget.num_fewshot
-    tokens = len(tokenizer(task.longest).input_ids) + task.max_new_tokens
-    if identity.max_length is not None and tokens > identity.max_length:
+    settings = {"num_fewshot": shots, "lm_eval": lm_eval.__version__}
+    if (bare := tokens.without_end(tokenizer)) is not tokenizer:
+        # Answers of VERSION 1 are wrong for such a tokenizer, and only for it: they follow the end of a text.
+        tokenizer, settings["end_of_prompt"] = bare, "open"
+    length = len(tokenizer(task.longest, verbose=False).input_ids) + task.max_new_tokens
+    if identity.max_length is not None and length > identity.max_length:
         raise StudyError(
-            f"task {name!r} needs {tokens} tokens for its longest prompt and answer, {identity.name} takes "
+            f"task {name!r} needs {length} tokens for its longest prompt and answer, {identity.name} takes "
             f"{identity.max_length}: lower num_fewshot in the profile"
         )
     keys = {
@@ -259,7 +273,7 @@ def evaluate(
             variant=variant_name(variant),
             measurement=f"generative/{name}",
             data=task.fingerprint,
-            settings=settings_text({"num_fewshot": shots, "lm_eval": lm_eval.__version__}),
+            settings=settings_text(settings),
             version=VERSION,
         )
         for variant in dict.fromkeys(variants)
@@ -268,8 +282,8 @@ def evaluate(
     def answered(variant: Variant) -> Result:
         stack = get_stack()
         rows = 1
-        if sharing(stack.model).prefixes:
-            rows = max(1, throughput.batch_tokens(stack, batch_tokens) // tokens)
+        if sharing(stack.model).prefixes and _can_pad(tokenizer, stack.model):
+            rows = max(1, throughput.batch_tokens(stack, batch_tokens) // length)
         with plain_forwards.applied(stack, variant) as model, benchmark_items.quiet(), _code_allowed(task.runs_code):
             options = {"batch_size": rows, "max_length": identity.max_length}
             answers = _Answers(model, copy.deepcopy(tokenizer), store, keys[variant], **options)
@@ -281,6 +295,13 @@ def evaluate(
         found[variant] = store.cached(keys[variant], identity.name, partial(answered, variant))
         when_done(variant)
     return found
+
+
+def _can_pad(tokenizer: Any, model: nn.Module) -> bool:
+    """Whether the token that HFLM would pad with is there, and within the model's embeddings."""
+    found = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id)
+    padding = next((token for token in found if token is not None), None)
+    return padding is not None and padding < model.get_input_embeddings().weight.shape[0]
 
 
 def _evaluated(task: GenerativeTask, answers: _Answers, run_generated_code: bool) -> Sequence[Mapping[str, Any]]:

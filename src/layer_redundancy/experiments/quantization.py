@@ -213,10 +213,11 @@ def _measured(
         )
         chosen.append(own)
         more |= {"sums": sums, "own": own}
+    # First, since a model that cannot be exported without its blocks is refused by it.
+    disk = {variant: disk_bytes(study, variant) for variant in few}
     # The few take seconds, of which an estimate and a bar would be a third.
     measurements = [study.perplexity, *study.tasks] if tasks else [study.perplexity]
     results = study.sweep(chosen, measurements, progress=len(chosen) > len(few))
-    disk = {variant: disk_bytes(study, variant) for variant in few}
     return Precision(name, results, study.weight_bytes(), disk, **more)
 
 

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -194,6 +195,14 @@ def hub_errors(name: str, trust_remote_code: bool = True) -> Iterator[None]:
         if (line := hub.one_line(e, name, f"use MODEL={EMBEDDED_MODEL}, which needs no hub")) is not None:
             raise StudyError(line) from e
         text = " ".join(str(e).split())
+        if config := re.search(
+            r"Unrecognized configuration class <class '[\w.]*?(\w+)'> for .*AutoModelForCausalLM", text
+        ):
+            raise StudyError(
+                f"{name} cannot be loaded: transformers has no causal language model of text alone for a {config[1]}. "
+                "If a language model is a part of it, save that with its head as a checkpoint of its own, and give its "
+                "folder"
+            ) from e
         if isinstance(e, OSError) and e.errno is not None:
             raise StudyError(f"{name} cannot be read: {text}") from e
         if not trust_remote_code and "trust_remote_code" in text:
@@ -253,6 +262,46 @@ def shapes_of(config: Any, trust_remote_code: bool = False) -> Iterator[nn.Modul
 
     with torch.device("meta"):
         yield AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def blocks_path(model: nn.Module) -> str:
+    """Path from a model to its list of residual blocks, as its weights' names begin with it."""
+    blocks = decoder_stack(model).blocks
+    return next(name for name, module in model.named_modules() if module is blocks)
+
+
+def block_of(name: str, path: str) -> int | None:
+    """Number of the residual block that a weight belongs to; None for another one, also one of a vision tower's blocks.
+
+    Args:
+        name: the weight's name in a model or a file. A file may leave out the path's first parts (those of a base
+            model), or have them in another order.
+        path: what `blocks_path` gives.
+    """
+    found = re.match(r"(.*?)\.(\d+)\.", name)
+    if not found:
+        return None
+    parts, wanted = found[1].split("."), path.split(".")
+    return int(found[2]) if sorted(parts) == sorted(wanted) or parts == wanted[-len(parts) :] else None
+
+
+def tensor_names(identity: ModelIdentity) -> set[str]:
+    """Names of all tensors of a checkpoint that is on this machine; none where they are in a file that must be run."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    def here(name: str) -> str | None:
+        options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+        options["_raise_exceptions_for_connection_errors"] = False
+        return cached_file(identity.source, name, revision=identity.hub_revision, **options)
+
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if file := here(index):
+            return set(json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"])
+    if file := here("model.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            return set(tensors.keys())
+    return set()
 
 
 def quantization_method(identity: ModelIdentity) -> str | None:

@@ -39,6 +39,10 @@ def packed(model: nn.Module, restore: bool = True) -> Iterator[dict[str, Tensor]
         for module, _, scale in originals:
             module.weight_scale.data = scale
         settings = compressor.quantization_config.model_dump(exclude=["quant_method"])
+        # The names that it gives are those in the file, which in a model of several parts are not those of the modules
+        # that they are compared with when the checkpoint is loaded.
+        whole_layers = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and m not in parts]
+        settings["ignore"] = list(dict.fromkeys([*settings["ignore"], *whole_layers]))
         model.config.quantization_config = settings | {"quant_method": "compressed-tensors"}
         halves: dict[int, Tensor] = {}  # tied weights stay one tensor
         state = model.state_dict()

@@ -5,6 +5,7 @@ is made once for each model, settings and calibration text. `loading.load` unpac
 quantized model, speed is that of the dense one, and what it occupies packed is read off its files.
 """
 
+import copy
 import importlib.metadata
 import io
 import json
@@ -27,7 +28,7 @@ from layer_redundancy.core import cache, variants
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.data.corpora import TokenBlocks
-from layer_redundancy.models import checkpoints, loading, packing, surgery
+from layer_redundancy.models import checkpoints, loading, packing, provenance, surgery
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import decoder_stack
 
@@ -124,14 +125,34 @@ def check(identity: ModelIdentity, size: int | None = None) -> None:
     """Whether a model can be quantized at all, before anything is computed.
 
     Raises:
-        NotApplicable: it is quantized already, or as `widths`.
+        NotApplicable: it is quantized already, transformers cannot load its packed weights again, or as `widths`.
         StudyError: as `group_size`.
     """
     method = checkpoints.quantization_method(identity)
     if method:
         raise NotApplicable(f"{identity.name} is quantized already ({method}): give its full-precision model")
     with checkpoints.shapes(identity) as model:
-        group_size(widths(model), size)
+        inputs = widths(model)
+        group_size(inputs, size)
+        _check_packed(model, list(inputs))
+
+
+def _check_packed(model: nn.Module, packed: Sequence[str]) -> None:
+    """Raises NotApplicable for a model (of which nothing is left) whose class asks packed layers for their weight.
+
+    When transformers loads a checkpoint, it has each class set up what the file does not hold, which a few do by layers
+    that they name, whatever these are.
+    """
+    blocks = decoder_stack(model).blocks
+    owner = [part for part in model.modules() if hasattr(part, "_init_weights") and blocks in {*part.modules()}][-1]
+    for name in packed:
+        del model.get_submodule(name).weight
+    try:
+        owner.apply(owner._init_weights)
+    except AttributeError as error:
+        raise NotApplicable(
+            f"{type(model).__name__} cannot be quantized here: transformers cannot load its packed weights ({error})"
+        ) from error
 
 
 def quantized(
@@ -193,13 +214,16 @@ def _write(
     """Quantizes in memory and exports; halves the batch when memory runs out."""
     ids, batch_size = calibration.input_ids, BATCH_SIZE
     tokenizer = loading.load_tokenizer(identity)
+    # llm-compressor cuts text to the tokenizer's length and gives it a token to pad with: not to the one that is saved.
+    theirs = copy.deepcopy(tokenizer)
+    theirs.model_max_length = max(theirs.model_max_length, ids.shape[1])
     while True:
         # Anew at each try: a run that broke off half-way has changed some weights.
         model = loading.load(identity, dtype, "cpu")  # llm-compressor itself moves one block at a time to a GPU
         size = group_size(widths(model), scheme.group_size)
         try:
             with surgery.without_layers(model, removed), _without_head(model), _config_at_hand(model):
-                _run(model, tokenizer, scheme, size, ids, batch_size, f"{identity.name}: {scheme}")
+                _run(model, theirs, scheme, size, ids, batch_size, f"{identity.name}: {scheme}")
             break
         except StudyError:
             raise
@@ -211,11 +235,12 @@ def _write(
             raise StudyError(f"{identity.name}: {name} is not finite after {scheme}: use more calibration text")
     del model.save_pretrained  # llm-compressor's, which would write the config as it was before blocks were removed
     surgery.export(model, tokenizer, removed, target)
-    note: dict[str, Any] = asdict(scheme) | {"group_size": size, "quantized_from": identity.name}
-    note |= {"revision": identity.revision, "removed_blocks": sorted(removed)}
+    file = target / provenance.NOTE
+    note: dict[str, Any] = json.loads(file.read_text()) | asdict(scheme) | {"group_size": size}
+    note |= {"quantized_from": identity.name, "revision": identity.revision}
     if scheme.method == "gptq":
         note["calibration"] = f"{calibration.corpus}, {len(ids)} blocks of {ids.shape[1]} tokens"
-    (target / "layer_redundancy.json").write_text(json.dumps(note, indent=1))
+    file.write_text(json.dumps(note, indent=1))
 
 
 def _halved(batch_size: int, error: Exception, name: str, length: int) -> int:
@@ -371,10 +396,12 @@ def weight_bytes(identity: ModelIdentity) -> WeightBytes:
         sizes = {name: 2 * numel for name, numel in checkpoints.parameter_sizes(identity).items()}
     blocks = [0] * identity.num_hidden_layers
     rest = 0
+    with checkpoints.shapes(identity) as model:
+        path = checkpoints.blocks_path(model)
     for name, size in sizes.items():
-        number = re.search(r"\.(\d+)\.", name)
-        if number and int(number[1]) < len(blocks):
-            blocks[int(number[1])] += size
+        number = checkpoints.block_of(name, path)
+        if number is not None and number < len(blocks):
+            blocks[number] += size
         else:
             rest += size
     return WeightBytes(tuple(blocks), rest)

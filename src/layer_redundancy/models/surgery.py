@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ from torch import nn
 
 from layer_redundancy.core import variants
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.models import architectures, checkpoints, packing, pruned_config
+from layer_redundancy.models import architectures, checkpoints, packing, provenance, pruned_config
 from layer_redundancy.models.stack import decoder_stack, head_slice, output_projection, prepare, renumber
 
 
@@ -53,6 +54,10 @@ def _cut(model: nn.Module, removed: Iterable[int], restored: ExitStack) -> None:
     first = blocks[0], blocks[kept[0]]
     flags = [m for m in model.modules() if "has_sliding_layers" in vars(m)]
     config_changes = list(pruned_config.changes(model.config, kept, len(blocks)))
+    steps = provenance.removed_from(model)
+    restored.callback(setattr, model, "removed_steps", steps)
+    if gone := list(variants.removed_blocks(len(blocks), kept)):
+        model.removed_steps = [*steps, gone]
 
     stack.architecture.replace_first_block(*first)
     restored.callback(stack.architecture.replace_first_block, *first[::-1])
@@ -123,11 +128,12 @@ def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Pat
         folder: the folder to write; it must not exist.
 
     Returns:
-        The folder. It also holds `layer_redundancy.json` with the removed blocks.
+        The folder. It also holds `layer_redundancy.json` with all that `provenance.note` knows of the model, the blocks
+        removed by earlier exports too.
 
     Raises:
         StudyError: the folder exists, cannot be written, or the reloaded model gives other logits; the weights are
-            those of a ready GPTQ checkpoint.
+            those of a ready GPTQ checkpoint; transformers cannot write such a model.
     """
     folder, removed = Path(folder), list(removed)
     method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "")
@@ -138,7 +144,9 @@ def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Pat
         )
     if folder.exists():
         raise StudyError(f"{folder} exists: choose another folder or delete it")
+    earlier, given = provenance.removed_from(model), type(model).__name__
     model = architectures.find(model.config).exported(model)
+    model.removed_steps = earlier
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -146,26 +154,86 @@ def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Pat
         raise StudyError(f"cannot write {folder}: {e.strerror}") from e
     try:
         with without_layers(model, removed):
-            # A copy, so that what save_pretrained notes in the config does not stay in the caller's model.
-            config = model.config
-            model.config = copy.deepcopy(config)
-            try:
-                with packing.packed(model) as tensors:
-                    model.save_pretrained(temporary, **({} if tensors is None else {"state_dict": tensors}))
-            finally:
-                model.config = config
+            with packing.packed(model) as tensors, _savable(model):
+                # By the modules' own names: packed weights that it renames, transformers loads in the file's dtype.
+                quantized = {} if tensors is None else {"state_dict": tensors, "save_original_format": False}
+                model.save_pretrained(temporary, **quantized)
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
-            note = {"removed_blocks": sorted(int(i) for i in removed), "exported_from": model.config._name_or_path}
-            (temporary / "layer_redundancy.json").write_text(json.dumps(note, indent=1))
+            provenance.copy_processors(model, temporary)
+            note = provenance.note(model, len(decoder_stack(model)))
+            (temporary / provenance.NOTE).write_text(json.dumps(note, indent=1))
             _check_export(model, temporary)
         temporary.chmod(0o777 & ~_umask())
         temporary.rename(folder)
     except OSError as e:
         raise StudyError(f"cannot write {folder}: {e.strerror or e}") from e
+    except StudyError:
+        raise
+    except Exception as e:  # whatever transformers, or a library for quantized weights, does not know how to write
+        reason = " ".join(str(e).split())[:200]
+        raise StudyError(
+            f"transformers cannot write {given} as a checkpoint ({type(e).__name__}{': ' * bool(reason)}{reason}): "
+            "prune and export the full-precision model"
+        ) from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _savable(model: nn.Module) -> Iterator[None]:
+    """The model as save_pretrained takes it; nothing of that, nor what save_pretrained notes, stays in the caller's."""
+    config, generation = model.config, getattr(model, "generation_config", None)
+    conversions = getattr(model, "_weight_conversions", None)
+    model.config = copy.deepcopy(config)
+    if generation is not None:
+        model.generation_config = _valid(generation)
+    for name in model.config._get_generation_parameters():  # the user's, of whom save_pretrained wants them elsewhere
+        delattr(model.config, name)
+    if conversions:  # what the loading of ready quantized weights did is no conversion of the model's own
+        model._weight_conversions = [one for one in conversions if _reversible(one)]
+    try:
+        yield
+    finally:
+        model.config = config
+        if generation is not None:
+            model.generation_config = generation
+        if conversions:
+            model._weight_conversions = conversions
+
+
+def _reversible(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _valid(generation: Any) -> Any:
+    """A copy of settings for generation, without what transformers refuses to save.
+
+    Published checkpoints have settings from before it checked them: Llama and Vicuna's temperature without do_sample.
+    """
+    ours, usual = copy.deepcopy(generation), type(generation)()
+    for _ in range(len(vars(ours))):
+        try:
+            ours.validate(strict=True)
+            return ours
+        except ValueError as error:
+            named = re.findall(r"`(\w+)`", str(error))
+        if "do_sample" in named and ours.do_sample is None:
+            ours.do_sample = True  # there is something to sample by, and nothing that says not to
+            continue
+        wrong = [name for name in named if hasattr(ours, name) and getattr(ours, name) != getattr(usual, name, None)]
+        if not wrong:
+            return ours  # save_pretrained will say what is wrong
+        if hasattr(usual, wrong[0]):
+            setattr(ours, wrong[0], getattr(usual, wrong[0]))
+        else:
+            delattr(ours, wrong[0])
+    return ours
 
 
 def _umask() -> int:

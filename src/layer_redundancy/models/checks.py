@@ -240,8 +240,8 @@ def writes_as_whole(model: nn.Module, rows: int, cached: bool = True) -> bool:
     own, model.generation_config = model.generation_config, settings
     try:
         out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
-    except (*_FAULTS, MemoryError):  # where memory is too little for this, whoever writes will say so
-        return False
+    except (*_FAULTS, MemoryError) as error:
+        return devices.lacks_memory(error)  # then it is not the cache, and whoever writes will say so
     finally:
         model.generation_config = own
     whole = _own_logits(model, out.sequences[:, :-1])[:, -3:]

@@ -11,8 +11,10 @@ _PROBES = ("a", "A", "0", ".", "的")
 def around(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Token ids that a tokenizer puts before and after every text when it is called without options."""
     for text in _PROBES:
-        bare = list(tokenizer(text, add_special_tokens=False).input_ids)
         whole = list(tokenizer(text).input_ids)
+        if len(whole) == 1:
+            break  # the text's own
+        bare = list(tokenizer(text, add_special_tokens=False).input_ids)
         for start in range(len(whole) - len(bare) + 1 if bare else 0):
             if whole[start : start + len(bare)] == bare:
                 return whole[:start], whole[start + len(bare) :]

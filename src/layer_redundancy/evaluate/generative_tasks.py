@@ -261,7 +261,7 @@ def evaluate(
     if (bare := tokens.without_end(tokenizer)) is not tokenizer:
         # Answers of VERSION 1 are wrong for such a tokenizer, and only for it: they follow the end of a text.
         tokenizer, settings["end_of_prompt"] = bare, "open"
-    length = len(tokenizer(task.longest, verbose=False).input_ids) + task.max_new_tokens
+    length = len(tokenizer(task.longest).input_ids) + task.max_new_tokens
     if identity.max_length is not None and length > identity.max_length:
         raise StudyError(
             f"task {name!r} needs {length} tokens for its longest prompt and answer, {identity.name} takes "

@@ -2,6 +2,7 @@ import pytest
 import torch
 import transformers as tf
 
+import every_architecture
 import tiny_models
 from layer_redundancy.core import variants
 from layer_redundancy.core.errors import StudyError
@@ -129,3 +130,28 @@ def test_without_head_bad_input():
             raise AssertionError("must not be reached")
     with pytest.raises(StudyError, match="no attention heads"), surgery.without_head(tiny_models.build("mamba"), 0, 0):
         raise AssertionError("must not be reached")
+
+
+@pytest.mark.parametrize(
+    ("name", "removed", "reason"),
+    [
+        ("diffllama", [1], "block 1 of those kept, self_attn: when it is read again, lambda_init is"),
+        ("jamba", [1], "when it is read again, JambaMLP is JambaSparseMoeBlock"),
+        ("gemma4_text", [2, 5], "when it is read again, layer_types is"),
+    ],
+)
+def test_what_an_export_cannot_say_is_said(name, removed, reason, tmp_path):
+    with pytest.raises(StudyError, match="its config cannot say it") as e:
+        surgery.export(loading.prepare(every_architecture.build(name)), None, removed, tmp_path / "pruned")
+    assert reason in str(e.value) and not list(tmp_path.iterdir())
+
+
+def test_attention_scaled_by_the_blocks_number_can_be_exported(tmp_path):
+    model, ids = every_architecture.build("gpt2:scaled_by_inverse_block_number"), tiny_models.tokens()
+    own = model(ids).logits
+    torch.testing.assert_close(loading.prepare(model)(ids).logits, own, atol=1e-5, rtol=1e-4)
+    with surgery.without_layers(model, [0, 3]):
+        expected = model(ids).logits
+    surgery.export(model, None, [0, 3], tmp_path / "pruned")
+    again = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "pruned").eval()
+    torch.testing.assert_close(again(ids).logits, expected, atol=1e-5, rtol=1e-4)

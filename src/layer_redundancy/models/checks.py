@@ -50,7 +50,7 @@ def check_stack(model: nn.Module, num_tokens: int = 24) -> None:
     if (gap := _gap(model, own[0, :half], _own_logits(model, late)[0, :half])) is not None:
         raise StudyError(
             f"{name} is not causal: a token's logits change with the tokens after it (largest difference {gap:.3g}), "
-            "so that it defines no likelihood of a text; an encoder's config needs is_decoder=True"
+            "so that it defines no likelihood of a text; an encoder is causal where is_decoder=True makes it so"
         )
     if (gap := _gap(model, own[0], _own_logits(model, torch.stack([first, third]))[0])) is not None:
         raise StudyError(

@@ -13,7 +13,7 @@ import tiny_models
 from layer_redundancy.config import profiles
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.models import checkpoints
-from layer_redundancy.models.stack import decoder_stack
+from layer_redundancy.models.stack import decoder_stack, head_slice, heads_of
 
 
 @pytest.fixture
@@ -30,6 +30,30 @@ def test_weights_of_a_block_and_of_a_head(name, shared, projections, tmp_path):
     block, head = checkpoints.block_weights(identity)
     assert block == sum(p.numel() for p in decoder_stack(model).blocks[0].parameters())
     assert head == projections * 8 * 32  # keys and values go with a head that has its own
+
+
+@pytest.mark.parametrize(
+    ("name", "shared"),
+    [("gpt_bigcode", 1), ("gpt_bigcode:many_keys", 4), ("falcon", 1), ("falcon:grouped", 2), ("falcon:alibi", 4)],
+)
+def test_keys_that_heads_share_go_with_none_of_them(name, shared, tmp_path):
+    every_architecture.build(name).save_pretrained(tmp_path / "m")
+    identity = checkpoints.identify(replace(profiles.get("smoke"), model=str(tmp_path / "m")))
+    assert identity.num_key_value_heads == shared
+    assert checkpoints.block_weights(identity)[1] == (4 if shared == 4 else 2) * 8 * 32
+
+
+def test_blocks_whose_heads_differ_are_not_compared_with_heads(tmp_path):
+    model = every_architecture.build("laguna:heads_per_block")
+    stack = decoder_stack(model)
+    assert [heads_of(stack, block) for block in range(6)] == [(4, 8), (4, 8), (2, 8)] * 2
+    assert head_slice(stack, 2, 1) == slice(8, 16)
+    with pytest.raises(StudyError, match="head 2 is out of range: block 2 has query heads 0 to 1"):
+        head_slice(stack, 2, 2)
+    model.save_pretrained(tmp_path / "m")
+    identity = checkpoints.identify(replace(profiles.get("smoke"), model=str(tmp_path / "m")))
+    with pytest.raises(NotApplicable, match="its blocks' heads differ"):
+        checkpoints.block_weights(identity)
 
 
 def test_a_model_without_heads_has_no_weight_of_a_head(tmp_path):

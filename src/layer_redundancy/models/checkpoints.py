@@ -19,7 +19,7 @@ from layer_redundancy.core import paths
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.data import hub
 from layer_redundancy.models import architectures, smollm2
-from layer_redundancy.models.stack import decoder_stack, head_slice
+from layer_redundancy.models.stack import decoder_stack, heads_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -109,9 +109,17 @@ def identity_of(config: Any, profile: Profile, source: str, revision: str, conte
         max_length=getattr(text, "max_position_embeddings", None),
         trust_remote_code=profile.trust_remote_code,
         num_attention_heads=heads,
-        num_key_value_heads=getattr(text, "num_key_value_heads", None) or heads,
+        num_key_value_heads=_key_value_heads(text) or heads,
         config=config,
     )
+
+
+def _key_value_heads(text: Any) -> int | None:
+    """Keys and values of a block, from its language model's config; None where that does not say."""
+    # Falcon's newer form has groups, whatever this says.
+    if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):
+        return 1
+    return getattr(text, "num_key_value_heads", None) or getattr(text, "num_kv_heads", None)
 
 
 def _weights(profile: Profile) -> _Weights:
@@ -227,12 +235,15 @@ def block_weights(identity: ModelIdentity) -> tuple[int, int]:
     with shapes(identity) as model:
         stack = decoder_stack(model)
         try:
-            part = [head_slice(stack, block, 0) for block in range(len(stack))][len(stack) // 2]
+            heads = {heads_of(stack, block) for block in range(len(stack))}
         except StudyError as error:
             raise NotApplicable(f"{identity.name}: heads are not compared with blocks, since {error}") from error
+    if len(heads) > 1:
+        raise NotApplicable(f"{identity.name}: heads are not compared with blocks, since its blocks' heads differ")
     sizes = [sum(p.numel() for p in block.parameters()) for block in stack.blocks]
     own = 4 if identity.num_key_value_heads == identity.num_attention_heads else 2
-    return round(sum(sizes) / len(sizes)), own * (part.stop - part.start) * model.config.get_text_config().hidden_size
+    ((_, size),) = heads
+    return round(sum(sizes) / len(sizes)), own * size * model.config.get_text_config().hidden_size
 
 
 def parameter_sizes(identity: ModelIdentity) -> dict[str, int]:

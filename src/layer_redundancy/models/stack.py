@@ -399,20 +399,36 @@ def head_slice(stack: DecoderStack, layer: int, head: int) -> slice:
     Raises:
         StudyError: no such head, or the block has none.
     """
-    projection, _ = _output_projection(stack, layer)
-    num_heads = stack.model.config.get_text_config().num_attention_heads
+    num_heads, size = heads_of(stack, layer)
     if not 0 <= head < num_heads:
         raise StudyError(f"head {head} is out of range: block {layer} has query heads 0 to {num_heads - 1}")
+    return slice(head * size, (head + 1) * size)
+
+
+def heads_of(stack: DecoderStack, layer: int) -> tuple[int, int]:
+    """A block's number of query heads, and how many inputs of its output projection each of them has.
+
+    Raises:
+        StudyError: the block has no heads, or they do not lie side by side.
+    """
+    projection, attention = _output_projection(stack, layer)
     width = getattr(projection, "in_features", None)
     if width is None and hasattr(projection, "weight"):
         width = projection.weight.shape[_heads_dim(projection)]
+    # Blocks may differ: attention knows best, then what it says of a head's size, then the config.
+    own = (getattr(attention, name, None) for name in ("num_heads", "num_attention_heads"))
+    sizes = (getattr(attention, name, None) for name in ("v_head_dim", "head_dim"))
+    num_heads = next((number for number in own if isinstance(number, int)), None)
+    size = next((size for size in sizes if isinstance(size, int)), None)
+    if num_heads is None and width and size:
+        num_heads = width // size
+    num_heads = num_heads or stack.model.config.get_text_config(decoder=True).num_attention_heads
     if width is None or width % num_heads:
         raise StudyError(
             f"block {layer} of {type(stack.model).__name__} has no attention heads to remove: its output projection, a "
             f"{type(projection).__name__}, takes {width or 'no known number of'} inputs, not {num_heads} heads"
         )
-    size = width // num_heads
-    return slice(head * size, (head + 1) * size)
+    return num_heads, width // num_heads
 
 
 def output_projection(stack: DecoderStack, layer: int) -> nn.Module:

@@ -24,12 +24,8 @@ FIRST = (  # so many of the first blocks have something
     "num_dense_layers",
 )
 LAST = ("num_kv_shared_layers",)  # so many of the last blocks have something
-COUNTS = (
-    "num_hidden_layers",
-    "decoder_layers",
-    "num_decoder_layers",
-    "num_blocks",
-)  # how many there are; other names are set with them
+# How many there are; GPT-2 and others have a name of their own, which is set with num_hidden_layers.
+COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers", "num_blocks")
 
 
 def changes(config: Any, kept: tuple[int, ...], num_blocks: int) -> Iterator[tuple[Any, str, Any, Any]]:
@@ -52,7 +48,7 @@ def changes(config: Any, kept: tuple[int, ...], num_blocks: int) -> Iterator[tup
         new: dict[str, Any] = {}
         if cfg is text:
             new |= {name: len(kept) for name in COUNTS if getattr(cfg, name, None) == num_blocks}
-            new |= {name: bisect_left(kept, cfg_value) for name, cfg_value in _numbers(cfg, FIRST)}
+            new |= {name: bisect_left(kept, value) for name, value in _numbers(cfg, FIRST)}
             new |= {name: len(kept) - bisect_left(kept, num_blocks - value) for name, value in _numbers(cfg, LAST)}
             new |= _sparse_blocks(cfg, kept) | _sparse_range(cfg, kept)
         for name in settings:
@@ -63,10 +59,12 @@ def changes(config: Any, kept: tuple[int, ...], num_blocks: int) -> Iterator[tup
             if name in NUMBERS_FROM_ONE and isinstance(value, list | tuple):
                 new[name] = type(value)(place + 1 for place, i in enumerate(kept) if i + 1 in value)
                 continue
-            per_block = isinstance(value, list | tuple | str) and len(value) == num_blocks and name not in new
-            if per_block and any(part in name for part in ("layer", "block", "pattern")):
-                entries = [value[i] for i in kept]
-                new[name] = "".join(entries) if isinstance(value, str) else type(value)(entries)
+            if name in new or not isinstance(value, list | tuple | str) or len(value) != num_blocks:
+                continue
+            if isinstance(value, str) and "pattern" in name:  # a letter a block
+                new[name] = "".join(value[i] for i in kept)
+            elif not isinstance(value, str) and any(part in name for part in ("layer", "block", "pattern")):
+                new[name] = type(value)(value[i] for i in kept)
         if cfg is text:
             new |= architectures.find(config).settings_of_kept(cfg, kept)
         for name, value in new.items():

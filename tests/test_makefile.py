@@ -118,6 +118,7 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
         "bench",
         "bench-gpu",
         "test",
+        "test-architectures",
         "lint",
         "format",
         "lab",

@@ -107,3 +107,9 @@ def test_cuda_without_cuda_is_one_line(tmp_path, profile, monkeypatch):
     tiny_models.build("llama").save_pretrained(tmp_path)
     with pytest.raises(StudyError, match="sees no CUDA device"):
         loading.load(checkpoints.identify(profile(tmp_path)), device="cuda")
+
+
+def test_a_folder_without_a_tokenizer_is_one_line(tmp_path, profile):
+    tiny_models.build("mamba").save_pretrained(tmp_path)
+    with pytest.raises(StudyError, match="has no tokenizer: put its tokenizer.json beside it"):
+        loading.load_tokenizer(checkpoints.identify(profile(tmp_path)))

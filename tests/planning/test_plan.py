@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 import every_architecture
 import tiny_models
@@ -16,6 +16,7 @@ from layer_redundancy.evaluate import sweep_estimate
 from layer_redundancy.evaluate.amounts import Pass, Quantization, Sweep, Training, Writing
 from layer_redundancy.experiments import healing as healing_experiment
 from layer_redundancy.experiments import registry
+from layer_redundancy.models import smollm2
 from layer_redundancy.planning import dry, plan, planner, rates
 from layer_redundancy.planning.downloads import Download
 from layer_redundancy.train import healing
@@ -130,6 +131,7 @@ def test_the_whole_of_a_profile_is_planned():
 
 def test_a_notebook_that_a_model_leaves_out_is_planned_as_such(tmp_path):
     every_architecture.build("mamba").save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(smollm2.folder()).save_pretrained(tmp_path)
     profile = profiles.get("smoke", model=str(tmp_path))
     (row,) = plan.rows(profile, ["05"], report=lambda line: None)
     assert "has no attention heads" in row.left_out and row.block_tokens == 0

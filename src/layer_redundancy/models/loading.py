@@ -30,6 +30,8 @@ def load_tokenizer(identity: ModelIdentity) -> Any:
         tokenizer = architectures.find(config).tokenizer(identity.name, source, revision, config)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trusted)
+    if not tokenizer("a", add_special_tokens=False).input_ids:  # what transformers makes of no files at all
+        raise StudyError(f"{identity.name} has no tokenizer: put its tokenizer.json beside it")
     # Long texts are tokenised whole and cut into blocks by us: the warning about the length would be wrong. The length
     # itself stays as it is, for an export.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True

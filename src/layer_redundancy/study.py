@@ -36,7 +36,7 @@ from layer_redundancy.figures import saving, table_pictures
 from layer_redundancy.inputs import Inputs, first_blocks
 from layer_redundancy.measures import activations, greedy, importance
 from layer_redundancy.measures.activations import ActivationSums
-from layer_redundancy.models import checkpoints, loading, quantize, surgery
+from layer_redundancy.models import checkpoints, loading, quantize, rotary, surgery
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
 from layer_redundancy.train import healing
@@ -305,8 +305,9 @@ class Study:
             )
             return Result({"tokens": int(sums.tokens.sum()), "sequences": len(sums.tokens)}, sums.arrays())
 
+        corrected = rotary.corrected(self.identity.config, text.input_ids.shape[1])
         stored = self.cached(
-            self.key("activations", ACTIVATIONS_VERSION, data=text.fingerprint),
+            self.key("activations", ACTIVATIONS_VERSION + corrected, data=text.fingerprint),
             compute,
             lambda: Result({}, activations.zeros(len(text.input_ids), num).arrays()),
             lambda: [Pass(text.num_tokens * num)],

@@ -21,3 +21,9 @@ def test_what_ran_before_decides_nothing():
         found = model(ids[:, :length], use_cache=False).logits
         if length == 20:
             torch.testing.assert_close(found, fresh)
+
+
+def test_values_of_longer_texts_were_wrong_and_no_others():
+    scaled, plain = (every_architecture.CONFIGS[name]() for name in ("llama:dynamic_rope", "llama"))
+    assert [rotary.corrected(scaled, length) for length in (12, 13)] == [0, 1]
+    assert rotary.corrected(plain, 1000) == rotary.corrected(None, 1000) == 0

@@ -23,7 +23,7 @@ from layer_redundancy.core.store import Key, Result, Store, settings_text
 from layer_redundancy.core.variants import Variant, dense, name
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate import plain_forwards
-from layer_redundancy.models import checks, throughput
+from layer_redundancy.models import checks, rotary, throughput
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
 
@@ -271,7 +271,7 @@ def run(
             measurement="continuations",
             data=blocks.fingerprint,
             settings=settings_text(settings | against),
-            version=VERSION,
+            version=VERSION + rotary.corrected(identity.config, budget.prompt_tokens + budget.new_tokens),
         )
 
     def stored(variant: Variant, reference: np.ndarray | None) -> Result:

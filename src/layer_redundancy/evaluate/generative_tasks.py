@@ -30,7 +30,7 @@ from layer_redundancy.core.variants import name as variant_name
 from layer_redundancy.data import benchmark_items, tokens
 from layer_redundancy.evaluate import plain_forwards
 from layer_redundancy.evaluate.generate import caching
-from layer_redundancy.models import checks, throughput
+from layer_redundancy.models import checks, rotary, throughput
 from layer_redundancy.models.attributes import attributes
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.checks import sharing
@@ -274,7 +274,7 @@ def evaluate(
             measurement=f"generative/{name}",
             data=task.fingerprint,
             settings=settings_text(settings),
-            version=VERSION,
+            version=VERSION + rotary.corrected(identity.config, length),
         )
         for variant in dict.fromkeys(variants)
     }

@@ -54,10 +54,9 @@ def _corrections(identity: ModelIdentity, variant: Variant, measurement: Measure
         sequences = measurement.sequences
         shared = shared_prefixes([s.input_ids for s in sequences], [s.num_scored for s in sequences])
         corrected += architecture.corrected_prefixes * any(prefix for prefix, _ in shared)
-    # Of lengths beyond this, a value was that of the longest sequence of the batch, or of whatever ran before.
-    alike = rotary.scaled_from(identity.config)
-    longer = alike is not None and any(len(sequence.input_ids) > alike for sequence in measurement.sequences)
-    return corrected + int(longer)
+    if rotary.scaled_from(identity.config) is not None:
+        corrected += rotary.corrected(identity.config, max(len(s.input_ids) for s in measurement.sequences))
+    return corrected
 
 
 # Seven parameters: what is measured of what, where from, where to, and two settings that most callers leave alone.

@@ -20,6 +20,19 @@ def scaled_from(config: Any) -> int | None:
     return min(lengths, default=None)
 
 
+def corrected(config: Any, length: int) -> int:
+    """1 where values of texts of so many tokens were once wrong, for the version of what is measured; 0 elsewhere.
+
+    They were those of the longest sequence of a batch, or of whatever ran before.
+
+    Args:
+        config: the model's config; None for one that is not known.
+        length: tokens of the longest text.
+    """
+    alike = None if config is None else scaled_from(config)
+    return int(alike is not None and length > alike)
+
+
 def forget_lengths(model: nn.Module) -> None:
     """Lets angles depend on the length of what runs, not of what ran before (in place).
 

@@ -158,7 +158,8 @@ test: $(READY) ## unit tests, then every notebook on the smoke profile, then a r
 	@$(MAKE) --no-print-directory smoke
 	@$(MAKE) --no-print-directory rehearse
 
-test-architectures: $(READY) ## try every architecture that transformers has, and write docs/architectures.md anew (half an hour)
+test-architectures: $(READY) ## try every architecture that transformers has, and write docs/architectures.md anew (a quarter of an hour)
+	rm -rf build/architectures
 	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --every-architecture tests/architectures
 
 lint: $(READY) ## style of code and notebooks, and which folder may import which; notebooks are committed without outputs

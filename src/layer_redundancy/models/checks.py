@@ -123,8 +123,9 @@ def _check_removal(stack: DecoderStack, ids: Tensor) -> None:
             if devices.lacks_memory(error):
                 raise
             raise StudyError(
-                f"{type(stack.model).__name__} does not run without some of its blocks: others need what these compute "
-                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}), so that none can be removed by itself"
+                f"{type(stack.model).__name__} does not run without some of its blocks, so that none can be removed by "
+                "itself: others take keys of theirs, or a part outside the blocks is made for all of them "
+                f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
             ) from error
         if (gap := _gap(stack.model, own, by_hand)) is not None:
             raise StudyError(

@@ -4,7 +4,7 @@ import pytest
 import tiny_models
 from layer_redundancy.evaluate import batches, scoring
 from layer_redundancy.models import loading
-from layer_redundancy.models.checks import sharing
+from layer_redundancy.models.checks import Sharing, sharing
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
 from measurements import plain, ragged_sequences
 
@@ -37,3 +37,16 @@ def test_shared_prefixes_run_once(name):
     outputs = dict(zip(batch.in_order, scoring.score(stack, batch.select(states), ran), strict=True))
     got = [output for i in range(len(chosen)) for output in outputs[i]]
     np.testing.assert_allclose([o[0] for o in got], [e[0] for e in expected], atol=2e-5)
+
+
+def test_lengths_that_do_not_go_together_run_apart():
+    shared = tuple(range(3, 13))
+    tails = [(20,), (21,), (22, 23, 24, 25)]
+    questions = [ScoredSequence(shared + tail, ((5,),)) for tail in tails]
+    assert set(batches.arrange(questions, Sharing(prefixes=True)).prefixes) == {10}
+    assert set(batches.arrange(questions, Sharing(prefixes=True, alike_up_to=14)).prefixes) == {10}
+    apart = batches.arrange(questions, Sharing(prefixes=True, alike_up_to=13))
+    assert set(apart.prefixes) == {0} and apart.batches(100) == [(0, 1), (1, 3)]  # 14 tokens; then 11 and 11
+    texts = [ScoredSequence(tuple(range(3, 3 + length)), ((5,),)) for length in (9, 9, 8, 5, 4)]
+    assert batches.arrange(texts, Sharing(False, alike_up_to=5)).batches(100) == [(0, 2), (2, 3), (3, 5)]
+    assert batches.arrange(texts, Sharing(False)).batches(100) == [(0, 5)]

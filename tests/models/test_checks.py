@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers as tf
 
 import every_architecture
 import tiny_models
@@ -76,8 +77,8 @@ def test_a_model_that_wants_text_in_another_form_is_one_line():
         ("lfm2", Sharing(prefixes=False)),  # its convolutions' state would be lost
         ("minimax", Sharing(prefixes=False)),  # wants a cache of its own
         ("roberta", Sharing(prefixes=False)),  # numbers positions in its own way
-        ("llama:dynamic_rope", Sharing(prefixes=False, alike_up_to=12)),
-        ("phi3:longrope", Sharing(prefixes=False, alike_up_to=12)),
+        ("llama:dynamic_rope", Sharing(prefixes=True, alike_up_to=12)),
+        ("phi3:longrope", Sharing(prefixes=True, alike_up_to=12)),
     ],
 )
 def test_what_sequences_may_share_is_found_by_trying(name, shared, capsys):
@@ -107,3 +108,10 @@ def test_rounding_is_no_difference():
 @pytest.mark.parametrize(("name", "rows", "whole"), [("llama", 2, True), ("rwkv", 2, False), ("rwkv", 1, True)])
 def test_a_cache_is_trusted_where_it_writes_what_whole_forwards_choose(name, rows, whole):
     assert checks.writes_as_whole(loading.prepare(every_architecture.build(name)), rows) is whole
+
+
+def test_a_model_that_takes_few_tokens_is_tried_on_few():
+    config = tf.GPT2Config(vocab_size=97, n_embd=32, n_layer=4, n_head=4, n_positions=10)
+    model = loading.prepare(tf.AutoModelForCausalLM.from_config(config))
+    check_stack(model)
+    assert checks.sharing(model) == Sharing(prefixes=True)

@@ -18,7 +18,10 @@ from layer_redundancy.models.stack import DecoderStack, PrefixKeys, decoder_stac
 _FAULTS = (IndexError, KeyError, TypeError, AttributeError, RuntimeError, ValueError, NotImplementedError)
 
 
-def check_stack(model: nn.Module, num_tokens: int = 24) -> None:
+TOKENS = 24  # of the sequences that are tried
+
+
+def check_stack(model: nn.Module) -> None:
     """Checks on a few random tokens that all which this study assumes of a model is true of this one.
 
     The blocks run one by one give the model's own logits; no token's logits depend on those after it, nor on other
@@ -28,10 +31,8 @@ def check_stack(model: nn.Module, num_tokens: int = 24) -> None:
         StudyError: one of these does not hold, the blocks do not run by hand, or logits are not finite.
     """
     stack, name = decoder_stack(model), type(model).__name__
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(1, 3 * num_tokens + 1, device=stack.device) * 7 % vocabulary
-    first, second, third = ids.reshape(3, num_tokens)
-    half = num_tokens // 2
+    first, second, third = _some_tokens(stack, 3)
+    half = len(first) // 2
     batch = torch.stack([first, second])
     with _apart(model, "its own forward does not run on token ids alone"):
         own = _own_logits(model, batch)
@@ -58,6 +59,14 @@ def check_stack(model: nn.Module, num_tokens: int = 24) -> None:
             "an answer would depend on its neighbours"
         )
     _check_removal(stack, batch)
+
+
+def _some_tokens(stack: DecoderStack, rows: int, num_tokens: int = TOKENS) -> Tensor:
+    """Token ids (rows, num_tokens), or as many as the model takes."""
+    longest = getattr(stack.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    num_tokens = min(num_tokens, longest) if isinstance(longest, int) and longest > 0 else num_tokens
+    ids = torch.arange(1, rows * num_tokens + 1, device=stack.device) * 7
+    return ids.reshape(rows, num_tokens) % stack.model.get_input_embeddings().weight.shape[0]
 
 
 def _own_logits(model: nn.Module, ids: Tensor) -> Tensor:
@@ -179,27 +188,25 @@ def sharing(model: nn.Module) -> Sharing:
     return _sharing[model]
 
 
-def _alike_up_to(stack: DecoderStack, num_tokens: int = 24) -> int | None:
+def _alike_up_to(stack: DecoderStack) -> int | None:
     """Length up to which a sequence's numbers do not depend on the length of the batch it is in; None if they never do.
 
     Rotary angles that are scaled with the length (dynamic NTK, LongRoPE) are those of the longest sequence. Whatever
     else depends on the length is looked for on a few tokens.
     """
     scaled = scaled_from(stack.model.config)
-    num_tokens = num_tokens if scaled is None else min(num_tokens, scaled)
-    ids = (torch.arange(1, 2 * num_tokens + 1, device=stack.device) * 7).reshape(2, num_tokens)
-    ids %= stack.model.get_input_embeddings().weight.shape[0]
-    half = num_tokens // 2
+    ids = _some_tokens(stack, 2, min(TOKENS, scaled or TOKENS))
+    half = ids.shape[1] // 2
     short, whole = (_own_logits(stack.model, x) for x in (ids[:, :half], ids))
     if _gap(stack.model, short, whole[:, :half], same_shape=False) is not None:
         return 0
     return scaled
 
 
-def _prefix_fault(stack: DecoderStack, num_tokens: int = 20) -> str | None:
+def _prefix_fault(stack: DecoderStack) -> str | None:
     """What is wrong with the logits of sequences that continue prefixes; None where they are as they should be."""
-    vocabulary = stack.model.get_input_embeddings().weight.shape[0]
-    ids = (torch.arange(1, 2 * num_tokens + 1, device=stack.device) * 7 % vocabulary).reshape(2, num_tokens)
+    ids = _some_tokens(stack, 2, min(TOKENS, scaled_from(stack.model.config) or TOKENS))
+    num_tokens = ids.shape[1]
     whole = _by_hand(stack, ids, range(len(stack)))
     real = torch.ones(2, num_tokens // 2, dtype=torch.bool)
     real[1, :3] = False  # a prefix that is shorter than the other, padded on the left
@@ -232,8 +239,7 @@ def writes_as_whole(model: nn.Module, rows: int, cached: bool = True) -> bool:
     """
     from transformers import GenerationConfig
 
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = (torch.arange(1, 5 * rows + 1, device=decoder_stack(model).device) * 7 % vocabulary).reshape(rows, 5)
+    ids = _some_tokens(decoder_stack(model), rows, 5)
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=3, eos_token_id=None, pad_token_id=0, use_cache=cached,
         output_logits=True, return_dict_in_generate=True,

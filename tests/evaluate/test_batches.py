@@ -42,11 +42,11 @@ def test_shared_prefixes_run_once(name):
 def test_lengths_that_do_not_go_together_run_apart():
     shared = tuple(range(3, 13))
     tails = [(20,), (21,), (22, 23, 24, 25)]
-    questions = [ScoredSequence(shared + tail, ((5,),)) for tail in tails]
+    questions = [scoring.ScoredSequence(shared + tail, ((5,),)) for tail in tails]
     assert set(batches.arrange(questions, Sharing(prefixes=True)).prefixes) == {10}
     assert set(batches.arrange(questions, Sharing(prefixes=True, alike_up_to=14)).prefixes) == {10}
     apart = batches.arrange(questions, Sharing(prefixes=True, alike_up_to=13))
     assert set(apart.prefixes) == {0} and apart.batches(100) == [(0, 1), (1, 3)]  # 14 tokens; then 11 and 11
-    texts = [ScoredSequence(tuple(range(3, 3 + length)), ((5,),)) for length in (9, 9, 8, 5, 4)]
+    texts = [scoring.ScoredSequence(tuple(range(3, 3 + length)), ((5,),)) for length in (9, 9, 8, 5, 4)]
     assert batches.arrange(texts, Sharing(False, alike_up_to=5)).batches(100) == [(0, 2), (2, 3), (3, 5)]
     assert batches.arrange(texts, Sharing(False)).batches(100) == [(0, 5)]

@@ -158,7 +158,7 @@ test: $(READY) ## unit tests, then every notebook on the smoke profile, then a r
 	@$(MAKE) --no-print-directory smoke
 	@$(MAKE) --no-print-directory rehearse
 
-test-architectures: $(READY) ## try every architecture that transformers has, and write docs/architectures.md anew (a quarter of an hour)
+test-architectures: $(READY) ## try every architecture that transformers has, and write docs/architectures.md anew (eight minutes on two cores)
 	rm -rf build/architectures
 	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --every-architecture tests/architectures
 

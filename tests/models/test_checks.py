@@ -115,3 +115,19 @@ def test_a_model_that_takes_few_tokens_is_tried_on_few():
     model = loading.prepare(tf.AutoModelForCausalLM.from_config(config))
     check_stack(model)
     assert checks.sharing(model) == Sharing(prefixes=True)
+
+
+@pytest.mark.parametrize("error", [AssertionError("no\nway"), ImportError("no way"), OSError("no way")])
+def test_whatever_a_model_raises_is_one_line(error):
+    model = tiny_models.build("llama")
+
+    def forward(*_, **__):
+        raise error
+
+    model.model.forward = forward
+    with pytest.raises(StudyError, match="its own forward does not run on token ids alone") as e:
+        check_stack(model)
+    assert "\n" not in str(e.value) and type(error).__name__ in str(e.value)
+    model.model.forward = lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))
+    with pytest.raises(torch.OutOfMemoryError):
+        check_stack(model)

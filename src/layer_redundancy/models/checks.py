@@ -14,10 +14,6 @@ from layer_redundancy.models import surgery
 from layer_redundancy.models.rotary import scaled_from
 from layer_redundancy.models.stack import DecoderStack, PrefixKeys, decoder_stack, has_key_value_cache
 
-# What a model that was written for other uses raises when it is run in ours.
-_FAULTS = (IndexError, KeyError, TypeError, AttributeError, RuntimeError, ValueError, NotImplementedError)
-
-
 TOKENS = 24  # of the sequences that are tried
 
 
@@ -105,13 +101,21 @@ def _apart(model: nn.Module, what: str) -> Iterator[None]:
     """One line for whatever a model raises that is not made of blocks as this study runs them."""
     try:
         yield
-    except _FAULTS as error:
-        if devices.lacks_memory(error):
-            raise
+    except Exception as error:
         raise StudyError(
-            f"cannot take {type(model).__name__} apart: {what} ({type(error).__name__}: "
-            f"{str(error).partition(chr(10))[0]}); docs/how-to.md tells how to add a model family"
+            f"cannot take {type(model).__name__} apart: {what} ({_told(error)}); docs/how-to.md tells how to add a "
+            "model family"
         ) from error
+
+
+def _told(error: Exception) -> str:
+    """What a model that was written for other uses raises when it is run in ours, for one line.
+
+    It may be anything; raised again is a lack of memory, and what this study says itself.
+    """
+    if isinstance(error, StudyError) or devices.lacks_memory(error):
+        raise error
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _check_removal(stack: DecoderStack, ids: Tensor) -> None:
@@ -128,13 +132,11 @@ def _check_removal(stack: DecoderStack, ids: Tensor) -> None:
             with surgery.without_layers(stack.model, removed):
                 own = _own_logits(stack.model, ids)
             by_hand = _by_hand(stack, ids, kept)
-        except _FAULTS as error:
-            if devices.lacks_memory(error):
-                raise
+        except Exception as error:
             raise StudyError(
                 f"{type(stack.model).__name__} does not run without some of its blocks, so that none can be removed by "
                 "itself: others take keys of theirs, or a part outside the blocks is made for all of them "
-                f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+                f"({_told(error)})"
             ) from error
         if (gap := _gap(stack.model, own, by_hand)) is not None:
             raise StudyError(
@@ -177,10 +179,8 @@ def sharing(model: nn.Module) -> Sharing:
     if prefixes and alike != 0:
         try:
             fault = _prefix_fault(stack)
-        except _FAULTS as error:
-            if devices.lacks_memory(error):
-                raise
-            fault = str(error).partition("\n")[0]
+        except Exception as error:
+            fault = _told(error)
         if fault is not None:
             print(f"{name}: no prefix is shared, every sequence runs whole ({fault})")
         prefixes = fault is None
@@ -206,21 +206,20 @@ def _alike_up_to(stack: DecoderStack) -> int | None:
 def _prefix_fault(stack: DecoderStack) -> str | None:
     """What is wrong with the logits of sequences that continue prefixes; None where they are as they should be."""
     ids = _some_tokens(stack, 2, min(TOKENS, scaled_from(stack.model.config) or TOKENS))
-    num_tokens = ids.shape[1]
     whole = _by_hand(stack, ids, range(len(stack)))
-    real = torch.ones(2, num_tokens // 2, dtype=torch.bool)
+    half = ids.shape[1] // 2
+    real = torch.ones(2, half, dtype=torch.bool)
     real[1, :3] = False  # a prefix that is shorter than the other, padded on the left
-    # Row 1 continues the shorter prefix, so its tokens are those from place 0 on.
-    start = [torch.stack([ids[0, : num_tokens // 2], torch.cat([ids[1, :3], ids[1, : num_tokens // 2 - 3]])])]
-    rest = torch.stack([ids[0, num_tokens // 2 : -3], ids[1, num_tokens // 2 - 3 : -6]])
-    prefixes, prefix_calls = stack.start(start[0], real=real)
-    states, calls = stack.start(rest, past=real)
+    before = torch.stack([ids[0, :half], torch.cat([ids[1, :3], ids[1, : half - 3]])])
+    rest = [slice(half, -3), slice(half - 3, -6)]  # what follows each prefix, as many tokens
+    prefixes, prefix_calls = stack.start(before, real=real)
+    states, calls = stack.start(torch.stack([ids[i, part] for i, part in enumerate(rest)]), past=real)
     for i in range(len(stack)):
         keys = PrefixKeys()
         prefixes = stack.run_block(i, prefixes, prefix_calls, keys)
         keys.rows = torch.arange(2)
         states = stack.run_block(i, states, calls, keys)
-    wanted = torch.stack([whole[0, num_tokens // 2 : -3], whole[1, num_tokens // 2 - 3 : -6]])
+    wanted = torch.stack([whole[i, part] for i, part in enumerate(rest)])
     gap = _gap(stack.model, wanted, stack.logits(states), same_shape=False)
     return None if gap is None else f"after a shared one its logits differ by {gap:.3g}"
 
@@ -247,7 +246,7 @@ def writes_as_whole(model: nn.Module, rows: int, cached: bool = True) -> bool:
     own, model.generation_config = model.generation_config, settings
     try:
         out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
-    except (*_FAULTS, MemoryError) as error:
+    except Exception as error:
         return devices.lacks_memory(error)  # then it is not the cache, and whoever writes will say so
     finally:
         model.generation_config = own

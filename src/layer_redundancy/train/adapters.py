@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from layer_redundancy.core import devices
 from layer_redundancy.core.errors import NotApplicable, StudyError
-from layer_redundancy.models import matrices
+from layer_redundancy.models import checkpoints, matrices
 from layer_redundancy.models.attributes import attributes
 from layer_redundancy.models.stack import decoder_stack
 
@@ -79,9 +79,8 @@ def places(model: nn.Module, targets: str = "all") -> Places:
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
     """The blocks and all in them, by their names in the model."""
-    blocks = decoder_stack(model).blocks
-    prefix = next(name for name, module in model.named_modules() if module is blocks)
-    return {f"{prefix}.{name}": module for name, module in blocks.named_modules() if name}
+    path = checkpoints.blocks_path(model)
+    return {f"{path}.{name}": module for name, module in model.get_submodule(path).named_modules() if name}
 
 
 def all_linear_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -34,7 +34,7 @@ from layer_redundancy.evaluate.generate import PromptLengths
 from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
 from layer_redundancy.figures import saving, table_pictures
 from layer_redundancy.inputs import Inputs, first_blocks
-from layer_redundancy.measures import activations, greedy, importance
+from layer_redundancy.measures import activations, greedy, importance, registry, selections
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.models import checkpoints, loading, quantize, rotary, surgery
 from layer_redundancy.models.checkpoints import ModelIdentity
@@ -43,6 +43,7 @@ from layer_redundancy.train import healing
 from layer_redundancy.train.healing import Healing
 
 ACTIVATIONS_VERSION = 1  # raise it when ActivationSums means something else
+SCORES_VERSION = 1  # raise it when a score from weights or gradients means something else
 TRAINING_VERSION = 1  # raise it when what is kept of a training means something else
 PRUNED_VERSION = 1  # raise it when a pruned checkpoint is written in another way
 VALIDATIONS = 11  # times that a training measures its loss on held-out text, the first before any step
@@ -92,14 +93,18 @@ class Study:
             StudyError: unknown profile, or a model that does not exist or cannot be reached.
         """
         model = absolute_model(model)
-        chosen = profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code)
-        identity = checkpoints.identify(chosen)
+        return cls.of(profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code), store)
+
+    @classmethod
+    def of(cls, profile: Profile, store: Path | None = None) -> "Study":
+        """A study of a profile as it is; store and errors as `open`."""
+        identity = checkpoints.identify(profile)
         return cls(
-            chosen,
+            profile,
             identity,
             Store(store or paths.RESULTS / "results.sqlite"),
-            Inputs(chosen, identity),
-            paths.FIGURES / profiles.artifact_folder(chosen),
+            Inputs(profile, identity),
+            paths.FIGURES / profiles.artifact_folder(profile),
         )
 
     # ------------------------------------------------------------------------------------------------ the model
@@ -247,11 +252,23 @@ class Study:
         made = Healing(self.identity, self.profile.dtype, self.profile.device, gone, recipe, budget, text, seed)
         return replace(self, identity=made.healed_identity, healing=made)
 
+    def written(self) -> "Study":
+        """This study of the same model as a checkpoint in the cache, where a trained one can be quantized.
+
+        Raises:
+            StudyError: as `surgery.export`.
+        """
+        if self.healing is None:
+            return self
+        settings = {"model": self.identity.fingerprint, "rules": PRUNED_VERSION}
+        folder = cache.made_once(
+            "trained", settings, lambda target: surgery.export(self.stack.model, self.tokenizer, [], target)
+        )
+        return replace(self._of_checkpoint(folder, self.identity.name), healing=None)
+
     def _check_on_disk(self, what: str) -> None:
         if self.healing is not None:
-            raise StudyError(
-                f"{self.identity.name} cannot be {what} as it is: export it (surgery.export) and study the export"
-            )
+            raise StudyError(f"{self.identity.name} cannot be {what} as it is: write it first (Study.written)")
 
     # ------------------------------------------------------------------------------------------------ work
 
@@ -314,9 +331,71 @@ class Study:
         )
         return ActivationSums(**stored.arrays)
 
+    def scores(self, measure: str, text: TokenBlocks | None = None) -> np.ndarray:
+        """The score of every block by an importance measure, measured on calibration text; (L,) float64.
+
+        Args:
+            measure: a measure of `measures.registry` that has scores.
+            text: the calibration text of measures from gradients and from the loss, which cost much more than one
+                pass; its first blocks, as many as evaluation text has, if not given.
+
+        Raises:
+            StudyError: no measure of that name has scores.
+        """
+        if measure not in registry.REGISTRY or not registry.REGISTRY[measure].has_scores:
+            known = [name for name, one in registry.REGISTRY.items() if one.has_scores]
+            raise StudyError(f"unknown importance measure {measure!r}: choose one of {', '.join(known)}")
+        text = self._shorter_calibration() if text is None else text
+        kind, batch, num = registry.REGISTRY[measure].kind, self.profile.batch_tokens, self.num_blocks
+
+        def stored(data: str, compute: Callable[[], np.ndarray], work: Sequence[Work] = ()) -> np.ndarray:
+            rules = selections.rules_of_scores(self.identity, measure)
+            found = self.cached(
+                self.key(measure, SCORES_VERSION, data=data, settings=rules),
+                lambda: Result({}, {"score": compute()}),
+                lambda: Result({}, {"score": self.likely_scores(measure)}),
+                lambda: work,
+            )
+            return found.arrays["score"]
+
+        match kind:
+            case registry.Gradients(of_model):
+                # A forward, and gradients of states and of weights, each of which costs as much.
+                passes = [Pass(3 * text.num_tokens * num)]
+                return stored(text.fingerprint, lambda: of_model(self.stack.model, text, batch), passes)
+            case registry.Weights(of_blocks):
+                return stored("", lambda: of_blocks(self.stack.blocks))
+            case registry.Loss():
+                perplexity, singles = Perplexity(text), variants.single_removal(num)
+                results = self.sweep(singles, [perplexity])[perplexity.name]
+                return np.array([results[variant].summary["nll"] for variant in singles])
+            case registry.Position(of_places):
+                return of_places(num)
+        return importance.scores(self.activation_sums(), measure)
+
     def order(self, measure: str = "block_influence") -> np.ndarray:
-        """The blocks in the order in which an importance measure removes them, first removed first; (L,) int64."""
-        return importance.removal_order(importance.scores(self.activation_sums(), measure), measure)
+        """The blocks in the order in which an importance measure removes them, first removed first; (L,) int64.
+
+        Args:
+            measure: any measure of `measures.registry`; "random" draws by the profile's seed, "greedy" is
+                `greedy_order`.
+
+        Raises:
+            StudyError: unknown measure.
+        """
+        if measure not in registry.REGISTRY:
+            known = ", ".join(registry.REGISTRY)
+            raise StudyError(f"unknown importance measure {measure!r}: choose one of {known}")
+        match registry.REGISTRY[measure].kind:
+            case registry.Random():
+                return np.random.default_rng(self.profile.seed).permutation(self.num_blocks)
+            case registry.Loss(step_by_step=True):
+                return self.greedy_order()
+        return importance.removal_order(self.scores(measure), measure)
+
+    def _shorter_calibration(self) -> TokenBlocks:
+        """As many blocks of calibration text as there are of evaluation text."""
+        return first_blocks(self.calibration, self.profile.text.evaluation_blocks)
 
     def likely_scores(self, measure: str) -> np.ndarray:
         """Scores (L,) that stand for those of a measure that is not computed, in a plan; zeros here."""

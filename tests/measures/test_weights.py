@@ -4,8 +4,7 @@ import numpy as np
 
 import tiny_models
 from layer_redundancy.config import profiles
-from layer_redundancy.experiments import healing
-from layer_redundancy.measures import weights
+from layer_redundancy.measures import selections, weights
 from layer_redundancy.models import checkpoints
 
 
@@ -34,7 +33,7 @@ def test_what_was_counted_otherwise_is_not_used_again(tmp_path):
     def changed(name):
         tiny_models.build(name).save_pretrained(tmp_path / name)
         identity = checkpoints.identify(profiles.get("smoke", model=str(tmp_path / name)))
-        return [m for m in ("taylor", "magnitude_l1", "magnitude_l2") if healing.rules_of_scores(identity, m)]
+        return [m for m in ("taylor", "magnitude_l1", "magnitude_l2") if selections.rules_of_scores(identity, m)]
 
     assert [changed(name) for name in ("llama", "mamba")] == [[], []]
     assert changed("mixtral") == ["magnitude_l1", "magnitude_l2"]

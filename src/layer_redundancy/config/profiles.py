@@ -354,12 +354,22 @@ def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bo
         raise StudyError(f"revision {revision!r} was given without a model: set MODEL= too")
     model = model or profile.model
     revision = revision or sources.pinned(model)
+    chosen = replace(profile, model=model, revision=revision or None, trust_remote_code=trust_remote_code)
+    return on_users_device(chosen)
+
+
+def on_users_device(profile: Profile) -> Profile:
+    """A profile on the device that LAYER_REDUNDANCY_DEVICE names, if it names one.
+
+    Raises:
+        StudyError: there is no such device.
+    """
     device = os.environ.get("LAYER_REDUNDANCY_DEVICE") or profile.device
     if device != profile.device:
         from layer_redundancy.core import devices  # torch takes seconds to import
 
         devices.check_choice(device)
-    return replace(profile, model=model, revision=revision or None, device=device, trust_remote_code=trust_remote_code)
+    return replace(profile, device=device)
 
 
 def with_model(profile: Profile, model: str) -> Profile:

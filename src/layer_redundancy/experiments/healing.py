@@ -1,8 +1,7 @@
 """Notebook 11: which blocks to select, and which weights to train afterwards (Lu et al. 2024)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,10 @@ from layer_redundancy.config.profiles import Recipe, TrainingBudget
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable
 from layer_redundancy.core.store import Result
-from layer_redundancy.evaluate.amounts import Pass, Work
-from layer_redundancy.evaluate.scoring import Perplexity
 from layer_redundancy.experiments import depth_curves, result_tables
 from layer_redundancy.inputs import first_blocks
-from layer_redundancy.measures import importance, registry, selections
-from layer_redundancy.models import checkpoints, matrices, surgery
-from layer_redundancy.models.checkpoints import ModelIdentity
-from layer_redundancy.models.stack import decoder_stack
+from layer_redundancy.measures import registry, selections
+from layer_redundancy.models import surgery
 from layer_redundancy.study import Study
 from layer_redundancy.train import healing as recipes
 
@@ -29,7 +24,6 @@ REPORTED = {"lora": "lora", "qlora": "qlora", "partial": "head_last_3"}  # the p
 
 
 NOTEBOOK = "11_healing"
-SCORES_VERSION = 1  # raise it when a selection's scores mean something else
 
 
 @dataclass(frozen=True)
@@ -172,49 +166,13 @@ class Selected:
 
 def selection_scores(study: Study) -> dict[str, np.ndarray]:
     """Scores (L,) of the selections that need the model, on calibration text."""
-    num, batch = study.num_blocks, study.profile.batch_tokens
     text = first_blocks(study.calibration, study.profile.budget(Budget).loss_blocks)
-    found: dict[str, np.ndarray] = {}
-
-    def score(name: str, data: str, compute: Callable[[], np.ndarray], work: Sequence[Work] = ()) -> np.ndarray:
-        stored = study.cached(
-            study.key(name, SCORES_VERSION, data=data, settings=rules_of_scores(study.identity, name)),
-            lambda: Result({}, {"score": compute()}),
-            lambda: Result({}, {"score": study.likely_scores(name)}),
-            lambda: work,
-        )
-        return stored.arrays["score"]
-
-    def without_each() -> np.ndarray:
-        perplexity, singles = Perplexity(text), variants.single_removal(num)
-        results = study.sweep(singles, [perplexity])[perplexity.name]
-        return np.array([results[variant].summary["nll"] for variant in singles])
-
-    for name, measure in selections.SELECTIONS.items():
-        match measure.kind:
-            case registry.Activations():
-                found[name] = importance.scores(study.activation_sums(), name)
-            case registry.Loss():
-                found[name] = without_each()
-            case registry.Gradients(of_model):
-                # A forward, and gradients of states and of weights, each of which costs as much.
-                passes = [Pass(3 * text.num_tokens * num)]
-                found[name] = score(
-                    name, text.fingerprint, lambda f=of_model: f(study.stack.model, text, batch), passes
-                )
-            case registry.Weights(of_blocks):
-                found[name] = score(name, "", lambda f=of_blocks: f(study.stack.blocks))
-    return found
-
-
-@cache
-def rules_of_scores(identity: ModelIdentity, name: str) -> dict[str, str]:
-    """What decides a score besides, where experts lie in one tensor: their biases once counted as matrices, and all
-    their weights as one."""
-    with checkpoints.shapes(identity) as shapes:
-        modules = list(decoder_stack(shapes).blocks.modules())
-    as_one = any(map(matrices.stacks, modules)) and isinstance(selections.SELECTIONS[name].kind, registry.Weights)
-    return {"experts": "a matrix each"} if as_one or any(map(matrices.stacked_biases, modules)) else {}
+    without_scores = registry.Position | registry.Random
+    return {
+        name: study.scores(name, text)
+        for name, measure in selections.SELECTIONS.items()
+        if not isinstance(measure.kind, without_scores)
+    }
 
 
 def _printed_selections(printed: pd.DataFrame) -> list[str]:

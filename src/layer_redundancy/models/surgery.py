@@ -6,9 +6,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -112,7 +113,13 @@ def without_head(model: nn.Module, layer: int, head: int) -> Iterator[nn.Module]
         handle.remove()
 
 
-def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Path) -> Path:
+def export(
+    model: nn.Module,
+    tokenizer: Any,
+    removed: Iterable[int],
+    folder: Path,
+    files: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
     """Writes the model without some blocks as a checkpoint that plain transformers loads; quantized weights packed.
 
     A Baichuan-7B is written as the Llama that it is. Other tools need `layer_redundancy.models.rwkv5` imported to load
@@ -126,6 +133,7 @@ def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Pat
         tokenizer: the tokenizer to save with it; None to leave it out.
         removed: indices of blocks to remove; may be empty.
         folder: the folder to write; it must not exist.
+        files: name -> text of what goes into it besides.
 
     Returns:
         The folder. It also holds `layer_redundancy.json` with all that `provenance.note` knows of the model, the blocks
@@ -163,6 +171,8 @@ def export(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Pat
             provenance.copy_processors(model, temporary)
             note = provenance.note(model, len(decoder_stack(model)))
             (temporary / provenance.NOTE).write_text(json.dumps(note, indent=1))
+            for name, text in files.items():
+                (temporary / name).write_text(text, encoding="utf-8")
             _check_export(model, temporary)
         temporary.chmod(0o777 & ~_umask())
         temporary.rename(folder)

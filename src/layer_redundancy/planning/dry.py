@@ -217,6 +217,7 @@ class DryStudy(Study):
         keeps_prefixes: whether prompt prefixes run once (kept as keys and values), or with every item.
         other: opens a dry study of another model, with this one's profile and ledger.
         fits: whether the device's memory suffices for a training.
+        skips_stored: whether what the store has already is not counted.
     """
 
     ledger: Ledger = field(default_factory=Ledger)
@@ -224,6 +225,7 @@ class DryStudy(Study):
     keeps_prefixes: bool = True
     other: Callable[[str, Profile, Ledger], "DryStudy"] | None = None
     fits: Callable[[Training], bool] = lambda training: True
+    skips_stored: bool = False
 
     @cached_property
     def stack(self) -> Any:
@@ -286,9 +288,13 @@ class DryStudy(Study):
         zeros: Callable[[], Result],
         work: Callable[[], Sequence[Work]] = lambda: (),
     ) -> Result:
-        if self.ledger.fresh(key):
+        if self._fresh(key):
             self._count(*work())
         return self._known(key) or zeros()
+
+    def _fresh(self, key: Key) -> bool:
+        """Whether work of this key is to be counted."""
+        return self.ledger.fresh(key) and not (self.skips_stored and self._known(key))
 
     def _known(self, key: Key) -> Result | None:
         """The stored result; None where the store lacks it or there is no store."""
@@ -312,7 +318,7 @@ class DryStudy(Study):
         found: dict[str, dict[Variant, Result]] = {}
         for measurement in [self.perplexity, *self.tasks] if measurements is None else measurements:
             keys = {v: sweep.key(self.identity, v, measurement) for v in dict.fromkeys(chosen)}
-            fresh = tuple(v for v, key in keys.items() if self.ledger.fresh(key))
+            fresh = tuple(v for v, key in keys.items() if self._fresh(key))
             if fresh:
                 amount = _amount(measurement)
                 self._count(Sweep(measurement.name, amount, fresh, self.keeps_prefixes))

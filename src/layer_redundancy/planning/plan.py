@@ -188,7 +188,7 @@ def rows(
                 page = study.ledger
                 for name in {model, *page.loads, *(name for name, _ in page.work)}:
                     speed_of(name)
-                yield _row(model, number, page, speeds, text)
+                yield row_of(model, number, page, speeds, text)
         if model != profile.model:
             speeds.pop(model).close()
 
@@ -198,7 +198,8 @@ def packed_bytes(text: TokenBlocks) -> int:
     return 8 * text.num_tokens if text.corpus in downloads.CORPORA else 0
 
 
-def _row(model: str, number: str, page: Ledger, speeds: Mapping[str, Speed], text: Amount) -> Row:
+def row_of(model: str, number: str, page: Ledger, speeds: Mapping[str, Speed], text: Amount) -> Row:
+    """A notebook's work as planned, or any other's; arguments as `seconds`."""
     sweeps, trainings, speed = page.of(Sweep), page.of(Training, model), speeds[model]
     peak = [peak_bytes_of(page.of(Sweep, model), speed), *map(speed.training_bytes, trainings)]
     quantizations, passes = page.of(Quantization), page.of(Pass)

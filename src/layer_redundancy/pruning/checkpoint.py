@@ -1,0 +1,226 @@
+"""A pruned checkpoint for use: blocks removed, the rest trained or quantized if asked for, measured, and written with
+a model card and `pruning.json`, from which the same checkpoint is made again."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from layer_redundancy import __version__
+from layer_redundancy.config import profiles
+from layer_redundancy.config.profiles import Profile, Recipe, TrainingBudget
+from layer_redundancy.core import variants
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.store import Result
+from layer_redundancy.core.variants import Variant
+from layer_redundancy.data.corpora import TokenBlocks
+from layer_redundancy.experiments import healing
+from layer_redundancy.models import quantize, surgery
+from layer_redundancy.pruning import card, choosing, effects
+from layer_redundancy.pruning.how_many import HowMany
+from layer_redundancy.study import Study
+
+RECORD = "pruning.json"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be made.
+
+    Attributes:
+        by: the importance measure that chose the blocks.
+        removed: the blocks that go, first removed first.
+        heal: the recipe by which the rest is trained; None to leave it as it is.
+        training: on how much text it is trained.
+        bits: bits a weight of the blocks; None for the dtype as it is.
+    """
+
+    by: str
+    removed: tuple[int, ...]
+    heal: Recipe | None = None
+    training: TrainingBudget | None = None
+    bits: int | None = None
+
+
+def ordered(study: Study, by: str, how_many: HowMany, heal: str = "", bits: int | None = None) -> Order:
+    """Chooses the blocks.
+
+    Args:
+        study: the dense model's.
+        by: an importance measure.
+        how_many: how many blocks go.
+        heal: method of one of the profile's recipes ("lora", "qlora", "partial", "full"); "" for none.
+        bits: bits to quantize to; None for none.
+
+    Raises:
+        StudyError: as `choosing.chosen`; a recipe that the profile lacks; bits that cannot be quantized to.
+    """
+    recipe = training = None
+    if heal:
+        budget = study.profile.budget(healing.Budget)
+        of_method = {one.method: one for one in budget.recipes}
+        if heal not in of_method:
+            raise StudyError(
+                f"the {study.profile.name} profile has no recipe {heal!r}: choose one of {', '.join(of_method)}, or "
+                "give a profile with another in [budgets.healing] recipes"
+            )
+        recipe, training = of_method[heal], budget.training
+    if bits is not None:
+        quantize.Scheme(bits)
+        quantize.check(study.identity)
+    return Order(by, choosing.chosen(study, by, how_many), recipe, training, bits)
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A pruned model before it is written.
+
+    Attributes:
+        study: that of the model in memory.
+        kept: what runs of it: all of its blocks, or those that are kept where nothing but blocks is removed.
+        removed: the blocks that are still to be removed when it is written, in its own numbering.
+    """
+
+    study: Study
+    kept: Variant
+    removed: tuple[int, ...]
+
+
+def made(study: Study, order: Order) -> Made:
+    """The pruned model.
+
+    Weights are quantized before blocks are removed, so that one quantization serves all removals; it is no worse here
+    (notebook 07). What was trained is quantized afterwards.
+    """
+    kept = variants.without(study.num_blocks, order.removed)
+    if order.heal is None:
+        whole = study if order.bits is None else study.quantized(quantize.Scheme(order.bits))
+        return Made(whole, kept, order.removed)
+    healed = study.healed(order.removed, order.heal, order.training, study.profile.seed)
+    if order.bits is not None:
+        healed = healed.written().quantized(quantize.Scheme(order.bits))
+    return Made(healed, healed.dense, ())
+
+
+def measured(study: Study, order: Order) -> tuple[Made, dict[str, Any]]:
+    """The pruned model, and `effects.costs` of it."""
+    one = made(study, order)
+    if one.study.healing is not None:
+        one.study.training()
+    dense = _of(study.sweep([study.dense]), study.dense)
+    pruned = _of(one.study.sweep([one.kept]), one.kept)
+    return one, effects.costs(study, dense, pruned, variants.without(study.num_blocks, order.removed))
+
+
+def _of(results: dict[str, dict[Variant, Result]], variant: Variant) -> dict[str, Result]:
+    return {name: found[variant] for name, found in results.items()}
+
+
+def check_new(folder: Path) -> None:
+    """Raises StudyError where something lies in the checkpoint's place, before hours are spent on it."""
+    if folder.exists():
+        raise StudyError(f"{folder} exists: choose another folder with --out, or delete it")
+
+
+def prune(study: Study, order: Order, folder: Path) -> dict[str, Any]:
+    """Makes, measures and writes a pruned checkpoint.
+
+    Args:
+        study: the dense model's.
+        order: what is to be made.
+        folder: the folder to write; it must not exist.
+
+    Returns:
+        The content of its `pruning.json`.
+
+    Raises:
+        StudyError: the folder exists or cannot be written; as `Study.healed`, `Study.quantized`, `surgery.export`.
+    """
+    check_new(folder)
+    one, costs = measured(study, order)
+    found = record(study, order, costs)
+    files = {RECORD: json.dumps(found, indent=1) + "\n", "README.md": card.text(found)}
+    surgery.export(one.study.stack.model, study.tokenizer, one.removed, folder, files)
+    return found
+
+
+def record(study: Study, order: Order, costs: dict[str, Any]) -> dict[str, Any]:
+    """What `pruning.json` says: all that the checkpoint follows from, and what it costs."""
+    return {
+        "layer_redundancy": __version__,
+        "base_model": study.identity.name,
+        "base_revision": study.identity.revision,
+        "base_fingerprint": study.identity.fingerprint,
+        "base_licence": card.licence(study),
+        "num_blocks": study.num_blocks,
+        "measure": order.by,
+        "removed_blocks": list(order.removed),
+        "healed": None if order.heal is None else asdict(order.heal),
+        "training": None if order.training is None else asdict(order.training),
+        "quantized_to_bits": order.bits,
+        "calibration": _text(study.calibration),
+        "evaluation": _text(study.evaluation),
+        "cost": costs,
+        "profile": asdict(study.profile),
+    }
+
+
+def _text(blocks: TokenBlocks) -> dict[str, Any]:
+    count, length = blocks.input_ids.shape
+    return {
+        "corpus": blocks.corpus,
+        "split": blocks.split,
+        "blocks": count,
+        "tokens_a_block": length,
+        "fingerprint": blocks.fingerprint,
+    }
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The content of a `pruning.json`, or of the one in a folder.
+
+    Raises:
+        StudyError: there is none, or it lacks what a checkpoint follows from.
+    """
+    file = file / RECORD if file.is_dir() else file
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"cannot read {file}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise StudyError(
+            f"{file} is no {RECORD} ({error}): give a folder that `layer-redundancy prune` wrote"
+        ) from error
+    needed = {"base_fingerprint", "measure", "removed_blocks", "healed", "training", "quantized_to_bits", "profile"}
+    if not isinstance(found, dict) or (missing := needed - set(found)):
+        lacking = ", ".join(sorted(missing)) if isinstance(found, dict) else "everything"
+        raise StudyError(f"{file} lacks {lacking}: give a folder that `layer-redundancy prune` wrote")
+    return found
+
+
+def profile_of(found: dict[str, Any], where: str) -> Profile:
+    """The profile that a `pruning.json` was made with. Raises StudyError where it is none."""
+    return profiles.from_table(Profile, found["profile"], where)
+
+
+def again(found: dict[str, Any], where: str) -> tuple[Study, Order]:
+    """The study and the order that a `pruning.json` was made from.
+
+    Args:
+        found: the content of the file.
+        where: the file, for messages.
+
+    Raises:
+        StudyError: the base model is not there any more, or is another one.
+    """
+    study = Study.of(profiles.on_users_device(profile_of(found, where)))
+    if study.identity.fingerprint != found["base_fingerprint"]:
+        raise StudyError(f"{study.identity.name} is not the model that {where} was made from: its weights are others")
+    recipe, training = found["healed"], found["training"]
+    return study, Order(
+        found["measure"],
+        tuple(found["removed_blocks"]),
+        recipe and profiles.from_table(Recipe, recipe, where),
+        training and profiles.from_table(TrainingBudget, training, where),
+        found["quantized_to_bits"],
+    )

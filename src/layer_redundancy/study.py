@@ -83,10 +83,10 @@ class Study:
         """A study of a profile's model, or of the user's own on that profile.
 
         Args:
-            profile: smoke, embedded, paper, or a file of one's own.
+            profile: smoke, embedded, paper, or the path of a file of one's own.
             model: the user's own model in the profile's place; "" for the profile's.
             revision: hub revision of `model`.
-            trust_remote_code: run code that comes with the model.
+            trust_remote_code: run code that comes with the model, or with a task of the user's own.
             store: the results store; data/results/results.sqlite if not given.
 
         Raises:
@@ -98,6 +98,7 @@ class Study:
     @classmethod
     def of(cls, profile: Profile, store: Path | None = None) -> "Study":
         """A study of a profile as it is; store and errors as `open`."""
+        devices.use_threads(profile.threads)
         identity = checkpoints.identify(profile)
         return cls(
             profile,
@@ -186,6 +187,11 @@ class Study:
         """This study of the same model with some fields of its profile changed."""
         profile = replace(self.profile, **changes)
         return replace(self, profile=profile, inputs=replace(self.inputs, profile=profile))
+
+    def with_budget(self, experiment: str, **changes: Any) -> "Study":
+        """This study with other values in one experiment's budget; values of None are left as they are."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        return self.with_profile(budgets=self.profile.with_budget(experiment, **given).budgets) if given else self
 
     def quantized(self, scheme: quantize.Scheme, removed: Sequence[int] = ()) -> "Study":
         """This study of the same model with quantized weights: the same texts, tasks and store.
@@ -472,7 +478,9 @@ class Study:
             lambda: self.stack,
             self.tokenizer,
             chosen,
-            generative_tasks.load(budget, self.profile.seed, run_generated_code),
+            generative_tasks.load(
+                budget, self.profile.seed, run_generated_code, trust_remote_code=self.profile.trust_tasks
+            ),
             self.store,
             self.profile.batch_tokens,
             run_generated_code,

@@ -1,6 +1,7 @@
 """Token blocks: splits are disjoint, blocks are stable, the text is prose."""
 
 import hashlib
+import json
 import re
 import struct
 
@@ -178,13 +179,77 @@ def test_own_text_folder_and_file(tmp_path, tokenizer):
     assert sum(text.count("Paragraph") for text in pieces) == 100
 
 
-def test_own_text_that_cannot_be_used_is_told_in_one_line(tmp_path):
-    with pytest.raises(StudyError, match="has 0 articles"):
-        articles(str(tmp_path), "calibration")
-    latin = tmp_path / "latin.txt"
-    latin.write_bytes("Größe".encode("latin-1"))
-    with pytest.raises(StudyError, match="must be a readable UTF-8 text file"):
-        articles(str(latin), "calibration")
-    latin.write_text("One paragraph only.", encoding="utf-8")
-    with pytest.raises(StudyError, match="has 1 articles"):
-        articles(str(latin), "calibration")
+def rows(*texts: str, field: str = "text") -> str:
+    return "".join(json.dumps({field: text}) + "\n" for text in texts)
+
+
+def test_own_lines_are_articles_of_the_named_field(tmp_path):
+    texts = [f"Line {i} of a file, with 2 \u2028 breaks." for i in range(5)]
+    (tmp_path / "own.jsonl").write_text("\ufeff" + rows(*texts, texts[0], " ") + "\n", encoding="utf-8")
+    (tmp_path / "other.jsonl").write_text(rows(*texts, field="body"), encoding="utf-8")
+    sides = {split: articles(f"{tmp_path}/own.jsonl", split) for split in corpora.SPLITS}
+    assert sorted(sides["calibration"] + sides["evaluation"]) == texts, "each once, and blanks not at all"
+    assert {split: articles(f"{tmp_path}/other.jsonl#body", split) for split in corpora.SPLITS} == sides
+
+
+def test_own_text_is_called_as_its_file_wherever_that_lies(tmp_path, tokenizer):
+    made = []
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        own = tmp_path / folder / "own.jsonl"
+        own.write_text(rows(*(f"The number {i} is written here. " * 9 for i in range(4))))
+        made.append(token_blocks(budget(2, length=16, corpus=str(own)), tokenizer, "calibration"))
+        made.append(corpora.packed_blocks(str(own), tokenizer, "calibration", 16, 2))
+    assert {blocks.corpus for blocks in made} == {"own.jsonl"}
+    assert made[0].fingerprint == made[2].fingerprint and made[1].fingerprint == made[3].fingerprint
+    own.write_text(own.read_text().replace("written", "printed"))  # nothing of an own text is kept
+    again = corpora.packed_blocks(str(own), tokenizer, "calibration", 16, 2)
+    assert again.fingerprint != made[3].fingerprint
+
+
+def test_own_text_that_is_sorted_is_split_as_it_is(tmp_path):
+    (tmp_path / "calibration").mkdir()
+    for i in range(3):
+        (tmp_path / "calibration" / f"{i}.txt").write_text(f"Calibration {i}.")
+    (tmp_path / "evaluation.jsonl").write_text(rows("Evaluation.", field="body"))
+    corpus = f"{tmp_path}#body"
+    assert articles(corpus, "calibration") == [f"Calibration {i}." for i in range(3)]
+    assert articles(corpus, "evaluation") == ["Evaluation."]
+    (tmp_path / "evaluation.jsonl").write_text(rows("Evaluation.", "Calibration 1.", field="body"))
+    with pytest.raises(StudyError, match=r"1\.txt and evaluation\.jsonl, line 2 hold the same text"):
+        articles(corpus, "evaluation")
+
+
+@pytest.mark.parametrize(
+    ("files", "named", "message"),
+    [
+        ({}, "", "has no .txt files in it"),
+        ({"a.txt": b"", "b.txt": b" \n"}, "", "has 0 articles: calibration and evaluation need one each"),
+        ({"a.txt": b"One paragraph only."}, "a.txt", "corpus 'a.txt' has 1 articles"),
+        ({"a.txt": "Größe".encode("latin-1")}, "a.txt", "must be a readable UTF-8 text file"),
+        ({"a.jsonl": b""}, "a.jsonl", "has 0 articles"),
+        ({"a.jsonl": b'{"text": "a"}\n\n{"text": \n'}, "a.jsonl", r"a\.jsonl, line 3: no JSON"),
+        ({"a.jsonl": b'{"body": "a"}'}, "a.jsonl", r"line 1: no field 'text' \(it has body\).*a\.jsonl#body"),
+        ({"a.jsonl": b"[1]"}, "a.jsonl", "line 1: no field 'text'"),
+        ({"a.jsonl": b"{}"}, "a.jsonl", "line 1: no field 'text'"),
+        ({"a.jsonl": b'{"text": 1}'}, "a.jsonl", "line 1: field 'text' must be a text, not 1"),
+        ({"calibration.txt": b"One."}, "", "has calibration.txt, but no evaluation beside it"),
+        ({"calibration.txt": b"1", "calibration.jsonl": b""}, "", "both calibration.txt and calibration.jsonl"),
+        ({"calibration.txt": b"One.", "evaluation.txt": b" "}, "", "evaluation.txt has no text in it"),
+        ({"a.csv": b"One."}, "a.csv", "unknown corpus .*a.csv': choose wikipedia"),
+    ],
+)
+def test_own_text_that_cannot_be_used_is_told_in_one_line(tmp_path, files, named, message):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(StudyError, match=message) as error:
+        articles(str(tmp_path / named), "calibration")
+    assert "\n" not in str(error.value)
+
+
+def test_own_text_shorter_than_a_block_is_one_line(tmp_path, tokenizer):
+    (tmp_path / "own.jsonl").write_text(rows("Short.", "As short."))
+    with pytest.raises(StudyError, match=r"corpus 'own\.jsonl' gives 0 calibration blocks of 64 tokens"):
+        token_blocks(budget(corpus=f"{tmp_path}/own.jsonl"), tokenizer, "calibration")
+    with pytest.raises(StudyError, match=r"corpus 'own\.jsonl' has \d calibration tokens: no block of 64"):
+        corpora.packed_blocks(f"{tmp_path}/own.jsonl", tokenizer, "calibration", 64, 1)

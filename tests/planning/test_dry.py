@@ -258,6 +258,7 @@ def test_a_plan_loads_no_model():
 STAYS = {
     ("profile", "dtype"), ("profile", "device"), ("profile", "further"),  # the paper's are off the default
     ("profile", "own_model"), ("profile", "revision"), ("profile", "trust_remote_code"),  # the user's
+    ("profile", "trust_tasks"), ("benchmarks", "ratio"), ("healing", "ratio"),  # likewise
     ("profile", "name"),
     ("profile", "budgets"),
     ("quantization", "max_blocks"),  # fewer blocks would rule the ready checkpoint out

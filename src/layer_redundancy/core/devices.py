@@ -1,7 +1,7 @@
 """All that depends on the device at hand: which there is, its memory, its name, its speed, and waiting for it.
 
-Another kind of device is added here alone. A device is either the processor, whose memory the operating system gives,
-or a GPU, whose allocator counts what is held.
+Another kind of device is added here, and its name in `device_names`. A device is either the processor, whose memory the
+operating system gives, or a GPU, whose allocator counts what is held.
 """
 
 import ctypes
@@ -19,19 +19,20 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from layer_redundancy.core.device_names import CHOICES as CHOICES
+from layer_redundancy.core.device_names import check_choice as check_choice
 from layer_redundancy.core.errors import DoesNotFit, StudyError
 
-CHOICES = ("cpu", "cuda", "auto")  # what a user may ask for; auto is a GPU where there is one
 SLOW = 2.0  # seconds of one run: a device so slow gains nothing from larger batches, and its time is dear
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Which
 
 
-def check_choice(choice: str) -> None:
-    """Raises StudyError unless the choice is one of `CHOICES`."""
-    if choice not in CHOICES:
-        raise StudyError(f"unknown device {choice!r}: choose {', '.join(CHOICES[:-1])} or {CHOICES[-1]}")
+def use_threads(threads: int | None) -> None:
+    """Lets torch compute on so many threads of the processor; None leaves it as it is."""
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def found(choice: str) -> str:

@@ -4,7 +4,7 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from layer_redundancy.config import sources
+from layer_redundancy.config import own_files, sources
 from layer_redundancy.config.profiles import TextBudget
 from layer_redundancy.core import paths
 from layer_redundancy.core.cache import made_once, scratch_folder
@@ -53,7 +53,7 @@ class TokenBlocks:
 
     Attributes:
         input_ids: int64 tensor of shape (num_blocks, block_length); no padding.
-        corpus: the corpus as the budget names it.
+        corpus: the corpus as captions name it.
         split: "calibration" or "evaluation".
         bos: each block starts with the beginning-of-sequence token.
     """
@@ -92,6 +92,7 @@ def token_blocks(budget: TextBudget, tokenizer, split: Split) -> TokenBlocks:
     Raises:
         StudyError: unknown corpus, or less text than the budget asks for.
     """
+    name = own_files.corpus_name(budget.corpus)
     asked = budget.calibration_blocks if split == "calibration" else budget.evaluation_blocks
     if asked < 1 or budget.block_length < 2:
         raise StudyError(f"{asked} {split} blocks of {budget.block_length} tokens: need at least 1 block of 2 tokens")
@@ -110,11 +111,11 @@ def token_blocks(budget: TextBudget, tokenizer, split: Split) -> TokenBlocks:
     blocks = [block for turn in zip_longest(*dealt) for block in turn if block is not None]
     if len(blocks) < asked:
         raise StudyError(
-            f"corpus {budget.corpus!r} gives {len(blocks)} {split} blocks of {budget.block_length} tokens "
+            f"corpus {name!r} gives {len(blocks)} {split} blocks of {budget.block_length} tokens "
             f"({sum(map(len, ids))} tokens in {len(texts)} articles), not {asked}: "
             "ask for fewer or shorter blocks, or give a corpus with more text"
         )
-    return TokenBlocks(torch.tensor(blocks[:asked], dtype=torch.long), budget.corpus, split, bos)
+    return TokenBlocks(torch.tensor(blocks[:asked], dtype=torch.long), name, split, bos)
 
 
 def packed_blocks(corpus: str, tokenizer, split: Split, length: int, count: int) -> TokenBlocks:
@@ -165,9 +166,10 @@ def _packed(corpus: str, tokenizer, split: Split, length: int, count: int) -> To
         if num >= length * count:
             break
     if num < length:
-        raise StudyError(f"corpus {corpus!r} has {num} {split} tokens: no block of {length} can be cut from it")
+        name = own_files.corpus_name(corpus)
+        raise StudyError(f"corpus {name!r} has {num} {split} tokens: no block of {length} can be cut from it")
     blocks = np.concatenate(pieces)[: num // length * length].reshape(-1, length)[:count]
-    return TokenBlocks(torch.from_numpy(blocks), corpus, split, bos)
+    return TokenBlocks(torch.from_numpy(blocks), own_files.corpus_name(corpus), split, bos)
 
 
 def _tokenizer_digest(tokenizer) -> str:
@@ -197,12 +199,15 @@ def articles(corpus: str, split: Split) -> list[str]:
             - "c4": web pages from the hub (allenai/c4, English), the first of 1024 files of its training split for
               calibration and the first of 8 of its validation split for evaluation;
             - "alpaca": instructions and answers from the hub (yahma/alpaca-cleaned), each in Alpaca's template;
-            - a .txt file (UTF-8), cut into articles of about 2000 words at empty lines, or a folder of .txt files, each
-              an article; a relative path starts at the project's root.
+            - the path of a text of the user's own (UTF-8): a .txt file, cut into articles of about 2000 words at empty
+              lines; a .jsonl file, each line an article in its field "text", or in the one that is named after a # as
+              in "reviews.jsonl#body"; a folder of .txt files, each an article. A folder that holds one of these for
+              either split, named after it (calibration.jsonl and evaluation.jsonl, calibration/ and evaluation/), is
+              split by these, and no text may be in both. A relative path starts at the project's root.
         split: "calibration" or "evaluation".
 
     Raises:
-        StudyError: unknown corpus, unreadable file, or unreachable hub.
+        StudyError: unknown corpus, a file that cannot be read or split, or unreachable hub.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
@@ -210,10 +215,15 @@ def articles(corpus: str, split: Split) -> list[str]:
         return _pg19(split)
     if corpus == "c4":
         return _c4(split)
-    titled = TITLED.get(corpus, lambda: _text_files(corpus))()
+    found = _in_turn(TITLED[corpus]()) if corpus in TITLED else own_articles(corpus)
+    return found[split]
+
+
+def _in_turn(titled: Mapping[str, str]) -> dict[Split, list[str]]:
+    """Articles by split: ranked by a hash of their title, they go to the splits in turn."""
     ranked = sorted(titled, key=_digest)
-    mine = set(ranked[SPLITS.index(split) :: 2])
-    return [text for title, text in titled.items() if title in mine]
+    mine = {split: set(ranked[place::2]) for place, split in enumerate(SPLITS)}
+    return {split: [text for title, text in titled.items() if title in mine[split]] for split in SPLITS}
 
 
 def prose(wikitext: str) -> str:
@@ -241,7 +251,6 @@ def prose(wikitext: str) -> str:
 def _wikipedia() -> dict[str, str]:
     """Title -> prose; cleaned once, then read from a file whose name holds all it depends on."""
     import bz2
-    import json
 
     import gensim
     from gensim.corpora.wikicorpus import extract_pages
@@ -320,29 +329,96 @@ def _alpaca() -> dict[str, str]:
     return {text: text for text in texts}
 
 
-def _text_files(corpus: str) -> dict[str, str]:
-    """Title -> text of the user's own files. The title of a piece of a single file is its text."""
-    path = paths.ROOT / Path(corpus).expanduser()
+def own_articles(corpus: str) -> dict[Split, list[str]]:
+    """The articles of a text of the user's own by split; see `articles`.
+
+    Raises:
+        StudyError: nothing is there, or it cannot be read or split.
+    """
+    path, field = own_files.find_text(corpus)
+    if path.is_dir() and (places := _places(path)):
+        found = {split: _own_texts(place, field) for split, place in places.items()}
+        for split, texts in found.items():
+            if not texts:
+                raise StudyError(f"{own_files.shown(places[split])} has no text in it")
+        if both := found["calibration"].keys() & found["evaluation"].keys():
+            first = min(both)
+            raise StudyError(
+                f"corpus {path.name!r}: {found['calibration'][first]} and {found['evaluation'][first]} hold the same "
+                "text, and nothing may be judged on text that blocks were chosen by: take it out of one of them"
+            )
+        return {split: list(texts) for split, texts in found.items()}
+    texts = _own_texts(path, field)
+    if len(texts) < len(SPLITS):
+        raise StudyError(
+            f"corpus {path.name!r} has {len(texts)} articles: calibration and evaluation need one each at least (a "
+            f".txt file is cut into articles of {TEXT_FILE_ARTICLE_WORDS} words at empty lines, a folder has one a "
+            ".txt file, a .jsonl file one a line)"
+        )
+    # A folder's articles are ranked by their files' names, others by their text.
+    return _in_turn({name if path.is_dir() else text: text for text, name in texts.items()})
+
+
+def _places(folder: Path) -> dict[Split, Path]:
+    """Where a folder keeps each split, as a folder or a file named after it; {} if it does not sort its texts so."""
+    found: dict[Split, Path] = {}
+    for split in SPLITS:
+        named = [folder / f"{split}{ending}" for ending in ("", *own_files.TEXT_ENDINGS)]
+        here = [path for path in named if path.exists()]
+        if len(here) > 1:
+            raise StudyError(f"corpus {folder.name!r} has both {here[0].name} and {here[1].name}: keep one of them")
+        if here:
+            found[split] = here[0]
+    if len(found) == 1:
+        (split,) = found
+        other = next(one for one in SPLITS if one != split)
+        raise StudyError(f"corpus {folder.name!r} has {found[split].name}, but no {other} beside it")
+    return found
+
+
+def _own_texts(path: Path, field: str) -> dict[str, str]:
+    """Text -> the file that it is in, and its line there; equal texts count once, those of blanks not at all."""
     if path.is_dir():
-        titled = {file.name: _read(file).strip() for file in sorted(path.glob("*.txt"))}
-        titled = {title: text for title, text in titled.items() if text}
-    elif path.is_file() and path.suffix == ".txt":
-        titled = {text: text for text in _pieces(re.split(r"\n\s*\n", _read(path)))}
+        found = [(_read(file).strip(), file.name) for file in sorted(path.glob("*.txt"))]
+        if not found:
+            raise StudyError(
+                f"{own_files.shown(path)} has no .txt files in it, nor calibration and evaluation as folders or files"
+            )
+    elif path.suffix == ".jsonl":
+        found = [(text.strip(), f"{path.name}, line {number}") for number, text in _lines(path, field)]
     else:
-        raise StudyError(
-            f"unknown corpus {corpus!r}: choose wikipedia, pg19, c4, alpaca, a .txt file or a folder of .txt files"
-        )
-    if len(titled) < len(SPLITS):
-        raise StudyError(
-            f"corpus {corpus!r} has {len(titled)} articles: calibration and evaluation need one each at least "
-            f"(a file is cut into articles of {TEXT_FILE_ARTICLE_WORDS} words at empty lines, a folder has one a file)"
-        )
-    return titled
+        found = [(text, path.name) for text in _pieces(re.split(r"\n\s*\n", _read(path)))]
+    texts: dict[str, str] = {}
+    for text, name in found:
+        if text:
+            texts.setdefault(text, name)
+    return texts
+
+
+def _lines(file: Path, field: str) -> Iterator[tuple[int, str]]:
+    """Line numbers of a .jsonl file, from 1 on, and the text in each; empty lines are passed over."""
+    for number, line in enumerate(_read(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        at = f"{own_files.shown(file)}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise StudyError(f"{at}: no JSON ({error})") from None
+        if not isinstance(row, dict) or field not in row:
+            keys = ", ".join(row) if isinstance(row, dict) else "none"
+            raise StudyError(
+                f"{at}: no field {field!r} (it has {keys}): name the field of the text, as in "
+                f'corpus = "{file.name}#{next(iter(row), "text") if isinstance(row, dict) else "text"}"'
+            )
+        if not isinstance(row[field], str):
+            raise StudyError(f"{at}: field {field!r} must be a text, not {row[field]!r:.60}")
+        yield number, row[field]
 
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")  # a byte order mark is no text
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"cannot read {file}: it must be a readable UTF-8 text file") from error
 

@@ -51,12 +51,14 @@ def check_length(blocks: TokenBlocks, budget: PromptLengths) -> None:
     length = blocks.input_ids.shape[1]
     if min(budget.prompts, budget.prompt_tokens) < 1 or budget.new_tokens < NGRAM:
         raise StudyError(
-            f"generation needs prompts of at least 1 token and {NGRAM} new tokens: raise them in the profile"
+            f"generation needs prompts of at least 1 token and {NGRAM} new tokens: raise them under "
+            "[budgets.generation] in a profile of your own"
         )
     if budget.prompt_tokens + budget.new_tokens > length:
         raise StudyError(
             f"a prompt of {budget.prompt_tokens} tokens and {budget.new_tokens} new ones are longer than a block of "
-            f"text ({length} tokens): lower prompt_tokens or new_tokens in the profile, or raise block_length"
+            f"text ({length} tokens): lower prompt_tokens or new_tokens under [budgets.generation], or raise "
+            "block_length under [text], in a profile of your own"
         )
 
 

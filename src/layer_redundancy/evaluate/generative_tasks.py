@@ -82,7 +82,7 @@ def _find(budget: TaskBudget, folder: Path | None) -> tuple[Any, dict]:
     path = manager.task_index[budget.name].yaml_path
     config = load_yaml(path, resolve_func=False) if path else {}
     if config.get("output_type") != "generate_until":
-        raise StudyError(f"task {budget.name!r} does not generate text: it is for the profile's `tasks`")
+        raise StudyError(f"task {budget.name!r} does not generate text: name it in `tasks`, not in `generative_tasks`")
     return manager, config
 
 
@@ -265,7 +265,7 @@ def evaluate(
     if identity.max_length is not None and length > identity.max_length:
         raise StudyError(
             f"task {name!r} needs {length} tokens for its longest prompt and answer, {identity.name} takes "
-            f"{identity.max_length}: lower num_fewshot in the profile"
+            f"{identity.max_length}: give it a lower num_fewshot in a profile of your own"
         )
     keys = {
         variant: Key(

@@ -7,10 +7,12 @@ counted from 0 it removes L - 1 - n, ..., L - 2.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 
+from layer_redundancy.config.checks import CorpusOrNone, Share, given
 from layer_redundancy.config.profiles import Recipe, TrainingBudget
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.store import Result
@@ -42,8 +44,8 @@ class Budget:
 
     training: TrainingBudget
     recipe: Recipe
-    fractions: tuple[float, ...]
-    evaluation_corpus: str = ""
+    fractions: Annotated[tuple[Share, ...], given()]
+    evaluation_corpus: CorpusOrNone = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from layer_redundancy.config import paper_tables
+from layer_redundancy.config.checks import Count
 from layer_redundancy.config.profiles import TaskBudget
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import StudyError
@@ -46,10 +47,10 @@ class Budget:
         tasks: generative benchmarks of lm-eval; one that runs generated code needs the notebook's leave too.
     """
 
-    prompts: int
-    prompt_tokens: int
-    new_tokens: int
-    max_removed: int
+    prompts: Count
+    prompt_tokens: Count
+    new_tokens: Count
+    max_removed: Count
     tasks: tuple[TaskBudget, ...] = ()
 
     @property

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 
 from layer_redundancy.config import paper_tables
+from layer_redundancy.config.checks import Count, Share, given
 from layer_redundancy.config.profiles import Recipe, TrainingBudget
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable
@@ -19,7 +21,6 @@ from layer_redundancy.models import surgery
 from layer_redundancy.study import Study
 from layer_redundancy.train import healing as recipes
 
-RATIO = 0.25  # share of the blocks that are removed
 REPORTED = {"lora": "lora", "qlora": "qlora", "partial": "head_last_3"}  # the paper's columns
 
 
@@ -34,17 +35,19 @@ class Budget:
         training: how much text to train on.
         recipes: the recipes that are compared.
         selection_recipe: the recipe with which selections of blocks are compared.
+        ratio: share of the blocks that is removed.
         seeds: seeds of the order of text and of new weights, for each recipe.
         random_orders: number of random selections, whose mean counts as one selection.
         loss_blocks: blocks of calibration text on which the Taylor and perplexity measures are measured.
     """
 
     training: TrainingBudget
-    recipes: tuple[Recipe, ...]
+    recipes: Annotated[tuple[Recipe, ...], given()]
     selection_recipe: Recipe
-    seeds: int = 3
-    random_orders: int = 3
-    loss_blocks: int = 8
+    ratio: Share = 0.25
+    seeds: Count = 3
+    random_orders: Count = 3
+    loss_blocks: Count = 8
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class Tuned:
 
 
 def num_removed(study: Study) -> int:
-    """Number of blocks that are removed: a quarter of all, as in the paper."""
-    return min(study.num_blocks - 1, depth_curves.at_ratio(study.num_blocks, RATIO))
+    """Number of blocks that are removed: the budget's share, by default a quarter as in the paper."""
+    return min(study.num_blocks - 1, depth_curves.at_ratio(study.num_blocks, study.profile.budget(Budget).ratio))
 
 
 def selection_recipe(study: Study) -> str:
@@ -82,7 +85,7 @@ def selection_recipe(study: Study) -> str:
 
 
 def last_blocks(study: Study) -> tuple[int, ...]:
-    """The last quarter of the blocks, the very last among them: what the paper's recipe removes."""
+    """The last blocks, the very last among them: what the paper's recipe removes."""
     return tuple(range(study.num_blocks - num_removed(study), study.num_blocks))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
+from layer_redundancy.config.checks import Whole
 from layer_redundancy.core import stats
 from layer_redundancy.core.stats import Statement
 from layer_redundancy.core.store import Result
@@ -28,7 +29,7 @@ class Budget:
         calibration_resamples: resamples of the calibration text whose removal orders are evaluated too.
     """
 
-    calibration_resamples: int = 4
+    calibration_resamples: Whole = 4
 
 
 @dataclass(frozen=True, eq=False)

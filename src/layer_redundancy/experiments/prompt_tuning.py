@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from layer_redundancy.config import paper_tables
+from layer_redundancy.config.checks import Count, Rate, Whole, at_least, given
 from layer_redundancy.config.profiles import Recipe
 from layer_redundancy.core import devices, stats
 from layer_redundancy.core.errors import StudyError
@@ -80,21 +81,21 @@ class Budget:
         repeats: number of timed runs of inference.
     """
 
-    datasets: tuple[str, ...]
-    kept: tuple[int, ...]
-    shots: int
-    test_items: int | None
-    seeds: tuple[int, ...] = (0, 1, 2)
-    epochs: tuple[int, int] = (3, 3)
-    batch: int = 16
-    prompt_rate: float = 0.03
-    weights_rate: float = 5e-5
-    rate_power: float = 0.0
-    lora_rate: float = 1e-3
-    virtual_tokens: int = 10
-    demonstrations: int = 0
-    max_words: int | None = None
-    repeats: int = 3
+    datasets: Annotated[tuple[str, ...], given()]
+    kept: Annotated[tuple[Count, ...], given()]
+    shots: Count
+    test_items: Annotated[int | None, at_least(1)]
+    seeds: Annotated[tuple[Whole, ...], given()] = (0, 1, 2)
+    epochs: tuple[Count, Count] = (3, 3)
+    batch: Count = 16
+    prompt_rate: Rate = 0.03
+    weights_rate: Rate = 5e-5
+    rate_power: Annotated[float, at_least(0)] = 0.0
+    lora_rate: Rate = 1e-3
+    virtual_tokens: Count = 10
+    demonstrations: Whole = 0
+    max_words: Annotated[int | None, at_least(1)] = None
+    repeats: Count = 3
 
     def prompts(self, dataset: str, seed: int, part: str = "test") -> PromptChoice:
         """The prompts of a run on a data set."""

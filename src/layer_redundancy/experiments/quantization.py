@@ -8,6 +8,7 @@ interaction is what pruning and quantization together cost beyond the sum of wha
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import torch
 from scipy.stats import kendalltau
 
 from layer_redundancy.config import paper_tables
+from layer_redundancy.config.checks import Bits, ModelOrNone, at_least
 from layer_redundancy.core import cache, stats, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.stats import Statement
@@ -50,12 +52,12 @@ class Budget:
         ready: a checkpoint that somebody else quantized, measured beside ours; "" for none.
     """
 
-    bits: tuple[int, ...] = (8, 4, 3)
-    rounded: tuple[int, ...] = (8, 4, 3)
-    pruned_first: tuple[int, ...] = (8, 4, 3)
-    items: int | None = None
-    max_blocks: int | None = None
-    ready: str = ""
+    bits: tuple[Bits, ...] = (8, 4, 3)
+    rounded: tuple[Bits, ...] = (8, 4, 3)
+    pruned_first: tuple[Bits, ...] = (8, 4, 3)
+    items: Annotated[int | None, at_least(1)] = None
+    max_blocks: Annotated[int | None, at_least(1)] = None
+    ready: ModelOrNone = ""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from layer_redundancy.config.checks import Count, Model
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result
@@ -39,8 +40,8 @@ class Budget:
         scale: the model without attention is measured on so many times the profile's evaluation text and items.
     """
 
-    recurrent_model: str
-    scale: int = 1
+    recurrent_model: Model
+    scale: Count = 1
 
 
 @dataclass(frozen=True, eq=False)

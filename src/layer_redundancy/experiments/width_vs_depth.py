@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 
+from layer_redundancy.config.checks import Count, at_least
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import NotApplicable
 from layer_redundancy.core.stats import Statement
@@ -36,11 +38,11 @@ class Budget:
         random_sets: number of sets of heads, drawn at random, that hold as many weights as a block.
     """
 
-    evaluation_blocks: int
-    block_length: int
-    items: int
-    block_step: int = 1
-    random_sets: int = 30
+    evaluation_blocks: Count
+    block_length: Annotated[int, at_least(2)]
+    items: Count
+    block_step: Count = 1
+    random_sets: Count = 30
 
 
 @dataclass(frozen=True, eq=False)

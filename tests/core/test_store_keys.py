@@ -206,7 +206,7 @@ def test_continuations(study):
 def test_generative_tasks(study, monkeypatch):
     monkeypatch.setattr(lm_eval, "__version__", PACKAGES)
     task = generative_tasks.GenerativeTask(
-        TaskBudget("sums", limit=8, num_fewshot=2), None, (0,), "prompts", "a", 4, runs_code=False, seed=0
+        "sums", TaskBudget("sums", limit=8, num_fewshot=2), None, (0,), "prompts", "a", 4, runs_code=False, seed=0
     )
 
     def tokenizer(text):

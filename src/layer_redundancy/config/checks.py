@@ -54,6 +54,11 @@ def above(least: float) -> Check:
     return Check(lambda value: value > least, f"above {least}")
 
 
+def between(low: float, high: float) -> Check:
+    """Numbers between two that are themselves left out."""
+    return Check(lambda value: low < value < high, f"above {low} and below {high}")
+
+
 def one_of(*choices: Any) -> Check:
     """One of a few values."""
     return Check(lambda value: value in choices, f"one of {', '.join(map(str, choices))}")
@@ -67,7 +72,7 @@ def given() -> Check:
 Count = Annotated[int, at_least(1)]
 Whole = Annotated[int, at_least(0)]
 Rate = Annotated[float, above(0)]
-Share = Annotated[float, Check(lambda value: 0 < value < 1, "above 0 and below 1")]
+Share = Annotated[float, between(0, 1)]
 Bits = Annotated[int, one_of(8, 4, 3)]  # those of `models.quantize`
 Corpus = Annotated[str, Found(own_files.corpus), given()]
 CorpusOrNone = Annotated[str, Found(own_files.corpus)]  # "" for another one that the field's description names

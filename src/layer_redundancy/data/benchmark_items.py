@@ -1,7 +1,7 @@
 """Benchmark items as scoring requests. lm-eval owns the tasks, the prompts, the tokenisation and the metrics.
 
-Tasks are those of data/tasks/*.yaml and lm-eval's own. The data of four is built in `own_tasks` and needs no hub; the
-paper's benchmarks (shortgpt_*) are in `paper_benchmarks`.
+Tasks are those of data/tasks/*.yaml, lm-eval's own, and files of the user's (`task_files`). The data of four is built
+in `own_tasks` and needs no hub; the paper's benchmarks (shortgpt_*) are in `paper_benchmarks`.
 """
 
 import difflib
@@ -10,7 +10,7 @@ import json
 import logging
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,11 @@ from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from layer_redundancy.config import sources
+from layer_redundancy.config import own_files, sources
 from layer_redundancy.config.profiles import TaskBudget
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.data import hub, tokens
+from layer_redundancy.data import hub, task_files, tokens
 
 # `metadata: {scoring: mean_cross_entropy}` in a task's YAML: the choice of the lowest mean cross-entropy a token wins,
 # not that of the highest sum of log-probabilities. OpenCompass scores its "PPL" benchmarks so.
@@ -80,12 +80,13 @@ class TaskItems:
     """The items of a benchmark as requests for one tokenizer.
 
     Attributes:
-        name: the benchmark's name in the budget.
+        name: the benchmark's name.
         num_fewshot: worked examples in each prompt.
         items: the items in their order.
         requests: the requests of item 0 first, then those of item 1, and so on.
         metric_names: columns of `metrics` that the task defines.
         total: items that the task has, of which these may be a part.
+        definition: digest of the definition of a task of the user's own; "" for any other.
     """
 
     name: str
@@ -94,6 +95,7 @@ class TaskItems:
     requests: tuple[Request, ...]
     metric_names: tuple[str, ...]
     total: int = 0
+    definition: str = ""
 
     @property
     def num_items(self) -> int:
@@ -116,12 +118,16 @@ class TaskItems:
     def fingerprint(self) -> str:
         """sha256 (hex) of all token ids and of all that decides the metrics of given log-likelihoods."""
         content = [lm_eval.__version__, self.name, self.num_fewshot, self.metric_names]
+        if self.definition:
+            content.append(self.definition)
         for item in self.items:
             content.append([item.task.task_name, str(item.task.VERSION), item.task.OUTPUT_TYPE, item.doc_id, item.gold])
             if item.num_choices > 1:
                 content.append(item.task.doc_to_choice(item.doc))  # acc_norm divides by their lengths
             if item.scoring:
                 content.append(item.scoring)
+            if self.definition:
+                content.append(str(item.task.doc_to_target(item.doc)))
         digest = hashlib.sha256(json.dumps(content).encode())
         for r in self.requests:
             lengths = [r.doc, r.choice, len(r.context_ids), len(r.continuation_ids)]
@@ -162,7 +168,13 @@ class TaskItems:
         return pd.DataFrame(rows)
 
 
-def load(budget: TaskBudget, tokenizer, seed: int = 0, max_length: int | None = None) -> TaskItems:
+def load(
+    budget: TaskBudget,
+    tokenizer,
+    seed: int = 0,
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
+) -> TaskItems:
     """The items of a benchmark, tokenised as lm-eval's HFLM does it.
 
     Args:
@@ -172,15 +184,19 @@ def load(budget: TaskBudget, tokenizer, seed: int = 0, max_length: int | None = 
         tokenizer: a transformers tokenizer.
         seed: seed of the shuffle, and of few-shot examples where a task draws them.
         max_length: longest input of the model; longer contexts lose tokens on the left, as with HFLM.
+        trust_remote_code: run code that comes with a task of the user's own.
 
     Raises:
-        StudyError: unknown task or scoring, a task that is not judged by log-likelihoods, unreachable data, numbers
-            that do not fit the task, or an answer without tokens or without anything before it.
+        StudyError: unknown task or scoring, a task of the user's own that runs code without leave, a task that is not
+            judged by log-likelihoods, unreachable data, numbers that do not fit the task, or an answer without tokens
+            or without anything before it.
     """
     if budget.limit is not None and budget.limit < 1:
         raise StudyError(f"limit {budget.limit} of task {budget.name!r}: it must be at least 1, or None for all items")
-    with quiet():
-        leaves = _leaves(budget, seed)
+    own = task_files.read(budget.name) if own_files.is_own_task(budget.name) else None
+    name = own.name if own else budget.name
+    with quiet(), data_errors(budget.name) if own else nullcontext():
+        leaves = _leaves(budget, seed, trust_remote_code)
         docs = [task.eval_docs for task in leaves]  # once: the property may process all documents at every call
         places = [(leaf, doc_id) for leaf in range(len(leaves)) for doc_id in range(len(docs[leaf]))]
         random.Random(seed).shuffle(places)
@@ -199,24 +215,25 @@ def load(budget: TaskBudget, tokenizer, seed: int = 0, max_length: int | None = 
         try:
             encoded = encoder.loglikelihood(instances, disable_tqdm=True)
         except StudyError as error:
-            raise StudyError(f"task {budget.name!r}: {error}") from error
+            raise StudyError(f"task {name!r}: {error}") from error
         for choice, (context, continuation) in enumerate(encoded):
             if max_length is not None:
                 if len(continuation) > max_length:
                     raise StudyError(
-                        f"task {budget.name!r} has a continuation of {len(continuation)} tokens, longer than the "
+                        f"task {name!r} has a continuation of {len(continuation)} tokens, longer than the "
                         f"model's {max_length}: use a task with shorter answers"
                     )
                 context = context[-(max_length + 1 - len(continuation)) :]  # the model never reads the last token
             context = contexts.setdefault(tuple(context), tuple(context))
             requests.append(Request(context, tuple(continuation), position, choice))
     return TaskItems(
-        name=budget.name,
+        name=name,
         num_fewshot=max(task.config.num_fewshot for task in leaves),
         items=tuple(items),
         requests=tuple(requests),
         metric_names=tuple(dict.fromkeys(name for task in leaves for name in task.aggregation())),
         total=total,
+        definition=own.digest if own else "",
     )
 
 
@@ -282,18 +299,22 @@ class _Encoder(HFLM):
         return [(context, continuation) for _, context, continuation in requests]
 
 
-def _leaves(budget: TaskBudget, seed: int) -> list[Task]:
+def _leaves(budget: TaskBudget, seed: int, trust_remote_code: bool = False) -> list[Task]:
     """The tasks behind a name (several for a group or tag), ready to build prompts."""
-    own = TaskManager(include_path=str(paths.TASKS), include_defaults=False).all_tasks
-    manager = task_manager(budget.name)
-    if budget.name not in manager.all_tasks:
-        near = difflib.get_close_matches(budget.name, manager.all_tasks, n=3)
-        raise StudyError(
-            f"unknown task {budget.name!r}: choose {', '.join(own)}, or a task that lm-eval ships"
-            + (f" (did you mean {' or '.join(near)}?)" if near else "")
-        )
+    if own_files.is_own_task(budget.name):
+        own = task_files.read(budget.name)
+        name, manager = own.name, task_files.manager(own, trust_remote_code)
+    else:
+        name, manager = budget.name, task_manager(budget.name)
+        if name not in manager.all_tasks:
+            ours = TaskManager(include_path=str(paths.TASKS), include_defaults=False).all_tasks
+            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            raise StudyError(
+                f"unknown task {name!r}: choose {', '.join(ours)}, a task that lm-eval ships, or a .yaml file"
+                + (f" (did you mean {' or '.join(near)}?)" if near else "")
+            )
     with data_errors(budget.name):
-        leaves = list(manager.load([budget.name])["tasks"].values())
+        leaves = list(manager.load([name])["tasks"].values())
     for task in leaves:
         if task.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood"):
             raise StudyError(
@@ -342,6 +363,9 @@ def data_errors(name: str) -> Iterator[None]:
         if (line := hub.one_line(error, what)) is not None:
             raise StudyError(line) from error
         reason = str(error).strip().splitlines() or [""]
+        if own_files.is_own_task(name):
+            what = f"{own_files.shown(Path(name))} cannot be loaded ({type(error).__name__}: {reason[0]})"
+            raise StudyError(f"{what}: check its definition and its data") from error
         raise StudyError(
             f"cannot load the data of task {name!r} ({type(error).__name__}: {reason[0]}): check the network and "
             "HF_HUB_OFFLINE, or use the embedded profile, whose tasks need no hub"

@@ -10,7 +10,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,14 @@ from lm_eval.models.huggingface import HFLM
 from torch import nn
 from tqdm import tqdm
 
+from layer_redundancy.config import own_files
 from layer_redundancy.config.profiles import TaskBudget
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.core.variants import name as variant_name
-from layer_redundancy.data import benchmark_items, tokens
+from layer_redundancy.data import benchmark_items, task_files, tokens
 from layer_redundancy.evaluate import plain_forwards
 from layer_redundancy.evaluate.generate import caching
 from layer_redundancy.models import checks, rotary, throughput
@@ -45,7 +46,8 @@ class GenerativeTask:
     """A generate_until task of lm-eval and the items of it that are used.
 
     Attributes:
-        budget: the task's name, number of items and worked examples.
+        name: the task's name.
+        budget: the task's name or file, number of items and worked examples.
         manager: lm-eval's task manager, which finds the task again.
         chosen: positions of the items in lm-eval's order, ascending.
         fingerprint: sha256 (hex) of prompts, targets, stop sequences, metrics and filters.
@@ -55,6 +57,7 @@ class GenerativeTask:
         seed: seed of the worked examples, where the task draws them.
     """
 
+    name: str
     budget: TaskBudget
     manager: Any
     chosen: tuple[int, ...]
@@ -65,42 +68,51 @@ class GenerativeTask:
     seed: int
 
 
-def _find(budget: TaskBudget, folder: Path | None) -> tuple[Any, dict]:
-    """lm-eval's manager that knows the task, and the task's definition as it is written, its functions not looked up.
+def _find(budget: TaskBudget, folder: Path | None, trust_remote_code: bool = False) -> tuple[Any, str, dict]:
+    """lm-eval's manager that knows the task, its name there, and its definition as it is written, its functions not
+    looked up.
 
     HumanEval's functions run a sample program when they are looked up.
     """
-    from lm_eval.tasks._yaml_loader import load_yaml
+    if own_files.is_own_task(budget.name):
+        own = task_files.read(budget.name)
+        manager, name, config = task_files.manager(own, trust_remote_code), own.name, own.config
+    else:
+        from lm_eval.tasks._yaml_loader import load_yaml
 
-    manager = benchmark_items.task_manager(budget.name, folder)
-    if budget.name not in manager.all_subtasks:
-        near = difflib.get_close_matches(budget.name, manager.all_subtasks, n=3)
-        raise StudyError(
-            f"unknown generative task {budget.name!r}: name a single task of lm-eval"
-            + (f" (did you mean {' or '.join(near)}?)" if near else "")
-        )
-    path = manager.task_index[budget.name].yaml_path
-    config = load_yaml(path, resolve_func=False) if path else {}
+        manager, name = benchmark_items.task_manager(budget.name, folder), budget.name
+        if name not in manager.all_subtasks:
+            near = difflib.get_close_matches(name, manager.all_subtasks, n=3)
+            raise StudyError(
+                f"unknown generative task {name!r}: name a single task of lm-eval, or a .yaml file"
+                + (f" (did you mean {' or '.join(near)}?)" if near else "")
+            )
+        path = manager.task_index[name].yaml_path
+        config = load_yaml(path, resolve_func=False) if path else {}
     if config.get("output_type") != "generate_until":
-        raise StudyError(f"task {budget.name!r} does not generate text: name it in `tasks`, not in `generative_tasks`")
-    return manager, config
+        raise StudyError(f"task {name!r} does not generate text: name it in `tasks`, not in `generative_tasks`")
+    return manager, name, config
 
 
-def runs_code(budget: TaskBudget, folder: Path | None = None) -> bool:
+def runs_code(budget: TaskBudget, folder: Path | None = None, trust_remote_code: bool = False) -> bool:
     """Whether a generative task runs what the model wrote, found without loading it. Errors as for `load`."""
-    return _find(budget, folder)[1].get("unsafe_code", False) is not False
+    return _find(budget, folder, trust_remote_code)[2].get("unsafe_code", False) is not False
 
 
-def _refuse_code(budget: TaskBudget, run_generated_code: bool) -> None:
+def _refuse_code(name: str, run_generated_code: bool) -> None:
     if not run_generated_code:
         raise StudyError(
-            f"task {budget.name!r} runs the programs that the model writes, on this computer: set "
+            f"task {name!r} runs the programs that the model writes, on this computer: set "
             "run_generated_code=True to allow that, best in a container without network"
         )
 
 
 def load(
-    budget: TaskBudget, seed: int = 0, run_generated_code: bool = False, folder: Path | None = None
+    budget: TaskBudget,
+    seed: int = 0,
+    run_generated_code: bool = False,
+    folder: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> GenerativeTask:
     """Looks a generative task up, and builds its prompts once to know what they are.
 
@@ -109,17 +121,20 @@ def load(
         seed: seed of the shuffle, and of the worked examples where the task draws them.
         run_generated_code: let tasks such as HumanEval run what the model wrote on this computer, without a sandbox.
         folder: task definitions beside lm-eval's own; data/tasks if not given.
+        trust_remote_code: run code that comes with a task of the user's own.
 
     Raises:
-        StudyError: unknown task, one that generates nothing, data out of reach, or a task that runs generated code and
-            no leave to do so; this error comes before anything of the task is loaded.
+        StudyError: unknown task, one of the user's own that runs code without leave, one that generates nothing, data
+            out of reach, or a task that runs generated code and no leave to do so; this error comes before anything of
+            the task is loaded.
     """
-    manager, config = _find(budget, folder)
+    manager, name, config = _find(budget, folder, trust_remote_code)
     if code := config.get("unsafe_code", False) is not False:
-        _refuse_code(budget, run_generated_code)
-    with benchmark_items.quiet(), _code_allowed(code):
+        _refuse_code(name, run_generated_code)
+    own = benchmark_items.data_errors(budget.name) if own_files.is_own_task(budget.name) else nullcontext()
+    with benchmark_items.quiet(), _code_allowed(code), own:
         with benchmark_items.data_errors(budget.name):
-            task = manager.load([budget.name])["tasks"][budget.name]
+            task = manager.load([name])["tasks"][name]
             if budget.num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config("num_fewshot", budget.num_fewshot)
             task.set_fewshot_seed(seed)
@@ -138,8 +153,11 @@ def load(
             "filters": str(config.get("filter_list")),
             "version": str(task.VERSION),
         }
+        if own_files.is_own_task(budget.name):
+            content["definition"] = task_files.read(budget.name).digest
     text = json.dumps(content, sort_keys=True, default=str)
     return GenerativeTask(
+        name=name,
         budget=budget,
         manager=manager,
         chosen=chosen,
@@ -255,8 +273,8 @@ def evaluate(
     import lm_eval
 
     if task.runs_code:
-        _refuse_code(task.budget, run_generated_code)
-    name, shots = task.budget.name, task.budget.num_fewshot
+        _refuse_code(task.name, run_generated_code)
+    name, shots = task.name, task.budget.num_fewshot
     settings = {"num_fewshot": shots, "lm_eval": lm_eval.__version__}
     if (bare := tokens.without_end(tokenizer)) is not tokenizer:
         # Answers of VERSION 1 are wrong for such a tokenizer, and only for it: they follow the end of a text.
@@ -308,7 +326,7 @@ def _evaluated(task: GenerativeTask, answers: _Answers, run_generated_code: bool
     """lm-eval's log of the task's items, an entry for each item and filter."""
     import lm_eval
 
-    name = task.budget.name
+    name = task.name
     evaluated = lm_eval.simple_evaluate(
         answers,
         tasks=[name],
@@ -338,9 +356,7 @@ def _scores(task: GenerativeTask, samples: Sequence[Mapping[str, Any]]) -> Resul
                 scores.setdefault(label, {})[sample["doc_id"]] = float(value)
     arrays = {label: np.array([of[i] for i in sorted(of)]) for label, of in scores.items() if len(of) == items}
     if not arrays:
-        raise StudyError(
-            f"task {task.budget.name!r} has no metric that is a number for each item: it cannot be compared"
-        )
+        raise StudyError(f"task {task.name!r} has no metric that is a number for each item: it cannot be compared")
     summary = {label: float(values.mean()) for label, values in arrays.items()}
     return Result(summary | {"items": items, "num_fewshot": task.budget.num_fewshot}, arrays)
 

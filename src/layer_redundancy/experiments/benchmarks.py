@@ -5,18 +5,21 @@ Scores are kept item by item, benchmark -> method -> (N,) in 0..1, the same N it
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 
 from layer_redundancy.config import paper_tables
+from layer_redundancy.config.checks import between
 from layer_redundancy.config.profiles import TaskBudget
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
+from layer_redundancy.data import task_files
 from layer_redundancy.evaluate import generative_tasks
 from layer_redundancy.evaluate.scoring import ChoiceTask
-from layer_redundancy.experiments import result_tables
+from layer_redundancy.experiments import depth_curves, result_tables
 from layer_redundancy.study import Study
 
 Scores = Mapping[str, Mapping[str, np.ndarray]]
@@ -33,10 +36,12 @@ class Budget:
     Attributes:
         tasks: multiple-choice benchmarks of table 1.
         generative_tasks: benchmarks whose answers are generated.
+        ratio: share of the blocks that is removed; None ("auto") for the paper's number of blocks.
     """
 
     tasks: tuple[TaskBudget, ...]
     generative_tasks: tuple[TaskBudget, ...] = ()
+    ratio: Annotated[float | None, between(0, 1)] = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +86,7 @@ def measure(study: Study, limit: int | None = None) -> Measured:
     chosen, written = budget.tasks, budget.generative_tasks
     if limit is not None:
         chosen, written = (tuple(replace(one, limit=limit) for one in of) for of in (chosen, written))
-    count = num_removed(study.identity.name, num)
+    count = num_removed(study.identity.name, num, budget.ratio)
     methods = {
         "Dense": study.dense,
         "ShortGPT": variants.without(num, study.order("block_influence")[:count]),
@@ -89,7 +94,7 @@ def measure(study: Study, limit: int | None = None) -> Measured:
     }
     tasks = [study.inputs.task(one) for one in chosen]
     results = study.sweep(list(methods.values()), tasks)
-    generated = {one.name: study.generative_task(one, list(methods.values())) for one in written}
+    generated = {task_files.task_name(one.name): study.generative_task(one, list(methods.values())) for one in written}
     return Measured(methods, count, tasks, results, generated)
 
 
@@ -100,15 +105,16 @@ def note(study: Study, found: Measured, limit: int | None = None) -> str:
     return text + (f". A quick look: {limit} items a benchmark" if limit else "")
 
 
-def num_removed(model: str, num_blocks: int) -> int:
-    """Blocks removed for table 1: as many as the paper removes of the same model, else 9 of 32 as of its 7B models.
+def num_removed(model: str, num_blocks: int, ratio: float | None = None) -> int:
+    """Blocks removed for table 1: as many as the paper removes of the same model, else 9 of 32 as of its 7B models; or
+    the share that is given.
 
     A model under a known name that has another number of blocks is another model.
     """
     reported = paper_tables.removed_blocks(model, num_blocks)
-    if reported:
+    if reported and ratio is None:
         return len(reported)
-    return min(num_blocks - 1, max(1, round(num_blocks * 9 / 32)))
+    return min(num_blocks - 1, depth_curves.at_ratio(num_blocks, 9 / 32 if ratio is None else ratio))
 
 
 def scores(results: Mapping[str, Mapping[Variant, Result]], methods: Mapping[str, Variant]) -> dict[str, dict]:

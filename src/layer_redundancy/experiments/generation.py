@@ -28,6 +28,7 @@ from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
+from layer_redundancy.data import task_files
 from layer_redundancy.evaluate import generate, generative_tasks
 from layer_redundancy.evaluate.generate import PromptLengths
 from layer_redundancy.experiments import result_tables
@@ -111,10 +112,11 @@ def measure(study: Study, run_generated_code: bool = False) -> Measured:
     continuations = study.continuations(list(removals.values()), budget.lengths)
     generated = {}
     for task in budget.tasks:
-        if generative_tasks.runs_code(task) and not run_generated_code:
-            print(f"{task.name} left out: set run_generated_code = True to let it run what the model writes")
+        name = task_files.task_name(task.name)
+        if not run_generated_code and generative_tasks.runs_code(task, trust_remote_code=study.profile.trust_tasks):
+            print(f"{name} left out: it runs what the model writes, which run_generated_code=True allows")
             continue
-        generated[task.name] = study.generative_task(task, list(removals.values()), run_generated_code)
+        generated[name] = study.generative_task(task, list(removals.values()), run_generated_code)
     if not budget.tasks:
         print(f"the {study.profile.name} profile has no generative benchmark: agreement stands in for one")
     deepest = max(removals)

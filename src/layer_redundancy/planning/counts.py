@@ -20,7 +20,13 @@ def revision(profile: Profile, model: str) -> str | None:
     return profile.revision if model == profile.model else sources.pinned(model)
 
 
-def count(budget: TaskBudget, tokenizer: Any, seed: int = 0, max_length: int | None = None) -> Amount:
+def count(
+    budget: TaskBudget,
+    tokenizer: Any,
+    seed: int = 0,
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
+) -> Amount:
     """What a benchmark puts through a model with this tokenizer, counted on SAMPLE items and scaled to all.
 
     Prefixes that items have in common are scaled by what the second half of the sample added to those of the first.
@@ -29,7 +35,7 @@ def count(budget: TaskBudget, tokenizer: Any, seed: int = 0, max_length: int | N
     from layer_redundancy.evaluate.batches import arrange
     from layer_redundancy.evaluate.scoring import ChoiceTask
 
-    items = benchmark_items.load(replace(budget, limit=SAMPLE), tokenizer, seed, max_length)
+    items = benchmark_items.load(replace(budget, limit=SAMPLE), tokenizer, seed, max_length, trust_remote_code)
     halves = items.parts(max(1, items.num_items // 2))
     few, all_of_it = (
         _counted(arrange(ChoiceTask(part).sequences, Sharing(prefixes=True))) for part in (halves[0], items)
@@ -41,6 +47,16 @@ def count(budget: TaskBudget, tokenizer: Any, seed: int = 0, max_length: int | N
     shared = min(scale * tokens, scale * tails + prefixes)
     counted = map(round, (scale * sequences, scale * tokens, shared, scale * scored))
     return Amount(items.total, *counted, groups=round(groups))
+
+
+def count_written(budget: TaskBudget, tokenizer: Any, seed: int = 0, trust_remote_code: bool = False) -> Amount:
+    """The most that a task whose answers are generated puts through a model: as if each prompt were the longest."""
+    from layer_redundancy.evaluate import generative_tasks
+
+    task = generative_tasks.load(replace(budget, limit=None), seed, trust_remote_code=trust_remote_code)
+    items = len(task.chosen)
+    tokens = items * len(tokenizer(task.longest).input_ids)
+    return Amount(items, items, tokens, tokens, 0, task.max_new_tokens)
 
 
 def _counted(work: Any) -> tuple[int, int, int, int, int, int]:

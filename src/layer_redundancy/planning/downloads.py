@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from layer_redundancy.config import profiles, sources
+from layer_redundancy.config import own_files, profiles, sources
 from layer_redundancy.config.profiles import Profile, TaskBudget
 from layer_redundancy.config.sources import Amount
 from layer_redundancy.core.errors import StudyError
@@ -88,13 +88,31 @@ def on_hub(model: str) -> bool:
     return not named and not Path(model).expanduser().exists()
 
 
-def downloads(profile: Profile) -> list[Download]:
+def own_texts(needed: Mapping[str, Needs]) -> list[str]:
+    """A line on each text of the user's own: how many articles it has for either split.
+
+    Raises:
+        StudyError: one that is not there, or cannot be read or split.
+    """
+    lines = []
+    for name in dict.fromkeys(c for one in needed.values() for c in one.corpora if c not in own_files.CORPORA):
+        found = corpora.own_articles(name)
+        shares = ", ".join(f"{len(articles)} articles for {split}" for split, articles in found.items())
+        lines.append(f"{own_files.corpus_name(name)}: {shares}")
+    return lines
+
+
+def downloads(profile: Profile, needed: Mapping[str, Needs] | None = None) -> list[Download]:
     """What a profile takes from elsewhere, models first.
 
     Sizes are the hub's where it answers, else those of `sources`.
+
+    Args:
+        profile: the profile.
+        needed: from `needs`, if that is known.
     """
     found = []
-    needed = needs(profile)
+    needed = needs(profile) if needed is None else needed
     for model in filter(on_hub, needed):
         source = sources.MODELS.get(model)
         size, pin = _asked_size(model, counts.revision(profile, model)), counts.revision(profile, model)
@@ -232,11 +250,14 @@ def main(
     profile: Annotated[str, typer.Argument(help="paper, or another profile")] = "paper",
     model: Annotated[str, typer.Option(help="hub id of a model of your own")] = "",
     revision: Annotated[str, typer.Option(help="its revision")] = "",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run code of the model and of tasks")
+    ] = False,
     only_count: Annotated[bool, typer.Option("--count", help="only count the tokens of what is there")] = False,
 ) -> None:
     """Downloads all that a profile needs, once."""
     try:
-        chosen = profiles.get(profile, model=model, revision=revision)
+        chosen = profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code)
         if only_count:
             count_all(chosen)
             return

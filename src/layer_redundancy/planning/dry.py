@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from layer_redundancy.config import profiles
+from layer_redundancy.config import own_files, profiles
 from layer_redundancy.config.profiles import Profile, TaskBudget, TextBudget
 from layer_redundancy.config.sources import Amount
 from layer_redundancy.core import paths, variants
 from layer_redundancy.core.errors import DoesNotFit, StudyError
 from layer_redundancy.core.store import Key, Result
 from layer_redundancy.core.variants import Variant
-from layer_redundancy.data import classification_sets
+from layer_redundancy.data import classification_sets, task_files
 from layer_redundancy.data.classification_sets import PromptChoice
 from layer_redundancy.data.corpora import Split, TokenBlocks
 from layer_redundancy.evaluate import sweep
@@ -176,12 +176,12 @@ class DryInputs(Inputs):
         return None
 
     def _token_blocks(self, budget: TextBudget, split: Split) -> TokenBlocks:
-        self.needs.corpora[budget.corpus] = None
+        self.needs.corpora[own_files.corpus(budget.corpus)] = None  # raises StudyError if it is not there
         blocks = budget.calibration_blocks if split == "calibration" else budget.evaluation_blocks
         return dry_text(budget.corpus, split, blocks, budget.block_length)
 
     def _packed_blocks(self, corpus: str, split: Split, length: int, count: int) -> TokenBlocks:
-        self.needs.corpora[corpus] = None
+        self.needs.corpora[own_files.corpus(corpus)] = None
         return dry_text(corpus, split, count, length)
 
     def amount(self, budget: TaskBudget) -> Amount:
@@ -193,7 +193,7 @@ class DryInputs(Inputs):
 
     def _task(self, budget: TaskBudget) -> ChoiceTask:
         self.needs.tasks[budget] = None
-        return ChoiceTask(DryItems(budget.name, budget.num_fewshot, self.amount(budget)))
+        return ChoiceTask(DryItems(task_files.task_name(budget.name), budget.num_fewshot, self.amount(budget)))
 
     def _prompts_to_classify(self, choice: PromptChoice) -> DryPrompts:
         labels = len(classification_sets.SOURCES[choice.dataset].labels)

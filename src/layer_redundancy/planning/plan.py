@@ -306,14 +306,20 @@ def main(
     model: Annotated[str, typer.Option(help="a model of your own")] = "",
     revision: Annotated[str, typer.Option(help="its revision")] = "",
     notebooks: Annotated[str, typer.Option(help="only these, by number")] = "",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run code of the model and of tasks")
+    ] = False,
     alone: Annotated[bool, typer.Option("--alone", help="as if no other notebook had been run before")] = False,
 ) -> None:
     """Prints what a run of a profile takes, before anything starts."""
     try:
-        chosen = profiles.get(profile, model=model, revision=revision)
+        chosen = profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code)
         numbers = [registry.by_number(n).number for n in notebooks.split()] or list(registry.numbers())
         start = time.perf_counter()
-        found = downloads.downloads(chosen)
+        needed = downloads.needs(chosen)
+        found = downloads.downloads(chosen, needed)
+        if texts := downloads.own_texts(needed):
+            print("texts of your own:", *(f"  {line}" for line in texts), sep="\n")
         if found:
             print("downloads:", *report_downloads(found), sep="\n")
         planned = list(rows(chosen, numbers, lambda text: print(text, file=sys.stderr), alone))

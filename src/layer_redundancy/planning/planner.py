@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from layer_redundancy.config import profiles, sources
+from layer_redundancy.config import own_files, profiles, sources
 from layer_redundancy.config.profiles import Profile, TaskBudget
 from layer_redundancy.config.sources import Amount
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
-from layer_redundancy.data import hub
+from layer_redundancy.data import hub, task_files
 from layer_redundancy.evaluate.amounts import Training
 from layer_redundancy.experiments import registry
 from layer_redundancy.models import architectures, checkpoints, loading
@@ -120,4 +120,8 @@ def keeps_prefixes(config: Any) -> bool:
 def count_here(profile: Profile, model: str, budget: TaskBudget) -> Amount:
     """What a benchmark that needs no hub puts through a model, counted now."""
     identity = checkpoints.identify(replace(profile, model=model, revision=counts.revision(profile, model)))
-    return counts.count(budget, loading.load_tokenizer(identity), profile.seed, identity.max_length)
+    tokenizer = loading.load_tokenizer(identity)
+    own = task_files.read(budget.name).config if own_files.is_own_task(budget.name) else {}
+    if own.get("output_type") == "generate_until":
+        return counts.count_written(budget, tokenizer, profile.seed, profile.trust_tasks)
+    return counts.count(budget, tokenizer, profile.seed, identity.max_length, profile.trust_tasks)

@@ -7,11 +7,12 @@
 .DELETE_ON_ERROR:
 
 ##@ Variables
-PROFILE = embedded## what to run: embedded (laptop, no hub), smoke (seconds), paper (one 80 GB GPU)
+PROFILE = embedded## what to run: embedded (laptop, no hub), smoke (seconds), paper (one 80 GB GPU), or your own file
 DEVICE =## cpu, cuda or auto (a GPU where there is one) instead of the profile's
 MODEL =## hub id or local folder to study instead of the profile's model
 REVISION =## hub revision of MODEL
-TRUST_REMOTE_CODE =## yes: run code that comes with MODEL
+TRUST_REMOTE_CODE =## yes: run code that comes with MODEL, or with a task of your own
+PARAMS =## values for the notebooks' own parameters: "limit=20 export_to='a folder'"
 NOTEBOOKS =## only these, by number or name: "01 02"; all if empty
 VENV = .venv## where the environment lies; empty: use (and install into) the Python that is active, e.g. conda's
 PYTHON =## Python 3.11 to 3.13 to build the environment with; the first one found if empty
@@ -68,24 +69,33 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export LAYER_REDUNDANCY_DEVICE := $(DEVICE)
 
 # The embedded model and its texts come from packages: looking for news on a hub would only need a network.
-OFFLINE := $(if $(MODEL)$(filter paper,$(PROFILE)),,HF_HUB_OFFLINE=1)
+OFFLINE := $(if $(MODEL)$(filter-out smoke embedded,$(PROFILE)),,HF_HUB_OFFLINE=1)
+
+# A text as one word of the shell, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
+TRUST := $(if $(filter yes,$(TRUST_REMOTE_CODE)),--trust-remote-code)
+OF_MODEL = --model $(call quoted,$(MODEL)) --revision $(call quoted,$(REVISION)) $(TRUST)
 
 figures: ## execute the notebooks; their figures and tables go to figures/<PROFILE>/
 
-# Everything below needs to know the folder of the run, so it is asked for (and PROFILE, MODEL and NOTEBOOKS are
+# Everything below needs to know the folder of the run, so it is asked for (and PROFILE, MODEL, PARAMS and NOTEBOOKS are
 # checked) only for goals that run notebooks, before a minute is spent on setup.
 ifneq ($(filter figures data/runs/%,$(MAKECMDGOALS)),)
-
-# The profiles need nothing but the standard library, so any Python can be asked.
-ask = $(if $(usable),$(PY),$(if $(VENV),$(builder),python)) -m layer_redundancy.config.run_folder
-ANSWER := $(shell PYTHONPATH=src $(ask) '$(PROFILE)' '$(MODEL)' '$(REVISION)' 2>&1)
-FOLDER := $(patsubst folder=%,%,$(filter folder=%,$(ANSWER)))
-$(if $(FOLDER),,$(error $(ANSWER)))
 
 ALL := $(sort $(basename $(notdir $(wildcard notebooks/[0-9]*.ipynb))))
 $(if $(ALL),,$(error no notebooks in notebooks/))
 pick = $(or $(filter $(1) $(1)_% 0$(1)_%,$(ALL)),$(error no notebook "$(1)": choose from $(ALL)))
 CHOSEN := $(if $(NOTEBOOKS),$(foreach name,$(NOTEBOOKS),$(call pick,$(basename $(notdir $(name))))),$(ALL))
+
+# The profiles need nothing but the standard library, so any Python can be asked.
+ask = $(if $(usable),$(PY),$(if $(VENV),$(builder),python)) -m layer_redundancy.config.run_folder
+ANSWER := $(shell PYTHONPATH=src $(ask) $(call quoted,$(PROFILE)) $(call quoted,$(MODEL)) $(call quoted,$(REVISION)) \
+  $(call quoted,$(value PARAMS)) $(CHOSEN) 2>&1)
+FOLDER := $(patsubst folder=%,%,$(filter folder=%,$(ANSWER)))
+$(if $(FOLDER),,$(error $(ANSWER)))
+# The parameters that a notebook is given: all of them, if it has one of them.
+TAKES := $(patsubst takes=%,%,$(filter takes=%,$(ANSWER)))
+given = $(if $(filter $(1),$(TAKES)),$(value PARAMS))
 
 RUNS := $(CHOSEN:%=data/runs/$(FOLDER)/%.ipynb)
 SETTINGS := data/runs/$(FOLDER)/.settings
@@ -97,25 +107,31 @@ REDRAW := $(if $(wildcard figures/$(FOLDER)/*),,FORCE)
 FURTHER := $(patsubst further=%,%,$(filter further=%,$(ANSWER)))
 comma := ,
 model_of = $(firstword $(subst :, ,$(1)))
-own = $(filter $(foreach name,$(CHOSEN),$(firstword $(subst _, ,$(name)))),$(subst $(comma), ,$(lastword $(subst :, ,$(1)))))
+numbers = $(foreach name,$(1),$(firstword $(subst _, ,$(name))))
+own = $(filter $(call numbers,$(CHOSEN)),$(subst $(comma), ,$(lastword $(subst :, ,$(1)))))
 
 figures: $(RUNS)
 	@echo "Figures and tables: figures/$(FOLDER)/   executed notebooks: data/runs/$(FOLDER)/"
-	@$(foreach further,$(FURTHER),$(if $(call own,$(further)),$(MAKE) --no-print-directory figures PROFILE=$(PROFILE) \
-	  MODEL='$(call model_of,$(further))' NOTEBOOKS='$(call own,$(further))' && ))true
+	@$(foreach further,$(FURTHER),$(if $(call own,$(further)),$(MAKE) --no-print-directory figures PROFILE=$(call quoted,$(PROFILE)) \
+	  MODEL='$(call model_of,$(further))' NOTEBOOKS='$(call own,$(further))' \
+  $(if $(filter $(call own,$(further)),$(call numbers,$(TAKES))),,PARAMS=) && ))true
 
-$(RUNS): data/runs/$(FOLDER)/%.ipynb: notebooks/%.ipynb $(CODE) $(SETTINGS) $(READY) $(REDRAW)
-	@$(OFFLINE) $(PY) -m layer_redundancy.run_notebook $< --output $@ --profile $(PROFILE) \
-	  --model '$(MODEL)' --revision '$(REVISION)' $(if $(filter yes,$(TRUST_REMOTE_CODE)),--trust-remote-code)
+.SECONDEXPANSION:
+$(RUNS): data/runs/$(FOLDER)/%.ipynb: notebooks/%.ipynb $(CODE) $(SETTINGS) $$(@D)/.$$*.parameters $(READY) $(REDRAW)
+	@$(OFFLINE) $(PY) -m layer_redundancy.run_notebook $< --output $@ --profile $(call quoted,$(PROFILE)) $(OF_MODEL) \
+	  $(if $(call given,$*),--parameters $(call quoted,$(call given,$*)))
 
 # What is no part of the folder's name; touched only when it changes.
+note = mkdir -p $(@D) && printf '%s\n' $(call quoted,$(1)) > $@.new && \
+  if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 $(SETTINGS): FORCE
-	@mkdir -p $(@D)
-	@echo '$(REVISION) $(TRUST_REMOTE_CODE)' | cmp -s - $@ || echo '$(REVISION) $(TRUST_REMOTE_CODE)' > $@
+	@$(call note,$(REVISION) $(TRUST_REMOTE_CODE) $(filter digest=%,$(ANSWER)))
+$(CHOSEN:%=data/runs/$(FOLDER)/.%.parameters): data/runs/$(FOLDER)/.%.parameters: FORCE
+	@$(call note,$(call given,$*))
 
 endif
 
-OF_PROFILE = $(PROFILE) --model '$(MODEL)' --revision '$(REVISION)'
+OF_PROFILE = $(call quoted,$(PROFILE)) $(OF_MODEL)
 plan: $(READY) ## what a run takes, before it starts: downloads, licences, disk, memory, work and hours on this device
 	@$(OFFLINE) $(PY) -m layer_redundancy.planning.plan $(OF_PROFILE) --notebooks '$(NOTEBOOKS)'
 

@@ -3,6 +3,7 @@
 What make decides (what to build, what to execute again, what to refuse) is real; what would take minutes is not done.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ LONG_AGO = 1_000_000_000
 
 
 class Study:
-    """A copy of the study in a folder of its own, with two empty notebooks."""
+    """A copy of the study in a folder of its own, with two notebooks that have nothing but parameters."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -46,8 +47,9 @@ class Study:
             else:
                 shutil.copy(paths.ROOT / name, target)
         (root / "notebooks").mkdir()
-        (root / "notebooks" / "01_first.ipynb").touch()
-        (root / "notebooks" / "02_second.ipynb").touch()
+        for name, cell in {"01_first": 'profile = ""', "02_second": 'profile = ""\nlimit = 0\nexport_to = ""'}.items():
+            cells = [{"metadata": {"tags": ["parameters"]}, "source": cell}]
+            (root / "notebooks" / f"{name}.ipynb").write_text(json.dumps({"cells": cells}))
         (root / "figures" / "embedded").mkdir(parents=True)
         (root / "figures" / "embedded" / "figure.png").touch()
         for path in root.rglob("*"):
@@ -125,7 +127,7 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
         "lock",
     }
     commands |= {"clean", "distclean"}
-    variables = {"PROFILE", "DEVICE", "MODEL", "REVISION", "TRUST_REMOTE_CODE", "NOTEBOOKS", "VENV", "PYTHON"}
+    variables = {"PROFILE", "DEVICE", "MODEL", "REVISION", "TRUST_REMOTE_CODE", "PARAMS", "NOTEBOOKS", "VENV", "PYTHON"}
     assert told == commands | variables
     assert study.calls() == []
 
@@ -192,9 +194,21 @@ def test_gptq_installs_what_ready_checkpoints_take(ready):
         (["PROFILE=huge"], "unknown profile 'huge': choose one of smoke, embedded, paper"),
         (["REVISION=main"], "revision 'main' was given without a model: set MODEL= too"),
         (["NOTEBOOKS=01 99"], 'no notebook "99": choose from 01_first 02_second'),
+        (["PROFILE=none.toml"], "profile 'none.toml': no such file"),
+        (["PROFILE=my own.toml"], "my own.toml: text.block_length must be at least 2, not 1"),
+        (["PARAMS=limit"], "parameter 'limit' must be written name=value, with quotes around spaces"),
+        (["PARAMS=a='b"], 'parameters "a=\'b": No closing quotation'),
+        (["PARAMS=model=org/name"], "parameter model is set by MODEL="),
+        (["PARAMS=limits=3"], "no parameter limits in the chosen notebooks, which know limit, export_to"),
+        (
+            ["PARAMS=limit=3", "NOTEBOOKS=01"],
+            "no parameter limit in the chosen notebooks, which have no para",
+        ),
+        (["PARAMS=limit=few"], "parameter limit=few must be of type int, as its default 0 is"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_setup(study, arguments, message):
+    (study.root / "my own.toml").write_text('extends = "smoke"\ntext.block_length = 1\n')
     done = study.make("figures", *arguments)
     assert done.returncode != 0
     assert message in done.stderr
@@ -335,6 +349,68 @@ def test_another_revision_is_executed_again(ready):
     assert ready.executed() == []
     ready.make("figures", "MODEL=org/name", "REVISION=v2", "NOTEBOOKS=1")
     assert ready.executed() == ["01_first"]
+
+
+def given(study: Study) -> dict[str, str]:
+    """Executed notebook -> the parameters that it was given, since the last look."""
+    lines = (study.root / "calls").read_text().splitlines()
+    study.calls()
+    found = [line.partition(" --parameters ") for line in lines if "run_notebook" in line]
+    return {line.split()[2]: parameters for line, _, parameters in found}
+
+
+def test_parameters_go_to_the_notebooks_that_know_them(ready):
+    first, second = "notebooks/01_first.ipynb", "notebooks/02_second.ipynb"
+    ready.make("figures")
+    assert given(ready) == {first: "", second: ""}
+    odd = "limit=3 export_to='a folder; of $HOME & more'"
+    assert ready.make("figures", f"PARAMS={odd}").returncode == 0
+    assert given(ready) == {second: odd}
+    assert ready.make("figures", f"PARAMS={odd}").returncode == 0
+    assert ready.executed() == []
+    ready.make("figures")
+    assert given(ready) == {second: ""}, "without them it is as it was"
+    ready.make("figures")
+    assert ready.executed() == []
+
+
+def test_a_further_model_gets_parameters_that_its_notebooks_know(ready):
+    own = 'further = [{ model = "org/one", notebooks = ["01"] }, { model = "org/two", notebooks = ["01", "02"] }]'
+    (ready.root / "own.toml").write_text(f'extends = "smoke"\n{own}\n')
+    done = ready.make("figures", "PROFILE=own.toml", "PARAMS=limit=3")
+    assert done.returncode == 0, done.stderr
+    lines = (ready.root / "calls").read_text().splitlines()
+    got = ["--parameters limit=3" in line for line in lines if "run_notebook" in line]
+    assert got == [False, True, False, False, True]
+
+
+def test_a_profile_of_ones_own_is_executed_again_when_it_or_its_text_changes(ready):
+    folder = ready.root / "my profiles"
+    folder.mkdir()
+    (folder / "mine.toml").write_text('extends = "smoke"\ntext.corpus = "own.jsonl"\n')
+    (folder / "own.jsonl").write_text("{}")
+    arguments = ("figures", "PROFILE=my profiles/mine.toml", "NOTEBOOKS=1")
+    log = ready.root / "calls"
+    assert ready.make(*arguments).returncode == 0
+    assert "--profile my profiles/mine.toml" in log.read_text()
+    assert (ready.root / "data" / "runs" / "mine" / "01_first.ipynb").exists()
+    (ready.root / "figures" / "mine" / "figure.png").mkdir(parents=True)
+    ready.calls()
+    for name in ("mine.toml", "own.jsonl"):
+        ready.make(*arguments)
+        assert ready.executed() == []
+        with (folder / name).open("a") as file:
+            file.write("\n")
+        ready.make(*arguments)
+        assert ready.executed() == ["01_first"], name
+
+
+def test_leave_to_run_code_reaches_every_command(ready):
+    log = ready.root / "calls"
+    for goal in ("plan", "prefetch", "figures"):
+        ready.make(goal, "TRUST_REMOTE_CODE=yes", "NOTEBOOKS=1")
+        assert "--trust-remote-code" in log.read_text()
+        ready.calls()
 
 
 def test_deleted_figures_are_drawn_again(ready):

@@ -14,6 +14,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from typer.testing import CliRunner
 
 from layer_redundancy import run_notebook
+from layer_redundancy.config import parameters
 from layer_redundancy.config.run_folder import absolute_model
 from layer_redundancy.core.errors import StudyError
 
@@ -223,7 +224,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     [("1e3", "'text'", "1e3"), ("3", "1", 3), ("3", "1.0", 3.0), ("True", "False", True), ("None", "None", None)],
 )
 def test_a_parameter_takes_the_type_of_its_default(text, default, value):
-    result = run_notebook.typed("name", text, default)
+    result = parameters.typed("name", text, default)
     assert result == value
     assert type(result) is type(value)
 
@@ -231,7 +232,7 @@ def test_a_parameter_takes_the_type_of_its_default(text, default, value):
 @pytest.mark.parametrize(("text", "default"), [("1", "False"), ("yes", "False"), ("1.5", "1"), ("True", "1")])
 def test_a_parameter_of_another_type_is_refused(text, default):
     with pytest.raises(StudyError, match=f"name={text} must be of type"):
-        run_notebook.typed("name", text, default)
+        parameters.typed("name", text, default)
 
 
 def test_a_local_model_is_told_by_its_absolute_path(tmp_path, monkeypatch):

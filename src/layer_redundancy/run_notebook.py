@@ -11,7 +11,6 @@ does in JupyterLab: the caller's working directory decides nothing.
 """
 # ruff: noqa: E402
 
-import ast
 import os
 import re
 import shutil
@@ -31,9 +30,9 @@ import typer
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillException, PapermillExecutionError, strip_color
+from papermill.exceptions import PapermillExecutionError, strip_color
 
-from layer_redundancy.config import profiles
+from layer_redundancy.config import parameters, profiles
 from layer_redundancy.config.run_folder import absolute_model
 from layer_redundancy.core.errors import NotApplicable, StudyError
 
@@ -104,68 +103,44 @@ class Echo:
         self._shown = time.monotonic()
 
 
-def typed(name: str, text: str, default: str) -> Any:
-    """The value of `name=text` on the command line, in the type of the default in the notebook's parameters cell.
-
-    Args:
-        name: the parameter.
-        text: its value as written on the command line.
-        default: source text of the default, such as `"''"` or `"0.25"`.
-
-    Raises:
-        StudyError: `text` is no value of that type.
-    """
-    wanted = type(ast.literal_eval(default))
-    if wanted is str:
-        return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = None
-    if wanted is float and type(value) is int:
-        return float(value)
-    if type(value) is not wanted and wanted is not type(None):
-        raise StudyError(f"parameter {name}={text} must be of type {wanted.__name__}, as its default {default} is")
-    return value
-
-
 def known_parameters(notebook: Path) -> dict[str, str]:
     """Names in the notebook's parameters cell, each with the source text of its default.
 
     Raises:
         StudyError: the notebook cannot be read, or is none.
     """
+    found = parameters.known(notebook)
     try:
-        found = papermill.inspect_notebook(_unformatted(notebook))
-    except OSError as error:
-        raise StudyError(f"cannot read {notebook}: {error.strerror}") from error
-    except (ValueError, nbformat.ValidationError, PapermillException) as error:
+        nbformat.validate(nbformat.read(notebook, as_version=4))
+    except (ValueError, KeyError, nbformat.ValidationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StudyError(f"{notebook} is no notebook that can be run: {reason}") from error
-    return {name: entry["default"] for name, entry in found.items()}
+    return found
 
 
-def collect(known: dict[str, str], given: dict[str, Any], extra: list[str]) -> dict[str, Any]:
+def collect(known: dict[str, str], given: dict[str, Any], extra: list[str], shared: str = "") -> dict[str, Any]:
     """Parameters to hand to the notebook.
 
     Args:
         known: the notebook's parameters, from `known_parameters`.
         given: profile, model and the like; one that is empty or False is left out where the notebook has none such.
         extra: further ones as `name=value`.
+        shared: parameters for several notebooks in one text; those that this one does not know are left out.
 
     Raises:
         StudyError: a name that the notebook does not know, or a value of another type than its default.
     """
-    parameters = {name: value for name, value in given.items() if value or name in known}
+    found = {name: value for name, value in given.items() if value or name in known}
+    found |= parameters.taken(parameters.given(shared), known)
     for item in extra:
         name, equals, text = item.partition("=")
         if not equals:
             raise StudyError(f"parameter {item!r} must be written name=value")
-        parameters[name] = typed(name, text, known[name]) if name in known else text
-    if unknown := [name for name in parameters if name not in known]:
+        found[name] = parameters.typed(name, text, known[name]) if name in known else text
+    if unknown := [name for name in found if name not in known]:
         names = ", ".join(known) or "none (it has no parameters cell)"
         raise StudyError(f"unknown parameter {', '.join(unknown)}: the notebook knows {names}")
-    return parameters
+    return found
 
 
 def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo) -> None:
@@ -269,6 +244,9 @@ def main(
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", help="name=value for the notebook's parameters cell.")
     ] = None,
+    parameters_text: Annotated[
+        str, typer.Option("--parameters", help="Several name=value; those that this notebook lacks are left out.")
+    ] = "",
 ) -> None:
     """Execute a notebook with parameters; exits with 1 and says why when it does not finish."""
     echo = Echo(sys.stderr)
@@ -282,10 +260,10 @@ def main(
         profile = profiles.absolute_profile(profile)
         profiles.get(profile, model=model, revision=revision)
         given = {"profile": profile, "model": model, "revision": revision, "trust_remote_code": trust_remote_code}
-        parameters = collect(known_parameters(notebook), given, parameter or [])
+        chosen = collect(known_parameters(notebook), given, parameter or [], parameters_text)
         started = time.monotonic()
-        echo.write(f"{notebook.stem}: started ({', '.join(f'{k}={v}' for k, v in parameters.items() if v)})\n")
-        execute(notebook, output, parameters, echo)
+        echo.write(f"{notebook.stem}: started ({', '.join(f'{k}={v}' for k, v in chosen.items() if v)})\n")
+        execute(notebook, output, chosen, echo)
     except StudyError as error:
         echo.close()
         typer.echo(f"{notebook.stem}: {error}", err=True)

@@ -11,7 +11,7 @@ import pandas as pd
 from layer_redundancy.config import paper_tables
 from layer_redundancy.config.checks import Count, Share, given
 from layer_redundancy.config.profiles import Recipe, TrainingBudget
-from layer_redundancy.core import stats, variants
+from layer_redundancy.core import paths, stats, variants
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable
 from layer_redundancy.core.store import Result
 from layer_redundancy.experiments import depth_curves, result_tables
@@ -371,6 +371,9 @@ def claim(found: Mapping[str, Sequence[Tuned]], chosen: Sequence[Selected], resa
 
 
 def export(study: Study, removed: Sequence[int], recipe: Recipe, folder: str | Path) -> Path:
-    """Writes a trained model as a checkpoint for transformers, which must give equal logits; see `surgery.export`."""
+    """Writes a trained model as a checkpoint for transformers, which must give equal logits; see `surgery.export`.
+
+    A relative path of the folder starts at the study's root.
+    """
     other = study.healed(removed, recipe, study.profile.budget(Budget).training, study.profile.seed)
-    return surgery.export(other.stack.model, other.tokenizer, [], Path(folder))
+    return surgery.export(other.stack.model, other.tokenizer, [], paths.ROOT / Path(folder).expanduser())

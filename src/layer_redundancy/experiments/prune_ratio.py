@@ -18,7 +18,7 @@ NOTEBOOK = "03_prune_ratio"
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Every depth of removal in the order of Block Influence.
+    """Every depth of removal in the order of an importance measure.
 
     Attributes:
         order: the blocks, first removed first; (L,).
@@ -35,9 +35,13 @@ class Measured:
         return {name: depth_curves.values(of, self.removals) for name, of in self.results.items()}
 
 
-def measure(study: Study) -> Measured:
-    """Removes blocks in the order of Block Influence until one is left."""
-    order = study.order("block_influence")
+def measure(study: Study, by: str = "block_influence") -> Measured:
+    """Removes blocks in the order of an importance measure until one is left.
+
+    Raises:
+        StudyError: a measure that is not known, or not computed from activations or positions.
+    """
+    order = study.order(by)
     removals = dict(enumerate(variants.cumulative_removal(study.num_blocks, order)))
     return Measured(order, removals, study.sweep(list(removals.values())))
 

@@ -107,6 +107,11 @@ SERIES = {
 _SPARE = [(VERMILLION, "D"), (PURPLE, "^"), (SKY, "v"), (BLUE, "P"), (GREEN, "X"), (ORANGE, "o")]
 
 
+def title_of(measure: str) -> str:
+    """A measure's name for people; its name in the registry where it has no style of its own."""
+    return MEASURES[measure].title if measure in MEASURES else measure
+
+
 def style_of(name: str, among: Sequence[str] = ()) -> tuple[str, str]:
     """Colour and marker of a series; one that `SERIES` does not name takes a free one, by its place in `among`."""
     if name in SERIES:

@@ -17,7 +17,14 @@ from layer_redundancy.core import paths, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import corpora
 from layer_redundancy.evaluate import sweep
-from layer_redundancy.experiments import benchmarks, quantization, width_vs_depth
+from layer_redundancy.experiments import (
+    benchmarks,
+    block_pruning,
+    healing,
+    prune_ratio,
+    quantization,
+    width_vs_depth,
+)
 from layer_redundancy.models import surgery
 from layer_redundancy.models.quantize import Scheme
 from layer_redundancy.study import Study
@@ -107,6 +114,33 @@ def study(tmp_path):
         return Study.open("smoke", str(folder), store=tmp_path / "store.sqlite").with_profile(**changes)
 
     return build
+
+
+def test_threads_are_set_where_a_study_opens(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    (tmp_path / "mine.toml").write_text('extends = "smoke"\nthreads = 3\n')
+    model = str(checkpoint(tmp_path / "model"))
+    one, other = (
+        Study.open(name, model, store=tmp_path / "s.sqlite") for name in (str(tmp_path / "mine.toml"), "smoke")
+    )
+    assert asked == [3]
+    assert one.key("activations", 1) == other.key("activations", 1)
+
+
+def test_a_notebooks_parameters_decide_order_and_share(study):
+    chosen = study("gpt2", text=replace(profiles.get("smoke").text, block_length=16, evaluation_blocks=1), tasks=())
+    found = prune_ratio.measure(chosen, "reverse_order")
+    assert list(found.order) == list(range(chosen.num_blocks))[::-1]
+    with pytest.raises(StudyError, match="unknown importance measure 'reverse'"):
+        prune_ratio.measure(chosen, "reverse")
+    num = chosen.num_blocks
+    assert healing.num_removed(chosen) == max(1, round(num / 4))
+    assert healing.num_removed(chosen.with_budget("healing", ratio=0.6)) == round(0.6 * num)
+    assert chosen.with_budget("healing", ratio=None) is chosen
+    few = chosen.with_budget("benchmarks", ratio=0.4, tasks=())
+    assert benchmarks.measure(few).num_removed == round(0.4 * num)
+    assert block_pruning.counts(chosen.with_budget("block_pruning", fractions=(0.5,)))[1] == [round(num / 2)]
 
 
 def test_results_are_reused_until_something_changes(study):

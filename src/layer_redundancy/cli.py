@@ -235,7 +235,7 @@ def prune(
         checkpoint.check_new(out)
         if how_many is None:
             _set_device(device)
-            study, again = checkpoint.again(checkpoint.read(like), str(like))
+            study, again = checkpoint.again(checkpoint.read(like), str(like), trust_remote_code)
         else:
             study, again = _open(profile, model, revision, device, trust_remote_code), None
 
@@ -274,11 +274,12 @@ def plan(
     revision: Revision = "",
     notebooks: Annotated[str, typer.Option(help="Only these notebooks, by number.")] = "",
     alone: Annotated[bool, typer.Option("--alone", help="As if no other notebook had been run before.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Says what a run of all notebooks takes before it starts: downloads, licences, disk, memory, work and hours."""
     from layer_redundancy.planning import plan as planning
 
-    planning.main(profile, model, revision, notebooks, alone)
+    planning.main(profile, model, revision, notebooks, alone, trust_remote_code)
 
 
 # ------------------------------------------------------------------------------------------------ helpers
@@ -316,8 +317,8 @@ def _open(profile: "str | Profile", model: str, revision: str, device: str, trus
         profile = profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code)
     else:
         revision = revision or sources.pinned(model) or ""
-        consent = trust_remote_code
-        profile = replace(profile, model=absolute_model(model), revision=revision or None, trust_remote_code=consent)
+        trusted = {"trust_remote_code": trust_remote_code, "trust_tasks": trust_remote_code}
+        profile = replace(profile, model=absolute_model(model), revision=revision or None, **trusted)
         profile = profiles.on_users_device(profile)
     from layer_redundancy.study import Study
 

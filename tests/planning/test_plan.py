@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pandas as pd
@@ -17,8 +18,9 @@ from layer_redundancy.evaluate.amounts import Pass, Quantization, Sweep, Trainin
 from layer_redundancy.experiments import healing as healing_experiment
 from layer_redundancy.experiments import registry
 from layer_redundancy.models import smollm2
-from layer_redundancy.planning import dry, plan, planner, rates
+from layer_redundancy.planning import counts, downloads, dry, plan, planner, rates
 from layer_redundancy.planning.downloads import Download
+from layer_redundancy.planning.planner import Planner
 from layer_redundancy.train import healing
 from rehearsal import run
 
@@ -135,6 +137,62 @@ def test_a_notebook_that_a_model_leaves_out_is_planned_as_such(tmp_path):
     profile = profiles.get("smoke", model=str(tmp_path))
     (row,) = plan.rows(profile, ["05"], report=lambda line: None)
     assert "has no attention heads" in row.left_out and row.block_tokens == 0
+
+
+CAPITALS = """
+task: capitals
+dataset_path: json
+dataset_kwargs: {data_files: {test: capitals.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "The capital of {{country}} is"
+doc_to_choice: ["Paris", "Rome"]
+doc_to_target: capital
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The folder of a profile with a text and a task of its own, and the profile's file."""
+    rows = {
+        "capitals.jsonl": [{"country": "France", "capital": "Paris"}, {"country": "Italy", "capital": "Rome"}],
+        "calibration.jsonl": [{"text": f"Number {i}. " * 20} for i in range(3)],
+        "evaluation.jsonl": [{"text": f"Count {i}. " * 20} for i in range(2)],
+    }
+    (tmp_path / "texts").mkdir()
+    for name, content in rows.items():
+        folder = tmp_path if name.startswith("capitals") else tmp_path / "texts"
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in content))
+    (tmp_path / "capitals.yaml").write_text(CAPITALS)
+    (tmp_path / "mine.toml").write_text(
+        f'extends = "smoke"\nmodel = "{tmp_path / "model"}"\ntasks = [{{ name = "capitals.yaml" }}]\n'
+        'text = { corpus = "texts", block_length = 16, calibration_blocks = 2, evaluation_blocks = 2 }\n'
+    )
+    tiny_models.build("llama").save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(smollm2.folder()).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(counts, "RECORD", tmp_path / "prefetched.json")
+    return tmp_path, str(tmp_path / "mine.toml")
+
+
+def test_texts_and_tasks_of_ones_own_are_counted(own):
+    folder, file = own
+    needed = downloads.needs(profiles.get(file))
+    assert downloads.own_texts(needed) == ["texts: 3 articles for calibration, 2 articles for evaluation"]
+    assert downloads.texts(needed) == [] and not downloads.benchmarks(needed)
+    studies = Planner(profiles.get(file), count=lambda *of: planner.count_here(profiles.get(file), *of))
+    (task,) = studies.study(str(folder / "model")).tasks
+    assert (task.items.name, task.items.num_items) == ("capitals", 2)
+    (folder / "capitals.yaml").write_text(CAPITALS + "process_docs: !function own.docs\n")
+    with pytest.raises(StudyError, match="runs code that comes with it"):
+        planner.count_here(profiles.get(file), str(folder / "model"), profiles.get(file).tasks[0])
+
+
+def test_a_text_that_is_gone_is_told_by_the_plan(own):
+    folder, file = own
+    profile = profiles.get(file)
+    (folder / "texts").rename(folder / "elsewhere")
+    with pytest.raises(StudyError, match=r"unknown corpus '.*texts'"):
+        downloads.needs(profile)
 
 
 def test_too_little_disk_is_said():

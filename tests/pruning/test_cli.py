@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict, replace
 
 import pytest
 from safetensors.torch import load_file
@@ -9,11 +10,13 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from layer_redundancy import cli
+from layer_redundancy.config import profiles
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Store
 from layer_redundancy.data import corpora
 from layer_redundancy.experiments import result_tables
+from layer_redundancy.pruning import checkpoint as pruning_record
 from layer_redundancy.study import Study
 from made_up import checkpoint
 
@@ -133,6 +136,16 @@ def test_pruning_json_makes_the_same_again(run, model, tmp_path, more):
     assert first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
     assert (tmp_path / "first" / "README.md").read_text() == (tmp_path / "second" / "README.md").read_text()
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "first").config.num_hidden_layers == 3
+
+
+def test_a_pruning_json_brings_no_leave_to_run_code(tmp_path):
+    profile = replace(profiles.get("smoke"), trust_remote_code=True, trust_tasks=True)
+    (tmp_path / "pruning.json").write_text(json.dumps({"profile": asdict(profile)}))
+    found = json.loads((tmp_path / "pruning.json").read_text())
+    for leave in (False, True):
+        read = pruning_record.profile_of(found, "pruning.json", leave)
+        assert (read.trust_remote_code, read.trust_tasks) == (leave, leave)
+    assert replace(read, budgets=profile.budgets) == profile, "and all else as it was"
 
 
 def test_as_many_go_as_a_loss_of_calibration_text_allows(run, model, tmp_path):

@@ -306,10 +306,10 @@ def main(
     model: Annotated[str, typer.Option(help="a model of your own")] = "",
     revision: Annotated[str, typer.Option(help="its revision")] = "",
     notebooks: Annotated[str, typer.Option(help="only these, by number")] = "",
+    alone: Annotated[bool, typer.Option("--alone", help="as if no other notebook had been run before")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="run code of the model and of tasks")
     ] = False,
-    alone: Annotated[bool, typer.Option("--alone", help="as if no other notebook had been run before")] = False,
 ) -> None:
     """Prints what a run of a profile takes, before anything starts."""
     try:

@@ -2,7 +2,7 @@
 a model card and `pruning.json`, from which the same checkpoint is made again."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -198,29 +198,34 @@ def read(file: Path) -> dict[str, Any]:
     return found
 
 
-def profile_of(found: dict[str, Any], where: str) -> Profile:
-    """The profile that a `pruning.json` was made with. Raises StudyError where it is none."""
-    return profiles.from_table(Profile, found["profile"], where)
+def profile_of(found: dict[str, Any], where: str, trust_remote_code: bool = False) -> Profile:
+    """The profile that a `pruning.json` was made with. Raises StudyError where it is none.
+
+    Leave to run code that comes with a model or a task is the caller's to give; the file's own counts for nothing.
+    """
+    profile = profiles.from_table(Profile, found["profile"], profiles.Place(where, "profile"))
+    return replace(profile, trust_remote_code=trust_remote_code, trust_tasks=trust_remote_code)
 
 
-def again(found: dict[str, Any], where: str) -> tuple[Study, Order]:
+def again(found: dict[str, Any], where: str, trust_remote_code: bool = False) -> tuple[Study, Order]:
     """The study and the order that a `pruning.json` was made from.
 
     Args:
         found: the content of the file.
         where: the file, for messages.
+        trust_remote_code: run code that comes with the model, or with a task of the user's own.
 
     Raises:
         StudyError: the base model is not there any more, or is another one.
     """
-    study = Study.of(profiles.on_users_device(profile_of(found, where)))
+    study = Study.of(profiles.on_users_device(profile_of(found, where, trust_remote_code)))
     if study.identity.fingerprint != found["base_fingerprint"]:
         raise StudyError(f"{study.identity.name} is not the model that {where} was made from: its weights are others")
     recipe, training = found["healed"], found["training"]
     return study, Order(
         found["measure"],
         tuple(found["removed_blocks"]),
-        recipe and profiles.from_table(Recipe, recipe, where),
-        training and profiles.from_table(TrainingBudget, training, where),
+        recipe and profiles.from_table(Recipe, recipe, profiles.Place(where, "healed")),
+        training and profiles.from_table(TrainingBudget, training, profiles.Place(where, "training")),
         found["quantized_to_bits"],
     )

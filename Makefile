@@ -90,6 +90,10 @@ CHOSEN := $(if $(NOTEBOOKS),$(foreach name,$(NOTEBOOKS),$(call pick,$(basename $
 RUNS := $(CHOSEN:%=data/runs/$(FOLDER)/%.ipynb)
 SETTINGS := data/runs/$(FOLDER)/.settings
 CODE := $(shell find src/layer_redundancy -type f ! -name "*.pyc" ! -path "* *" 2>/dev/null)
+# What the run should have given, where that is known: the profile's own model and parameters.
+EXPECTED := $(if $(PARAMS),,$(wildcard data/expected/$(FOLDER)))
+# Figures were made also where another processor gives other numbers.
+NO_FAIL = --no-fail
 # Deleted figures are drawn again, although the executed notebooks are there.
 REDRAW := $(if $(wildcard figures/$(FOLDER)/*),,FORCE)
 
@@ -103,6 +107,7 @@ figures: $(RUNS)
 	@echo "Figures and tables: figures/$(FOLDER)/   executed notebooks: data/runs/$(FOLDER)/"
 	@$(foreach further,$(FURTHER),$(if $(call own,$(further)),$(MAKE) --no-print-directory figures PROFILE=$(PROFILE) \
 	  MODEL='$(call model_of,$(further))' NOTEBOOKS='$(call own,$(further))' && ))true
+	@$(if $(EXPECTED),$(PY) -m layer_redundancy.verify $(OF_PROFILE) --notebooks '$(NOTEBOOKS)' --brief $(NO_FAIL))
 
 $(RUNS): data/runs/$(FOLDER)/%.ipynb: notebooks/%.ipynb $(CODE) $(SETTINGS) $(READY) $(REDRAW)
 	@$(OFFLINE) $(PY) -m layer_redundancy.run_notebook $< --output $@ --profile $(PROFILE) \
@@ -116,6 +121,12 @@ $(SETTINGS): FORCE
 endif
 
 OF_PROFILE = $(PROFILE) --model '$(MODEL)' --revision '$(REVISION)'
+verify: $(READY) ## compare a run's tables with those in data/expected/; fails if one is not as expected
+	@$(PY) -m layer_redundancy.verify $(OF_PROFILE) --notebooks '$(NOTEBOOKS)'
+
+expect: $(READY) ## make the tables of a whole run those in data/expected/
+	@$(PY) -m layer_redundancy.verify $(OF_PROFILE) --renew
+
 plan: $(READY) ## what a run takes, before it starts: downloads, licences, disk, memory, work and hours on this device
 	@$(OFFLINE) $(PY) -m layer_redundancy.planning.plan $(OF_PROFILE) --notebooks '$(NOTEBOOKS)'
 
@@ -128,8 +139,8 @@ rehearse: $(READY) ## the paper profile in small, tiny random models on a hub of
 	@$(PY) -m rehearsal.run --notebooks '$(NOTEBOOKS)'
 
 # Two at a time: most of what so small a run takes is starting Python and drawing figures.
-smoke: ## every notebook in small: does it run?
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 figures PROFILE=smoke
+smoke: ## every notebook in small: does it run, and give what it gave?
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 figures PROFILE=smoke NO_FAIL=
 
 rwkv-train: $(READY) ## train the small RWKV anew (an hour on two cores; stopped, it goes on where it was)
 	@$(PY) -m tools.rwkv.train
@@ -196,4 +207,4 @@ distclean: clean ## remove computed results, downloads and the environment too
 	rm -rf data/results data/cache build .venv
 
 FORCE:
-.PHONY: help setup figures plan prefetch rehearse smoke rwkv-train gptq bench bench-gpu test test-architectures lint format lab lock clean distclean FORCE
+.PHONY: help setup figures verify expect plan prefetch rehearse smoke rwkv-train gptq bench bench-gpu test test-architectures lint format lab lock clean distclean FORCE

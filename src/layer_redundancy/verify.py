@@ -13,7 +13,7 @@ import shutil
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -67,7 +67,7 @@ class Tolerance:
         return all(one == other or self._near(one, other, alone) for one, other in pairs)
 
     def _near(self, expected: str, got: str, alone: bool) -> bool:
-        """Whether two numbers are near each other; in a text whole ones never are, and the last printed digit counts."""
+        """Whether two numbers are near; in a text whole ones never are, and others are to their last printed digit."""
         if not alone and _is_whole(expected) and _is_whole(got):
             return False
         allowed = max(self.relative * abs(float(expected)), self.absolute, 0.0 if alone else _last_digit(expected))
@@ -286,14 +286,14 @@ def _cell(text: str) -> str:
     return f'"{_short(text)}"' if text else "nothing"
 
 
-def verify(folder: Path, expected: Path, rules: Rules, tables: Collection[str] | None = None) -> list[Verdict]:
+def verify(folder: Path, expected: Path, rules: Rules, tables: Sequence[str] | None = None) -> list[Verdict]:
     """Compares the tables of a run with the expected ones.
 
     Args:
         folder: folder of the run's figures and tables.
         expected: folder of the expected tables.
         rules: how they are compared.
-        tables: compare only these; all if not given.
+        tables: compare only these, which may have wildcards; all if not given.
 
     Returns:
         A verdict on each table that is expected or there, by name.
@@ -301,8 +301,9 @@ def verify(folder: Path, expected: Path, rules: Rules, tables: Collection[str] |
     Raises:
         StudyError: as `read_table`; there is nothing to compare with.
     """
-    wanted = {path.stem: path for path in expected.glob("*.csv") if tables is None or path.stem in tables}
-    there = {path.stem: path for path in folder.glob("*.csv") if tables is None or path.stem in tables}
+    chosen = ("*",) if tables is None else tables
+    wanted = {path.stem: path for path in expected.glob("*.csv") if _one_of(path.stem, chosen)}
+    there = {path.stem: path for path in folder.glob("*.csv") if _one_of(path.stem, chosen)}
     if not wanted:
         raise StudyError(f"no expected tables in {expected}")
     verdicts = []
@@ -355,16 +356,25 @@ def summary(verdicts: Sequence[Verdict], name: str) -> str:
 
 
 def saved_tables(notebook: Path) -> list[str]:
-    """Names of the tables that a notebook saves: the literals that it hands to `save` and `save_table`."""
+    """Names of the tables that a notebook hands to `save` and `save_table`; "name*" where only the beginning is written
+    there."""
     names = []
     for cell in json.loads(notebook.read_text())["cells"]:
         if cell["cell_type"] == "code":
             for node in ast.walk(ast.parse("".join(cell["source"]))):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                     place = {"save": 2, "save_table": 1}.get(node.func.attr)
-                    if place is not None and len(node.args) > place and isinstance(node.args[place], ast.Constant):
-                        names.append(str(node.args[place].value))
+                    if place is not None and len(node.args) > place:
+                        names += _literal(node.args[place])
     return names
+
+
+def _literal(name: ast.expr) -> list[str]:
+    if isinstance(name, ast.Constant):
+        return [str(name.value)]
+    if isinstance(name, ast.BinOp) and isinstance(name.left, ast.Constant):
+        return [f"{name.left.value}*"]
+    return []
 
 
 def notebooks(chosen: str = "") -> list[Path]:
@@ -399,8 +409,8 @@ def renew(folder: Path, expected: Path, of: Sequence[Path]) -> str:
     Returns:
         One line on what changed.
     """
-    saved = {name for path in of for name in saved_tables(path)}
-    new = {path.name: path.read_bytes() for path in folder.glob("*.csv") if path.stem in saved}
+    saved = [name for path in of for name in saved_tables(path)]
+    new = {path.name: path.read_bytes() for path in folder.glob("*.csv") if _one_of(path.stem, saved)}
     old = {path.name: path.read_bytes() for path in expected.glob("*.csv")}
     expected.mkdir(parents=True, exist_ok=True)
     for name in new:
@@ -445,7 +455,7 @@ def main(
             raise StudyError(f"nothing to compare {run} with: there are expected tables of {known}, or give --expected")
         if not folder.is_dir():
             raise StudyError(f"{folder} does not exist: run make figures PROFILE={profile} first")
-        names = {name for path in of for name in saved_tables(path)} if notebooks_.strip() else None
+        names = [name for path in of for name in saved_tables(path)] if notebooks_.strip() else None
         verdicts = verify(folder, wanted, Rules.read(paths.EXPECTED / "tolerances.toml", chosen.name), names)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)

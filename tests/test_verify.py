@@ -67,7 +67,7 @@ def test_what_lies_within_the_tolerance_is_as_expected(tmp_path, old, new):
         (
             "11.050217",
             "11.070217",
-            "loss: row 2 (0): 11.070217 instead of 11.050217 (number, within 0.001 of it or 1e-05)",
+            "loss: row 2 (0): 11.070217 instead of 11.050217 (number, within 0.1 % or 1e-05) or 1e-05)",
         ),
         ("2.77 to 3.71", "2.79 to 3.71", '95 %: row 1 (none): "2.79 to 3.71" instead of "2.77 to 3.71"'),
         ("-0.010 to 0.020", "0.010 to 0.020", '95 %: row 3 (1): "0.010 to 0.020" instead of "-0.010 to 0.020"'),
@@ -136,7 +136,7 @@ def test_the_last_rule_that_fits_a_row_counts(tmp_path):
         ("training", ["loss"]),
         ("timing", ["loss"]),
     ]
-    assert "as expected  (training, within 0.05 of it: loss; timing, not compared: loss)" in verify.report([found])[0]
+    assert "as expected  (training, within 5 %; timing, not compared)" in verify.report([found])[0]
     assert told(verdict(tmp_path, TABLE, TABLE.replace("3.2437931", "3.6437931"), rules=rules))
 
 

@@ -53,7 +53,7 @@ class Tolerance:
     def __str__(self) -> str:
         if not self.compared:
             return f"{self.kind}, not compared"
-        parts = [f"{self.relative:.3g} of it"] * (self.relative > 0) + [f"{self.absolute:.3g}"] * (self.absolute > 0)
+        parts = [f"{100 * self.relative:g} %"] * (self.relative > 0) + [f"{self.absolute:g}"] * (self.absolute > 0)
         return f"{self.kind}, {'within ' + ' or '.join(parts) if parts else 'exact'}"
 
     def allows(self, expected: str, got: str) -> bool:
@@ -329,7 +329,7 @@ def report(verdicts: Sequence[Verdict], brief: bool = False) -> list[str]:
     lines = []
     for one in told:
         state = one.state if one.good else one.state.upper()
-        notes = "; ".join(f"{tolerance}: {', '.join(columns)}" for tolerance, columns in one.wider.items())
+        notes = "; ".join(map(str, one.wider))
         lines.append(f"{one.table:<{width}}  {state}" + (f"  ({notes})" if notes and one.good else ""))
         lines += [f"    {difference}" for difference in one.differences]
     return lines

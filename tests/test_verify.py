@@ -67,7 +67,7 @@ def test_what_lies_within_the_tolerance_is_as_expected(tmp_path, old, new):
         (
             "11.050217",
             "11.070217",
-            "loss: row 2 (0): 11.070217 instead of 11.050217 (number, within 0.1 % or 1e-05) or 1e-05)",
+            "loss: row 2 (0): 11.070217 instead of 11.050217 (number, within 0.1 % or 1e-05)",
         ),
         ("2.77 to 3.71", "2.79 to 3.71", '95 %: row 1 (none): "2.79 to 3.71" instead of "2.77 to 3.71"'),
         ("-0.010 to 0.020", "0.010 to 0.020", '95 %: row 3 (1): "0.010 to 0.020" instead of "-0.010 to 0.020"'),
@@ -198,13 +198,18 @@ def test_tables_that_are_missing_or_not_expected_fail(study):
 def test_notebooks_that_were_not_run_are_named(study):
     (study / "runs" / "embedded" / "02_second.ipynb").unlink()
     assert run("embedded")[1][-1] == "embedded: 2 of 2 tables as expected (not run here: 02)"
+    (study / "runs" / "embedded" / "01_first.ipynb").unlink()
+    status, lines = run("embedded")
+    assert status == 1, "committed tables would be compared with themselves"
+    assert lines == ["error: no notebook of embedded was run here: make figures PROFILE=embedded, or give --tables"]
+    assert run("embedded", "--tables", str(study / "figures" / "embedded"))[0] == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["huge"], "unknown profile 'huge'"),
-        (["paper"], "nothing to compare paper with: there are expected tables of embedded"),
+        (["paper"], "nothing to compare paper with: there are expected tables of embedded, or give --expected"),
         (["embedded", "--model", "org/name"], "nothing to compare embedded-org--name with"),
         (["embedded", "--notebooks", "09"], 'no notebook "09": choose from 01_first 02_second'),
         (["embedded", "--tables", "nowhere"], "nowhere does not exist"),
@@ -238,7 +243,8 @@ def test_part_of_a_run_cannot(study):
     before = {path: path.read_text() for path in (study / "expected").rglob("*.csv")}
     status, lines = run("embedded", "--renew")
     assert status == 1
-    assert len(lines) == 1 and "not run here: 02" in lines[0]
+    assert len(lines) == 1 and "only a whole run can be what is expected, and 02 was not run here" in lines[0]
+    assert run("embedded", "--renew", "--model", "org/name")[0] == 1
     assert {path: path.read_text() for path in (study / "expected").rglob("*.csv")} == before
 
 
@@ -261,12 +267,13 @@ def test_expected_tables_are_as_expected_to_themselves_and_come_from_notebooks(p
     folder, rules = paths.EXPECTED / profile, Rules.read(paths.EXPECTED / "tolerances.toml", profile)
     verdicts = verify.verify(folder, folder, rules)
     assert len(verdicts) > 60 and all(one.good for one in verdicts)
+    saved = {book.stem: verify.saved_tables(book) for book in verify.chosen_notebooks()}
     of = {
-        name: [book.stem for book in verify.notebooks() if any(fnmatchcase(name, n) for n in verify.saved_tables(book))]
-        for name in committed(profile)
+        table: [book for book, names in saved.items() if any(fnmatchcase(table, name) for name in names)]
+        for table in committed(profile)
     }
     assert [name for name, found in of.items() if len(found) != 1] == [], "a table of no notebook, or of two"
-    assert {found[0] for found in of.values()} == {path.stem for path in verify.notebooks()}
+    assert {found[0] for found in of.values()} == set(saved)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import typer
 
 from layer_redundancy.config import profiles
+from layer_redundancy.config.profiles import Profile
 from layer_redundancy.config.run_folder import absolute_model
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
@@ -377,7 +378,7 @@ def _literal(name: ast.expr) -> list[str]:
     return []
 
 
-def notebooks(chosen: str = "") -> list[Path]:
+def chosen_notebooks(chosen: str = "") -> list[Path]:
     """The study's notebooks, or those chosen by number or name, as make's NOTEBOOKS has them.
 
     Raises:
@@ -398,7 +399,7 @@ def not_run(folder: str, of: Sequence[Path]) -> list[str]:
     return [path.stem.partition("_")[0] for path in of if not (paths.RUNS / folder / path.name).exists()]
 
 
-def renew(folder: Path, expected: Path, of: Sequence[Path]) -> str:
+def renewed(folder: Path, expected: Path, of: Sequence[Path]) -> str:
     """Makes a run's tables the expected ones.
 
     Args:
@@ -422,46 +423,79 @@ def renew(folder: Path, expected: Path, of: Sequence[Path]) -> str:
     return f"{len(new)} tables are expected now ({counts})"
 
 
+def verify_run(
+    profile: Profile, notebooks: str = "", tables: Path | None = None, expected: Path | None = None
+) -> tuple[list[Verdict], str]:
+    """Compares the tables of a profile's run with the expected ones.
+
+    Args:
+        profile: the profile that was run.
+        notebooks: numbers or names of the notebooks whose tables are compared; "" for all.
+        tables: folder of the tables; the run's if not given.
+        expected: folder of the expected tables; the profile's if not given.
+
+    Returns:
+        A verdict on each table, and one line on all of them.
+
+    Raises:
+        StudyError: as `verify` and `chosen_notebooks`; nothing was run, or nothing is known of such a run.
+    """
+    run, of = profiles.artifact_folder(profile), chosen_notebooks(notebooks)
+    wanted = expected or paths.EXPECTED / run
+    if not wanted.is_dir():
+        known = ", ".join(sorted(path.name for path in paths.EXPECTED.glob("*") if path.is_dir())) or "none"
+        raise StudyError(f"nothing to compare {run} with: there are expected tables of {known}, or give --expected")
+    skipped = [] if tables else not_run(run, of)
+    if not tables and len(skipped) == len(of):  # the tables that are there may be the expected ones themselves
+        raise StudyError(f"no notebook of {run} was run here: make figures PROFILE={profile.name}, or give --tables")
+    if tables and not tables.is_dir():
+        raise StudyError(f"{tables} does not exist")
+    names = [name for path in of for name in saved_tables(path)] if notebooks.strip() else None
+    rules = Rules.read(paths.EXPECTED / "tolerances.toml", profile.name)
+    verdicts = verify(tables or paths.FIGURES / run, wanted, rules, names)
+    return verdicts, summary(verdicts, run) + (f" (not run here: {' '.join(skipped)})" if skipped else "")
+
+
+def expect_run(profile: Profile) -> str:
+    """Makes the tables of a profile's run the expected ones; returns one line on what changed.
+
+    Raises:
+        StudyError: not all notebooks were run, or not with the profile's own model.
+    """
+    run, of = profiles.artifact_folder(profile), chosen_notebooks()
+    if not profile.is_own_model:
+        raise StudyError("what is expected is that of the profile's own model: leave out MODEL")
+    if skipped := not_run(run, of):
+        raise StudyError(
+            f"only a whole run can be what is expected, and {' '.join(skipped)} was not run here: "
+            f"make figures PROFILE={profile.name}"
+        )
+    return f"{run}: {renewed(paths.FIGURES / run, paths.EXPECTED / run, of)}"
+
+
 @app.command()
 def main(
     profile: Annotated[str, typer.Argument(help="The profile that was run.")] = "embedded",
     model: Annotated[str, typer.Option(help="The user's own model, where one was run.")] = "",
     revision: Annotated[str, typer.Option(help="Its revision.")] = "",
-    notebooks_: Annotated[str, typer.Option("--notebooks", help="Only these, by number or name.")] = "",
+    notebooks: Annotated[str, typer.Option(help="Only these, by number or name.")] = "",
     tables: Annotated[Path | None, typer.Option(help="Folder of the tables; the run's if not given.")] = None,
-    expected: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the expected tables; the profile's if not given."),
-    ] = None,
+    expected: Annotated[Path | None, typer.Option(help="What is expected; the profile's if not given.")] = None,
     brief: Annotated[bool, typer.Option("--brief", help="Only tables that are not as expected.")] = False,
     no_fail: Annotated[bool, typer.Option("--no-fail", help="Exit with 0 whatever differs.")] = False,
-    take: Annotated[bool, typer.Option("--renew", help="Make this run's tables the expected ones.")] = False,
+    renew: Annotated[bool, typer.Option("--renew", help="Make the tables of a whole run the expected ones.")] = False,
 ) -> None:
     """Compare a run's tables with the expected ones; exits with 1 if one is not as expected."""
     try:
         chosen = profiles.get(profile, model=absolute_model(model), revision=revision)
-        run = profiles.artifact_folder(chosen)
-        of = notebooks(notebooks_)
-        skipped = [] if tables else not_run(run, of)
-        folder, wanted = tables or paths.FIGURES / run, expected or paths.EXPECTED / run
-        if take:
-            if skipped or notebooks_:
-                lacking = ", ".join(not_run(run, notebooks())) or "none"
-                raise StudyError(f"only a whole run can be what is expected (not run here: {lacking}): make figures")
-            print(f"{run}: {renew(folder, wanted, of)}")
+        if renew:
+            print(expect_run(chosen))
             return
-        if not wanted.is_dir():
-            known = ", ".join(sorted(path.name for path in paths.EXPECTED.glob("*/"))) or "none"
-            raise StudyError(f"nothing to compare {run} with: there are expected tables of {known}, or give --expected")
-        if not folder.is_dir():
-            raise StudyError(f"{folder} does not exist: run make figures PROFILE={profile} first")
-        names = [name for path in of for name in saved_tables(path)] if notebooks_.strip() else None
-        verdicts = verify(folder, wanted, Rules.read(paths.EXPECTED / "tolerances.toml", chosen.name), names)
+        verdicts, line = verify_run(chosen, notebooks, tables, expected)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-    lines = report(verdicts, brief)
-    print(*lines, summary(verdicts, run) + (f" (not run here: {' '.join(skipped)})" if skipped else ""), sep="\n")
+    print(*report(verdicts, brief), line, sep="\n")
     if not no_fail and not all(one.good for one in verdicts):
         raise typer.Exit(1)
 

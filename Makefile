@@ -91,7 +91,7 @@ RUNS := $(CHOSEN:%=data/runs/$(FOLDER)/%.ipynb)
 SETTINGS := data/runs/$(FOLDER)/.settings
 CODE := $(shell find src/layer_redundancy -type f ! -name "*.pyc" ! -path "* *" 2>/dev/null)
 # What the run should have given, where that is known: the profile's own model and parameters.
-EXPECTED := $(if $(PARAMS),,$(wildcard data/expected/$(FOLDER)))
+EXPECTED := $(if $(value PARAMS),,$(wildcard data/expected/$(FOLDER)))
 # Figures were made also where another processor gives other numbers.
 NO_FAIL = --no-fail
 # Deleted figures are drawn again, although the executed notebooks are there.

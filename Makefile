@@ -100,6 +100,10 @@ given = $(if $(filter $(1),$(TAKES)),$(value PARAMS))
 RUNS := $(CHOSEN:%=data/runs/$(FOLDER)/%.ipynb)
 SETTINGS := data/runs/$(FOLDER)/.settings
 CODE := $(shell find src/layer_redundancy -type f ! -name "*.pyc" ! -path "* *" 2>/dev/null)
+# What the run should have given, where that is known: the profile's own model and parameters.
+EXPECTED := $(if $(value PARAMS),,$(wildcard data/expected/$(FOLDER)))
+# Figures were made also where another processor gives other numbers.
+NO_FAIL = --no-fail
 # Deleted figures are drawn again, although the executed notebooks are there.
 REDRAW := $(if $(wildcard figures/$(FOLDER)/*),,FORCE)
 
@@ -114,7 +118,8 @@ figures: $(RUNS)
 	@echo "Figures and tables: figures/$(FOLDER)/   executed notebooks: data/runs/$(FOLDER)/"
 	@$(foreach further,$(FURTHER),$(if $(call own,$(further)),$(MAKE) --no-print-directory figures PROFILE=$(call quoted,$(PROFILE)) \
 	  MODEL='$(call model_of,$(further))' NOTEBOOKS='$(call own,$(further))' \
-  $(if $(filter $(call own,$(further)),$(call numbers,$(TAKES))),,PARAMS=) && ))true
+	  $(if $(filter $(call own,$(further)),$(call numbers,$(TAKES))),,PARAMS=) && ))true
+	@$(if $(EXPECTED),$(PY) -m layer_redundancy.verify $(OF_RUN) --notebooks '$(NOTEBOOKS)' --brief $(NO_FAIL))
 
 .SECONDEXPANSION:
 $(RUNS): data/runs/$(FOLDER)/%.ipynb: notebooks/%.ipynb $(CODE) $(SETTINGS) $$(@D)/.$$*.parameters $(READY) $(REDRAW)
@@ -132,6 +137,13 @@ $(CHOSEN:%=data/runs/$(FOLDER)/.%.parameters): data/runs/$(FOLDER)/.%.parameters
 endif
 
 OF_PROFILE = $(call quoted,$(PROFILE)) $(OF_MODEL)
+OF_RUN = $(call quoted,$(PROFILE)) --model $(call quoted,$(MODEL)) --revision $(call quoted,$(REVISION))
+verify: $(READY) ## compare a run's tables with those in data/expected/; fails if one is not as expected
+	@$(PY) -m layer_redundancy.verify $(OF_RUN) --notebooks '$(NOTEBOOKS)'
+
+expect: $(READY) ## make the tables of a whole run those in data/expected/
+	@$(PY) -m layer_redundancy.verify $(OF_RUN) --renew
+
 plan: $(READY) ## what a run takes, before it starts: downloads, licences, disk, memory, work and hours on this device
 	@$(OFFLINE) $(PY) -m layer_redundancy.planning.plan $(OF_PROFILE) --notebooks '$(NOTEBOOKS)'
 
@@ -144,8 +156,8 @@ rehearse: $(READY) ## the paper profile in small, tiny random models on a hub of
 	@$(PY) -m rehearsal.run --notebooks '$(NOTEBOOKS)'
 
 # Two at a time: most of what so small a run takes is starting Python and drawing figures.
-smoke: ## every notebook in small: does it run?
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 figures PROFILE=smoke
+smoke: ## every notebook in small: does it run, and give what it gave?
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 figures PROFILE=smoke NO_FAIL=
 
 rwkv-train: $(READY) ## train the small RWKV anew (an hour on two cores; stopped, it goes on where it was)
 	@$(PY) -m tools.rwkv.train
@@ -212,4 +224,4 @@ distclean: clean ## remove computed results, downloads and the environment too
 	rm -rf data/results data/cache build .venv
 
 FORCE:
-.PHONY: help setup figures plan prefetch rehearse smoke rwkv-train gptq bench bench-gpu test test-architectures lint format lab lock clean distclean FORCE
+.PHONY: help setup figures verify expect plan prefetch rehearse smoke rwkv-train gptq bench bench-gpu test test-architectures lint format lab lock clean distclean FORCE

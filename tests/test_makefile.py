@@ -88,6 +88,7 @@ class Study:
 
 PIP = ["pip install", "pip install"]
 SETUP = ["venv .venv", *PIP, "layer_redundancy.models.smollm2"]
+VERIFY = "layer_redundancy.verify embedded"
 
 
 @pytest.fixture
@@ -111,6 +112,8 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
         "help",
         "setup",
         "figures",
+        "verify",
+        "expect",
         "plan",
         "prefetch",
         "rehearse",
@@ -260,7 +263,7 @@ def test_a_setup_interrupted_while_the_model_is_fetched_goes_on(study):
     study.calls()
     study.fail_at(None)
     assert study.make("figures", "NOTEBOOKS=01").returncode == 0
-    assert study.calls() == [*SETUP[1:], "layer_redundancy.run_notebook notebooks/01_first.ipynb"]
+    assert study.calls() == [*SETUP[1:], "layer_redundancy.run_notebook notebooks/01_first.ipynb", VERIFY]
 
 
 def test_a_half_made_environment_is_built_anew(study):
@@ -296,10 +299,10 @@ def test_the_active_python_can_be_used_instead(study, monkeypatch):
     shutil.copy(study.python, tools / "python")
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
     assert study.make("figures", "VENV=", "NOTEBOOKS=02").returncode == 0
-    assert study.calls() == [*SETUP[1:], "layer_redundancy.run_notebook notebooks/02_second.ipynb"]
+    assert study.calls() == [*SETUP[1:], "layer_redundancy.run_notebook notebooks/02_second.ipynb", VERIFY]
     assert not (study.root / ".venv").exists()
     study.make("figures", "VENV=", "NOTEBOOKS=02")
-    assert study.calls() == []
+    assert study.calls() == [VERIFY]
 
 
 @pytest.mark.parametrize("profile", profiles.shipped())
@@ -436,7 +439,12 @@ def test_test_runs_the_unit_tests_and_then_every_notebook_in_small(ready):
     rehearsed = ["pip install", "rehearsal.run --notebooks"]
     calls = ready.calls()
     # Notebooks two at a time: either may be the first to begin.
-    assert [calls[0], *sorted(calls[1:3]), *calls[3:]] == ["pytest --numprocesses", *expected, *rehearsed]
+    assert [calls[0], *sorted(calls[1:3]), *calls[3:]] == [
+        "pytest --numprocesses",
+        *expected,
+        "layer_redundancy.verify smoke",
+        *rehearsed,
+    ]
     assert (ready.root / "data" / "runs" / "smoke" / "02_second.ipynb").exists()
 
 
@@ -444,6 +452,46 @@ def test_a_failed_unit_test_fails_make(ready):
     ready.fail_at("pytest")
     assert ready.make("test").returncode != 0
     assert ready.calls() == ["pytest --numprocesses"]
+
+
+def verifications(study: Study) -> list[list[str]]:
+    """The arguments of each comparison since the last look."""
+    words = [line.split()[1:] for line in (study.root / "calls").read_text().splitlines()]
+    return [line[1:] for line in words if line[0] == "layer_redundancy.verify"]
+
+
+def test_figures_end_by_comparing_their_tables_and_are_made_whatever_differs(ready):
+    log = ready.root / "calls"
+    assert ready.make("figures", "NOTEBOOKS=02").returncode == 0
+    assert log.read_text().splitlines()[-1].split()[1:3] == VERIFY.split()
+    (arguments,) = verifications(ready)
+    assert arguments[0] == "embedded"
+    assert arguments[arguments.index("--notebooks") + 1] == "02"
+    assert {"--brief", "--no-fail"} <= set(arguments)
+
+
+@pytest.mark.parametrize("arguments", [["MODEL=org/name"], ["PROFILE=paper"], ["PARAMS=limit=3"]])
+def test_a_run_that_nothing_is_known_of_is_not_compared(ready, arguments):
+    assert ready.make("figures", "NOTEBOOKS=02", *arguments).returncode == 0
+    assert VERIFY.split()[0] not in (ready.root / "calls").read_text()
+
+
+@pytest.mark.parametrize("command", ["smoke", "test"])
+def test_in_small_a_table_that_is_not_as_expected_fails(ready, command):
+    ready.fail_at("layer_redundancy.verify smoke")
+    assert ready.make(command).returncode != 0
+    (arguments,) = verifications(ready)
+    assert "--no-fail" not in arguments
+    assert ready.calls()[-1] == "layer_redundancy.verify smoke", "nothing comes after it"
+
+
+def test_verify_exits_by_what_it_finds(ready):
+    assert ready.make("verify", "NOTEBOOKS=02").returncode == 0
+    (arguments,) = verifications(ready)
+    assert "--no-fail" not in arguments
+    assert arguments[arguments.index("--notebooks") + 1] == "02"
+    ready.fail_at("layer_redundancy.verify")
+    assert ready.make("verify").returncode != 0
 
 
 def test_clean_keeps_what_took_long_and_what_is_committed(study):

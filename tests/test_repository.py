@@ -35,6 +35,7 @@ def committed_texts() -> dict[str, str]:
         "docs",
         "tests",
         "figures/embedded",
+        "data/expected",
     ]
     files = [path for path in [*paths.ROOT.iterdir(), *(paths.ROOT / "data").iterdir()] if path.is_file()]
     for folder in folders:

@@ -38,3 +38,4 @@ CACHE = WORK / "data" / "cache" if _OWN_FOLDERS else _user("cache")  # downloads
 RESULTS = WORK / "data" / "results" if _OWN_FOLDERS else WORK / "results"  # the results store and its CSV exports
 RUNS = WORK / "data" / "runs"  # executed notebooks
 FIGURES = WORK / "figures"
+EXPECTED = ROOT / "data" / "expected"  # tables that a run should give

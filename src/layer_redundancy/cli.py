@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -280,6 +280,35 @@ def plan(
     from layer_redundancy.planning import plan as planning
 
     planning.main(profile, model, revision, notebooks, alone, trust_remote_code)
+
+
+@app.command(epilog="Example: `layer-redundancy verify embedded`")
+def verify(
+    profile: Annotated[str, typer.Argument(help="The profile that was run.")] = "embedded",
+    model: Annotated[str, typer.Option(help="A model of your own, where one was run.")] = "",
+    revision: Revision = "",
+    notebooks: Annotated[str, typer.Option(help="Only these notebooks, by number.")] = "",
+    tables: Annotated[Path | None, typer.Option(help="Folder of the tables; the run's if left out.")] = None,
+    expected: Annotated[Path | None, typer.Option(help="What is expected; the profile's if left out.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compares the tables of a run with those that are committed; exits with 1 if one is not as expected."""
+    from layer_redundancy import verify as comparing
+    from layer_redundancy.config import profiles
+    from layer_redundancy.config.run_folder import absolute_model
+
+    chosen = profiles.get(profile, model=absolute_model(model), revision=revision)
+    verdicts, line = comparing.verify_run(chosen, notebooks, tables, expected)
+    if as_json:
+        found = [
+            {"table": one.table, "state": one.state, "differences": list(map(asdict, one.differences))}
+            for one in verdicts
+        ]
+        typer.echo(json.dumps(_plain({"summary": line, "tables": found})))
+    else:
+        typer.echo("\n".join([*comparing.report(verdicts), line]))
+    if not all(one.good for one in verdicts):
+        raise typer.Exit(1)
 
 
 # ------------------------------------------------------------------------------------------------ helpers

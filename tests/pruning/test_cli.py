@@ -207,3 +207,18 @@ def test_models_with_other_tokens_are_compared_in_bits_a_byte(run, model):
     rows = json.loads(run("compare", model, "rwkv5-6.6m", "--json"))["rows"]
     assert rows[0]["on"] == "bits a byte" and rows[0]["low"] is None and rows[0]["first"] > rows[0]["second"]
     assert rows[1]["on"] == "passage_continuation" and rows[1]["low"] is not None
+
+
+def test_verify_exits_by_what_it_finds(tmp_path):
+    expected = paths.EXPECTED / "smoke"
+    own = tmp_path / "tables"
+    shutil.copytree(expected, own)
+    same = CliRunner().invoke(cli.app, ["verify", "smoke", "--tables", str(own), "--json"])
+    assert same.exit_code == 0, same.output
+    assert {one["state"] for one in json.loads(same.stdout)["tables"]} == {"as expected"}
+    table = own / "figure3_single_layer_removal.csv"
+    table.write_text(table.read_text().replace("50.7", "51.7", 1))
+    other = CliRunner().invoke(cli.app, ["verify", "smoke", "--tables", str(own), "--json"])
+    assert other.exit_code == 1
+    (differs,) = [one for one in json.loads(other.stdout)["tables"] if one["state"] != "as expected"]
+    assert differs["table"] == table.stem and differs["differences"]

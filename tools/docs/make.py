@@ -2,6 +2,7 @@
 
 import sys
 
+from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from tools.docs import notebooks, pages
 
@@ -9,9 +10,10 @@ from tools.docs import notebooks, pages
 def main() -> None:
     """Writes every page; one line for whoever runs it if a page cannot be."""
     try:
-        for name in pages.names():
-            pages.page(name).write_text(pages.render(name), encoding="utf-8")
-            print(f"{pages.page(name).relative_to(pages.paths.ROOT)}: rendered")
+        rendered = {pages.page(name): pages.render(name) for name in pages.names()}  # all of them, or none is written
+        for path, text in rendered.items():
+            path.write_text(text, encoding="utf-8")
+            print(f"{path.relative_to(paths.ROOT)}: rendered")
         for line in notebooks.write_all():
             print(line)
     except StudyError as error:

@@ -1,4 +1,4 @@
-"""The embedded notebooks as they were executed, to be read in a browser: small HTML without scripts, pictures linked."""
+"""The embedded notebooks as they were executed, to be read in a browser: HTML without scripts, pictures linked."""
 
 import ast
 import html

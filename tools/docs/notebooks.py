@@ -138,4 +138,4 @@ def index() -> str:
         there = (PAGES / f"{path.stem}.html").exists()
         lines.append(f'<li><a href="{path.stem}.html">{heading}</a></li>' if there else f"<li>{heading}</li>")
     body = "\n".join(["<h1>The notebooks, as they were executed</h1>", "<ol>", *lines, "</ol>"])
-    return PAGE.format(title="The notebooks", note="executed on the embedded profile, on two cores", body=body)
+    return PAGE.format(title="The notebooks", note="executed on the embedded profile", body=body)

@@ -203,6 +203,9 @@ format: $(READY) ## put right what lint finds, where a machine can
 
 STRIP := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version"
 
+docs: $(READY) ## make README.md and docs/ anew, from docs/templates/, the committed tables and executed notebooks
+	@$(PY) -m tools.docs.make
+
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks
 
@@ -224,4 +227,4 @@ distclean: clean ## remove computed results, downloads and the environment too
 	rm -rf data/results data/cache build .venv
 
 FORCE:
-.PHONY: help setup figures verify expect plan prefetch rehearse smoke rwkv-train gptq bench bench-gpu test test-architectures lint format lab lock clean distclean FORCE
+.PHONY: help setup figures verify expect plan prefetch rehearse smoke rwkv-train gptq bench bench-gpu test test-architectures lint format docs lab lock clean distclean FORCE

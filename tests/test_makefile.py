@@ -126,6 +126,7 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
         "test-architectures",
         "lint",
         "format",
+        "docs",
         "lab",
         "lock",
     }

@@ -20,7 +20,7 @@ from layer_redundancy.core import paths
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted(paths.NOTEBOOKS.glob("*.ipynb"))}
-TEXT_SUFFIXES = {".py", ".ipynb", ".toml", ".lock", ".yml", ".yaml", ".md", ".txt", ".csv", ""}
+TEXT_SUFFIXES = {".py", ".ipynb", ".toml", ".lock", ".yml", ".yaml", ".md", ".txt", ".csv", ".html", ".css", ""}
 
 
 def committed_texts() -> dict[str, str]:
@@ -147,7 +147,7 @@ def test_ci_runs_the_commands_of_the_readme():
 def test_drawing_needs_no_model_libraries():
     """Figures are for data that is there; whoever only draws should not wait for torch."""
     modules = [f"layer_redundancy.figures.{module.name}" for module in pkgutil.iter_modules(figures.__path__)]
-    modules += ["benchmarks.pictures", "tools.rwkv.training_curve"]
+    modules += ["benchmarks.pictures", "tools.rwkv.training_curve", "tools.docs.make"]
     assert {f"layer_redundancy.figures.{stem.split('_', 1)[1]}" for stem in NOTEBOOKS} <= set(modules)
     code = f"import sys, {', '.join(modules)}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)

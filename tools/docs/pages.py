@@ -1,0 +1,163 @@
+"""README.md and the pages of docs/, rendered from docs/templates/*.md and the committed tables."""
+
+import math
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from layer_redundancy.core import paths
+from layer_redundancy.core.errors import StudyError
+from tools.docs.tables import Accuracy, Check, Row, Tables, compare
+
+TEMPLATES = paths.ROOT / "docs" / "templates"
+NO_BREAK = "\N{NO-BREAK SPACE}"
+MADE = "<!-- Made by `make docs` from docs/templates/{}: edit that, not this. -->\n"
+
+
+def page(template: str) -> Path:
+    """Where the page of a template lies: the readme at the root, others in docs/."""
+    return paths.ROOT / template if template == "README.md" else paths.ROOT / "docs" / template
+
+
+def names() -> list[str]:
+    """The templates' names."""
+    return sorted(path.name for path in TEMPLATES.glob("*.md"))
+
+
+def render(template: str, tables: Tables | None = None, folder: Path = TEMPLATES) -> str:
+    """A page as text.
+
+    Args:
+        template: name of its template.
+        tables: the tables that it speaks of; the committed ones if not given.
+        folder: where templates lie.
+
+    Raises:
+        StudyError: a finding turned; a value, table, row or column that is not there; a mistake in the template.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    tables = tables or Tables()
+    environment.globals |= {
+        "row": tables.row,
+        "rows": tables.rows,
+        "holds": tables.holds,
+        "fails": tables.fails,
+        "compare": compare,
+        "finding": finding,
+        "verdicts": lambda name: verdicts(tables, name),
+        "share": share,
+        "kept": kept,
+        "above_chance": above_chance,
+        "exp": math.exp,
+    }
+    environment.filters |= {"fixed": fixed, "percent": percent, "signed": signed, "interval": interval}
+    try:
+        text = environment.get_template(template).render()
+        return MADE.format(template) + re.sub(r"\n{3,}", "\n\n", text)
+    except StudyError as error:
+        raise StudyError(f"docs/templates/{template}: {error}") from error
+    except jinja2.TemplateError as error:
+        line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise StudyError(f"docs/templates/{template}{line}: {error.message}") from error
+
+
+# ---------------------------------------------------------------------------------------------------- what is said
+
+
+def finding(name: str, *checks: Check, caller: Callable[[], str]) -> str:
+    """A paragraph, if the tables still say what it says: `{% call finding("name", holds(...)) %}...{% endcall %}`.
+
+    Raises:
+        StudyError: they do not, or nothing is checked.
+    """
+    if not checks:
+        raise StudyError(f"finding {name!r} is tied to nothing: give it what it claims (holds, fails, compare)")
+    for check in checks:
+        if not check.true:
+            raise StudyError(f"finding {name!r} turned: the prose says that {check.words}, but {check.found}")
+    text = " ".join(caller().split()).replace(" %", NO_BREAK + "%")
+    text = textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False).replace(NO_BREAK, " ")
+    return ("\n" if text.startswith("**") else "") + text + "\n"  # a bold answer begins a paragraph
+
+
+def verdicts(tables: Tables, name: str) -> str:
+    """The statements of a claim's table and what became of them, folded."""
+    lines = ["| statement | measured | threshold | holds | certainty |", "| --- | --- | --- | --- | --- |"]
+    found = tables.rows(name)
+    for row in found:
+        what = "; ".join(_plain(row[column]) for column in ("statement", "on", "removed") if column in row)
+        certainty = "" if math.isnan(row.certainty) else f"{row.certainty:.2f}"
+        numbers = f"{row.measured:.3g} | {row.threshold:.3g}"
+        lines.append(f"| {what} | {numbers} | {'yes' if row.holds else 'no'} | {certainty} |")
+    held = sum(bool(row.holds) for row in found)
+    summary = f"<details><summary>Statements that were tested: {held} of {len(found)} hold</summary>"
+    return "\n".join([summary, "", *lines, "", "</details>"])
+
+
+def _plain(value: Any) -> str:
+    return str(value).replace("task/", "").replace("|", "\\|") if isinstance(value, str) else f"{value} removed"
+
+
+# ---------------------------------------------------------------------------------------------------- numbers
+
+
+def fixed(value: Any, digits: int = 0) -> str:
+    """A number with so many digits after the point, thousands separated.
+
+    Raises:
+        StudyError: an empty cell, or an accuracy, which is printed with its items (print it as it is).
+    """
+    if isinstance(value, Accuracy):
+        raise StudyError("an accuracy is printed with its number of items: leave the filter out")
+    if isinstance(value, jinja2.Undefined) or not math.isfinite(value):
+        raise StudyError("an empty cell cannot be printed")
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def percent(value: Any, digits: int = 0) -> str:
+    """A share as percent; errors as `fixed`."""
+    return f"{fixed(value if isinstance(value, Accuracy) else 100 * value, digits)} %"
+
+
+def signed(value: float, digits: int = 0) -> str:
+    """A number with its sign; errors as `fixed`."""
+    return ("+" if value >= 0 else "") + fixed(value, digits)
+
+
+def interval(row: Row, column: str, digits: int = 0, scale: float = 1) -> str:
+    """The 95 % interval of a column, as "low to high"."""
+    low, high = (f"{column}_{end}" if f"{column}_{end}" in row else end for end in ("low", "high"))
+    return f"{fixed(scale * row[low], digits)} to {fixed(scale * row[high], digits)}"
+
+
+def share(row: Row, column: str) -> Accuracy:
+    """A share in some other column than `accuracy`, printed like one."""
+    return Accuracy(row[column], (row.low, row.high), int(row.n))
+
+
+def kept(after: Row, before: Row) -> str:
+    """The share of an accuracy that is left, with the number of items."""
+    return f"{100 * after.accuracy.value / before.accuracy.value:.0f} % (n = {_items(after, before)})"
+
+
+def above_chance(after: Row, before: Row) -> str:
+    """The share that is left of what exceeds chance, with the number of items."""
+    left, whole = (row.accuracy.value - row.chance for row in (after, before))
+    return f"{100 * left / whole:.0f} % (n = {_items(after, before)})"
+
+
+def _items(after: Row, before: Row) -> int:
+    if after.n != before.n:
+        raise StudyError(f"accuracies on {after.n:g} and on {before.n:g} items are no share of one another")
+    return int(after.n)

@@ -94,6 +94,7 @@ def clone(tmp_path_factory):
     command.write_text(f"#!{root / '.venv' / 'bin' / 'python'}\nfrom layer_redundancy.cli import main\nmain()\n")
     command.chmod(0o755)
     (root / ".venv" / "ready").write_text(f"{root}\n")
+    checkpoint(root / "path" / "to" / "a" / "checkpoint")  # what the documents call a model of the user's own
     return root
 
 
@@ -129,20 +130,15 @@ def shortened(text: str) -> str:
     return "\n".join(lines)
 
 
-def by_document(language: str) -> list:
-    return [pytest.param([b for b in EVERY if b.document == d and b.language == language], id=d) for d in DOCUMENTS]
+@pytest.mark.parametrize("block", [block for block in EVERY if block.language == "sh"], ids=str)
+def test_a_shell_block_runs_as_printed(run, block):
+    run(["bash", "-euc", shortened(block.text)])
 
 
-@pytest.mark.parametrize("of_document", by_document("sh"))
-def test_shell_blocks_run_as_printed(run, of_document):
-    for block in of_document:
-        run(["bash", "-euc", shortened(block.text)])
-
-
-@pytest.mark.parametrize("of_document", by_document("python"))
-def test_python_blocks_run_as_printed_one_after_the_other(run, clone, tmp_path, of_document):
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_blocks_run_as_printed_one_after_the_other(run, clone, tmp_path, document):
     script = tmp_path / "blocks.py"
-    script.write_text("\n".join(f"# {block}\n{block.text}" for block in of_document))
+    script.write_text("\n".join(f"# {b}\n{b.text}" for b in EVERY if b.document == document and b.language == "python"))
     run([clone / ".venv" / "bin" / "python", script])
 
 

@@ -153,14 +153,18 @@ $(PEER)/ready: benchmarks/requirements.txt $(READY)
 
 # --- Development -----------------------------------------------------------------------------------------------------
 
+PYTEST = $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 test: $(READY) ## unit tests, then every notebook on the smoke profile, then a rehearsal of the paper profile
-	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(PYTEST)
 	@$(MAKE) --no-print-directory smoke
 	@$(MAKE) --no-print-directory rehearse
 
+test-fast: $(READY) ## the unit tests that take no longer than a second or two each (three minutes on two cores)
+	$(PYTEST) -m "not slow"
+
 test-architectures: $(READY) ## try every architecture that transformers has, and write docs/architectures.md anew (eight minutes on two cores)
 	rm -rf build/architectures
-	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --every-architecture tests/architectures
+	$(PYTEST) --every-architecture tests/architectures
 
 lint: $(READY) ## style of code and notebooks, and which folder may import which; notebooks are committed without outputs
 	$(PY) -m ruff check .
@@ -196,4 +200,4 @@ distclean: clean ## remove computed results, downloads and the environment too
 	rm -rf data/results data/cache build .venv
 
 FORCE:
-.PHONY: help setup figures plan prefetch rehearse smoke rwkv-train gptq bench bench-gpu test test-architectures lint format lab lock clean distclean FORCE
+.PHONY: help setup figures plan prefetch rehearse smoke rwkv-train gptq bench bench-gpu test test-fast test-architectures lint format lab lock clean distclean FORCE

@@ -166,9 +166,10 @@ test-architectures: $(READY) ## try every architecture that transformers has, an
 	rm -rf build/architectures
 	$(PYTEST) --every-architecture tests/architectures
 
-lint: $(READY) ## style of code and notebooks, and which folder may import which; notebooks are committed without outputs
+lint: $(READY) ## style, types, which folder may import which; notebooks are committed without outputs
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(PY) -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-cache
 	$(PY) -m nbstripout --verify $(STRIP) $(wildcard notebooks/*.ipynb) </dev/null
 
@@ -193,7 +194,7 @@ lock: $(READY) ## choose the versions in requirements.lock anew, from pyproject.
 	    pyproject.toml | grep -Ev '^(cuda-|nvidia-[^m]|triton==)'; } > build/lock && mv build/lock requirements.lock
 
 clean: ## remove executed notebooks and figures that are not committed; computed results stay
-	rm -rf data/runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf data/runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find figures -mindepth 1 -maxdepth 1 ! -name embedded ! -name bench -exec rm -rf {} +
 
 distclean: clean ## remove computed results, downloads and the environment too

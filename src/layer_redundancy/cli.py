@@ -233,14 +233,17 @@ def prune(
         from layer_redundancy.pruning import checkpoint
 
         checkpoint.check_new(out)
-        if how_many is None:
+        if like is not None:
             _set_device(device)
             study, again = checkpoint.again(checkpoint.read(like), str(like))
         else:
             study, again = _open(profile, model, revision, device, trust_remote_code), None
 
         def order(asked: "Study") -> checkpoint.Order:
-            return again or checkpoint.ordered(asked, by, how_many, heal, quantize)
+            if again is not None:
+                return again
+            assert how_many is not None, "without --like it is given"
+            return checkpoint.ordered(asked, by, how_many, heal, quantize)
 
         if dry_run:
             estimate = _asked(study, lambda asked: checkpoint.measured(asked, order(asked)), dry_run)

@@ -14,7 +14,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from layer_redundancy.config import sources
 from layer_redundancy.core import paths
@@ -213,7 +213,7 @@ def from_table(kind: type[B], table: Mapping[str, Any], where: str) -> B:
         StudyError: a key that is not known, one that is missing, or a value of another type.
     """
     hints = get_type_hints(kind)
-    known = {f.name: f for f in fields(kind)}
+    known = {f.name: f for f in fields(cast(Any, kind))}
     if unknown := [name for name in table if name not in known]:
         raise StudyError(f"{where}: unknown key {', '.join(unknown)}: choose from {', '.join(known)}")
     values = {name: _converted(hints[name], value, f"{where}, {name}") for name, value in table.items()}
@@ -232,7 +232,7 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
             return None
         (kind,) = [one for one in arguments if one is not type(None)]
         return _converted(kind, value, where)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         if isinstance(value, kind):
             return value
         if isinstance(value, Mapping):
@@ -261,7 +261,7 @@ def limited(budget: Any, max_items: int | None) -> Any:
         return replace(budget, limit=min(max_items, budget.limit or max_items))
     if isinstance(budget, tuple):
         return tuple(limited(one, max_items) for one in budget)
-    if is_dataclass(budget):
+    if is_dataclass(budget) and not isinstance(budget, type):
         return replace(budget, **{f.name: limited(getattr(budget, f.name), max_items) for f in fields(budget)})
     return budget
 
@@ -353,8 +353,8 @@ def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bo
     if revision and not model:
         raise StudyError(f"revision {revision!r} was given without a model: set MODEL= too")
     model = model or profile.model
-    revision = revision or sources.pinned(model)
-    chosen = replace(profile, model=model, revision=revision or None, trust_remote_code=trust_remote_code)
+    pinned = revision or sources.pinned(model)
+    chosen = replace(profile, model=model, revision=pinned or None, trust_remote_code=trust_remote_code)
     return on_users_device(chosen)
 
 

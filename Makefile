@@ -181,18 +181,23 @@ $(PEER)/ready: benchmarks/requirements.txt $(READY)
 
 # --- Development -----------------------------------------------------------------------------------------------------
 
+PYTEST = $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 test: $(READY) ## unit tests, then every notebook on the smoke profile, then a rehearsal of the paper profile
-	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(PYTEST)
 	@$(MAKE) --no-print-directory smoke
 	@$(MAKE) --no-print-directory rehearse
 
+test-fast: $(READY) ## the unit tests that take no longer than a second or two each (three minutes on two cores)
+	$(PYTEST) -m "not slow"
+
 test-architectures: $(READY) ## try every architecture that transformers has, and write docs/architectures.md anew (eight minutes on two cores)
 	rm -rf build/architectures
-	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --every-architecture tests/architectures
+	$(PYTEST) --every-architecture tests/architectures
 
-lint: $(READY) ## style of code and notebooks, and which folder may import which; notebooks are committed without outputs
+lint: $(READY) ## style, types, which folder may import which; notebooks are committed without outputs
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(PY) -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-cache
 	$(PY) -m nbstripout --verify $(STRIP) $(wildcard notebooks/*.ipynb) </dev/null
 
@@ -220,11 +225,11 @@ lock: $(READY) ## choose the versions in requirements.lock anew, from pyproject.
 	    pyproject.toml | grep -Ev '^(cuda-|nvidia-[^m]|triton==)'; } > build/lock && mv build/lock requirements.lock
 
 clean: ## remove executed notebooks and figures that are not committed; computed results stay
-	rm -rf data/runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf data/runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find figures -mindepth 1 -maxdepth 1 ! -name embedded ! -name bench -exec rm -rf {} +
 
 distclean: clean ## remove computed results, downloads and the environment too
 	rm -rf data/results data/cache build .venv
 
 FORCE:
-.PHONY: help setup figures verify expect plan prefetch rehearse smoke rwkv-train gptq bench bench-gpu test test-architectures lint format docs lab lock clean distclean FORCE
+.PHONY: help setup figures verify expect plan prefetch rehearse smoke rwkv-train gptq bench bench-gpu test test-fast test-architectures lint format docs lab lock clean distclean FORCE

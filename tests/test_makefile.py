@@ -123,6 +123,7 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
         "bench",
         "bench-gpu",
         "test",
+        "test-fast",
         "test-architectures",
         "lint",
         "format",
@@ -447,6 +448,13 @@ def test_test_runs_the_unit_tests_and_then_every_notebook_in_small(ready):
         *rehearsed,
     ]
     assert (ready.root / "data" / "runs" / "smoke" / "02_second.ipynb").exists()
+
+
+def test_test_fast_leaves_out_what_is_slow(ready):
+    log = ready.root / "calls"
+    assert ready.make("test-fast").returncode == 0
+    (line,) = log.read_text().splitlines()
+    assert line.startswith("-m pytest ") and line.endswith(" -m not slow")
 
 
 def test_a_failed_unit_test_fails_make(ready):

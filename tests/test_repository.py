@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from layer_redundancy import figures
+from layer_redundancy import __version__, figures
 from layer_redundancy.core import paths
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
@@ -136,6 +136,24 @@ def test_conda_installs_what_pip_does():
     python, *others = packages
     assert python.startswith("python" + PROJECT["requires-python"])
     assert others == ["make", "pip"], "without versions"
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    citation = yaml.safe_load((paths.ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    assert f"\n## {__version__}\n" in (paths.ROOT / "CHANGELOG.md").read_text()
+    assert citation["license"] == PROJECT["license"]
+    assert citation["authors"][0]["name"] in (paths.ROOT / "LICENSE").read_text()
+
+
+def test_before_a_commit_runs_what_make_lint_runs():
+    """By calling it, in the study's own environment: versions and options of linters stand in one place."""
+    repositories = yaml.safe_load((paths.ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert {repository["repo"] for repository in repositories} == {"local"}
+    hooks = [hook for repository in repositories for hook in repository["hooks"]]
+    assert [(hook["language"], hook["entry"], hook["pass_filenames"]) for hook in hooks] == [
+        ("system", "make lint", False)
+    ]
 
 
 def test_ci_runs_the_commands_of_the_readme():

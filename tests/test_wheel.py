@@ -8,10 +8,13 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import pytest
 from transformers import AutoModelForCausalLM
 
 from layer_redundancy.core import paths
 from layer_redundancy.models import smollm2
+
+pytestmark = pytest.mark.slow
 
 
 def call(*command: str | Path, **settings) -> str:

@@ -233,14 +233,17 @@ def prune(
         from layer_redundancy.pruning import checkpoint
 
         checkpoint.check_new(out)
-        if how_many is None:
+        if like is not None:
             _set_device(device)
             study, again = checkpoint.again(checkpoint.read(like), str(like), trust_remote_code)
         else:
             study, again = _open(profile, model, revision, device, trust_remote_code), None
 
         def order(asked: "Study") -> checkpoint.Order:
-            return again or checkpoint.ordered(asked, by, how_many, heal, quantize)
+            if again is not None:
+                return again
+            assert how_many is not None, "without --like it is given"
+            return checkpoint.ordered(asked, by, how_many, heal, quantize)
 
         if dry_run:
             estimate = _asked(study, lambda asked: checkpoint.measured(asked, order(asked)), dry_run)
@@ -346,9 +349,8 @@ def _open(profile: "str | Profile", model: str, revision: str, device: str, trus
         profile = profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code)
     else:
         revision = revision or sources.pinned(model) or ""
-        trusted = {"trust_remote_code": trust_remote_code, "trust_tasks": trust_remote_code}
-        profile = replace(profile, model=absolute_model(model), revision=revision or None, **trusted)
-        profile = profiles.on_users_device(profile)
+        profile = replace(profile, model=absolute_model(model), revision=revision or None)
+        profile = profiles.on_users_device(profiles.trusting(profile, trust_remote_code))
     from layer_redundancy.study import Study
 
     return Study.of(profile)

@@ -33,7 +33,7 @@ class Inputs:
         """The model's tokenizer."""
         return loading.load_tokenizer(self.identity)
 
-    def text(self, split: corpora.Split, **changes: int) -> TokenBlocks:
+    def text(self, split: corpora.Split, **changes: Any) -> TokenBlocks:
         """A split of the profile's corpus in blocks, with some fields of the profile's text budget changed."""
         length, limit = self.profile.text.block_length, self.identity.max_length
         if limit is not None and length > limit:

@@ -23,7 +23,7 @@ from typing import Annotated, Any, TextIO
 
 # jsonschema, which nbformat imports, would spend most of a second on a grammar of addresses that no notebook holds; it
 # does without where that package is missing.
-sys.modules["rfc3987_syntax"] = None
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # how Python is told that a module is missing
 import nbformat
 import papermill
 import typer

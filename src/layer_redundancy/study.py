@@ -10,7 +10,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -494,6 +494,7 @@ class Study:
             losses in nats a token.
         """
         made, num = self.healing, self.num_blocks
+        assert made is not None, "of a model that `healed` gave"
         budget = made.budget
         held_out = budget.held_out * budget.block_length * num
         return self.cached(
@@ -524,13 +525,16 @@ class Study:
                 ((nll, _),) = plain_forwards.score(model, perplexity.sequences[:1])[0]
             return Result({"nll": -nll / swept[variant].arrays["tokens"][0]})
 
+        def work(variant: Variant) -> list[Work]:
+            return [Pass((perplexity.blocks.input_ids.shape[1] - 1) * len(variant))]
+
         differences = []
         for variant in chosen:
             stored = self.cached(
                 replace(sweep.key(self.identity, variant, perplexity), measurement="plain_forward"),
-                lambda variant=variant: compute(variant),
+                partial(compute, variant),
                 lambda: Result({"nll": 0.0}),
-                lambda variant=variant: [Pass((perplexity.blocks.input_ids.shape[1] - 1) * len(variant))],
+                partial(work, variant),
             )
             result = swept[variant].arrays
             differences.append(abs(result["nll"][0] / result["tokens"][0] - stored.summary["nll"]))

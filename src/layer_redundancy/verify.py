@@ -374,7 +374,7 @@ def _literal(name: ast.expr) -> list[str]:
     if isinstance(name, ast.Constant):
         return [str(name.value)]
     if isinstance(name, ast.BinOp) and isinstance(name.left, ast.Constant):
-        return [f"{name.left.value}*"]
+        return [f"{name.left.value!s}*"]
     return []
 
 

@@ -6,6 +6,7 @@
 import json
 from dataclasses import asdict
 
+import pytest
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import every_architecture
@@ -28,6 +29,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("name", sorted(every_architecture.CONFIGS if every else SHARE))
 
 
+@pytest.mark.slow
 def test_architecture(name, tmp_path, request):
     found = outcomes.tried(name, tmp_path)
     if request.config.getoption("--every-architecture"):

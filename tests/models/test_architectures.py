@@ -177,6 +177,7 @@ def test_a_family_without_a_file_is_taken_apart():
         assert not torch.equal(model(tiny_models.tokens()).logits, dense)
 
 
+@pytest.mark.slow
 def test_importing_a_familys_package_makes_transformers_know_it():
     code = "from transformers import CONFIG_MAPPING\nkinds = ['rwkv5', 'baichuan']\n"
     for package in ("rwkv5", "baichuan"):

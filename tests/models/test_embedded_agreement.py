@@ -19,6 +19,8 @@ from layer_redundancy.models import loading, smollm2
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import decoder_stack
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def loaded():

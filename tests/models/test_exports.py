@@ -81,6 +81,7 @@ def test_a_baichuan_is_noted_through_the_llama_that_it_becomes(tmp_path):
 # ------------------------------------------------------------------------------------------------ tokenizers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", [False, True])
 def test_the_tokenizer_is_saved_as_it_was(ends, dense, tmp_path):
     source = tf.AutoTokenizer.from_pretrained(smollm2.folder())

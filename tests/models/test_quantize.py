@@ -62,6 +62,7 @@ def damage(identity, scheme) -> float:
     return (ours(IDS).logits - dense(IDS).logits).square().mean().sqrt().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_fewer_bits_cost_more_and_gptq_less_than_rounding(identity, symmetric):
     found = {

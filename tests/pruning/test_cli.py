@@ -55,6 +55,7 @@ def stored(tmp_path) -> int:
         return len(store.sweeps())
 
 
+@pytest.mark.slow
 def test_rank_is_the_studys_own_order(run, model, tmp_path):
     found = json.loads(run("rank", model, "--json"))
     blocks = [row["block"] for row in found["rows"]]
@@ -64,6 +65,7 @@ def test_rank_is_the_studys_own_order(run, model, tmp_path):
     assert all(row["low"] <= row["score"] <= row["high"] for row in found["rows"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["taylor", "magnitude_l1", "perplexity", "greedy", "random", "reverse_order"])
 def test_every_kind_of_measure_ranks_all_blocks(run, model, by):
     rows = json.loads(run("rank", model, "--by", by, "--json"))["rows"]
@@ -72,6 +74,7 @@ def test_every_kind_of_measure_ranks_all_blocks(run, model, by):
     assert all((row["score"] is None) == (by in ("greedy", "random")) for row in rows)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_the_notebooks_and_is_not_computed_twice(run, model, tmp_path):
     rows = json.loads(run("sweep", model, "--remove", "1..3", "--json"))["rows"]
     assert [row["removed"] for row in rows] == [0, 1, 2, 3] and rows[0]["increase"] == 0
@@ -89,6 +92,7 @@ def test_a_sweep_is_the_notebooks_and_is_not_computed_twice(run, model, tmp_path
     assert stored(tmp_path) == sweeps, "all of it was in the store"
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_and_writes_nothing(run, model, tmp_path):
     found = json.loads(run("sweep", model, "--remove", "1..3", "--dry-run", "--json"))["to_compute"]
     assert found["variants"] == 4 and found["seconds"] > 0

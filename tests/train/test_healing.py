@@ -117,6 +117,7 @@ def study(tmp_path, monkeypatch):
     return build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", RECIPES)
 def test_a_healed_model_is_built_again_equal_to_the_trained_one(study, key, tmp_path, monkeypatch):
     """As it came out of the training, as it is built from what was kept, and as it is exported."""
@@ -157,6 +158,7 @@ def test_a_healed_model_must_be_exported_before_it_is_changed_again(study):
             change()
 
 
+@pytest.mark.slow
 def test_what_a_training_took_is_kept(study):
     healed = study().healed([2], RECIPES["lora"], BUDGET)
     found = healed.training()
@@ -166,6 +168,7 @@ def test_what_a_training_took_is_kept(study):
     assert again.summary == found.summary and again.arrays["loss"].tolist() == found.arrays["loss"].tolist()
 
 
+@pytest.mark.slow
 def test_another_setting_is_another_model(study):
     whole = study()
     one = whole.healed([2], RECIPES["lora"], BUDGET)
@@ -179,6 +182,7 @@ def test_another_setting_is_another_model(study):
     assert one.identity.fingerprint != whole.identity.fingerprint
 
 
+@pytest.mark.slow
 def test_training_text_is_calibration_text_and_held_out_blocks_are_its_last(study):
     whole = study()
     text = whole.inputs.training_text(BUDGET)
@@ -207,6 +211,7 @@ def test_recipes_that_cannot_be_are_one_line(study, monkeypatch):
         whole.healed([1], RECIPES["full"], BUDGET).training()
 
 
+@pytest.mark.slow
 def test_packed_text_is_all_text_in_the_order_of_a_hash():
     profile = profiles.get("smoke")
     tokenizer = loading.load_tokenizer(checkpoints.identify(profile))
@@ -220,6 +225,7 @@ def test_packed_text_is_all_text_in_the_order_of_a_hash():
         corpora.packed_blocks("wikipedia", tokenizer, "calibration", 10**6, 1)
 
 
+@pytest.mark.slow
 def test_a_record_is_json(study):
     healed = study().healed([2], RECIPES["lora"], BUDGET)
     folder = healing.heal(healed.healing)

@@ -87,6 +87,7 @@ def test_held_out_numbers_are_taken_before_and_after(tmp_path):
     assert fitted.curve()[0].tolist() == list(range(1, 8)) and fitted.seconds > 0
 
 
+@pytest.mark.slow
 def test_a_smaller_batch_gives_the_same_weights_when_memory_runs_out(tmp_path, capsys):
     whole, expected = fit(tmp_path / "a")
 
@@ -157,6 +158,7 @@ test_training_loop.fit(Path({folder!r}), steps=40, loss=slow)
 """
 
 
+@pytest.mark.slow
 def test_kill_9_loses_no_more_than_a_checkpoint(tmp_path, capsys):
     folder = tmp_path / "a"
     code = KILLED.format(tests=[str(Path(__file__).parent), str(Path(__file__).parents[1])], folder=str(folder))

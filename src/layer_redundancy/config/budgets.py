@@ -31,4 +31,4 @@ def _annotated(node: ast.ClassDef) -> list[ast.AnnAssign]:
 
 def _field(one: ast.AnnAssign, names: Mapping[str, Any]) -> tuple[str, Any, Any]:
     kind = eval(ast.unparse(one.annotation), dict(names))
-    return ast.unparse(one.target), kind, field(**({} if one.value is None else {"default": None}))
+    return ast.unparse(one.target), kind, field() if one.value is None else field(default=None)

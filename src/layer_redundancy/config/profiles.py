@@ -275,7 +275,7 @@ def from_table(kind: type[B], table: Mapping[str, Any], place: Place) -> B:
         StudyError: a key that is not known, one that is missing, or a value of another type or an impossible one.
     """
     values = checked(kind, table, replace(place, partial=False))
-    missing = [f.name for f in fields(kind) if f.name not in values and _is_required(f)]
+    missing = [f.name for f in fields(cast(Any, kind)) if f.name not in values and _is_required(f)]
     if missing:
         names = ", ".join(f"{place.key}.{name}" if place.key else name for name in missing)
         raise StudyError(f"{place.source}: {names} must be given")
@@ -323,7 +323,7 @@ def _converted(kind: Any, value: Any, place: Place) -> Any:
         (kind,) = [one for one in arguments if one is not type(None)]
         return _converted(kind, value, place)
     wanted = WORDS.get(kind, "a table")
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         if isinstance(value, kind):
             return value
         if isinstance(value, Mapping):
@@ -354,7 +354,7 @@ def limited(budget: Any, max_items: int | None) -> Any:
         return replace(budget, limit=min(max_items, budget.limit or max_items))
     if isinstance(budget, tuple):
         return tuple(limited(one, max_items) for one in budget)
-    if is_dataclass(budget):
+    if is_dataclass(budget) and not isinstance(budget, type):
         return replace(budget, **{f.name: limited(getattr(budget, f.name), max_items) for f in fields(budget)})
     return budget
 
@@ -524,8 +524,13 @@ def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bo
     if model in ("", profile.model):
         model, revision = profile.model, revision or profile.revision or ""
     revision = revision or sources.pinned(model) or ""
-    trusted = {"trust_remote_code": trust_remote_code, "trust_tasks": trust_remote_code}
-    return on_users_device(replace(profile, model=model, revision=revision or None, **trusted))
+    chosen = replace(profile, model=model, revision=revision or None)
+    return on_users_device(trusting(chosen, trust_remote_code))
+
+
+def trusting(profile: Profile, code: bool) -> Profile:
+    """A profile with the user's leave, or none, to run code that comes with its model and its tasks."""
+    return replace(profile, trust_remote_code=code, trust_tasks=code)
 
 
 def on_users_device(profile: Profile) -> Profile:

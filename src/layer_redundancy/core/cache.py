@@ -27,7 +27,7 @@ def made_folder(name: str, settings: Mapping[str, Any]) -> Path:
     return paths.CACHE / f"{name}-{digest[:12]}"
 
 
-def made_once(name: str, settings: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+def made_once(name: str, settings: Mapping[str, Any], write: Callable[[Path], object]) -> Path:
     """A folder in the cache for each settings, whole or not there at all.
 
     Args:

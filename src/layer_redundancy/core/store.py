@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -47,6 +47,7 @@ CLAIM_SECONDS = 60  # a claim that is not renewed for so long is void
 PATIENCE = 60  # seconds a process waits for another to finish writing
 KEY = ("model", "variant", "measurement", "data", "settings", "version")
 _WHERE = " AND ".join(f"{k} = ?" for k in KEY)
+_Name = TypeVar("_Name")
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,10 @@ class Store:
         with self._errors():
             row = self._db.execute(f"SELECT summary, arrays FROM results WHERE {_WHERE}", key.values()).fetchone()
         return None if row is None else Result(json.loads(row[0]), _unpack(row[1]))
+
+    def present(self, keys: Mapping[_Name, Key]) -> dict[_Name, Result]:
+        """The results that are stored, under the names of their keys, in the order of these."""
+        return {name: result for name, key in keys.items() if (result := self.get(key)) is not None}
 
     def put(self, key: Key, model_name: str, result: Result) -> None:
         """Stores a result and drops what `put_partial` kept of it, in one transaction."""
@@ -298,8 +303,8 @@ def _alive(owner: str, renewed: float) -> bool:
 def _pack(arrays: Mapping[str, np.ndarray]) -> bytes | None:
     if not arrays:
         return None
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    buffer, named = io.BytesIO(), dict[str, Any](arrays)  # any, since an array could bear the name of an option
+    np.savez_compressed(buffer, **named)
     return buffer.getvalue()
 
 

@@ -15,7 +15,7 @@ def dense(num_blocks: int) -> Variant:
     return tuple(range(num_blocks))
 
 
-def without(num_blocks: int, removed: Iterable[int]) -> Variant:
+def without(num_blocks: int, removed: Iterable[int]) -> tuple[int, ...]:
     """The model with some blocks removed.
 
     Args:
@@ -112,7 +112,7 @@ def single_removal(num_blocks: int) -> list[Variant]:
     return [without(num_blocks, [i]) for i in range(num_blocks)]
 
 
-def cumulative_removal(num_blocks: int, order: Sequence[int]) -> list[Variant]:
+def cumulative_removal(num_blocks: int, order: Sequence[int] | np.ndarray) -> list[Variant]:
     """The dense model, then without the first of `order`, the first two, ... (ShortGPT figure 2b, table 3).
 
     An order of all blocks stops with one block left.

@@ -9,11 +9,12 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import lm_eval
 import numpy as np
@@ -154,7 +155,8 @@ class TaskItems:
         Raises:
             ValueError: not one answer a request.
         """
-        answers, lengths = [[] for _ in self.items], [[] for _ in self.items]
+        answers: list[list[tuple[float, bool]]] = [[] for _ in self.items]
+        lengths: list[list[int]] = [[] for _ in self.items]
         for request, (loglikelihood, greedy) in zip(self.requests, loglikelihoods, strict=True):
             answers[request.doc].append((float(loglikelihood), bool(greedy)))
             lengths[request.doc].append(len(request.context_ids) + len(request.continuation_ids))
@@ -170,7 +172,7 @@ class TaskItems:
 
 def load(
     budget: TaskBudget,
-    tokenizer,
+    tokenizer: Any,
     seed: int = 0,
     max_length: int | None = None,
     trust_remote_code: bool = False,
@@ -211,7 +213,8 @@ def load(
     for position, place in enumerate(places):
         item, instances = asked[place]
         items.append(item)
-        contexts = {}  # the choices of an item share one tuple: few-shot prompts are long
+        # The choices of an item share one tuple: few-shot prompts are long.
+        contexts: dict[tuple[int, ...], tuple[int, ...]] = {}
         try:
             encoded = encoder.loglikelihood(instances, disable_tqdm=True)
         except StudyError as error:
@@ -251,7 +254,7 @@ class _Encoder(HFLM):
     answer that is cut in two, or is gone, since one token spans its beginning and the end of its context.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokens.without_end(tokenizer)
         self.backend = "causal"
         self.add_bos_token = None  # the tokenizer's own default decides
@@ -268,7 +271,7 @@ class _Encoder(HFLM):
             )
         return found
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         if super().prefix_token_id is None:  # HFLM would look for it at the text's beginning
             special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
             ids = self.tokenizer.encode(string, **special)
@@ -295,7 +298,12 @@ class _Encoder(HFLM):
                 return both[len(before) :]
         return self.tok_encode(continuation, add_special_tokens=False)
 
-    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, override_bs: int | None = None):
+    def _loglikelihood_tokens(
+        self,
+        requests: Iterable[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[list[int], list[int]]]:
         return [(context, continuation) for _, context, continuation in requests]
 
 
@@ -338,16 +346,16 @@ def task_manager(name: str, folder: Path | None = None) -> TaskManager:
         name: a task's name; where neither we nor lm-eval have it, the manager of all is returned.
         folder: task definitions of our own; data/tasks if not given.
     """
-    folder, theirs = str(folder or paths.TASKS), Path(lm_eval.__file__).parent / "tasks"
+    own, theirs = str(folder or paths.TASKS), Path(lm_eval.__file__).parent / "tasks"
     # A benchmark's folder is named after it, as far as the first underscore or to the end ("mmlu", "gsm8k_cot"), or is
     # that of its collection.
     near = [theirs / part for part in (name, name.split("_")[0], "super_glue") if (theirs / part).is_dir()]
     with quiet():
-        for include in ((folder,), *((folder, str(path)) for path in near)):
+        for include in ((own,), *((own, str(path)) for path in near)):
             manager = TaskManager(include_path=include, include_defaults=False)
             if name in manager.all_tasks:
                 return manager
-        return TaskManager(include_path=folder)
+        return TaskManager(include_path=own)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,7 +141,7 @@ class Texts:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def chosen(self, places: Sequence[int]) -> "Texts":
+    def chosen(self, places: Sequence[int] | np.ndarray) -> "Texts":
         """The texts at these places, in this order, with their labels."""
         return Texts(tuple(self.texts[i] for i in places), self.labels[np.asarray(places, int)])
 
@@ -203,7 +204,8 @@ def load(name: str, max_words: int | None = None) -> DataSet:
             raise StudyError(
                 f"the {part} part of {name} has no text with the label {source.labels[min(missing)]!r}: raise max_words"
             )
-    return DataSet(name, *(Texts(*_columns(found)) for found in parts.values()), left_out)
+    train, validation, test = (Texts(*_columns(found)) for found in parts.values())
+    return DataSet(name, train, validation, test, left_out)
 
 
 def _columns(rows: list[tuple[str, int]]) -> tuple[tuple[str, ...], np.ndarray]:
@@ -302,7 +304,7 @@ def demonstrations(source: Source, examples: Texts) -> str:
     return "".join(f"{source.template.format(text=text)} {words[label]}\n\n" for text, label in asked)
 
 
-def label_tokens(source: Source, tokenizer) -> torch.Tensor:
+def label_tokens(source: Source, tokenizer: Any) -> torch.Tensor:
     """The token by which each label's word begins after the template; int64 (labels,).
 
     Raises:
@@ -324,7 +326,7 @@ def label_tokens(source: Source, tokenizer) -> torch.Tensor:
     return torch.tensor(list(tokens))
 
 
-def encode(source: Source, texts: Texts, tokenizer, prefix: str = "") -> list[dict[str, torch.Tensor]]:
+def encode(source: Source, texts: Texts, tokenizer: Any, prefix: str = "") -> list[dict[str, torch.Tensor]]:
     """Prompts as a model reads them.
 
     Args:
@@ -440,7 +442,7 @@ class LabelledPrompts:
         return sum(len(example["input_ids"]) for example in self.judged)
 
 
-def labelled_prompts(choice: PromptChoice, tokenizer, seed: int) -> LabelledPrompts:
+def labelled_prompts(choice: PromptChoice, tokenizer: Any, seed: int) -> LabelledPrompts:
     """The prompts of a choice for one tokenizer.
 
     Args:
@@ -462,6 +464,6 @@ def labelled_prompts(choice: PromptChoice, tokenizer, seed: int) -> LabelledProm
     prefix = demonstrations(data.source, drawn.chosen(sorted(shown)))
     train = drawn.chosen([place for place in range(len(drawn)) if place not in shown])
     judged = few(getattr(data, choice.part), choice.items, seed)
-    parts = [encode(data.source, texts, tokenizer, prefix) for texts in (train, judged)]
+    to_tune, to_judge = (encode(data.source, texts, tokenizer, prefix) for texts in (train, judged))
     words = label_tokens(data.source, tokenizer)
-    return LabelledPrompts(*parts, words, fingerprint(*parts, words=words))
+    return LabelledPrompts(to_tune, to_judge, words, fingerprint(to_tune, to_judge, words=words))

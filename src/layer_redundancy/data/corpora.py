@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ class TokenBlocks:
         return hashlib.sha256(np.array(ids.shape, "<i8").tobytes() + ids.astype("<i8").tobytes()).hexdigest()
 
 
-def token_blocks(budget: TextBudget, tokenizer, split: Split) -> TokenBlocks:
+def token_blocks(budget: TextBudget, tokenizer: Any, split: Split) -> TokenBlocks:
     """Cuts a split of the budget's corpus into blocks and takes as many as the budget says.
 
     Every article is tokenised by itself and cut into whole blocks, so that no block spans two articles; the rest of an
@@ -106,7 +106,8 @@ def token_blocks(budget: TextBudget, tokenizer, split: Split) -> TokenBlocks:
     dealt = []
     for text, tokens in zip(texts, ids, strict=True):
         tokens = _between(prefix, tokens, [])[len(prefix) :]
-        order = sorted(range(len(tokens) // length), key=lambda k, text=text: _digest(f"{k} {text}"))
+        digests = [_digest(f"{k} {text}") for k in range(len(tokens) // length)]
+        order = sorted(range(len(digests)), key=digests.__getitem__)
         dealt.append([prefix + tokens[k * length : (k + 1) * length] for k in order])
     blocks = [block for turn in zip_longest(*dealt) for block in turn if block is not None]
     if len(blocks) < asked:
@@ -118,7 +119,7 @@ def token_blocks(budget: TextBudget, tokenizer, split: Split) -> TokenBlocks:
     return TokenBlocks(torch.tensor(blocks[:asked], dtype=torch.long), name, split, bos)
 
 
-def packed_blocks(corpus: str, tokenizer, split: Split, length: int, count: int) -> TokenBlocks:
+def packed_blocks(corpus: str, tokenizer: Any, split: Split, length: int, count: int) -> TokenBlocks:
     """Text to train on: articles one after the other, in the order of a hash, cut into blocks whatever ends in them.
 
     Articles begin with the beginning-of-sequence token where the tokenizer prepends it, and otherwise end with the
@@ -153,7 +154,7 @@ def packed_blocks(corpus: str, tokenizer, split: Split, length: int, count: int)
     return TokenBlocks(torch.from_numpy(np.load(file)), corpus, split, prepends_bos(tokenizer))
 
 
-def _packed(corpus: str, tokenizer, split: Split, length: int, count: int) -> TokenBlocks:
+def _packed(corpus: str, tokenizer: Any, split: Split, length: int, count: int) -> TokenBlocks:
     bos = prepends_bos(tokenizer)
     first = [tokenizer.bos_token_id] if bos else []
     last = [] if bos or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -172,7 +173,7 @@ def _packed(corpus: str, tokenizer, split: Split, length: int, count: int) -> To
     return TokenBlocks(torch.from_numpy(blocks), own_files.corpus_name(corpus), split, bos)
 
 
-def _tokenizer_digest(tokenizer) -> str:
+def _tokenizer_digest(tokenizer: Any) -> str:
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     return _digest(f"{type(tokenizer).__name__} {vocabulary}")
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 from layer_redundancy.config import sources
@@ -95,7 +96,7 @@ def _no_answer(error: BaseException, name: str, instead: str) -> str | None:
     return None
 
 
-def _wait(error: BaseException) -> str:
+def _wait(error: Any) -> str:
     seconds = error.response.headers.get("Retry-After", "")
     return f" and says to come back in {seconds} s" if seconds.isdigit() else ""
 

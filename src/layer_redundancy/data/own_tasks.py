@@ -6,6 +6,7 @@ The task files data/tasks/mmlu_dev*.yaml and passage_continuation.yaml name the 
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import datasets
 import lm_eval
@@ -34,7 +35,7 @@ ABBREVIATION = re.compile(
 )
 
 
-def mmlu_dev(**_) -> dict[str, datasets.Dataset]:
+def mmlu_dev(**_: Any) -> dict[str, datasets.Dataset]:
     """The usable MMLU development questions inside the lm-eval package (Hendrycks et al. 2021; MIT).
 
     They are the worked examples of its flan_cot_fewshot prompts: the question, then on a new line `(A) .. (B) .. (C) ..
@@ -72,7 +73,7 @@ def mmlu_dev(**_) -> dict[str, datasets.Dataset]:
     return {"test": datasets.Dataset.from_list(rows)}
 
 
-def mmlu_dev_fewshot(**_) -> dict[str, datasets.Dataset]:
+def mmlu_dev_fewshot(**_: Any) -> dict[str, datasets.Dataset]:
     """`mmlu_dev` with the five questions of one subject as worked examples for the short ones of all others.
 
     Returns:
@@ -90,7 +91,7 @@ def mmlu_dev_fewshot(**_) -> dict[str, datasets.Dataset]:
     }
 
 
-def passage_continuation(**_) -> dict[str, datasets.Dataset]:
+def passage_continuation(**_: Any) -> dict[str, datasets.Dataset]:
     """Passages of the Wikipedia extract's evaluation split, each with four candidates for the next sentence.
 
     A passage is the first two sentences of a paragraph, the right candidate its third, and each wrong one the third
@@ -108,7 +109,7 @@ def passage_continuation(**_) -> dict[str, datasets.Dataset]:
                 passages.append((article, " ".join(first[:2]), first[2]))
     rng = random.Random(0)
     rng.shuffle(passages)
-    by_article = {}
+    by_article: dict[int, list[str]] = {}
     for article, _context, third in passages:
         by_article.setdefault(article, []).append(third)
     rows = []
@@ -123,7 +124,7 @@ def passage_continuation(**_) -> dict[str, datasets.Dataset]:
 def sentences(paragraph: str) -> list[str]:
     """Splits a paragraph of English prose at sentence ends, by rule: a closing mark, a space and a capital after it."""
     pieces = re.split(r"""(?<=[.!?])\s+(?=["“(]?[A-Z0-9])|(?<=[.!?]["”’)])\s+(?=["“(]?[A-Z0-9])""", paragraph)
-    whole = []
+    whole: list[str] = []
     for piece in pieces:
         if whole and ABBREVIATION.search(whole[-1]):
             whole[-1] += " " + piece

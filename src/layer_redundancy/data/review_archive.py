@@ -30,7 +30,9 @@ def snippets(kind: str) -> list[str]:
 
 def member_text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
     """A text file of an archive; not all of them are UTF-8."""
-    data = tar.extractfile(member).read()
+    file = tar.extractfile(member)
+    assert file is not None, f"{member.name} is no file"
+    data = file.read()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

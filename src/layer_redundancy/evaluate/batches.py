@@ -179,7 +179,7 @@ class Batch:
 
     def select(self, states: tuple[Tensor, ...]) -> Tensor:
         """What the head needs of the states after the last block: (N, hidden size), for `in_order`'s sequences."""
-        parts = []
+        parts: list[Tensor] = []
         for (_, _, part), hidden in zip(self.forwards, states, strict=True):
             if part:
                 chosen = [self.sequences[i] for i in part], [self.prefixes[i] for i in part]

@@ -8,9 +8,9 @@ A pruned model and the dense one are compared at each position of a continuation
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from layer_redundancy.models.stack import DecoderStack, decoder_stack
 
 VERSION = 1  # raise it when the arrays of a stored continuation mean something else
 NGRAM = 4  # tokens whose repetition counts
+_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def continuations(model: nn.Module, prompts: Tensor, new_tokens: int, batch_toke
 
     model.generation_config = plain_greedy
     try:
-        return np.concatenate(list(_batches(call, *prompts.shape, batch_tokens, most, what="one prompt to continue")))
+        rows, width = prompts.shape
+        return np.concatenate(list(_batches(call, rows, width, batch_tokens, "one prompt to continue", most)))
     finally:
         model.generation_config = own
 
@@ -167,11 +169,15 @@ def read(
         logprobs[..., ends] = -torch.inf
         return logprobs.argmax(-1).cpu().numpy(), nll.cpu().numpy()
 
-    parts = list(_batches(call, *ids.shape, batch_tokens, what="one prompt with its continuation"))
-    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+    num, width = ids.shape
+    parts = list(_batches(call, num, width, batch_tokens, "one prompt with its continuation"))
+    choices, nll = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return choices, nll
 
 
-def _batches(call: Callable[[slice], Any], rows: int, width: int, batch_tokens: int, most: int | None = None, what=""):
+def _batches(
+    call: Callable[[slice], _Part], rows: int, width: int, batch_tokens: int, what: str, most: int | None = None
+) -> Iterator[_Part]:
     """Calls on slices of the rows, as even as possible; yields what they return."""
     wanted = min(max(1, batch_tokens // width), most or rows)
     batch = -(-rows // -(-rows // wanted))
@@ -287,14 +293,15 @@ def run(
         return store.cached(key(variant, reference), identity.name, compute)
 
     whole = dense(identity.num_hidden_layers)
-    results = {whole: stored(whole, None)}
-    tokens = results[whole].arrays["tokens"]
+    of_whole = stored(whole, None)
+    tokens = of_whole.arrays["tokens"]
     others = [variant for variant in dict.fromkeys(variants) if variant != whole]
-    results |= {variant: store.get(key(variant, tokens)) for variant in others}
-    missing = [variant for variant in others if results[variant] is None]
+    found = store.present({variant: key(variant, tokens) for variant in others})
+    results = {whole: of_whole} | found
+    missing = [variant for variant in others if variant not in found]
     for variant in tqdm(missing, desc="continuations", unit="variant", disable=not (progress and missing)):
         results[variant] = stored(variant, tokens)
-    return results
+    return {variant: results[variant] for variant in (whole, *others)}
 
 
 def _digest(tokens: np.ndarray) -> str:

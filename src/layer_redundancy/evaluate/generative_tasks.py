@@ -180,12 +180,14 @@ def _code_allowed(allowed: bool) -> Iterator[None]:
     finally:
         if allowed and old is None:
             del os.environ[name]
-        elif allowed:
+        elif allowed and old is not None:
             os.environ[name] = old
 
 
 class _Answers(HFLM):
     """HFLM that keeps its answers in the results store as they come, and goes on from there after it was stopped."""
+
+    batch_size_per_gpu: int  # of HFLM, as it was asked for below
 
     def __init__(self, model: nn.Module, tokenizer: Any, store: Store, key: Key, **options: Any):
         super().__init__(pretrained=model, tokenizer=tokenizer, **options)
@@ -307,12 +309,12 @@ def evaluate(
             answers = _Answers(model, copy.deepcopy(tokenizer), store, keys[variant], **options)
             return _scores(task, _evaluated(task, answers, run_generated_code))
 
-    found = {variant: store.get(key) for variant, key in keys.items()}
-    missing = [variant for variant, result in found.items() if result is None]
+    found = store.present(keys)
+    missing = [variant for variant in keys if variant not in found]
     for variant in tqdm(missing, desc=name, unit="variant", disable=not (progress and missing)):
         found[variant] = store.cached(keys[variant], identity.name, partial(answered, variant))
         when_done(variant)
-    return found
+    return {variant: found[variant] for variant in keys}
 
 
 def _can_pad(tokenizer: Any, model: nn.Module) -> bool:

@@ -45,8 +45,13 @@ Outputs = list[tuple[float, bool]]  # for each target: sum of its tokens' log-pr
 class Measurement(Protocol):
     """Something a sweep measures on every variant of a model."""
 
-    name: str
-    version: int
+    @property
+    def name(self) -> str:
+        """What the results are kept under."""
+
+    @property
+    def version(self) -> int:
+        """Raised when the same tokens give other numbers."""
 
     @property
     def data(self) -> str:
@@ -78,7 +83,8 @@ def select(
     Returns:
         (N, hidden size), those of the first sequence first.
     """
-    rows, columns = [], []
+    rows: list[int] = []
+    columns: list[int] = []
     for b, sequence in enumerate(sequences):
         end = len(sequence.input_ids) - (skipped[b] if skipped is not None else 0)
         columns += range(end - sequence.num_scored, end)

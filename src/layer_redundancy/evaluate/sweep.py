@@ -97,9 +97,9 @@ def run(
     results: dict[str, dict[Variant, Result]] = {}
     lacking: list[tuple[Measurement, list[Variant]]] = []
     for measurement in measurements:
-        found = {v: store.get(key(identity, v, measurement)) for v in variants}
+        found = store.present({v: key(identity, v, measurement) for v in variants})
         results[measurement.name] = found
-        absent = [v for v in variants if found[v] is None]
+        absent = [v for v in variants if v not in found]
         if absent:
             lacking.append((measurement, absent))
     if lacking:
@@ -115,7 +115,8 @@ def run(
             common = _Shared(identity, stack, store, batch_tokens, bar)
             for (measurement, _), of_measurement in zip(lacking, missing, strict=True):
                 bar.set_description(measurement.name)
-                results[measurement.name] |= _MeasurementRun(common, measurement, of_measurement).run()
+                found = results[measurement.name] | _MeasurementRun(common, measurement, of_measurement).run()
+                results[measurement.name] = {v: found[v] for v in variants}
         amounts = sweep_estimate.amounts(missing)
         del amounts["head_tokens_naive"]
         store.log_sweep(

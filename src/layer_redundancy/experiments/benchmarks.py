@@ -127,6 +127,7 @@ def scores(results: Mapping[str, Mapping[Variant, Result]], methods: Mapping[str
     found = {}
     for name, of_variant in results.items():
         metric = result_tables.accuracy_metric(next(iter(of_variant.values())))
+        assert metric is not None, f"{name} is no task"
         chosen = {method: of_variant[variant].arrays[metric] for method, variant in methods.items()}
         found[name.removeprefix("task/")] = chosen
     return found

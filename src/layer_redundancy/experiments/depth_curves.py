@@ -31,7 +31,7 @@ def at_ratio(num_blocks: int, ratio: float) -> int:
 
 
 def removals_by_measure(
-    sums: ActivationSums, counts: Sequence[int], greedy: Sequence[int] | None = None
+    sums: ActivationSums, counts: Sequence[int], greedy: Sequence[int] | np.ndarray | None = None
 ) -> dict[str, dict[int, Variant]]:
     """What each measure leaves when so many blocks are removed: measure -> count -> variant.
 
@@ -53,7 +53,9 @@ def removals_by_measure(
     }
     if greedy is not None:
         orders["greedy"] = np.asarray(greedy)
-    chosen = {name: {k: variants.without(num, order[:k]) for k in counts} for name, order in orders.items()}
+    chosen: dict[str, dict[int, Variant]] = {
+        name: {k: variants.without(num, order[:k]) for k in counts} for name, order in orders.items()
+    }
     grid = importance.angular_grid(sums)
     runs = {k: variants.block_removal(num, importance.best_start(grid, k), k) for k in counts if k}
     return chosen | {"angular_blocks": {k: runs.get(k, variants.dense(num)) for k in counts}}

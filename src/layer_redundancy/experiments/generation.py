@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 
 from layer_redundancy.config import paper_tables
 from layer_redundancy.config.checks import Count
@@ -157,7 +158,7 @@ def note(study: Study) -> str:
 def samples(study: Study, found: Measured) -> pd.DataFrame:
     """What the models write after the first prompt: removed, text."""
 
-    def shorten(ids) -> str:
+    def shorten(ids: torch.Tensor | np.ndarray) -> str:
         return " ".join(study.tokenizer.decode(ids).split())
 
     lengths = study.profile.budget(Budget).lengths

@@ -189,8 +189,8 @@ def selected(study: Study) -> list[Selected]:
     scores = selection_scores(study)
     chosen: dict[str, list[tuple[int, ...]]] = {}
     for name in selections.SELECTIONS:
-        draws = budget.random_orders if name == "random" else 1
-        orders = [selections.order(name, scores, num, study.profile.seed + draw) for draw in range(draws)]
+        number = budget.random_orders if name == "random" else 1
+        orders = [selections.order(name, scores, num, study.profile.seed + draw) for draw in range(number)]
         chosen[name] = [tuple(sorted(int(block) for block in order[:count])) for order in orders]
     left = {removed: variants.without(num, removed) for draws in chosen.values() for removed in draws}
     results = study.sweep(list(left.values()))

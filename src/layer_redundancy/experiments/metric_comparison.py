@@ -1,6 +1,6 @@
 """Notebook 04: which importance measure should choose what to remove (ShortGPT 4.4, figures 5 and 9)?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -201,7 +201,7 @@ def best(
         if ratio is None:
             until = half(num_blocks)
             units = np.stack([area(curves[name], counts, until) for name in names], axis=1)
-            left = [tuple(by_order[name][k] for k in counts if k <= until) for name in names]
+            left: list[tuple] = [tuple(by_order[name][k] for k in counts if k <= until) for name in names]
         else:
             k = min(num_blocks - 1, at_ratio(num_blocks, ratio))
             units = np.stack([curves[name][counts.index(k)] for name in names], axis=1)
@@ -259,7 +259,7 @@ def metric_claim(
     return pd.concat(parts, ignore_index=True)
 
 
-def _metric_statements(names: Sequence[str], largest: bool):
+def _metric_statements(names: Sequence[str], largest: bool) -> Callable[[np.ndarray], list[Statement]]:
     sign = 1 if largest else -1
     rivals = [n for n in ("relative_magnitude", "hidden_norm", "sequential", "reverse_order") if n in names]
 

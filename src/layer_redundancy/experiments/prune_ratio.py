@@ -188,7 +188,9 @@ def ratio_claim(
         steps = np.arange(len(curve))
         quarter = depth_curves.at_ratio(len(curve), 0.25)
 
-        def statements(mean: np.ndarray, name=name, steps=steps, quarter=quarter) -> list[Statement]:
+        def statements(
+            mean: np.ndarray, name: str = name, steps: np.ndarray = steps, quarter: int = quarter
+        ) -> list[Statement]:
             worse = mean if name == "perplexity" else -mean
             (tau,) = stats.kendall_taus(steps, worse[None])
             first = [("declines steadily with blocks removed: Kendall's tau", tau, 0.8, bool(tau > 0.8))]

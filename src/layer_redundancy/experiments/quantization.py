@@ -6,9 +6,9 @@ interaction is what pruning and quantization together cost beyond the sum of wha
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.stats import Statement
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
+from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
 from layer_redundancy.experiments import depth_curves, result_tables
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
@@ -131,7 +132,7 @@ def measure(study: Study, ready: str = "") -> Measured:
     # What is wrong with it shows before hours are spent.
     other = _opened_ready(study, ready or own_ready, must_be_there=bool(ready)) if ready or own_ready else None
     order = study.order(MEASURE)
-    removals = {k: variants.without(num, order[:k]) for k in range(num)}
+    removals: dict[int, Variant] = {k: variants.without(num, order[:k]) for k in range(num)}
     k = removed_in_table(num)
     few = [removals[0], removals[k]]
     found = [_measured(study, FULL, removals.values(), few, k)]
@@ -200,11 +201,11 @@ def _opened_ready(study: Study, ready: str, must_be_there: bool) -> Study | None
 def _measured(
     study: Study,
     name: str,
-    removals: Sequence[Variant],
+    removals: Iterable[Variant],
     few: Sequence[Variant],
     k: int | None = None,
     tasks: bool = True,
-    **more: object,
+    **more: Any,
 ) -> Precision:
     """One precision: some removals, exports of a few of them, and, with k, its own order of removal; tasks or not."""
     chosen = list(removals)
@@ -218,7 +219,7 @@ def _measured(
     # First, since a model that cannot be exported without its blocks is refused by it.
     disk = {variant: disk_bytes(study, variant) for variant in few}
     # The few take seconds, of which an estimate and a bar would be a third.
-    measurements = [study.perplexity, *study.tasks] if tasks else [study.perplexity]
+    measurements: list[Perplexity | ChoiceTask] = [study.perplexity, *(study.tasks if tasks else [])]
     results = study.sweep(chosen, measurements, progress=len(chosen) > len(few))
     return Precision(name, results, study.weight_bytes(), disk, **more)
 
@@ -456,8 +457,8 @@ def order_of_steps(precisions: Sequence[Precision], removals: Mapping[int, Varia
 def influence(precisions: Sequence[Precision]) -> pd.DataFrame:
     """Block Influence at each precision: weights, block, score, rank (1 = removed first)."""
     parts = []
-    for precision in _with_sums(precisions):
-        score = importance.scores(precision.sums, MEASURE)
+    for precision, sums in _with_sums(precisions):
+        score = importance.scores(sums, MEASURE)
         rank = importance.ranks(importance.removal_order(score, MEASURE))
         parts.append(
             pd.DataFrame({"weights": precision.name, "block": np.arange(len(score)), "score": score, "rank": rank})
@@ -465,11 +466,11 @@ def influence(precisions: Sequence[Precision]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _with_sums(precisions: Sequence[Precision]) -> list[Precision]:
-    """The precisions whose Block Influence was measured, on the text that all of them have in common."""
-    found = [p for p in precisions if p.sums is not None]
-    common = min(len(p.sums.tokens) for p in found)
-    return [replace(p, sums=p.sums.first(common)) for p in found]
+def _with_sums(precisions: Sequence[Precision]) -> list[tuple[Precision, ActivationSums]]:
+    """The precisions whose Block Influence was measured, with the sums of the text that all of them have in common."""
+    found = [(p, p.sums) for p in precisions if p.sums is not None]
+    common = min(len(sums.tokens) for _, sums in found)
+    return [(p, sums.first(common)) for p, sums in found]
 
 
 def order_after(
@@ -483,17 +484,19 @@ def order_after(
         also removed first at full precision), perplexity by the full-precision order and by its own, difference (own
         minus full precision's, nats a token) with its 95 % t interval.
     """
-    full, *others = _with_sums(precisions)
+    measured = _with_sums(precisions)
+    (full, _), *others = measured
     orders = {
         p.name: (
-            importance.removal_order(importance.scores(p.sums, MEASURE), MEASURE),
-            importance.removal_order(importance.bootstrap_scores(p.sums, MEASURE, resamples, seed), MEASURE),
+            importance.removal_order(importance.scores(sums, MEASURE), MEASURE),
+            importance.removal_order(importance.bootstrap_scores(sums, MEASURE, resamples, seed), MEASURE),
         )
-        for p in (full, *others)
+        for p, sums in measured
     }
     order, draws = orders[full.name]
     rows = []
-    for precision in others:
+    for precision, _ in others:
+        assert precision.own is not None, "it is measured with the sums"
         mine, my_draws = orders[precision.name]
         taus = [_tau(a, b) for a, b in zip(draws, my_draws, strict=True)]
         nll = _nll(precision, [removals[k], precision.own])

@@ -93,6 +93,7 @@ def accuracy(results: Mapping[Variant, Result], dense: Variant, task: str) -> pd
     rows = []
     for variant, result in results.items():
         metric = accuracy_metric(result)
+        assert metric is not None, f"{task} is no task"
         values = result.arrays[metric]
         low, high = stats.accuracy_interval(round(values.sum()), len(values))
         rows.append(

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -181,7 +182,7 @@ def _one_model(study: Study) -> OneModel:
     return OneModel(study, sums, greedy, counts, by_order, singles, results)
 
 
-def block_bytes(blocks: TokenBlocks, tokenizer) -> np.ndarray:
+def block_bytes(blocks: TokenBlocks, tokenizer: Any) -> np.ndarray:
     """Bytes of UTF-8 that the scored tokens of each block stand for, (N,); all but the first token are scored."""
     return np.array([len(tokenizer.decode(ids[1:]).encode()) for ids in blocks.input_ids.tolist()])
 
@@ -343,7 +344,7 @@ def kept(accuracy: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
 
 
 def agreement(
-    sums: ActivationSums, single: np.ndarray, dense: np.ndarray, greedy: Sequence[int], resamples: int, seed: int
+    sums: ActivationSums, single: np.ndarray, dense: np.ndarray, greedy: np.ndarray, resamples: int, seed: int
 ) -> pd.DataFrame:
     """How well each measure predicts what a block's removal costs.
 

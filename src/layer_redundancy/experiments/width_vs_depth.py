@@ -95,7 +95,7 @@ def measure(study: Study) -> Measured:
     perplexity = Perplexity(first_blocks(study.evaluation, budget.evaluation_blocks, budget.block_length))
     nll = study.sweep([study.dense, *heads.values(), *everywhere, *sets, *blocks], [perplexity])[perplexity.name]
     tasks = study.sweep([study.dense, *everywhere], study.tasks)
-    single = {"perplexity": {pair: (nll[v], nll[study.dense]) for pair, v in heads.items()}}
+    single: dict[str, SingleHeads] = {"perplexity": {pair: (nll[v], nll[study.dense]) for pair, v in heads.items()}}
     single |= single_heads(study, heads, budget.items)
     return Measured(perplexity, block_size, head_size, size, heads, everywhere, sets, blocks, nll, tasks, single)
 
@@ -106,16 +106,17 @@ def single_heads(study: Study, heads: Mapping[tuple[int, int], Variant], items: 
     Heads of one block are tried on a few items, those of the next block on the next few, in turn: a mean over
     blocks is then over all items, and costs no more than a few.
     """
-    found: dict[str, dict[tuple[int, int], tuple[Result, Result]]] = {}
+    found: dict[str, SingleHeads] = {}
     blocks = sorted({block for block, _ in heads})
     for task in study.tasks:
         parts = [ChoiceTask(part) for part in task.items.parts(items)]
-        found[task.items.name] = of_task = {}
+        of_task: dict[tuple[int, int], tuple[Result, Result]] = {}
         for turn, part in enumerate(parts[: len(blocks)]):
             mine = {pair: heads[pair] for pair in heads if blocks.index(pair[0]) % len(parts) == turn}
             print(f"{task.items.name}, part {turn + 1} of {min(len(parts), len(blocks))}")
             results = study.sweep([study.dense, *mine.values()], [part])[part.name]
             of_task |= {pair: (results[variant], results[study.dense]) for pair, variant in mine.items()}
+        found[task.items.name] = of_task
     return found
 
 

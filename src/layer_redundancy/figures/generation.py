@@ -49,13 +49,9 @@ def generation_by_position(curves: pd.DataFrame) -> Figure:
         panels[1, column].set_xlabel("position of the new token")
     panels[0, 0].set_ylabel("same token (share of prompts)")
     panels[1, 0].set_ylabel("all tokens the same so far\n(share of prompts)")
-    handles, names = [], []
-    for axes in panels[:, 0]:
-        more = axes.get_legend_handles_labels()
-        handles, names = handles + more[0], names + more[1]
-    n = int(curves["n"].iloc[0])
-    handles, names = [*handles, band_handle()], [*names, f"95 % interval, n={n} prompts"]
-    figure.legend(handles, names, loc="outside upper left", ncols=2)
+    entries = [entry for axes in panels[:, 0] for entry in zip(*axes.get_legend_handles_labels(), strict=True)]
+    entries.append((band_handle(), f"95 % interval, n={curves['n'].iloc[0]:.0f} prompts"))
+    figure.legend(*zip(*entries, strict=True), loc="outside upper left", ncols=2)
     return figure
 
 

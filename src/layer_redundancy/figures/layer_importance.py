@@ -1,6 +1,7 @@
 """Figures of notebook 01: what each block does to the residual stream, and the order of removal."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Arc, FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import Arc, FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.ticker import MaxNLocator
 
 from layer_redundancy.figures.parts import (
@@ -127,7 +128,7 @@ def importance_metrics(scores: pd.DataFrame) -> Figure:
         _measure_panel(axes, scores[scores["metric"] == metric].sort_values("block"), style)
     for axes in grid.flat[len(metrics) :]:
         axes.remove()
-    handles = [Line2D([], [], color=BLACK, marker="o", ms=3.2, label="all tokens")]
+    handles: list[Line2D | Patch] = [Line2D([], [], color=BLACK, marker="o", ms=3.2, label="all tokens")]
     if has_excluded:
         handles.append(Line2D([], [], color=GREY, ls="--", label="without the first token"))
     if {"low", "high"} <= set(scores):
@@ -198,10 +199,11 @@ def _draw_block(axes: Axes) -> None:
     """One residual block from X_i (foot) to X_{i+1} (top); layer norms are left out, as in the paper."""
     axes.set(xlim=(-0.75, 1.05), ylim=(-0.06, 1.1))
     axes.axis("off")
-    arrow = {"arrowstyle": "-|>", "mutation_scale": 10, "color": BLACK, "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
+    arrow: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 10, "color": BLACK, "lw": 1.2}
+    arrow |= {"shrinkA": 0, "shrinkB": 0}
 
     def box(y: float, text: str, colour: str) -> None:
-        shape = {"boxstyle": "round,pad=0,rounding_size=0.03", "fc": colour, "ec": BLACK, "lw": 1}
+        shape: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=0.03", "fc": colour, "ec": BLACK, "lw": 1}
         axes.add_patch(FancyBboxPatch((-0.45, y), 0.9, 0.15, **shape))
         axes.text(0, y + 0.07, text, ha="center", va="center", size=9.5)
 

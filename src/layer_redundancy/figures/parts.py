@@ -1,6 +1,7 @@
 """Pieces that several figures share: axes, bands, intervals, legends, and panels of perplexity and accuracy."""
 
 from collections.abc import Iterable
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 from layer_redundancy.figures.style import GREY, LEGEND_SIZE, SERIES, VERMILLION, WIDTH, style_of, text_width
 
 PERPLEXITY_LIMIT = 1e7  # far beyond a guess among all tokens; what is above is drawn at the upper edge
-_BAND = {"alpha": 0.25, "lw": 0}
-_CHANCE = {"color": GREY, "ls": (0, (4, 2))}
+_BAND: dict[str, Any] = {"alpha": 0.25, "lw": 0}
+_CHANCE: dict[str, Any] = {"color": GREY, "ls": (0, (4, 2))}
 
 
 def band(axes: Axes, rows: pd.DataFrame, x: str, colour: str, label: str | None = None) -> None:
@@ -39,12 +40,12 @@ def chance_line(axes: Axes, accuracy: float, label: str | None = None) -> None:
     axes.axhline(accuracy, **_CHANCE, lw=1.2, zorder=1, gid="chance", label=label)
 
 
-def chance_handle(**options) -> Line2D:
+def chance_handle(**options: Any) -> Line2D:
     """A legend's entry for lines of chance."""
     return Line2D([], [], **_CHANCE, **options)
 
 
-def log_axis(axes: Axes, which: str, minor_size: float | None = 8) -> None:
+def log_axis(axes: Axes, which: Literal["x", "y"], minor_size: float | None = 8) -> None:
     """Makes the x or y axis logarithmic, with plain numbers at its minor ticks too."""
     axes.set(**{f"{which}scale": "log"})
     axis = getattr(axes, f"{which}axis")
@@ -56,8 +57,8 @@ def log_axis(axes: Axes, which: str, minor_size: float | None = 8) -> None:
 
 def block_axis(axes: Axes, blocks: Iterable[int], label: str = "block index (0 = first)", ticks: int = 21) -> None:
     """An x axis of whole blocks."""
-    blocks = np.asarray(list(blocks), int)
-    axes.set_xlim(blocks.min() - 0.7, blocks.max() + 0.7)
+    blocks = list(blocks)
+    axes.set_xlim(min(blocks) - 0.7, max(blocks) + 0.7)
     axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel(label)
 
@@ -85,7 +86,7 @@ def height_of_block_rows(rows: int) -> float:
     return 1.6 + max(rows * (0.165 if rows <= 34 else 0.125), 1.6)
 
 
-def heat_map(axes: Axes, table: pd.DataFrame, label: str = "", ticks: int = 32, **options) -> None:
+def heat_map(axes: Axes, table: pd.DataFrame, label: str = "", ticks: int = 32, **options: Any) -> None:
     """Draws a table's cells as colours, with a bar beside them; the first row at the top.
 
     Args:
@@ -108,9 +109,9 @@ def choose_y_scale(axes: Axes, values: Iterable[float], log: bool | None = None)
     Returns:
         Whether it is logarithmic.
     """
-    values = np.asarray(list(values), float)
-    values = values[np.isfinite(values)]
-    span = values.max() / values.min() if len(values) and values.min() > 0 else 1.0
+    finite = np.asarray(list(values), float)
+    finite = finite[np.isfinite(finite)]
+    span = finite.max() / finite.min() if len(finite) and finite.min() > 0 else 1.0
     if not (span > 20 if log is None else log):
         return False
     axes.set_yscale("log")

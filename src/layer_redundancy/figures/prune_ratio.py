@@ -36,7 +36,8 @@ def prune_ratio(
                 part["share"], part["accuracy"], marker, ls="", ms=6, mfc="white", mec=GREY, mew=1.1, label=label
             )
     accuracy_panel(bottom, accuracy, dense[1], x="share")
-    for row in [] if cliffs is None else cliffs.itertuples():
+    cliffs = pd.DataFrame({"task": []}) if cliffs is None else cliffs
+    for row in cliffs.itertuples():
         colour = style_of(row.task, list(cliffs["task"]))[0]
         bottom.axvspan(row.share_low, row.share_high, color=colour, alpha=0.12, lw=0, zorder=0)
         bottom.axvline(row.share, color=colour, lw=1.2, ls="-.", zorder=1, gid="cliff")

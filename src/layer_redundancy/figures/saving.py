@@ -4,6 +4,7 @@ import bisect
 import io
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -59,7 +60,8 @@ def _laid_out(figure: Figure, caption: str) -> Figure:
     share = foot / (height + foot)
     if figure.get_layout_engine() is None:
         figure.set_layout_engine("constrained")
-    figure.get_layout_engine().set(rect=(0, share, 1, 1 - share))
+    engine: Any = figure.get_layout_engine()  # constrained or tight: both take a rect
+    engine.set(rect=(0, share, 1, 1 - share))
     figure.text(
         margin / width,
         (foot - margin) / (height + foot),
@@ -76,7 +78,8 @@ def _laid_out(figure: Figure, caption: str) -> Figure:
     figure.set_layout_engine("none")
     # Rounded, since the solver's last bits depend on where its variables lie in memory.
     for axes in figure.axes:
-        axes.set_position([round(value, 6) for value in axes.get_position(original=True).bounds])
+        left, bottom, width, height = axes.get_position(original=True).bounds
+        axes.set_position((round(left, 6), round(bottom, 6), round(width, 6), round(height, 6)))
     return figure
 
 

@@ -6,11 +6,11 @@
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
@@ -131,7 +131,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Makes a function of frames draw in the common style and return a figure that pyplot does not hold."""
 
     @functools.wraps(draw)
-    def wrapper(*args, **kwargs):
+    def wrapper(*args: Any, **kwargs: Any) -> Figure:
         with settings():
             figure = draw(*map(_rounded, args), **{name: _rounded(value) for name, value in kwargs.items()})
         # Made by pyplot, because that teaches Jupyter to show figures; closed, because Jupyter would show it twice.
@@ -160,6 +160,6 @@ def text_width(text: str, size: float) -> float:
 
 
 @functools.cache
-def _ruler():
+def _ruler() -> RendererAgg:
     """Renderer that measures text: at ten pixels a point, so that rounding to pixels is nothing."""
     return FigureCanvasAgg(Figure((0.1, 0.1), dpi=720)).get_renderer()

@@ -85,9 +85,9 @@ def _table_figure(cells: pd.DataFrame, right: list[bool]) -> Figure:
     for index, (row, height) in enumerate(zip([head, *wrapped], heights, strict=True)):
         x = 6.0
         for cell, width, flush in zip(row, wide, right, strict=True):
-            place = {"ha": "right", "x": x + width - gap * shrink} if flush else {"ha": "left", "x": x}
+            at, side = (x + width - gap * shrink, "right") if flush else (x, "left")
             weight = "bold" if index == 0 else "normal"
-            axes.text(y=y + height / 2, s=cell, size=size, va="center", weight=weight, parse_math=False, **place)
+            axes.text(at, y + height / 2, cell, ha=side, va="center", size=size, weight=weight, parse_math=False)
             x += width
         y += height
         axes.hlines(y, 2, x - gap * shrink + 6, color=BLACK if index == 0 else "#dddddd", lw=1.0 if index == 0 else 0.6)

@@ -1,5 +1,7 @@
 """Importance from gradients of the loss."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -62,7 +64,9 @@ def taylor(model: nn.Module, text: TokenBlocks, batch_tokens: int | None = 2048)
     return np.array(found)
 
 
-def _gradients(model, weights, ids, rows, device) -> list[torch.Tensor]:
+def _gradients(
+    model: nn.Module, weights: Sequence[torch.Tensor], ids: torch.Tensor, rows: int, device: torch.device
+) -> list[torch.Tensor]:
     """The weights' gradients of the mean loss of all tokens, float32."""
     sums = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
     for start in tqdm(range(0, len(ids), rows), desc="gradients", unit="batch", mininterval=1.0):

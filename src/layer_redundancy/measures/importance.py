@@ -29,10 +29,12 @@ def _weighted(sums: ActivationSums, name: str, first_token: bool, weights: np.nd
     mean_of = _measure(name, lambda measure: measure.from_sums).kind
     if isinstance(mean_of, registry.Position):
         return np.tile(mean_of.score(sums.num_blocks), (len(weights), 1))
+    assert isinstance(mean_of, registry.Activations), f"{name} does not follow from sums"
     total, tokens = mean_of.numerator(sums), sums.tokens
     if mean_of.last_token:
         tokens = np.ones_like(tokens)
     elif not first_token:
+        assert mean_of.first is not None, f"{name} does not say what the first tokens' share is"
         total, tokens = total - mean_of.first(sums), tokens - 1
     counts = stats.weighted_sums(weights, tokens[:, None])
     if (counts <= 0).any():

@@ -353,7 +353,7 @@ def quantization_options(identity: ModelIdentity) -> dict[str, Any]:
     needed, remedy = _QUANTIZATION_PACKAGES.get(method or "", ((), ""))
     if missing := [package for package in needed if find_spec(package) is None]:
         raise StudyError(
-            f"{identity.name} holds {method.upper()} weights, which take the package{'s' * (len(missing) > 1)} "
+            f"{identity.name} holds {str(method).upper()} weights, which take the package{'s' * (len(missing) > 1)} "
             f"{' and '.join(missing)}: {remedy}"
         )
     # Unpacked once, not at every forward, and every matrix is there to be read.

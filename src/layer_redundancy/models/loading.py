@@ -124,7 +124,7 @@ def _path_in_file(identity: ModelIdentity, model: nn.Module, path: str) -> str:
 def _lacking(missing: list[str], model: nn.Module, path: str) -> str:
     """What is to be said of weights that a checkpoint lacks, in one line."""
     weights = f"{len(missing)} weights (first: {missing[0]})" if len(missing) > 1 else missing[0]
-    gone = {checkpoints.block_of(name, path) for name in missing} - {None}
+    gone = {block for name in missing if (block := checkpoints.block_of(name, path)) is not None}
     whole = [i for i in gone if {n for n, _ in model.named_parameters() if n.startswith(f"{path}.{i}.")} <= {*missing}]
     if whole:
         return f"the checkpoint lacks {weights}: its config names other blocks than it holds"

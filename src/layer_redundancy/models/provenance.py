@@ -43,7 +43,7 @@ def note(model: nn.Module, num_blocks: int) -> dict[str, Any]:
     before = json.loads(file.read_text(encoding="utf-8")) if file else {}
     first = before.get("removed_blocks", [])
     steps = before.get("steps", [first] if first else []) + removed_from(model)
-    numbers, removed = range(num_blocks + sum(map(len, steps))), []
+    numbers, removed = list(range(num_blocks + sum(map(len, steps)))), []
     for number, step in enumerate(steps):
         kept = variants.without(len(numbers), [int(i) for i in step])
         steps[number] = list(variants.removed_blocks(len(numbers), kept))

@@ -7,6 +7,7 @@ import shutil
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from layer_redundancy.core import cache, paths
 from layer_redundancy.core.errors import StudyError
@@ -93,7 +94,7 @@ def write_checkpoint(gguf: Path, checkpoint: Path) -> None:
     tokenizer(gguf).save_pretrained(checkpoint)
 
 
-def tokenizer(gguf: Path):
+def tokenizer(gguf: Path) -> Any:
     """The tokenizer of a SmolLM2 GGUF, with what transformers 5 gets wrong when it reads one put right.
 
     - `tokenizer.ggml.pre` (smollm) is ignored: digits must be split off one by one before the byte-level pattern,

@@ -62,6 +62,7 @@ class PrefixKeys:
         if self.rows is None:
             self._keys, self._values = keys, values
             return keys, values
+        assert self._keys is not None and self._values is not None, "the prefixes themselves run first"
         past = [x.index_select(0, self.rows.to(x.device)) for x in (self._keys, self._values)]
         return torch.cat([past[0], keys], dim=-2), torch.cat([past[1], values], dim=-2)
 
@@ -217,6 +218,7 @@ class DecoderStack:
         """
         projection, module = _output_projection(self, index)
         parts, weight = [head_slice(self, index, head) for head in heads], getattr(projection, "weight", None)
+        assert attention.outputs is not None, "its block has run"
         if weight is not None and weight.is_floating_point() and weight.device.type != "meta":
             output = attention.outputs.float()
             for part in parts:

@@ -45,8 +45,14 @@ def count(
     prefixes, groups = (all_of_it[i] + further * (all_of_it[i] - few[i]) for i in (2, 5))
     sequences, tokens, _, tails, scored, _ = all_of_it
     shared = min(scale * tokens, scale * tails + prefixes)
-    counted = map(round, (scale * sequences, scale * tokens, shared, scale * scored))
-    return Amount(items.total, *counted, groups=round(groups))
+    return Amount(
+        items.total,
+        round(scale * sequences),
+        round(scale * tokens),
+        round(shared),
+        round(scale * scored),
+        groups=round(groups),
+    )
 
 
 def count_written(budget: TaskBudget, tokenizer: Any, seed: int = 0, trust_remote_code: bool = False) -> Amount:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ from layer_redundancy.config.profiles import Profile, TaskBudget, TextBudget
 from layer_redundancy.config.sources import Amount
 from layer_redundancy.core import paths, variants
 from layer_redundancy.core.errors import DoesNotFit, StudyError
-from layer_redundancy.core.store import Key, Result
+from layer_redundancy.core.store import Key, Result, Store
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.data import classification_sets, task_files
-from layer_redundancy.data.classification_sets import PromptChoice
+from layer_redundancy.data.benchmark_items import TaskItems
+from layer_redundancy.data.classification_sets import LabelledPrompts, PromptChoice
 from layer_redundancy.data.corpora import Split, TokenBlocks
 from layer_redundancy.evaluate import sweep
 from layer_redundancy.evaluate.amounts import Quantization, Sweep, Training, Work, Writing, part, text_amount
@@ -193,9 +194,10 @@ class DryInputs(Inputs):
 
     def _task(self, budget: TaskBudget) -> ChoiceTask:
         self.needs.tasks[budget] = None
-        return ChoiceTask(DryItems(task_files.task_name(budget.name), budget.num_fewshot, self.amount(budget)))
+        items = DryItems(task_files.task_name(budget.name), budget.num_fewshot, self.amount(budget))
+        return ChoiceTask(cast(TaskItems, items))
 
-    def _prompts_to_classify(self, choice: PromptChoice) -> DryPrompts:
+    def _prompts_to_classify(self, choice: PromptChoice) -> LabelledPrompts:
         labels = len(classification_sets.SOURCES[choice.dataset].labels)
         self.needs.datasets[choice.dataset] = None
         known = self.amount_of(choice.dataset)
@@ -204,7 +206,9 @@ class DryInputs(Inputs):
         text = known.tokens / known.items if known else choice.max_words or 30
         length = round((1 + labels * choice.demonstrations) * (text + TEMPLATE_TOKENS))
         judged = min(choice.items or items, items)
-        return DryPrompts([None] * (labels * choice.shots), [None] * judged, length, str(choice), torch.arange(labels))
+        shots = [None] * (labels * choice.shots)
+        prompts = DryPrompts(shots, [None] * judged, length, str(choice), torch.arange(labels))
+        return cast(LabelledPrompts, prompts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,6 +259,7 @@ class DryStudy(Study):
     # ------------------------------------------------------------------------------------------------ other models
 
     def of_model(self, model: str) -> "Study":
+        assert self.other is not None, "`open_dry` is told how another model is opened"
         return self.other(model, profiles.with_model(self.profile, model), self.ledger)
 
     def quantized(self, scheme: quantize.Scheme, removed: Sequence[int] = ()) -> "Study":
@@ -316,7 +321,9 @@ class DryStudy(Study):
         progress: bool = True,
     ) -> dict[str, dict[Variant, Result]]:
         found: dict[str, dict[Variant, Result]] = {}
-        for measurement in [self.perplexity, *self.tasks] if measurements is None else measurements:
+        if measurements is None:
+            measurements = [self.perplexity, *self.tasks]
+        for measurement in measurements:
             keys = {v: sweep.key(self.identity, v, measurement) for v in dict.fromkeys(chosen)}
             fresh = tuple(v for v, key in keys.items() if self._fresh(key))
             if fresh:
@@ -362,6 +369,7 @@ class DryStudy(Study):
 
     def training(self) -> Result:
         made = self.healing
+        assert made is not None, "of a model that `healed` gave"
         one = Training(made.recipe, made.budget.tokens, made.budget.block_length, made.budget.tokens, self.num_blocks)
         if not self.fits(one):
             self.ledger.left_out.append(healing.describe(made.recipe))
@@ -408,7 +416,7 @@ def open_dry(
     return DryStudy(
         profile,
         identity,
-        store=None,
+        store=cast(Store, None),  # `_known` asks whether there is one
         inputs=DryInputs(profile, identity, amount_of, Needs() if needs is None else needs),
         figures=Path(paths.FIGURES),
         ledger=Ledger() if ledger is None else ledger,

@@ -7,7 +7,7 @@ from typing import Any
 
 from layer_redundancy.core import devices
 from layer_redundancy.evaluate.amounts import text_amount
-from layer_redundancy.models import architectures, checkpoints, throughput
+from layer_redundancy.models import checkpoints, throughput
 from layer_redundancy.planning import plan
 from layer_redundancy.planning.dry import DryStudy, Ledger
 from layer_redundancy.planning.planner import keeps_prefixes
@@ -46,6 +46,6 @@ def estimate(study: Study, ask: Callable[[Study], Any]) -> plan.Row | None:
         return None
     stack = probe(config, profile.dtype, devices.found(profile.device))
     tokens = throughput.batch_tokens(stack, profile.batch_tokens)
-    speed = Speed(stack, architectures.num_blocks(config), tokens)
+    speed = Speed(stack, identity.num_hidden_layers, tokens)
     text = text_amount(profile.text.evaluation_blocks, profile.text.block_length)
     return plan.row_of(identity.name, "", dry.ledger, {identity.name: speed}, text)

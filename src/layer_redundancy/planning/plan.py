@@ -168,7 +168,9 @@ def rows(
             config = config_of(model, counts.revision(profile, model), profile.trust_remote_code)
             stack = probe(config, profile.dtype, device)
             tokens = throughput.batch_tokens(stack, profile.batch_tokens)
-            speeds[model] = Speed(stack, architectures.num_blocks(config), tokens)
+            num = architectures.num_blocks(config)
+            assert num is not None, "a model of which there is a probe has blocks"
+            speeds[model] = Speed(stack, num, tokens)
         return speeds[model]
 
     there, _ = device_memory(profile)

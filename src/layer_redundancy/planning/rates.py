@@ -26,6 +26,7 @@ def probe(config: Any, dtype: str, device: str, blocks: int = PROBE_BLOCKS) -> D
 
     config = type(config).from_dict(config.to_dict())
     every = architectures.num_blocks(config)
+    assert every is not None, "a model that was identified has blocks"
     for part, name, _, value in list(pruned_config.changes(config, tuple(range(min(blocks, every))), every)):
         setattr(part, name, value)
     vars(config).pop("quantization_config", None)  # its weights are unpacked when it is loaded

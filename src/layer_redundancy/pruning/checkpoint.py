@@ -96,6 +96,7 @@ def made(study: Study, order: Order) -> Made:
     if order.heal is None:
         whole = study if order.bits is None else study.quantized(quantize.Scheme(order.bits))
         return Made(whole, kept, order.removed)
+    assert order.training is not None, "a recipe comes with its budget"
     healed = study.healed(order.removed, order.heal, order.training, study.profile.seed)
     if order.bits is not None:
         healed = healed.written().quantized(quantize.Scheme(order.bits))

@@ -45,8 +45,9 @@ def chosen(study: Study, by: str, how_many: HowMany) -> tuple[int, ...]:
     if how_many.max_loss is not None:
         return _within(study, by, how_many.max_loss)
     count = how_many.remove
-    if count is None:
+    if how_many.ratio is not None:
         count = min(num - 1, depth_curves.at_ratio(num, how_many.ratio))
+    assert count is not None, "HowMany lets one of the three be given"
     if count == 0:
         raise StudyError(f"no block is to be removed: give 1 to {num - 1}")
     return removals(study, by, [count])[count]

@@ -135,8 +135,9 @@ def costs(
         }
         for task in study.tasks
     }
-    found = benchmarks.table(both, {task.items.name: task.items.chance for task in study.tasks}) if both else None
     tasks = []
+    chance = {task.items.name: task.items.chance for task in study.tasks}
+    found = benchmarks.table(both, chance) if both else pd.DataFrame()
     for name in both:
         rows = found[found["task"] == name].set_index("method")
         one = rows.loc["pruned"]

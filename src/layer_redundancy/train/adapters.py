@@ -133,7 +133,9 @@ def _usable(model: nn.Module, linear: dict[str, nn.Module], stacked: dict[str, n
     """
     if any(p.is_meta for p in model.parameters()):
         return {name for name, layer in linear.items() if _looks_usable(model, name, layer)} | stacked.keys()
-    called, odd, read = set(), set(), set()
+    called: set[str] = set()
+    odd: set[str] = set()
+    read: set[str] = set()
     everything = linear | stacked
     try:
         with _watched(linear, read), ExitStack() as hooks, _training(model), torch.random.fork_rng(devices=[]):

@@ -5,22 +5,23 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import default_collate
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from layer_redundancy.core import devices
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.train import adapters
-from layer_redundancy.train.training_loop import WEIGHTS, Example, Optimization
+from layer_redundancy.train.training_loop import WEIGHTS, Collate, Example, Loss, Optimization, Validate
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -86,18 +87,20 @@ class Training(Trainer):
     optimizer would train other weights.
     """
 
-    def __init__(self, model: nn.Module, arguments: TrainingArguments, examples: Ordered, loss, collate):
+    def __init__(
+        self, model: nn.Module, arguments: TrainingArguments, examples: Ordered, loss: Loss, collate: Collate | None
+    ) -> None:
         with _quiet():
             super().__init__(model, arguments, train_dataset=examples, data_collator=collate or default_collate)
         self.model_accepts_loss_kwargs = False  # so that it divides by the accumulated batches, whatever the loss
         self._loss = loss
         self.watched: Watch
 
-    def train(self, *args, **kwargs):
+    def train(self, *args: Any, **kwargs: Any) -> Any:
         with _quiet():
             return super().train(*args, **kwargs)
 
-    def training_step(self, *args, **kwargs):
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         try:
             return super().training_step(*args, **kwargs)
         except StudyError:
@@ -107,23 +110,25 @@ class Training(Trainer):
                 raise
             raise adapters.cannot_be_trained(self.model, error) from error
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
         with self.watched.counting():
             return self._loss(model, inputs)
 
-    def log(self, logs, start_time=None):
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # Kept in the trainer's state, and so in checkpoints.
         if "loss" in logs:
             row = {key: logs[key] for key in ("loss", "learning_rate")} | {"step": self.state.global_step}
             self.watched.logged(row)
 
-    def _save(self, output_dir=None, state_dict=None):
-        folder = Path(output_dir)
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {n: p.detach().cpu().contiguous() for n, p in self.model.named_parameters() if p.requires_grad}
         save_file(tensors, folder / WEIGHTS)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
@@ -134,15 +139,16 @@ class Training(Trainer):
 class Watch(TrainerCallback):
     """Shows a training's progress while it runs, and measures what it takes."""
 
-    def __init__(self, trainer: Training, validate, validate_every: int, label: str):
+    def __init__(self, trainer: Training, validate: Validate | None, validate_every: int, label: str) -> None:
         self._trainer, self._validate, self._every, self._label = trainer, validate, validate_every, label
         self.spent, self.peak = 0.0, 0
         self._step_start = self._saved = time.monotonic()
-        self._counted, self._held_out = False, {}
-        self.stepped, self.untrained = False, frozenset()
+        self._counted = self.stepped = False
+        self._held_out: dict[str, str] = {}
+        self.untrained: frozenset[str] = frozenset()
         self.bar = tqdm(total=trainer.args.max_steps, desc=label, unit="step", mininterval=1.0)
 
-    def on_train_begin(self, args, state, control, **_):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step:
             last = [row for row in state.log_history if "seconds" in row][-1]
             self.spent, self.peak = last["seconds"], last["peak_bytes"]
@@ -153,10 +159,12 @@ class Watch(TrainerCallback):
         if self._every and not state.global_step:
             self._validate_now()
 
-    def on_step_begin(self, args, state, control, **_):
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._step_start = time.monotonic()
 
-    def on_pre_optimizer_step(self, args, state, control, **_):
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Tells once of weights that no gradient reached, though they are to be trained."""
         if self.stepped:
             return
@@ -171,7 +179,9 @@ class Watch(TrainerCallback):
                 f"{self._label}: no gradient reaches {', '.join(names)} ({number} weights): they stay as they are"
             )
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
         if devices.is_gpu(args.device):
             devices.synchronize(args.device)
             self.peak = max(self.peak, devices.peak_bytes(args.device))
@@ -180,7 +190,7 @@ class Watch(TrainerCallback):
         control.should_save = time.monotonic() - self._saved > CHECKPOINT_SECONDS and state.global_step < args.max_steps
         return control
 
-    def on_save(self, args, state, control, **_):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._saved = time.monotonic()
 
     def logged(self, row: dict[str, float]) -> None:
@@ -198,6 +208,7 @@ class Watch(TrainerCallback):
             self._validate_now()
 
     def _validate_now(self) -> None:
+        assert self._validate is not None, "it is given where `validate_every` is"
         state, model = self._trainer.state, self._trainer.model
         model.eval()
         with torch.no_grad():

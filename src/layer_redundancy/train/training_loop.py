@@ -29,6 +29,8 @@ WEIGHTS, STATE, OPTIMIZER = "trained.safetensors", "trainer_state.json", "optimi
 
 Example = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+Collate = Callable[[list[Any]], Mapping[str, Tensor]]
+Validate = Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,8 @@ def fit(
     *,
     seed: int = 0,
     loss: Loss | None = None,
-    collate: Callable[[list[Any]], Mapping[str, Tensor]] | None = None,
-    validate: Callable[[nn.Module], float] | None = None,
+    collate: Collate | None = None,
+    validate: Validate | None = None,
     validate_every: int = 0,
     label: str = "training",
 ) -> Fitted:
@@ -205,7 +207,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def bytes_needed(trainable: int, frozen_bytes: int) -> int:
+def bytes_needed(trainable: float, frozen_bytes: float) -> float:
     """About the memory that training takes without activations: AdamW keeps four float32 numbers a trained weight."""
     return 16 * trainable + frozen_bytes
 

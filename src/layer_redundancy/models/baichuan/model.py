@@ -56,7 +56,7 @@ class BaichuanConfig(LlamaConfig):
     position_embedding: str | None = None
     normalized_head: bool | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("auto_map", None)  # names code that nobody needs, and that is not beside what is saved
         if self.position_embedding is None:
             given = ALIBI if self.max_position_embeddings is None else ROTARY

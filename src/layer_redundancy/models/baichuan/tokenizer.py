@@ -37,7 +37,9 @@ class BaichuanTokenizer(SentencePieceBackend):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Text of pieces; bytes that are no UTF-8 become U+FFFD, and special tokens stay as they are written."""
-        special, text, pieces = set(self.all_special_tokens), [], []
+        special = set(self.all_special_tokens)
+        text: list[str] = []
+        pieces: list[str] = []
         for token in tokens:
             if token in special:
                 text += [self.sp_model.decode(pieces), token]

@@ -7,12 +7,16 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from layer_redundancy.core import cache, paths
 from layer_redundancy.core.errors import StudyError
+
+if TYPE_CHECKING:
+    from layer_redundancy.models.rwkv5.model import Rwkv5Config, Rwkv5ForCausalLM
 
 RULES_VERSION = 1  # part of the copy's name: raise it when `convert` writes something else
 
@@ -112,7 +116,7 @@ def version(tensors: dict[str, Tensor]) -> str:
     return "5.2" if decay is not None and decay.ndim > 1 and decay.shape[1] > 1 else "5.1"
 
 
-def translate(tensors: dict[str, Tensor], name: str) -> tuple[dict[str, Tensor], "Rwkv5Config"]:  # noqa: F821
+def translate(tensors: dict[str, Tensor], name: str) -> tuple[dict[str, Tensor], "Rwkv5Config"]:
     """Tensors of a checkpoint under our names and in our shapes, and the config that they imply.
 
     Args:
@@ -163,7 +167,7 @@ def translate(tensors: dict[str, Tensor], name: str) -> tuple[dict[str, Tensor],
     return ours, config
 
 
-def save(model: "Rwkv5ForCausalLM", file: Path) -> None:  # noqa: F821
+def save(model: "Rwkv5ForCausalLM", file: Path) -> None:
     """Writes a model, pruned ones too, as the .pth file that its author's own code reads.
 
     Args:

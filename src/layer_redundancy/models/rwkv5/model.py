@@ -68,7 +68,7 @@ class Rwkv5Config(PreTrainedConfig):
     tie_word_embeddings: bool = False
     use_cache: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("num_attention_heads", None)
         kwargs.pop("rescale_every", None)  # the ports' way of keeping fp16 from overflowing
         self.model_version = str(self.model_version).replace("_", ".")
@@ -87,7 +87,7 @@ class Rwkv5Config(PreTrainedConfig):
     @property
     def num_time_mix_heads(self) -> int:
         """H, heads of the time-mix."""
-        return self.attention_hidden_size // self.head_size
+        return int(self.attention_hidden_size or self.hidden_size) // self.head_size
 
 
 # ------------------------------------------------------------------------------------------------ the recurrence
@@ -220,7 +220,7 @@ def _cuda_kernel() -> Callable | None:
     except ImportError:
         return None
 
-    def kernel(r: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, bonus: Tensor, state: Tensor | None):
+    def kernel(r: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, bonus: Tensor, state: Tensor | None) -> Any:
         decays = log_decay.expand(r.shape).contiguous()
         return fused_recurrent_rwkv6(
             r, k, v, decays, bonus, scale=1.0, initial_state=state, output_final_state=True

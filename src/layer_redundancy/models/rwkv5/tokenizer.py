@@ -21,7 +21,7 @@ END = "<|endoftext|>"  # token 0, which the vocabulary leaves free
 def _matcher() -> Any:
     """The package's tokenizer; building its tree takes a second."""
     found = importlib.util.find_spec("rwkv")
-    if found is None:
+    if found is None or found.origin is None:
         raise StudyError("the tokenizer of RWKV World models is in the package `rwkv`: run `make setup`")
     from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
 

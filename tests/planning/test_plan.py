@@ -96,6 +96,17 @@ def test_what_is_trained_is_said():
     assert not plan.report_trainings(plan.Row("m", "02", 1, 1, 1, 1.0, 1.0))
 
 
+def test_what_a_notebook_runs_is_said_without_zeros():
+    nothing = plan.Row("m", "02", 0, 0, 0, 1.0, 1.0)
+    assert plan.report_work(nothing) == "no sweep"
+    swept = replace(nothing, variants=31, block_tokens_naive=10**6, block_tokens=3 * 10**5)
+    assert plan.report_work(swept) == "    31 variants      1e+06 naive      3e+05 shared ( 30%)"
+    for one in (swept, replace(swept, variants=1), replace(swept, variants=0)):
+        assert len(plan.report_work(one)) == plan.WORK_WIDTH and " 0 " not in plan.report_work(one)
+    other = replace(nothing, quantizations=1, written_texts=3, pass_block_tokens=1200)
+    assert plan.report_work(other) == "no sweep: 1 quantized checkpoint, 3 written texts, 1.2e+03 in single passes"
+
+
 def test_what_is_trained_takes_disk(speed):
     lora, whole = (Training(Recipe(method, 1e-4), 4096, 64, 64, 5) for method in ("lora", "full"))
     weights = [speed.trained_weights(one) for one in (lora, whole)]
@@ -140,7 +151,7 @@ def test_a_notebook_that_a_model_leaves_out_is_planned_as_such(tmp_path):
 def test_too_little_disk_is_said():
     huge = Download("a", "org/a", 1e9, False, "MIT", "gated: accept")
     lines = plan.report_downloads([huge, Download("b", "org/b", 1.0, True, "MIT")])
-    assert "TOO LITTLE" in lines[-1] and "1 downloads" in lines[-1]
+    assert "TOO LITTLE" in lines[-1] and "1 download," in lines[-1]
     assert "gated: accept" in lines[0] and "here" in lines[1]
     assert "[no licence named]" in plan.report_downloads([Download("c", "org/c", 1.0, False, "")])[0]
 

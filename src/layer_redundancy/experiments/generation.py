@@ -15,6 +15,7 @@ tokens, so free-running and teacher-forced part from the dense model at the same
 Statistics are functions of arrays (prompts, positions). Intervals and certainties: bootstrap over prompts (items).
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,8 @@ from layer_redundancy.evaluate import generate, generative_tasks
 from layer_redundancy.evaluate.generate import PromptLengths
 from layer_redundancy.experiments import result_tables
 from layer_redundancy.study import Study
+
+logger = logging.getLogger(__name__)
 
 NOTEBOOK = "09_generation"
 NEAR_ZERO = 0.1  # "scores approaching zero": less than a tenth of what the dense model has above chance
@@ -111,11 +114,11 @@ def measure(study: Study, run_generated_code: bool = False) -> Measured:
     generated = {}
     for task in budget.tasks:
         if generative_tasks.runs_code(task) and not run_generated_code:
-            print(f"{task.name} left out: set run_generated_code = True to let it run what the model writes")
+            logger.warning(f"{task.name} left out: set run_generated_code = True to let it run what the model writes")
             continue
         generated[task.name] = study.generative_task(task, list(removals.values()), run_generated_code)
     if not budget.tasks:
-        print(f"the {study.profile.name} profile has no generative benchmark: agreement stands in for one")
+        logger.info(f"the {study.profile.name} profile has no generative benchmark: agreement stands in for one")
     deepest = max(removals)
     at_quarter = min(quarter(study.num_blocks), deepest)
     few = sorted({0, max(1, at_quarter // 2), at_quarter, deepest})

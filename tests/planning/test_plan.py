@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 
 import pandas as pd
@@ -15,7 +16,7 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.evaluate import sweep_estimate
 from layer_redundancy.evaluate.amounts import Pass, Quantization, Sweep, Training, Writing
 from layer_redundancy.experiments import healing as healing_experiment
-from layer_redundancy.experiments import registry
+from layer_redundancy.experiments import quantization, registry
 from layer_redundancy.models import smollm2
 from layer_redundancy.planning import dry, plan, planner, rates
 from layer_redundancy.planning.downloads import Download
@@ -203,3 +204,13 @@ def test_the_benchmark_of_a_gpu_runs_without_one():
     assert table["block_tokens"].lt(table["block_tokens_naive"]).all()
     assert table["share_of_matmul_rate"].between(0, 2).all()
     assert AutoConfig.for_model(**SHAPE).num_hidden_layers == 4
+
+
+def test_a_rehearsals_gptq_packages_are_searched_where_they_are_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "GPTQ_PACKAGES", tmp_path)
+    own = {"PYTHONPATH": "src"}
+    assert run._with_gptq(own) == own
+    (tmp_path / "ready").touch()
+    assert run._with_gptq(own)["PYTHONPATH"] == f"{tmp_path}{os.pathsep}src"
+    assert run._with_gptq({}) == {"PYTHONPATH": str(tmp_path)}
+    assert next(paths.NOTEBOOKS.glob(f"{run.GPTQ_NOTEBOOK}_*.ipynb")).stem == quantization.NOTEBOOK

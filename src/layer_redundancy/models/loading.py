@@ -21,6 +21,11 @@ logger = logging.getLogger(__name__)
 
 # For a pickled checkpoint, transformers would send its name and the token to a conversion service in a thread.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+# When bitsandbytes is imported, by whichever library comes to it first, it asks a hub for a faster kernel on some CPUs
+# and warns of going without, though nothing is amiss.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward")
+)
 
 
 def load_tokenizer(identity: ModelIdentity) -> Any:

@@ -21,6 +21,7 @@ from IPython import get_ipython
 from IPython.display import Image
 from matplotlib.figure import Figure
 
+from layer_redundancy import __version__
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile, Recipe, TaskBudget, TrainingBudget
 from layer_redundancy.config.run_folder import absolute_model
@@ -580,7 +581,6 @@ def _text_note(what: str, blocks: TokenBlocks) -> str:
 def versions() -> pd.Series:
     """Versions of what the numbers depend on, for a notebook's last cell."""
     names = [
-        "layer-redundancy",
         "torch",
         "transformers",
         "peft",
@@ -590,4 +590,10 @@ def versions() -> pd.Series:
         "gensim",
         "numpy",
     ]
-    return pd.Series({name: importlib.metadata.version(name) for name in names}, name="version")
+    found = {"layer-redundancy": __version__}  # its own word for it: it may be on the path and not installed
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return pd.Series(found, name="version")

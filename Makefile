@@ -150,10 +150,17 @@ plan: $(READY) ## what a run takes, before it starts: downloads, licences, disk,
 prefetch: $(READY) ## download what a profile needs, once; then HF_HUB_OFFLINE=1 make figures needs no network
 	@$(OFFLINE) $(PY) -m layer_redundancy.planning.downloads $(OF_PROFILE)
 
-# With what the paper's GPTQ files take, so that they are rehearsed too; without it notebook 07 leaves them out.
+# With what the paper's GPTQ files take, so that they are rehearsed too; without it notebook 07 leaves them out. In a
+# folder of its own, since a test changes nothing that users run in: only `make gptq` does.
+GPTQ := build/gptq
 rehearse: $(READY) ## the paper profile in small, tiny random models on a hub of this machine (minutes)
-	@$(MAKE) --no-print-directory gptq || echo "the ready GPTQ checkpoint will be left out"
+	@$(MAKE) --no-print-directory $(GPTQ)/ready || echo "the ready GPTQ checkpoint will be left out"
 	@$(PY) -m rehearsal.run --notebooks '$(NOTEBOOKS)'
+
+$(GPTQ)/ready: data/requirements-gptq.txt $(READY)
+	rm -rf $(GPTQ)
+	$(PY) -m pip install --disable-pip-version-check --no-deps --target $(GPTQ) -r data/requirements-gptq.txt
+	@mkdir -p $(GPTQ) && touch $@
 
 # Two at a time: most of what so small a run takes is starting Python and drawing figures.
 smoke: ## every notebook in small: does it run, and give what it gave?

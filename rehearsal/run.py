@@ -27,6 +27,10 @@ from rehearsal import local_hub, made_up_data, tiny_models
 
 PROFILE = str(Path(__file__).with_name("rehearsal.toml"))
 FOLDER = paths.ROOT / "build" / "rehearsal"
+# What ready GPTQ checkpoints take, as `make rehearse` installs it: apart from what users run in, and for those runs
+# alone that ask whether it is there.
+GPTQ_PACKAGES = paths.ROOT / "build" / "gptq"
+GPTQ_NOTEBOOK = "07"
 # Block-tokens that ran over those planned. Before a run, lengths of few items are those of the average item, and how
 # many variants of orders of removal are distinct only a model can say: that moves sweeps, and what notebook 11 trains.
 # Notebook 12's texts are as long as the average text.
@@ -68,6 +72,14 @@ def _environment(folder: Path, **more: str) -> dict[str, str]:
     return kept | ours | more
 
 
+def _with_gptq(environment: dict[str, str]) -> dict[str, str]:
+    """The variables of a process that may load the ready GPTQ checkpoint; it is left out where nothing is installed."""
+    if not (GPTQ_PACKAGES / "ready").is_file():
+        return environment
+    searched = [str(GPTQ_PACKAGES), *filter(None, [environment.get("PYTHONPATH")])]
+    return environment | {"PYTHONPATH": os.pathsep.join(searched)}
+
+
 def _call(module: str, *arguments: str, environment: dict[str, str]) -> None:
     _run_command([sys.executable, "-m", f"layer_redundancy.{module}", *arguments], environment)
 
@@ -90,7 +102,10 @@ def _run(of_model: list[tuple[str, Path]], folder: Path) -> list[tuple[str, str,
     for model, notebook in of_model:
         start, output = time.monotonic(), _output(model, notebook, folder)
         arguments = [str(notebook), "--output", str(output), "--profile", PROFILE, "--model", model]
-        _call("run_notebook", *arguments, environment=_environment(folder, HF_HUB_OFFLINE="1"))
+        environment = _environment(folder, HF_HUB_OFFLINE="1")
+        if notebook.name.startswith(GPTQ_NOTEBOOK):
+            environment = _with_gptq(environment)
+        _call("run_notebook", *arguments, environment=environment)
         seconds = time.monotonic() - start
         name = model or profiles.load(PROFILE).model
         spent.append((name, notebook.name[:2], seconds))
@@ -155,7 +170,7 @@ def rehearse(notebooks: Sequence[str] = (), folder: Path = FOLDER) -> pd.DataFra
         online = _environment(folder, **server.environment)
         _call("planning.downloads", PROFILE, environment=online)
         print(f"prefetched with {len(server.requests)} requests, {server.bodies / 1e6:.1f} MB", flush=True)
-        _call("planning.plan", PROFILE, "--alone", "--notebooks", " ".join(notebooks), environment=online)
+        _call("planning.plan", PROFILE, "--alone", "--notebooks", " ".join(notebooks), environment=_with_gptq(online))
     planned = pd.read_csv(folder / "data" / "results" / "plan-rehearsal.csv", dtype={"notebook": str})
     # Longest first, two models at a time: each has its own folder, and they share nothing in the store.
     todo.sort(key=len, reverse=True)
@@ -169,7 +184,7 @@ def rehearse(notebooks: Sequence[str] = (), folder: Path = FOLDER) -> pd.DataFra
     known = folder / "data" / "results" / "replay.csv"
     if not notebooks:
         command = [sys.executable, "-m", "rehearsal.replay", PROFILE, str(known)]
-        _run_command(command, _environment(folder, HF_HUB_OFFLINE="1"))
+        _run_command(command, _with_gptq(_environment(folder, HF_HUB_OFFLINE="1")))
     with Store(folder / "data" / "results" / "results.sqlite") as store:
         swept, worked = store.sweeps(), store.work()
     tables = [compare(planned, swept, worked).assign(planned_with="stand-ins")]

@@ -7,8 +7,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of notebooks that tests execute
 
 import json
+import logging
 from pathlib import Path
 
+import pytest
 import torch
 
 # Tiny models gain nothing from threads that wait for each other.
@@ -19,6 +21,19 @@ def pytest_addoption(parser):
     parser.addoption(
         "--every-architecture", action="store_true", help="try all architectures, and write docs/architectures.md anew"
     )
+
+
+@pytest.fixture
+def remarks(caplog):
+    """Gives what the package has logged since it was last asked, one line a remark."""
+    caplog.set_level(logging.INFO, logger="layer_redundancy")
+
+    def said():
+        found = [r.getMessage() for r in caplog.records if r.name.startswith("layer_redundancy.")]
+        caplog.clear()
+        return "".join(f"{line}\n" for line in found)
+
+    return said
 
 
 def pytest_sessionfinish(session):

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layer_redundancy import __version__
+from layer_redundancy.core import log
 from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.wording import counted, duration
 from layer_redundancy.pruning.how_many import HowMany
 
 if TYPE_CHECKING:
@@ -319,10 +321,11 @@ def verify(
 
 @contextlib.contextmanager
 def _working(command: str) -> Iterator[None]:
-    """Work whose prints and progress go to stderr, since stdout is for the result."""
+    """Work whose remarks and progress go to stderr, since stdout is for the result."""
     os.environ["LAYER_REDUNDANCY_NOTEBOOK"] = f"layer-redundancy {command}"  # the store's log of work names it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with contextlib.redirect_stdout(sys.stderr):
+        log.show()
         try:
             yield
         except KeyboardInterrupt:
@@ -401,12 +404,12 @@ def _print_estimate(found: "Row | None", as_json: bool) -> None:
         return
     from layer_redundancy.planning import plan
 
-    parts = [f"{found.variants} variants"] if found.variants else []
-    parts += [f"{found.trainings} trainings on {found.trained_tokens} tokens"] if found.trainings else []
-    parts += [f"{found.quantizations} quantizations"] if found.quantizations else []
+    parts = [counted(found.variants, "variant")] if found.variants else []
+    parts += [f"{counted(found.trainings, 'training')} on {found.trained_tokens} tokens"] if found.trainings else []
+    parts += [counted(found.quantizations, "quantization")] if found.quantizations else []
     parts += [f"{found.pass_block_tokens:.3g} block-tokens of other passes"] if found.pass_block_tokens else []
     typer.echo(
-        f"{found.model}: {', '.join(parts)}; about {plan.hours(found.seconds)}, "
+        f"{found.model}: {', '.join(parts)}; about {duration(found.seconds)}, "
         f"{found.peak_bytes / plan.GIGA:.1f} GB of memory at most. Nothing was computed or written."
     )
 

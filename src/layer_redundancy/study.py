@@ -7,6 +7,7 @@ is only to be counted.
 
 import gc
 import importlib.metadata
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +17,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from IPython import get_ipython
 from IPython.display import Image
 from matplotlib.figure import Figure
 
+from layer_redundancy import __version__
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile, Recipe, TaskBudget, TrainingBudget
 from layer_redundancy.config.run_folder import absolute_model
 from layer_redundancy.config.sources import Amount
-from layer_redundancy.core import cache, devices, paths, variants
+from layer_redundancy.core import cache, devices, log, paths, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
 from layer_redundancy.core.variants import Variant
@@ -41,6 +44,8 @@ from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
 from layer_redundancy.train import healing
 from layer_redundancy.train.healing import Healing
+
+logger = logging.getLogger(__name__)
 
 ACTIVATIONS_VERSION = 1  # raise it when ActivationSums means something else
 SCORES_VERSION = 1  # raise it when a score from weights or gradients means something else
@@ -99,6 +104,8 @@ class Study:
     def of(cls, profile: Profile, store: Path | None = None) -> "Study":
         """A study of a profile as it is; store and errors as `open`."""
         devices.use_threads(profile.threads)
+        if get_ipython() is not None:
+            log.show()  # a notebook shows what is going on; a program's own logging decides for itself
         identity = checkpoints.identify(profile)
         return cls(
             profile,
@@ -128,7 +135,7 @@ class Study:
     @cached_property
     def stack(self) -> DecoderStack:
         """The model, loaded and taken apart. Nothing asks for it when the store has all results."""
-        print(f"loading {self.identity.name} ({self.identity.revision}), {self.profile.dtype}")
+        logger.info(f"loading {self.identity.name} ({self.identity.revision}), {self.profile.dtype}")
         if self.healing is not None:
             return decoder_stack(healing.build(self.healing))
         return decoder_stack(loading.load(self.identity, self.profile.dtype, self.profile.device))
@@ -586,7 +593,6 @@ def _text_note(what: str, blocks: TokenBlocks) -> str:
 def versions() -> pd.Series:
     """Versions of what the numbers depend on, for a notebook's last cell."""
     names = [
-        "layer-redundancy",
         "torch",
         "transformers",
         "peft",
@@ -596,4 +602,10 @@ def versions() -> pd.Series:
         "gensim",
         "numpy",
     ]
-    return pd.Series({name: importlib.metadata.version(name) for name in names}, name="version")
+    found = {"layer-redundancy": __version__}  # its own word for it: it may be on the path and not installed
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return pd.Series(found, name="version")

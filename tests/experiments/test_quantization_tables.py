@@ -178,11 +178,11 @@ def test_a_ready_checkpoint_is_looked_at_before_anything_is_computed(tmp_path):
     assert "stack" not in vars(study)
 
 
-def test_the_profiles_own_ready_checkpoint_is_left_out_where_it_cannot_be_had(tmp_path, capsys):
+def test_the_profiles_own_ready_checkpoint_is_left_out_where_it_cannot_be_had(tmp_path, remarks):
     study = Study.open("smoke", checkpoint(tmp_path / "dense").source)
     ready = "nobody/nothing"
     assert table2._opened_ready(study, ready, must_be_there=False) is None
-    assert "nobody/nothing left out: " in capsys.readouterr().out
+    assert "nobody/nothing left out: " in remarks()
 
 
 def test_items_are_as_many_as_the_profile_affords():

@@ -31,6 +31,14 @@ def test_order_stability():
     assert noisy["kendall"] < 1
 
 
+def test_plain_forwards_agree_exactly_or_within_a_number_of_nats():
+    checked = [(0, 1), (0,)]
+    note = result_tables.plain_forwards_note(checked, 2.3e-7)
+    assert note == "Plain forwards of 2 of the variants: same log-likelihood within 2e-07 nats a token"
+    note = result_tables.plain_forwards_note(checked, 0.0)
+    assert note == "Plain forwards of 2 of the variants: exactly the same log-likelihood"
+
+
 def perplexities():
     dense = variants.dense(3)
     arrays = {dense: [1.0, 3.0], (1, 2): [2.0, 4.0], (0, 2): [1.0, 3.5], (0, 1): [1.0, 3.0]}

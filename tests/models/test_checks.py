@@ -81,14 +81,14 @@ def test_a_model_that_wants_text_in_another_form_is_one_line():
         ("phi3:longrope", Sharing(prefixes=True, alike_up_to=12)),
     ],
 )
-def test_what_sequences_may_share_is_found_by_trying(name, shared, capsys):
+def test_what_sequences_may_share_is_found_by_trying(name, shared, remarks):
     model = loading.prepare(every_architecture.build(name))
     assert checks.sharing(model) == shared
-    said = capsys.readouterr().out
+    said = remarks()
     assert ("no prefix is shared" in said) == (not shared.prefixes and name != "mamba")
     assert ("12 tokens" in said) == (shared.alike_up_to is not None)
     assert checks.sharing(model) == shared
-    assert not capsys.readouterr().out  # said once
+    assert not remarks()  # said once
 
 
 def test_whatever_depends_on_the_length_runs_in_batches_of_one_length():

@@ -216,29 +216,29 @@ def test_processors_go_with_a_vision_tower_that_is_kept(tmp_path):
     assert "not_loaded" not in note(folder)
 
 
-def test_what_is_not_loaded_is_said_and_noted(tmp_path, capsys):
+def test_what_is_not_loaded_is_said_and_noted(tmp_path, remarks):
     qwen3_5_vision().save_pretrained(tmp_path / "dense")
     (tmp_path / "dense" / "preprocessor_config.json").write_text("{}")
     model = load(tmp_path / "dense")
-    said = capsys.readouterr().out
+    said = remarks()
     assert "has no place for model.visual (" in said and said.count("\n") == 1
     first = surgery.export(model, None, [1], tmp_path / "first")
     assert note(first)["not_loaded"] == model.not_loaded == {"model.visual": 105}
     assert not (first / "preprocessor_config.json").exists(), "there is nothing to process"
     second = surgery.export(load(first), None, [0], tmp_path / "second")
-    assert note(second)["not_loaded"] == model.not_loaded and not capsys.readouterr().out
+    assert note(second)["not_loaded"] == model.not_loaded and not remarks()
 
 
-def test_heads_for_further_tokens_and_weights_inside_blocks_are_said(dense, capsys):
+def test_heads_for_further_tokens_and_weights_inside_blocks_are_said(dense, remarks):
     from safetensors.torch import load_file, save_file
 
     extra = {"mtp.layers.0.proj.weight": torch.ones(2), "model.layers.1.self_attn.q_proj.bias": torch.ones(32)}
     save_file(load_file(dense / "model.safetensors") | extra, dense / "model.safetensors", metadata={"format": "pt"})
     assert load(dense).not_loaded == {"model.layers.1.self_attn.q_proj.bias": 1, "mtp": 1}
-    assert "model.layers.1.self_attn.q_proj.bias (1 tensor), mtp (1 tensor): left out" in capsys.readouterr().out
+    assert "model.layers.1.self_attn.q_proj.bias (1 tensor), mtp (1 tensor): left out" in remarks()
 
 
-def test_a_vision_tower_deeper_than_the_language_model_is_none_of_its_blocks(tmp_path, capsys):
+def test_a_vision_tower_deeper_than_the_language_model_is_none_of_its_blocks(tmp_path, remarks):
     text = TEXT | {"intermediate_size_mlp": 48, "num_local_experts": 2, "head_dim": 8}
     vision = VISION | {"image_size": 28, "patch_size": 14, "vision_output_dim": 16, "projector_input_dim": 16,
                        "projector_output_dim": 16, "pixel_shuffle_ratio": 1.0}  # fmt: skip
@@ -247,7 +247,7 @@ def test_a_vision_tower_deeper_than_the_language_model_is_none_of_its_blocks(tmp
     model = tf.Llama4ForConditionalGeneration(tf.Llama4Config(text_config=text, vision_config=vision, **special))
     model.save_pretrained(tmp_path)
     assert len(decoder_stack(load(tmp_path))) == 3
-    assert "multi_modal_projector (1 tensor), vision_model (" in capsys.readouterr().out
+    assert "multi_modal_projector (1 tensor), vision_model (" in remarks()
     config = json.loads((tmp_path / "config.json").read_text())
     two = {"num_hidden_layers": 2, "no_rope_layers": [1, 1], "moe_layers": [0, 1], "layer_types": None}
     (tmp_path / "config.json").write_text(json.dumps(config | {"text_config": config["text_config"] | two}))

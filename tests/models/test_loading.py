@@ -1,6 +1,7 @@
 """Checkpoints that cannot be studied as they are, are refused in one line."""
 
 import json
+import logging
 from dataclasses import replace
 
 import pytest
@@ -113,3 +114,10 @@ def test_a_folder_without_a_tokenizer_is_one_line(tmp_path, profile):
     tiny_models.build("mamba").save_pretrained(tmp_path)
     with pytest.raises(StudyError, match="has no tokenizer: put its"):
         loading.load_tokenizer(checkpoints.identify(profile(tmp_path)))
+
+
+def test_one_alarming_line_of_bitsandbytes_is_kept_back_and_no_other(caplog):
+    theirs = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    theirs.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please", "no kernels")
+    theirs.warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"]

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 
 import pandas as pd
@@ -16,7 +17,7 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.evaluate import sweep_estimate
 from layer_redundancy.evaluate.amounts import Pass, Quantization, Sweep, Training, Writing
 from layer_redundancy.experiments import healing as healing_experiment
-from layer_redundancy.experiments import registry
+from layer_redundancy.experiments import quantization, registry
 from layer_redundancy.models import smollm2
 from layer_redundancy.planning import counts, downloads, dry, plan, planner, rates
 from layer_redundancy.planning.downloads import Download
@@ -96,6 +97,17 @@ def test_what_is_trained_is_said():
     row = plan.Row("m", "11", 1, 1, 1, 1.0, 1.0, 3, 4096, "all weights", 2e9)
     assert plan.report_trainings(row) == "; 3 trainings on 4.1e+03 tokens; left out: all weights"
     assert not plan.report_trainings(plan.Row("m", "02", 1, 1, 1, 1.0, 1.0))
+
+
+def test_what_a_notebook_runs_is_said_without_zeros():
+    nothing = plan.Row("m", "02", 0, 0, 0, 1.0, 1.0)
+    assert plan.report_work(nothing) == "no sweep"
+    swept = replace(nothing, variants=31, block_tokens_naive=10**6, block_tokens=3 * 10**5)
+    assert plan.report_work(swept) == "    31 variants      1e+06 naive      3e+05 shared ( 30%)"
+    for one in (swept, replace(swept, variants=1), replace(swept, variants=0)):
+        assert len(plan.report_work(one)) == plan.WORK_WIDTH and " 0 " not in plan.report_work(one)
+    other = replace(nothing, quantizations=1, written_texts=3, pass_block_tokens=1200)
+    assert plan.report_work(other) == "no sweep: 1 quantized checkpoint, 3 written texts, 1.2e+03 in single passes"
 
 
 def test_what_is_trained_takes_disk(speed):
@@ -198,7 +210,7 @@ def test_a_text_that_is_gone_is_told_by_the_plan(own):
 def test_too_little_disk_is_said():
     huge = Download("a", "org/a", 1e9, False, "MIT", "gated: accept")
     lines = plan.report_downloads([huge, Download("b", "org/b", 1.0, True, "MIT")])
-    assert "TOO LITTLE" in lines[-1] and "1 downloads" in lines[-1]
+    assert "TOO LITTLE" in lines[-1] and "1 download," in lines[-1]
     assert "gated: accept" in lines[0] and "here" in lines[1]
     assert "[no licence named]" in plan.report_downloads([Download("c", "org/c", 1.0, False, "")])[0]
 
@@ -250,3 +262,13 @@ def test_the_benchmark_of_a_gpu_runs_without_one():
     assert table["block_tokens"].lt(table["block_tokens_naive"]).all()
     assert table["share_of_matmul_rate"].between(0, 2).all()
     assert AutoConfig.for_model(**SHAPE).num_hidden_layers == 4
+
+
+def test_a_rehearsals_gptq_packages_are_searched_where_they_are_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "GPTQ_PACKAGES", tmp_path)
+    own = {"PYTHONPATH": "src"}
+    assert run._with_gptq(own) == own
+    (tmp_path / "ready").touch()
+    assert run._with_gptq(own)["PYTHONPATH"] == f"{tmp_path}{os.pathsep}src"
+    assert run._with_gptq({}) == {"PYTHONPATH": str(tmp_path)}
+    assert next(paths.NOTEBOOKS.glob(f"{run.GPTQ_NOTEBOOK}_*.ipynb")).stem == quantization.NOTEBOOK

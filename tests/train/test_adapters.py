@@ -39,7 +39,7 @@ def of_blocks(names):
 
 @pytest.mark.parametrize("name", tiny_models.MIXED)
 @pytest.mark.parametrize("recipe", [QLORA, FULL], ids=lambda recipe: recipe.method)
-def test_a_training_step_moves_every_weight_that_is_counted(name, recipe, tmp_path, capsys):
+def test_a_training_step_moves_every_weight_that_is_counted(name, recipe, tmp_path, remarks):
     model = build(name)
     expected = healing.trainable_weights(model, recipe)
     with checkpoints.shapes_of(model.config) as shapes:
@@ -50,7 +50,7 @@ def test_a_training_step_moves_every_weight_that_is_counted(name, recipe, tmp_pa
     fitted = train(wrapped, tmp_path)
     still = [n for n, p in wrapped.named_parameters() if n in before and torch.equal(p, before[n])]
     assert not still and fitted.trainable == expected
-    assert "no gradient" not in capsys.readouterr().out
+    assert "no gradient" not in remarks()
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_training_step_moves_every_weight_that_is_counted(name, recipe, tmp_pa
         ("llama", "q k v o", [f"mlp.{n}_proj" for n in ("gate", "up", "down")], ""),
     ],
 )
-def test_adapters_are_on_layers_and_experts_and_what_is_left_out_is_said(name, inside, outside, left_out, capsys):
+def test_adapters_are_on_layers_and_experts_and_what_is_left_out_is_said(name, inside, outside, left_out, remarks):
     model = build(name)
     attention = {f"self_attn.{n}_proj" for n in inside.split()}
     found, mlp = adapters.places(model), adapters.places(model, "mlp")
@@ -100,7 +100,7 @@ def test_adapters_are_on_layers_and_experts_and_what_is_left_out_is_said(name, i
         assert (adapters.places(shapes), adapters.places(shapes, "mlp")) == (found, mlp), "without weights"
     assert model.state_dict().keys() == build(name).state_dict().keys() and not model.training, "as it was"
     healing.prepare(model, replace(LORA, dropout=0.05))
-    said = capsys.readouterr().out.splitlines()
+    said = remarks().splitlines()
     share = sum(found.left_out.values()) / found.weights
     lines = [f"adapters leave out {left_out} ({share:.1%} of the blocks' weights), which stay"] if left_out else []
     lines += ["take no dropout, so that none is used (not 0.05)"] if found.stacks else []
@@ -109,12 +109,12 @@ def test_adapters_are_on_layers_and_experts_and_what_is_left_out_is_said(name, i
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "gpt_oss", "llama4", "jamba"])
 @pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_adapters_on_experts_are_merged_again_equal_to_what_was_trained(name, method, tmp_path, capsys):
+def test_adapters_on_experts_are_merged_again_equal_to_what_was_trained(name, method, tmp_path, remarks):
     import peft
 
     model, again, recipe = build(name), build(name), replace(LORA, method=method)
     wrapped = healing.prepare(model, recipe)
-    kept = "experts.down_proj" in capsys.readouterr().out
+    kept = "experts.down_proj" in remarks()
     assert kept == (method == "qlora"), "experts keep full precision, which is said"
     train(wrapped, tmp_path / "training")
     ids = tiny_models.tokens()
@@ -155,11 +155,11 @@ def test_of_a_model_with_images_the_language_model_is_trained(tmp_path):
     assert model.config.get_text_config().use_cache == use_cache
 
 
-def test_a_weight_that_no_gradient_reaches_is_said(tmp_path, capsys):
+def test_a_weight_that_no_gradient_reaches_is_said(tmp_path, remarks):
     model = build("llama")
     decoder_stack(model).blocks[1].spare = nn.Parameter(torch.ones(3, 4))
     fitted = train(healing.prepare(model, FULL), tmp_path)
-    assert "no gradient reaches model.layers.spare (12 weights): they stay as they are" in capsys.readouterr().out
+    assert "no gradient reaches model.layers.spare (12 weights): they stay as they are" in remarks()
     assert fitted.trainable == healing.trainable_weights(model, FULL) - 12
 
 

@@ -65,14 +65,14 @@ def test_more_last_blocks_than_there_are_means_all_and_none_means_the_head():
         assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
 
 
-def test_lora_stands_in_for_qlora_where_layers_have_no_4_bit_form(tmp_path, capsys):
+def test_lora_stands_in_for_qlora_where_layers_have_no_4_bit_form(tmp_path, remarks):
     recipe = RECIPES["qlora"]
     llama, gpt2 = (
         checkpoints.identify(profiles.get("smoke", model=str(checkpoint(tmp_path / k, k)))) for k in ("llama", "gpt2")
     )
-    assert healing.possible(llama, recipe) == recipe and not capsys.readouterr().out
+    assert healing.possible(llama, recipe) == recipe and not remarks()
     assert healing.possible(gpt2, recipe) == replace(recipe, method="lora")
-    assert "LoRA stands in for QLoRA" in capsys.readouterr().out
+    assert "LoRA stands in for QLoRA" in remarks()
 
 
 def test_a_tied_head_gets_weights_of_its_own_and_is_exported_with_them(tmp_path):

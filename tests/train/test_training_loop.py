@@ -88,7 +88,7 @@ def test_held_out_numbers_are_taken_before_and_after(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_smaller_batch_gives_the_same_weights_when_memory_runs_out(tmp_path, capsys):
+def test_a_smaller_batch_gives_the_same_weights_when_memory_runs_out(tmp_path, remarks):
     whole, expected = fit(tmp_path / "a")
 
     def scarce(model, batch):
@@ -97,7 +97,7 @@ def test_a_smaller_batch_gives_the_same_weights_when_memory_runs_out(tmp_path, c
         return training_loop.causal_loss(model, batch)
 
     halved, fitted = fit(tmp_path / "b", loss=scarce)
-    assert "out of memory, going on with 2 of a step's 4 examples at a time" in capsys.readouterr().out
+    assert "out of memory, going on with 2 of a step's 4 examples at a time" in remarks()
     assert equal(whole, halved, atol=1e-4)
     np.testing.assert_allclose(fitted.curve()[1], expected.curve()[1], rtol=1e-4)
 
@@ -109,7 +109,7 @@ def test_a_smaller_batch_gives_the_same_weights_when_memory_runs_out(tmp_path, c
     assert devices.lacks_memory(torch.OutOfMemoryError())
 
 
-def test_a_training_that_stops_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path, monkeypatch, capsys):
+def test_a_training_that_stops_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path, monkeypatch, remarks):
     expected, through = fit(tmp_path / "a")
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
     calls = []
@@ -123,7 +123,7 @@ def test_a_training_that_stops_goes_on_from_its_checkpoint_to_the_same_weights(t
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "b", loss=stops)
     again, fitted = fit(tmp_path / "b")
-    assert "going on at step 5 of 8" in capsys.readouterr().out
+    assert "going on at step 5 of 8" in remarks()
     assert equal(expected, again)
     assert fitted.curve()[1].tolist() == through.curve()[1].tolist() and fitted.peak_bytes == through.peak_bytes
 
@@ -159,7 +159,7 @@ test_training_loop.fit(Path({folder!r}), steps=40, loss=slow)
 
 
 @pytest.mark.slow
-def test_kill_9_loses_no_more_than_a_checkpoint(tmp_path, capsys):
+def test_kill_9_loses_no_more_than_a_checkpoint(tmp_path, remarks):
     folder = tmp_path / "a"
     code = KILLED.format(tests=[str(Path(__file__).parent), str(Path(__file__).parents[1])], folder=str(folder))
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -170,7 +170,7 @@ def test_kill_9_loses_no_more_than_a_checkpoint(tmp_path, capsys):
     assert process.wait() == -signal.SIGKILL
     expected, _ = fit(tmp_path / "b", steps=40)
     again, fitted = fit(folder, steps=40)
-    assert "going on at step" in capsys.readouterr().out
+    assert "going on at step" in remarks()
     assert equal(expected, again, atol=1e-5) and len(fitted.curve()[0]) == 40
 
 

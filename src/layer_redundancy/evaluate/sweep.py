@@ -5,6 +5,7 @@ the store as they come, and several processes may share a sweep.
 """
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from layer_redundancy.models import architectures, rotary, throughput
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.checks import sharing
 from layer_redundancy.models.stack import DecoderStack
+
+logger = logging.getLogger(__name__)
 
 KEEP_SECONDS = 5  # how often a batch's outputs go to the store while it runs
 POLL_SECONDS = 0.5  # how often to ask whether another process has finished what it is at
@@ -85,7 +88,7 @@ def run(
         measurements: what to measure on each.
         store: where results are and go.
         batch_tokens: tokens a forward may hold; None for as many as `throughput` finds on this device.
-        progress: print the estimate, and draw a progress bar with the time left, in block-tokens.
+        progress: log the estimate, and draw a progress bar with the time left, in block-tokens.
 
     Returns:
         measurement name -> variant -> result.
@@ -109,7 +112,7 @@ def run(
         missing = [Missing(arrange(measurement.sequences, shared), absent) for measurement, absent in lacking]
         expected = sweep_estimate.estimate_missing(stack, missing, batch_tokens) if progress else None
         if expected is not None:
-            print(expected)
+            logger.info(str(expected))
         start, total = time.monotonic(), expected.block_tokens_shared if expected else 0
         with tqdm(total=total, unit="block-token", unit_scale=True, disable=not progress, mininterval=1.0) as bar:
             common = _Shared(identity, stack, store, batch_tokens, bar)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from layer_redundancy.core import devices
 from layer_redundancy.core.variants import Variant
+from layer_redundancy.core.wording import counted, duration
 from layer_redundancy.evaluate import scoring
 from layer_redundancy.evaluate.batches import PREFIX_BATCHES, ArrangedSequences, Batch, arrange
 from layer_redundancy.evaluate.scoring import Measurement, ScoredSequence
@@ -49,9 +50,9 @@ class SweepEstimate:
     def __str__(self) -> str:
         share = self.block_tokens_shared / self.block_tokens_naive
         text = (
-            f"{self.variants} variants: {self.block_tokens_naive:.3g} block-tokens one by one, "
+            f"{counted(self.variants, 'variant')}: {self.block_tokens_naive:.3g} block-tokens one by one, "
             f"{self.block_tokens_shared:.3g} shared ({share:.0%}); head on {self.head_tokens:.3g} of "
-            f"{self.head_tokens_naive:.3g} tokens; about {self.seconds / 60:.1f} min, "
+            f"{self.head_tokens_naive:.3g} tokens; about {duration(self.seconds)}, "
             f"{self.peak_bytes / 1e9:.1f} GB of memory here"
         )
         if not self.shares_prefixes:

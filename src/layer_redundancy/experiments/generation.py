@@ -15,6 +15,7 @@ tokens, so free-running and teacher-forced part from the dense model at the same
 Statistics are functions of arrays (prompts, positions). Intervals and certainties: bootstrap over prompts (items).
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ from layer_redundancy.evaluate import generate, generative_tasks
 from layer_redundancy.evaluate.generate import PromptLengths
 from layer_redundancy.experiments import result_tables
 from layer_redundancy.study import Study
+
+logger = logging.getLogger(__name__)
 
 NOTEBOOK = "09_generation"
 NEAR_ZERO = 0.1  # "scores approaching zero": less than a tenth of what the dense model has above chance
@@ -115,11 +118,11 @@ def measure(study: Study, run_generated_code: bool = False) -> Measured:
     for task in budget.tasks:
         name = task_files.task_name(task.name)
         if not run_generated_code and generative_tasks.runs_code(task, trust_remote_code=study.profile.trust_tasks):
-            print(f"{name} left out: it runs what the model writes, which run_generated_code=True allows")
+            logger.warning(f"{name} left out: it runs what the model writes, which run_generated_code=True allows")
             continue
         generated[name] = study.generative_task(task, list(removals.values()), run_generated_code)
     if not budget.tasks:
-        print(f"the {study.profile.name} profile has no generative benchmark: agreement stands in for one")
+        logger.info(f"the {study.profile.name} profile has no generative benchmark: agreement stands in for one")
     deepest = max(removals)
     at_quarter = min(quarter(study.num_blocks), deepest)
     few = sorted({0, max(1, at_quarter // 2), at_quarter, deepest})

@@ -1,5 +1,6 @@
 """Notebook 11: which blocks to select, and which weights to train afterwards (Lu et al. 2024)."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from layer_redundancy.measures import registry, selections
 from layer_redundancy.models import surgery
 from layer_redundancy.study import Study
 from layer_redundancy.train import healing as recipes
+
+logger = logging.getLogger(__name__)
 
 REPORTED = {"lora": "lora", "qlora": "qlora", "partial": "head_last_3"}  # the paper's columns
 
@@ -137,7 +140,7 @@ def compared(study: Study, removed: Sequence[int]) -> dict[str, list[Tuned]]:
         try:
             runs = [tuned(study, removed, recipe, seed) for seed in range(budget.seeds)]
         except (DoesNotFit, NotApplicable) as error:
-            print(f"left out: {error}")
+            logger.warning(f"left out: {error}")
             continue
         found[recipes.describe(recipe)] = runs
     if not found:

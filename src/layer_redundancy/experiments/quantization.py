@@ -6,6 +6,7 @@ interaction is what pruning and quantization together cost beyond the sum of wha
 """
 
 import copy
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
@@ -29,6 +30,8 @@ from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.models import checkpoints, quantize, surgery
 from layer_redundancy.models.quantize import Scheme, WeightBytes
 from layer_redundancy.study import Study
+
+logger = logging.getLogger(__name__)
 
 FULL = "full precision"
 ADDITIVE = 0.10  # share of the sum of the two damages; an interaction below it counts as none
@@ -137,7 +140,7 @@ def measure(study: Study, ready: str = "") -> Measured:
     few = [removals[0], removals[k]]
     found = [_measured(study, FULL, removals.values(), few, k)]
     for bits in budget.bits:
-        print(f"GPTQ, {bits} bits")
+        logger.info(f"GPTQ, {bits} bits")
         scheme = Scheme(bits, "gptq")
         first: dict = {}
         if bits in budget.pruned_first:
@@ -193,7 +196,7 @@ def _opened_ready(study: Study, ready: str, must_be_there: bool) -> Study | None
     except StudyError as error:
         if must_be_there:
             raise StudyError(f"ready={ready}: {error}") from error
-        print(f"{ready} left out: {error}")
+        logger.warning(f"{ready} left out: {error}")
         return None
     return other
 

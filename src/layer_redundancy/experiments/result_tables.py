@@ -10,6 +10,14 @@ from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 
 
+def plain_forwards_note(checked: Sequence[Variant], deviation: float) -> str:
+    """How well a sweep agrees with plain forwards of some variants, by their largest difference in nats a token."""
+    same = (
+        f"same log-likelihood within {deviation:.1g} nats a token" if deviation else "exactly the same log-likelihood"
+    )
+    return f"Plain forwards of {len(checked)} of the variants: {same}"
+
+
 def perplexity(results: Mapping[Variant, Result], dense: Variant) -> tuple[pd.DataFrame, pd.Series]:
     """Perplexity of every variant.
 

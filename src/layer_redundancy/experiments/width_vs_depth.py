@@ -1,5 +1,6 @@
 """Notebook 05, heads against blocks: what removals in width cost beside removals in depth (ShortGPT 4.2)."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -18,6 +19,8 @@ from layer_redundancy.experiments import result_tables
 from layer_redundancy.inputs import first_blocks
 from layer_redundancy.models import checkpoints
 from layer_redundancy.study import Study
+
+logger = logging.getLogger(__name__)
 
 SingleHeads = Mapping[tuple[int, int], tuple[Result, Result]]  # (block, head) -> without it, and the dense model
 
@@ -113,7 +116,7 @@ def single_heads(study: Study, heads: Mapping[tuple[int, int], Variant], items: 
         of_task: dict[tuple[int, int], tuple[Result, Result]] = {}
         for turn, part in enumerate(parts[: len(blocks)]):
             mine = {pair: heads[pair] for pair in heads if blocks.index(pair[0]) % len(parts) == turn}
-            print(f"{task.items.name}, part {turn + 1} of {min(len(parts), len(blocks))}")
+            logger.info(f"{task.items.name}, part {turn + 1} of {min(len(parts), len(blocks))}")
             results = study.sweep([study.dense, *mine.values()], [part])[part.name]
             of_task |= {pair: (results[variant], results[study.dense]) for pair, variant in mine.items()}
         found[task.items.name] = of_task

@@ -1,5 +1,6 @@
 """Whether a model is what this study takes models to be: tried on a few random tokens when it is loaded."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import surgery
 from layer_redundancy.models.rotary import scaled_from
 from layer_redundancy.models.stack import DecoderStack, PrefixKeys, decoder_stack, has_key_value_cache
+
+logger = logging.getLogger(__name__)
 
 TOKENS = 24  # of the sequences that are tried
 
@@ -171,7 +174,7 @@ def sharing(model: nn.Module) -> Sharing:
     stack, name = decoder_stack(model), type(model).__name__
     alike = _alike_up_to(stack)
     if alike is not None:
-        print(
+        logger.info(
             f"{name}: a sequence of more than {alike} tokens has other numbers beside longer ones, so such sequences "
             "run whole, and in batches of one length"
         )
@@ -182,7 +185,7 @@ def sharing(model: nn.Module) -> Sharing:
         except Exception as error:
             fault = _told(error)
         if fault is not None:
-            print(f"{name}: no prefix is shared, every sequence runs whole ({fault})")
+            logger.warning(f"{name}: no prefix is shared, every sequence runs whole ({fault})")
         prefixes = fault is None
     _sharing[model] = Sharing(prefixes and alike != 0, alike)
     return _sharing[model]

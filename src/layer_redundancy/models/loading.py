@@ -1,5 +1,6 @@
 """Loading a model and its tokenizer, ready to be taken apart."""
 
+import logging
 import os
 import re
 import warnings
@@ -16,8 +17,15 @@ from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.checks import check_stack
 from layer_redundancy.models.stack import decoder_stack, prepare
 
+logger = logging.getLogger(__name__)
+
 # For a pickled checkpoint, transformers would send its name and the token to a conversion service in a thread.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+# When bitsandbytes is imported, by whichever library comes to it first, it asks a hub for a faster kernel on some CPUs
+# and warns of going without, though nothing is amiss.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward")
+)
 
 
 def load_tokenizer(identity: ModelIdentity) -> Any:
@@ -84,7 +92,8 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
     if model.not_loaded:
         parts = [f"{part} ({count} tensor{'s' * (count > 1)})" for part, count in model.not_loaded.items()]
         more = f" and {len(parts) - 5} more" if len(parts) > 5 else ""
-        print(f"{identity.name}: {type(model).__name__} has no place for {', '.join(parts[:5])}{more}: left out")
+        left_out = ", ".join(parts[:5]) + more
+        logger.warning(f"{identity.name}: {type(model).__name__} has no place for {left_out}: left out")
     return model
 
 

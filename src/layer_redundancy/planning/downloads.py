@@ -18,6 +18,7 @@ from tqdm import tqdm
 from layer_redundancy.config import own_files, profiles, sources
 from layer_redundancy.config.profiles import Profile, TaskBudget
 from layer_redundancy.config.sources import Amount
+from layer_redundancy.core import log
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import corpora, hub
 from layer_redundancy.models import checkpoints, loading
@@ -256,6 +257,7 @@ def main(
     only_count: Annotated[bool, typer.Option("--count", help="only count the tokens of what is there")] = False,
 ) -> None:
     """Downloads all that a profile needs, once."""
+    log.show()
     try:
         chosen = profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code)
         if only_count:

@@ -19,13 +19,14 @@ import typer
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile
 from layer_redundancy.config.sources import Amount
-from layer_redundancy.core import devices, paths
+from layer_redundancy.core import devices, log, paths
 from layer_redundancy.core.cache import write_whole
 from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.wording import counted, duration
 from layer_redundancy.data import hub
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate import batches, scoring, sweep_estimate
-from layer_redundancy.evaluate.amounts import Pass, Quantization, Sweep, Training, Work, text_amount
+from layer_redundancy.evaluate.amounts import Pass, Quantization, Sweep, Training, Work, Writing, text_amount
 from layer_redundancy.experiments import registry
 from layer_redundancy.models import architectures, throughput
 from layer_redundancy.models.stack import has_key_value_cache
@@ -39,6 +40,7 @@ DISK_RATE = 1e9  # bytes a second at which weights are read
 COLUMN_SECONDS = 2e-4  # time a column in GPTQ's loop over a matrix
 FITS = 0.9  # share of a device's memory that a training may take
 GIGA = 1e9
+WORK_WIDTH = 57  # of what `report_work` says of a sweep
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -123,6 +125,7 @@ class Row:
         trainings, trained_tokens: number of trainings of weights, and tokens that they train on.
         training_block_tokens, quantization_block_tokens, pass_block_tokens: block-tokens of each kind of work.
         quantizations: number of quantized checkpoints.
+        written_texts: number of texts that variants write.
         left_out: what memory does not suffice for, or why the notebook has nothing to measure.
         disk_bytes: bytes of what is trained, and of the tokens of downloaded corpora that it is trained on.
     """
@@ -142,6 +145,7 @@ class Row:
     quantizations: int = 0
     quantization_block_tokens: int = 0
     pass_block_tokens: int = 0
+    written_texts: int = 0
 
 
 def rows(
@@ -221,14 +225,8 @@ def row_of(model: str, number: str, page: Ledger, speeds: Mapping[str, Speed], t
         quantizations=len(quantizations),
         quantization_block_tokens=sum(one.block_tokens for one in quantizations),
         pass_block_tokens=sum(one.block_tokens for one in passes),
+        written_texts=sum(one.amount.items * len(one.blocks) for one in page.of(Writing)),
     )
-
-
-def hours(seconds: float) -> str:
-    """A time as text, in seconds, minutes, hours or days."""
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
-    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
 
 
 def cache_folder() -> Path:
@@ -253,7 +251,9 @@ def report_downloads(found: Sequence[downloads.Download]) -> list[str]:
     free = shutil.disk_usage(folder).free / GIGA
     # Benchmarks lie there twice: as downloaded, and as the tables that are read.
     verdict = "enough" if free > 1.1 * need + 1 else "TOO LITTLE: free some space, or set HF_HOME to another disk"
-    lines.append(f"disk: {1.1 * need + 1:.1f} GB needed for {len(missing)} downloads, {free:.1f} GB free ({verdict})")
+    lines.append(
+        f"disk: {1.1 * need + 1:.1f} GB needed for {counted(len(missing), 'download')}, {free:.1f} GB free ({verdict})"
+    )
     return lines
 
 
@@ -287,9 +287,23 @@ def report_disk(planned: Sequence[Row]) -> str | None:
     return f"disk for what is trained: {need / GIGA:.1f} GB at most, {free / GIGA:.1f} GB free ({verdict})"
 
 
+def report_work(row: Row) -> str:
+    """What a notebook runs through models: its sweeps, or what it does instead."""
+    if row.block_tokens_naive:
+        # A sweep of a model beside the notebook's own has none of its variants.
+        variants = f"{row.variants:6d} {'variants' if row.variants != 1 else 'variant '}" if row.variants else " " * 15
+        share = row.block_tokens / row.block_tokens_naive
+        return f"{variants}  {row.block_tokens_naive:9.3g} naive  {row.block_tokens:9.3g} shared ({share:4.0%})"
+    parts = [counted(row.quantizations, "quantized checkpoint")] if row.quantizations else []
+    parts += [counted(row.written_texts, "written text")] if row.written_texts else []
+    parts += [f"{row.pass_block_tokens:.3g} in single passes"] if row.pass_block_tokens else []
+    return "no sweep" + (f": {', '.join(parts)}" if parts else "")
+
+
 def report_trainings(row: Row) -> str:
     """What a notebook trains, at the end of its line; "" where it trains nothing."""
-    text = f"; {row.trainings} trainings on {row.trained_tokens:.3g} tokens" if row.trainings else ""
+    trainings = counted(row.trainings, "training")
+    text = f"; {trainings} on {row.trained_tokens:.3g} tokens" if row.trainings else ""
     return text + (f"; left out: {row.left_out}" if row.left_out else "")
 
 
@@ -314,6 +328,7 @@ def main(
     ] = False,
 ) -> None:
     """Prints what a run of a profile takes, before anything starts."""
+    log.show()
     try:
         chosen = profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code)
         numbers = [registry.by_number(n).number for n in notebooks.split()] or list(registry.numbers())
@@ -332,12 +347,11 @@ def main(
     print(*filter(None, (report_disk(planned), report_memory(planned, chosen))), sep="\n")
     print("notebooks (block-tokens: tokens times the blocks that run on them):")
     for row in planned:
-        share = f"{row.block_tokens / row.block_tokens_naive:4.0%}" if row.block_tokens_naive else "   -"
         print(
-            f"  {row.notebook}  {row.model:<34} {row.variants:6d} variants  {row.block_tokens_naive:9.3g} naive  "
-            f"{row.block_tokens:9.3g} shared ({share})  {hours(row.seconds):>9}{report_trainings(row)}"
+            f"  {row.notebook}  {row.model:<34} {report_work(row):<{WORK_WIDTH}}  {duration(row.seconds):>9}"
+            f"{report_trainings(row)}"
         )
-    print(f"all: about {hours(frame['seconds'].sum())}; planned in {time.perf_counter() - start:.0f} s")
+    print(f"all: about {duration(frame['seconds'].sum())}; planned in {time.perf_counter() - start:.0f} s")
     counted = counts.amounts(chosen.model)[1]
     if found and not (counted and counts.read_record()):
         print("tokens of benchmarks are estimates; `make prefetch` counts them")

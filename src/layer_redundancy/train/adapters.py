@@ -1,6 +1,7 @@
 """Where adapters have a place in a model's blocks, and 4-bit weights beside them."""
 
 import inspect
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,6 +16,8 @@ from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.models import checkpoints, matrices
 from layer_redundancy.models.attributes import attributes
 from layer_redundancy.models.stack import decoder_stack
+
+logger = logging.getLogger(__name__)
 
 PROBED_TOKENS = 16
 
@@ -248,7 +251,7 @@ def round_to_4_bits(model: nn.Module) -> None:
     full = found.left_out | {name: model.get_parameter(name).numel() for name in found.stacks}
     if full:
         kind = type(model).__name__
-        print(f"{kind}: of 4 bits are linear layers alone, {told(full, found.weights)} keep full precision")
+        logger.info(f"{kind}: of 4 bits are linear layers alone, {told(full, found.weights)} keep full precision")
     for name in found.layers:
         parent, _, child = name.rpartition(".")
         old = model.get_submodule(name)

@@ -7,6 +7,7 @@ model when it is needed: without some blocks, with 4-bit weights where they were
 import gc
 import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass, replace
 from functools import cache as cache_in_memory
 from importlib.metadata import version
@@ -28,6 +29,8 @@ from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
 from layer_redundancy.train import adapters, training_loop
 from layer_redundancy.train.adapters import linear_layers, round_to_4_bits, round_trip_4_bits
+
+logger = logging.getLogger(__name__)
 
 METHODS = ("lora", "qlora", "full", "partial")
 RULES_VERSION = 1  # raise it when the same settings give other weights
@@ -158,9 +161,10 @@ def prepare(model: nn.Module, recipe: Recipe, seed: int = 0) -> nn.Module:
     found, dropout = adapters.places(model, recipe.targets), recipe.dropout
     kind = type(model).__name__
     if found.left_out:
-        print(f"{kind}: adapters leave out {adapters.told(found.left_out, found.weights)}, which stay as they are")
+        left_out = adapters.told(found.left_out, found.weights)
+        logger.warning(f"{kind}: adapters leave out {left_out}, which stay as they are")
     if found.stacks and dropout:
-        print(f"{kind}: adapters on experts' matrices take no dropout, so that none is used (not {dropout:g})")
+        logger.warning(f"{kind}: adapters on experts' matrices take no dropout, so that none is used (not {dropout:g})")
         dropout = 0.0
     if recipe.method == "qlora":
         round_to_4_bits(model)
@@ -199,7 +203,7 @@ def possible(identity: ModelIdentity, recipe: Recipe) -> Recipe:
             try:
                 adapters.check_4_bits(shapes, linear_layers(shapes))
             except NotApplicable:
-                print(f"{identity.name}: its layers have no 4-bit form, so that LoRA stands in for QLoRA")
+                logger.warning(f"{identity.name}: its layers have no 4-bit form, so that LoRA stands in for QLoRA")
                 return replace(recipe, method="lora")
     return recipe
 

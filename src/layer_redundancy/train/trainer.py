@@ -1,5 +1,6 @@
 """transformers' Trainer as `training_loop.fit` uses it: order of examples, settings, what is watched and kept."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ from layer_redundancy.core import devices
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.train import adapters
 from layer_redundancy.train.training_loop import WEIGHTS, Collate, Example, Loss, Optimization, Validate
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -152,7 +155,7 @@ class Watch(TrainerCallback):
         if state.global_step:
             last = [row for row in state.log_history if "seconds" in row][-1]
             self.spent, self.peak = last["seconds"], last["peak_bytes"]
-            print(f"{self._label}: going on at step {state.global_step} of {args.max_steps}")
+            logger.info(f"{self._label}: going on at step {state.global_step} of {args.max_steps}")
         self.bar.n = state.global_step
         self.bar.refresh()
         devices.reset_peak(args.device)
@@ -175,7 +178,7 @@ class Watch(TrainerCallback):
         if self.untrained:
             names = sorted(set(map(adapters.without_numbers, self.untrained)))
             number = sum(trained[name].numel() for name in self.untrained)
-            self.bar.write(
+            logger.warning(
                 f"{self._label}: no gradient reaches {', '.join(names)} ({number} weights): they stay as they are"
             )
 
@@ -216,7 +219,7 @@ class Watch(TrainerCallback):
         model.train()
         state.log_history.append({"step": state.global_step, "validation": value})
         self._held_out = {"held out": f"{value:.4g}"}
-        self.bar.write(f"{self._label}: step {state.global_step}, held out {value:.4f}")
+        logger.info(f"{self._label}: step {state.global_step}, held out {value:.4f}")
 
     @contextmanager
     def counting(self) -> Iterator[None]:

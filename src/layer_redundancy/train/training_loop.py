@@ -7,6 +7,7 @@ same order whatever batch fits, so a training that was killed goes on from its l
 import gc
 import hashlib
 import json
+import logging
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 
 from layer_redundancy.core import devices, paths
 from layer_redundancy.core.errors import StudyError
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS, STATE, OPTIMIZER = "trained.safetensors", "trainer_state.json", "optimizer.pt"  # the last two are Trainer's
 
@@ -98,7 +101,7 @@ def workplace(settings: Mapping[str, Any]) -> Iterator[Path]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print("another process trains this already: waiting for it")
+            logger.info("another process trains this already: waiting for it")
             lock.acquire()
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -182,7 +185,8 @@ def fit(
             del trainer
             gc.collect()  # the step that failed still holds its activations
             micro = max(n for n in range(1, smaller + 1) if optimization.batch % n == 0)
-            print(f"{label}: out of memory, going on with {micro} of a step's {optimization.batch} examples at a time")
+            batch = optimization.batch
+            logger.warning(f"{label}: out of memory, going on with {micro} of a step's {batch} examples at a time")
     finally:
         training.unwrap(model)
         for name, p in trained.items():

@@ -97,7 +97,7 @@ def test_a_dry_run_counts_and_writes_nothing(run, model, tmp_path):
     found = json.loads(run("sweep", model, "--remove", "1..3", "--dry-run", "--json"))["to_compute"]
     assert found["variants"] == 4 and found["seconds"] > 0
     said = run("prune", model, "--remove", 2, "--heal", "lora", "--out", tmp_path / "pruned", "--dry-run")
-    assert "1 trainings on 64 tokens" in said and not (tmp_path / "pruned").exists()
+    assert "1 training on 64 tokens" in said and not (tmp_path / "pruned").exists()
     assert stored(tmp_path) == 0
 
 

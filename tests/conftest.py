@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of notebooks that tests execute
 
+import gc
 import json
 import logging
 from pathlib import Path
@@ -34,6 +35,12 @@ def remarks(caplog):
         return "".join(f"{line}\n" for line in found)
 
     return said
+
+
+def pytest_collection_finish():
+    # What was imported stays, and is not looked through again whenever garbage is collected: that takes a tenth of a
+    # second, and some libraries do it at every tensor that they load.
+    gc.freeze()
 
 
 def pytest_sessionfinish(session):

@@ -20,7 +20,7 @@ EXPERIMENTS = [path.stem.split("_", 1)[1] for path in sorted(paths.NOTEBOOKS.glo
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
     [f"layer_redundancy.{part}.{name}" for part in ("experiments", "figures") for name in EXPERIMENTS]
-    + ["lm_eval.models.huggingface", __name__]
+    + ["lm_eval.models.huggingface", "papermill.iorw", "papermill.parameterize"]
 )
 
 

@@ -161,6 +161,7 @@ def test_results_are_reused_until_something_changes(study):
     assert "stack" in vars(third), "another text is measured"
 
 
+@pytest.mark.slow
 def test_pruned_and_quantized_studies_share_text_and_store(study, tmp_path, monkeypatch):
     text = replace(profiles.get("smoke").text, block_length=32, calibration_blocks=3, evaluation_blocks=2)
     whole = study(text=text, tasks=())
@@ -238,6 +239,7 @@ def test_limit_is_for_benchmarks(tmp_path):
     assert benchmarks.note(built, found, 2).endswith("A quick look: 2 items a benchmark")
 
 
+@pytest.mark.slow
 def test_heads_are_tried_on_the_items_in_turn(study):
     tasks = (profiles.TaskBudget("passage_continuation", limit=5),)
     budget = {"evaluation_blocks": 2, "block_length": 20, "items": 2, "random_sets": 1}
@@ -260,6 +262,7 @@ def test_caption_names_model_revision_and_text(study):
     assert "local folder, sha256" in caption and "5 blocks" in caption and "3 blocks of 64 tokens" in caption
 
 
+@pytest.mark.slow
 def test_a_pruned_export_is_studied_like_any_model(study, tmp_path):
     built = study()
     surgery.export(built.stack.model, built.tokenizer, [1, 3], tmp_path / "pruned")

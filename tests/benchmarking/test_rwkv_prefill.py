@@ -43,6 +43,7 @@ def test_a_side_runs_its_own_recurrence(monkeypatch, tmp_path):
     assert rwkv5.time_mix is usual
 
 
+@pytest.mark.slow
 def test_it_writes_figure_and_table(figures, capsys):
     bench_rwkv.main(rounds=1)
     assert {path.name for path in figures.iterdir()} >= {

@@ -30,6 +30,7 @@ def small(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_interrupted_benchmark_continues_and_all_sides_agree(small, monkeypatch):
     runs, answer = [], sweeps.Side.run
 
@@ -100,6 +101,7 @@ def test_user_mistakes_are_one_line(small):
         sweeps._run("d", 1, small, CONFIG)
 
 
+@pytest.mark.slow
 def test_a_side_that_ends_is_one_line(tmp_path):
     job = {"side": "plain", "config": CONFIG | {"model_type": "no such"}, "device": "cpu"}
     side = sweeps.Side(job, tmp_path, tmp_path)

@@ -268,6 +268,7 @@ def test_unreachable_data_is_told_in_one_line(hand_made, tokenizer, monkeypatch)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_lm_evals_own_names_are_known_and_others_are_not(tokenizer, monkeypatch):
     """One test, because reading lm-eval's own task folder costs many seconds: it is read once and reused."""
     monkeypatch.setattr(benchmark_items, "TaskManager", cache(TaskManager))

@@ -50,6 +50,7 @@ def load(name):
 """
 
 
+@pytest.mark.slow
 def test_gated_names_what_asks_for_no_account(served, tmp_path):
     served.troubles[LLAMA] = Trouble("gated")
     (told,) = client(served, tmp_path, TOLD + f"told([load({LLAMA!r})])")
@@ -57,6 +58,7 @@ def test_gated_names_what_asks_for_no_account(served, tmp_path):
     assert "MODEL=NousResearch/Llama-2-7b-hf" in told and "hf auth login" in told
 
 
+@pytest.mark.slow
 def test_missing_unknown_and_limited(served, tmp_path):
     served.troubles[LLAMA] = Trouble("missing")
     served.troubles[GPTQ] = Trouble("unknown")
@@ -81,6 +83,7 @@ def test_a_data_set_that_the_hub_refuses_is_one_line(served, tmp_path):
     assert "is asked too often (429) and says to come back in 3 s" in raw
 
 
+@pytest.mark.slow
 def test_a_raw_file_that_breaks_off_goes_on_where_it_was(served, tmp_path):
     served.troubles["files"] = Trouble("cut", times=1, after=500)
     first, again = client(

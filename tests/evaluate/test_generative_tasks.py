@@ -251,6 +251,7 @@ def test_humaneval_is_known_to_run_code():
         generative_tasks.load(TaskBudget("humaneval"))
 
 
+@pytest.mark.slow
 def test_mistakes_with_generative_tasks_are_one_line(folder, tokenizer, byte_stack, tmp_path):
     with pytest.raises(StudyError, match="did you mean tiny_sums"):
         generative_tasks.load(TaskBudget("tiny_sum"), folder=folder)

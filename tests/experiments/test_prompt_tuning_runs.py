@@ -175,6 +175,7 @@ def test_a_model_that_peft_cannot_prompt_is_one_line():
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_runs_are_stored_and_a_second_study_loads_no_model(study):
     first = study()
     runs = prompt_tuning.every_run(first)
@@ -199,6 +200,7 @@ def test_runs_are_stored_and_a_second_study_loads_no_model(study):
     assert not np.array_equal(changed[runs[-1]].arrays["gold_logprob"], results[runs[-1]].arrays["gold_logprob"])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(study, tmp_path):
     run = Run("amazon_reviews", WEIGHTS, 1, 0)
     built = study()
@@ -240,6 +242,7 @@ def test_lora_takes_the_place_of_all_weights_where_they_do_not_fit(study, monkey
     assert "LoRA of rank 8" in prompt_tuning.note(built)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["all", "prompts", "lora"])
 def test_weights_of_16_bits_are_tuned_too(study, monkeypatch, how):
     built = study()
@@ -255,6 +258,7 @@ def test_weights_of_16_bits_are_tuned_too(study, monkeypatch, how):
 # --------------------------------------------------------------------------------------------- costs
 
 
+@pytest.mark.slow
 def test_more_blocks_cost_more(study):
     built = study()
     costs = prompt_tuning.costs(built, prompt_tuning.measure(built)).set_index(["method", "kept"])
@@ -336,6 +340,7 @@ def test_the_papers_numbers_stand_beside_ours(study):
     assert sizes.loc[built.identity.name, "saved"] == 50
 
 
+@pytest.mark.slow
 def test_figures_are_drawn(study):
     built = study()
     measured = prompt_tuning.measure(built)
@@ -355,6 +360,7 @@ def test_figures_are_drawn(study):
 # --------------------------------------------------------------------------------------------- export
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["all", "prompts", "lora"])
 def test_an_export_is_loaded_again_and_equal(study, tmp_path, monkeypatch, how):
     built = study()

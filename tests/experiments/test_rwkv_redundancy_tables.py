@@ -141,6 +141,7 @@ def test_two_models_of_one_kind_are_refused(tmp_path, own_results):
         recurrent.pair(Study.open("smoke", str(llama)), beside=profiles.EMBEDDED_MODEL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rwkv", "mamba"])
 def test_transformers_own_recurrent_models_are_measured_as_rwkv5_is(tmp_path, own_results, kind):
     path, beside = checkpoint(tmp_path / kind, kind), checkpoint(tmp_path / "llama", "llama")

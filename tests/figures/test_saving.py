@@ -16,6 +16,7 @@ from layer_redundancy.figures import layer_importance, saving, single_layer_remo
 from .frames import CAPTION, drawn_boxes, rank_frame, removal_frames, score_frame
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes_and_loads_no_model_library(tmp_path):
     code = """
 import sys

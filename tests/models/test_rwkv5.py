@@ -104,7 +104,6 @@ def test_saved_tensors_are_named_as_the_author_does(version, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 3, 17, 64, 65, 127, 300])
 def test_logits_are_the_authors(pair, length):
     ids = tiny_models.tokens(1, length, seed=length)

@@ -27,6 +27,7 @@ def record(tmp_path, monkeypatch):
     monkeypatch.setattr(counts, "RECORD", tmp_path / "prefetched.json")
 
 
+@pytest.mark.slow
 def test_the_paper_profiles_models_are_the_papers_with_pinned_revisions():
     found = downloads.needs(PAPER)
     assert next(iter(found)) == "meta-llama/Llama-2-7b-hf" and "baichuan-inc/Baichuan2-13B-Base" in found
@@ -39,6 +40,7 @@ def test_the_paper_profiles_models_are_the_papers_with_pinned_revisions():
         assert profiles.get("paper", model=model, revision="main").revision == "main"
 
 
+@pytest.mark.slow
 def test_profiles_without_a_hub_download_nothing():
     for name in ("smoke", "embedded"):
         assert downloads.downloads(profiles.get(name)) == []
@@ -59,6 +61,7 @@ def test_what_is_missing_is_told_with_licences(record):
     assert found["hellaswag"].gigabytes == 0 < found["shortgpt_hellaswag"].gigabytes  # one repository, counted once
 
 
+@pytest.mark.slow
 def test_what_is_trained_on_and_classified_is_downloaded_too(record):
     needed = downloads.needs(PAPER)
     assert downloads.texts(needed) == ["pg19", "c4", "alpaca"]
@@ -75,6 +78,7 @@ def test_what_is_trained_on_and_classified_is_downloaded_too(record):
         assert downloads.texts(none) == downloads.datasets(none) == []
 
 
+@pytest.mark.slow
 def test_all_of_it_is_fetched_once(record, monkeypatch, tmp_path):
     asked = []
     corpora_of = {name: (lambda name=name: asked.append(name) or tmp_path, ("*.txt",)) for name in downloads.CORPORA}

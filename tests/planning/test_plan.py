@@ -130,6 +130,7 @@ def test_inputs_of_a_kind_are_timed_once(speed, monkeypatch):
     assert speed.rates(Amount(4, 4, 412, 412, 412)) == first
 
 
+@pytest.mark.slow
 def test_the_whole_of_a_profile_is_planned():
     told = []
     rows = list(plan.rows(profiles.get("smoke"), ["02", "06", "11"], told.append))
@@ -143,6 +144,7 @@ def test_the_whole_of_a_profile_is_planned():
     assert "fits" in plan.report_memory(rows, profiles.get("smoke"))
 
 
+@pytest.mark.slow
 def test_a_notebook_that_a_model_leaves_out_is_planned_as_such(tmp_path):
     every_architecture.build("mamba").save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(smollm2.folder()).save_pretrained(tmp_path)

@@ -105,6 +105,7 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_pruned_folder_is_what_it_says(run, model, tmp_path):
     found = json.loads(run("prune", model, "--remove", 2, "--out", tmp_path / "pruned", "--json"))
     order = [row["block"] for row in json.loads(run("rank", model, "--json"))["rows"]]
@@ -127,6 +128,7 @@ def test_a_pruned_folder_is_what_it_says(run, model, tmp_path):
     assert (both[0]["low"], both[0]["high"]) == pytest.approx((cost["increase_low"], cost["increase_high"]), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--heal", "partial"), ("--quantize", 8), ("--heal", "lora", "--quantize", 8)])
 def test_pruning_json_makes_the_same_again(run, model, tmp_path, more):
     """Trained and quantized too, with nothing left of the first time: compared tensor by tensor."""
@@ -152,6 +154,7 @@ def test_a_pruning_json_brings_no_leave_to_run_code(tmp_path):
     assert replace(read, budgets=profile.budgets) == profile, "and all else as it was"
 
 
+@pytest.mark.slow
 def test_as_many_go_as_a_loss_of_calibration_text_allows(run, model, tmp_path):
     found = json.loads(run("prune", model, "--max-loss", 50, "--out", tmp_path / "all", "--json"))
     assert len(found["removed_blocks"]) == 4, "no loss is so large"
@@ -160,6 +163,7 @@ def test_as_many_go_as_a_loss_of_calibration_text_allows(run, model, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_pruned_model_is_pruned_again(run, model, tmp_path):
     run("prune", model, "--remove", 1, "--out", tmp_path / "one")
     run("prune", tmp_path / "one", "--remove", 1, "--out", tmp_path / "two")
@@ -207,6 +211,7 @@ def test_another_base_model_is_not_taken_for_the_one_of_pruning_json(run, model,
         run("prune", "--like", tmp_path / "pruned", "--out", tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_models_with_other_tokens_are_compared_in_bits_a_byte(run, model):
     rows = json.loads(run("compare", model, "rwkv5-6.6m", "--json"))["rows"]
     assert rows[0]["on"] == "bits a byte" and rows[0]["low"] is None and rows[0]["first"] > rows[0]["second"]

@@ -70,6 +70,7 @@ def root(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_every_task_of_the_paper_profile(root, tmp_path):
     AutoTokenizer.from_pretrained(smollm2.folder()).save_pretrained(tmp_path / "tokenizer")
     arguments = [str(tmp_path / "tokenizer")]
@@ -117,6 +118,7 @@ told(seen)
 """
 
 
+@pytest.mark.slow
 def test_texts_to_train_on_and_to_classify(root, tmp_path):
     AutoTokenizer.from_pretrained(smollm2.folder()).save_pretrained(tmp_path / "tokenizer")
     arguments = [str(tmp_path / "tokenizer")]

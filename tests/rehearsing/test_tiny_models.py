@@ -56,6 +56,7 @@ told(seen)
 """
 
 
+@pytest.mark.slow
 def test_all_load_through_the_hub(root, tmp_path):
     with LocalHub(root) as hub:
         online = client(hub, tmp_path, LOAD, arguments=DENSE)

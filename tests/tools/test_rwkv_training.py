@@ -47,6 +47,7 @@ def test_training_learns_and_writes_a_log(tmp_path):
     assert log[-1]["bits_per_byte"] == pytest.approx(after, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_in_two_parts_is_the_run_in_one(tmp_path):
     whole, *_ = rwkv_training.train(TINY, SOURCES, [TEXT], tmp_path / "whole")
     script = (

@@ -154,7 +154,7 @@ def test_a_healed_model_is_built_again_equal_to_the_trained_one(study, key, tmp_
 def test_a_healed_model_must_be_exported_before_it_is_changed_again(study):
     healed = study().healed([1], RECIPES["lora"], BUDGET)
     for change in (lambda: healed.healed([1], RECIPES["lora"], BUDGET), lambda: healed.quantized(Scheme(8, "rtn"))):
-        with pytest.raises(StudyError, match=r"model without 1 blocks, LoRA, rank 8 cannot be .*: export it"):
+        with pytest.raises(StudyError, match=r"model without 1 blocks, LoRA, rank 8 cannot be .*: write it first"):
             change()
 
 

@@ -137,5 +137,9 @@ def index() -> str:
         heading = f"{path.stem.split('_')[0]}. {html.escape(title(nbformat.read(path, as_version=4)))}"
         there = (PAGES / f"{path.stem}.html").exists()
         lines.append(f'<li><a href="{path.stem}.html">{heading}</a></li>' if there else f"<li>{heading}</li>")
-    body = "\n".join(["<h1>The notebooks, as they were executed</h1>", "<ol>", *lines, "</ol>"])
+    told = (
+        "<p>The pictures are the committed ones; tables and printed lines are those of the run that made a page. Where "
+        "that was another run or processor, they agree within what <code>make verify</code> allows.</p>"
+    )
+    body = "\n".join(["<h1>The notebooks, as they were executed</h1>", told, "<ol>", *lines, "</ol>"])
     return PAGE.format(title="The notebooks", note="executed on the embedded profile", body=body)

@@ -21,11 +21,17 @@ logger = logging.getLogger(__name__)
 
 # For a pickled checkpoint, transformers would send its name and the token to a conversion service in a thread.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-# When bitsandbytes is imported, by whichever library comes to it first, it asks a hub for a faster kernel on some CPUs
-# and warns of going without, though nothing is amiss.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
-    lambda record: not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward")
-)
+
+
+def _keep_back(library: str, words: str) -> None:
+    """Keeps back what a library's logger says in words that begin so."""
+    logging.getLogger(library).addFilter(lambda record: not str(record.msg).startswith(words))
+
+
+# What these say when they are imported, by whichever library comes to them first, though nothing is amiss: that they go
+# without a faster kernel, which bitsandbytes would ask a hub for and torchao (of `make gptq`) has for another torch.
+_keep_back("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward")
+_keep_back("torchao", "Skipping import of cpp extensions")
 
 
 def load_tokenizer(identity: ModelIdentity) -> Any:

@@ -60,3 +60,21 @@ def test_a_notebook_shows_remarks_and_a_program_does_not(capsys, monkeypatch):
             study.Study.open("smoke")
             logging.getLogger("layer_redundancy.study").info("a remark")
         assert capsys.readouterr().err == shown
+
+
+def test_who_sets_up_logging_later_has_no_line_twice(capsys):
+    with unconfigured() as logger:
+        log.show()
+        logging.getLogger().addHandler(logging.NullHandler())
+        logger.info("theirs to show")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_library_does_not_set_up_logging_for_everybody():
+    with unconfigured():
+        root = logging.getLogger()
+        level = root.level
+        with log.undisturbed():
+            logging.basicConfig(level=logging.INFO)
+            assert root.handlers and root.level == logging.INFO
+        assert not root.handlers and root.level == level

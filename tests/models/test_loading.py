@@ -116,8 +116,15 @@ def test_a_folder_without_a_tokenizer_is_one_line(tmp_path, profile):
         loading.load_tokenizer(checkpoints.identify(profile(tmp_path)))
 
 
-def test_one_alarming_line_of_bitsandbytes_is_kept_back_and_no_other(caplog):
-    theirs = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    theirs.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please", "no kernels")
+@pytest.mark.parametrize(
+    ("library", "words"),
+    [
+        ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please"),
+        ("torchao", "Skipping import of cpp extensions due to incompatible torch version %s"),
+    ],
+)
+def test_one_alarming_line_of_a_library_is_kept_back_and_no_other(library, words, caplog):
+    theirs = logging.getLogger(library)
+    theirs.warning(words, "2.13.0")
     theirs.warning("something else")
     assert [record.getMessage() for record in caplog.records] == ["something else"]

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -12,6 +14,8 @@ class Lines(logging.Handler):
     """Writes each remark as a line to stderr, above the progress bars that are drawn there."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if logging.getLogger().handlers:
+            return  # the user has set up logging meanwhile, which shows it
         try:
             # Looked up anew: notebooks, tests and redirections put another one in its place.
             tqdm.write(self.format(record), file=sys.stderr)
@@ -27,3 +31,15 @@ def show() -> None:
     logger.addHandler(Lines())
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """While libraries are imported that set up everybody's logging as they are: it is left as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from layer_redundancy.core import devices
+from layer_redundancy.core import devices, log
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import architectures, checkpoints, packing
 from layer_redundancy.models.checkpoints import ModelIdentity
@@ -21,11 +21,17 @@ logger = logging.getLogger(__name__)
 
 # For a pickled checkpoint, transformers would send its name and the token to a conversion service in a thread.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-# When bitsandbytes is imported, by whichever library comes to it first, it asks a hub for a faster kernel on some CPUs
-# and warns of going without, though nothing is amiss.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
-    lambda record: not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward")
-)
+
+
+def _keep_back(library: str, words: str) -> None:
+    """Keeps back what a library's logger says in words that begin so."""
+    logging.getLogger(library).addFilter(lambda record: not str(record.msg).startswith(words))
+
+
+# What these say when they are imported, by whichever library comes to them first, though nothing is amiss: that they go
+# without a faster kernel, which bitsandbytes would ask a hub for and torchao (of `make gptq`) has for another torch.
+_keep_back("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward")
+_keep_back("torchao", "Skipping import of cpp extensions")
 
 
 def load_tokenizer(identity: ModelIdentity) -> Any:
@@ -61,7 +67,7 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
         StudyError: it cannot be loaded, weights or a library for quantized ones are missing, or `check_stack` refuses
             it.
 
-    What of the checkpoint is not loaded is printed in one line, and is in the model's attribute `not_loaded`.
+    What of the checkpoint is not loaded is logged in one line, and is in the model's attribute `not_loaded`.
     """
     from transformers import AutoModelForCausalLM
 
@@ -71,7 +77,9 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
     sharded = len(devices.every(device)) > 1
     quantization = checkpoints.quantization_options(identity)
     quiet = packing.no_bars() if quantization else nullcontext()
-    with checkpoints.hub_errors(identity.name, identity.trust_remote_code), quiet, warnings.catch_warnings():
+    hub_errors = checkpoints.hub_errors(identity.name, identity.trust_remote_code)
+    # What loads GPTQ's weights would have every library tell all it does, such as each glyph of a figure.
+    with hub_errors, quiet, log.undisturbed(), warnings.catch_warnings():
         # It warns that our settings are used although the checkpoint has settings of its own.
         warnings.filterwarnings("ignore", message="You passed `quantization_config`")
         model, loading = AutoModelForCausalLM.from_pretrained(

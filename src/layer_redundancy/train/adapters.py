@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layer_redundancy.core import devices
+from layer_redundancy.core import devices, log
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.models import checkpoints, matrices
 from layer_redundancy.models.attributes import attributes
@@ -220,16 +220,20 @@ def _watched(layers: dict[str, nn.Module], read: set[str]) -> Iterator[None]:
 def as_named() -> Iterator[None]:
     """Keeps peft from taking layers' names for those of transformers 4.
 
-    In models with experts it would put adapters on all experts in place of those on the layers of the same name.
+    In models with experts it would put adapters on all experts in place of those on the layers of the same name. peft
+    also imports gptqmodel where that is installed, which sets up logging for everybody: logging is left as it was.
     """
     from peft.utils import transformers_weight_conversion as conversion
 
-    with attributes(
-        (conversion, "convert_peft_config_for_transformers", lambda *_, **__: None),
-        (
-            conversion,
-            "convert_peft_adapter_state_dict_for_transformers",
-            lambda adapter_state_dict, **_: adapter_state_dict,
+    with (
+        log.undisturbed(),
+        attributes(
+            (conversion, "convert_peft_config_for_transformers", lambda *_, **__: None),
+            (
+                conversion,
+                "convert_peft_adapter_state_dict_for_transformers",
+                lambda adapter_state_dict, **_: adapter_state_dict,
+            ),
         ),
     ):
         yield

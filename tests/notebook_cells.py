@@ -14,7 +14,7 @@ from pathlib import Path
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from layer_redundancy.core import paths
+from layer_redundancy.core import log, paths
 
 EXPERIMENTS = [path.stem.split("_", 1)[1] for path in sorted(paths.NOTEBOOKS.glob("*.ipynb"))]
 _server = multiprocessing.get_context("forkserver")
@@ -35,18 +35,19 @@ def run(name: str, root: Path, **parameters: object) -> tuple[int, str]:
     Returns:
         The process's exit code, 0 where no cell raised; and what it wrote to standard output and error.
     """
-    log = root / f"{name}.log"
-    process = _server.Process(target=_run, args=(paths.NOTEBOOKS / f"{name}.ipynb", root, log, parameters))
+    output = root / f"{name}.log"
+    process = _server.Process(target=_run, args=(paths.NOTEBOOKS / f"{name}.ipynb", root, output, parameters))
     process.start()
     process.join()
-    return process.exitcode, log.read_text()
+    return process.exitcode, output.read_text()
 
 
-def _run(file: Path, root: Path, log: Path, parameters: dict[str, object]) -> None:
-    with log.open("w") as written, redirect_stdout(written), redirect_stderr(written):
+def _run(file: Path, root: Path, output: Path, parameters: dict[str, object]) -> None:
+    with output.open("w") as written, redirect_stdout(written), redirect_stderr(written):
         try:
             os.environ["LAYER_REDUNDANCY_ROOT"] = str(root)
             importlib.reload(paths)
+            log.show()  # as in a kernel
             cells = parameterize_notebook(load_notebook_node(str(file)), parameters).cells
             names = {"__name__": "__main__"}
             for number, cell in enumerate(cells):

@@ -117,7 +117,7 @@ def test_a_begin_that_the_text_spells_is_there_once(monkeypatch):
         block = corpora.token_blocks(TextBudget("wikipedia", 20, 1, 1), tokenizer, "calibration").input_ids[0]
         assert block[0] == 0 and (block[1:] != 0).all()
         for one in (tokenizer, fast()):
-            packed = corpora.packed_blocks("own", one, "calibration", 20, 9).input_ids.flatten().tolist()
+            packed = corpora.packed_blocks("wikipedia", one, "calibration", 20, 9).input_ids.flatten().tolist()
             assert packed.count(0) == (1 if one is tokenizer or text is tagged["bos"] else 0)
 
 
@@ -172,7 +172,7 @@ def test_a_tokenizer_with_neither_begin_nor_end():
         with pytest.raises(StudyError, match="neither a beginning- nor an end-of-sequence token") as error:
             requests(neither, [pair])
         assert "\n" not in str(error.value)
-    assert corpora.packed_blocks("own", neither, "calibration", 20, 2).bos is False
+    assert corpora.packed_blocks("wikipedia", neither, "calibration", 20, 2).bos is False
 
 
 @pytest.mark.parametrize("pair", [("Answer:", ""), ("", "")])

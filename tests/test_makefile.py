@@ -451,6 +451,7 @@ def test_test_runs_the_unit_tests_and_then_every_notebook_in_small(ready):
         *expected,
         "layer_redundancy.verify smoke",
         *rehearsed,
+        "pytest --numprocesses",
     ]
     assert (ready.root / "data" / "runs" / "smoke" / "02_second.ipynb").exists()
 

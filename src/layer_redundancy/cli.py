@@ -46,7 +46,12 @@ Model = Annotated[
     str, typer.Argument(help="Hub id, local folder, or smollm2-135m-instruct; the profile's own if left out.")
 ]
 ProfileName = Annotated[
-    str, typer.Option("--profile", help="Texts, tasks and budgets: smoke, embedded, paper, or a file ending in .toml.")
+    str,
+    typer.Option(
+        "--profile",
+        envvar="LAYER_REDUNDANCY_PROFILE",
+        help="Texts, tasks and budgets: smoke, embedded, paper, or a file ending in .toml.",
+    ),
 ]
 Revision = Annotated[str, typer.Option(help="Hub revision of the model.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto, instead of the profile's.")]

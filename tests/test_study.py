@@ -129,6 +129,7 @@ def test_threads_are_set_where_a_study_opens(tmp_path, monkeypatch):
     assert one.key("activations", 1) == other.key("activations", 1)
 
 
+@pytest.mark.slow
 def test_a_notebooks_parameters_decide_order_and_share(study):
     chosen = study("gpt2", text=replace(profiles.get("smoke").text, block_length=16, evaluation_blocks=1), tasks=())
     found = prune_ratio.measure(chosen, "reverse_order")
@@ -144,6 +145,7 @@ def test_a_notebooks_parameters_decide_order_and_share(study):
     assert block_pruning.counts(chosen.with_budget("block_pruning", fractions=(0.5,)))[1] == [round(num / 2)]
 
 
+@pytest.mark.slow
 def test_results_are_reused_until_something_changes(study):
     text = replace(profiles.get("smoke").text, block_length=32, calibration_blocks=2, evaluation_blocks=2)
     first = study(text=text, tasks=())

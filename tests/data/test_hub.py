@@ -70,6 +70,7 @@ def test_missing_unknown_and_limited(served, tmp_path):
     assert unknown.startswith(f"{GPTQ}: no such repository or revision")
 
 
+@pytest.mark.slow
 def test_a_data_set_that_the_hub_refuses_is_one_line(served, tmp_path):
     served.troubles["datasets/emozilla/pg19"] = Trouble("limited", wait=7)
     served.troubles["datasets/baber/piqa"] = Trouble("missing")
@@ -98,6 +99,7 @@ def test_a_raw_file_that_breaks_off_goes_on_where_it_was(served, tmp_path):
     assert client(served, tmp_path, TOLD + with_retry) > 0
 
 
+@pytest.mark.slow
 def test_out_of_reach_with_nothing_in_the_cache(served, tmp_path):
     told = client(served, tmp_path, TOLD + f"told([load({LLAMA!r}), line(paper_benchmarks.c3)])", offline=True)
     assert all("is not in the local cache and the hub cannot be reached" in line for line in told)

@@ -248,6 +248,7 @@ def num_partial(path):
         return store._db.execute("SELECT count(*) FROM partial").fetchone()[0]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_ends_with_the_same_table(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "killed"

@@ -52,6 +52,7 @@ def test_a_users_model_is_downloaded_alone(tmp_path):
     assert not any(map(downloads.on_hub, downloads.needs(profiles.get("embedded", model=str(folder)))))
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_told_with_licences(record):
     found = {d.name: d for d in downloads.downloads(profiles.get("paper"))}
     llama = found["meta-llama/Llama-2-7b-hf"]

@@ -192,6 +192,7 @@ def test_shipped_log_is_of_a_whole_run():
     assert len(judged) >= 10 and judged.min() < judged.iloc[0]
 
 
+@pytest.mark.slow
 def test_weights_of_the_best_step_are_kept(tmp_path):
     """Training on one text and validating on noise: what is learnt late makes validation worse, and is not kept."""
     long = dataclasses.replace(TINY, steps=500, dropout=0.0)
@@ -213,6 +214,7 @@ def test_dropout_is_of_training_alone():
     assert not torch.equal(model.train()(ids).logits, plain)
 
 
+@pytest.mark.slow
 def test_training_texts_hold_no_evaluation_article():
     sources = rwkv_texts.training_texts()
     assert set(sources) == set(rwkv_texts.SHARES) and sum(rwkv_texts.SHARES.values()) == pytest.approx(1)

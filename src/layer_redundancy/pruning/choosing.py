@@ -59,10 +59,11 @@ def _within(study: Study, by: str, max_loss: float) -> tuple[int, ...]:
     On calibration text, since what is chosen on evaluation text would be judged on the text that chose it.
     """
     perplexity = Perplexity(first_blocks(study.calibration, study.profile.text.evaluation_blocks))
+    removed = removals(study, by, range(1, study.num_blocks))
     found: tuple[int, ...] = ()
     for start in range(1, study.num_blocks, STEPS):
         counts = range(start, min(start + STEPS, study.num_blocks))
-        left = {n: variants.without(study.num_blocks, blocks) for n, blocks in removals(study, by, counts).items()}
+        left = {count: variants.without(study.num_blocks, removed[count]) for count in counts}
         results = study.sweep([study.dense, *left.values()], [perplexity])[perplexity.name]
         dense = result_tables.cost(results[study.dense]).mean()
         for count, variant in left.items():
@@ -74,5 +75,5 @@ def _within(study: Study, by: str, max_loss: float) -> tuple[int, ...]:
                         f"{max_loss:g}: allow more (--max-loss), or remove by another measure (--by)"
                     )
                 return found
-            found = removals(study, by, [count])[count]
+            found = removed[count]
     return found

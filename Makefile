@@ -119,7 +119,7 @@ figures: $(RUNS)
 	@$(foreach further,$(FURTHER),$(if $(call own,$(further)),$(MAKE) --no-print-directory figures PROFILE=$(call quoted,$(PROFILE)) \
 	  MODEL='$(call model_of,$(further))' NOTEBOOKS='$(call own,$(further))' \
 	  $(if $(filter $(call own,$(further)),$(call numbers,$(TAKES))),,PARAMS=) && ))true
-	@$(if $(EXPECTED),$(PY) -m layer_redundancy.verify $(OF_RUN) --notebooks '$(NOTEBOOKS)' --brief $(NO_FAIL))
+	@$(if $(EXPECTED),$(PY) -m layer_redundancy.cli verify $(OF_RUN) --notebooks '$(NOTEBOOKS)' --brief $(NO_FAIL))
 
 .SECONDEXPANSION:
 $(RUNS): data/runs/$(FOLDER)/%.ipynb: notebooks/%.ipynb $(CODE) $(SETTINGS) $$(@D)/.$$*.parameters $(READY) $(REDRAW)
@@ -139,13 +139,13 @@ endif
 OF_PROFILE = $(call quoted,$(PROFILE)) $(OF_MODEL)
 OF_RUN = $(call quoted,$(PROFILE)) --model $(call quoted,$(MODEL)) --revision $(call quoted,$(REVISION))
 verify: $(READY) ## compare a run's tables with those in data/expected/; fails if one is not as expected
-	@$(PY) -m layer_redundancy.verify $(OF_RUN) --notebooks '$(NOTEBOOKS)'
+	@$(PY) -m layer_redundancy.cli verify $(OF_RUN) --notebooks '$(NOTEBOOKS)'
 
 expect: $(READY) ## make the tables of a whole run those in data/expected/
-	@$(PY) -m layer_redundancy.verify $(OF_RUN) --renew
+	@$(PY) -m layer_redundancy.cli verify $(OF_RUN) --renew
 
 plan: $(READY) ## what a run takes, before it starts: downloads, licences, disk, memory, work and hours on this device
-	@$(OFFLINE) $(PY) -m layer_redundancy.planning.plan $(OF_PROFILE) --notebooks '$(NOTEBOOKS)'
+	@$(OFFLINE) $(PY) -m layer_redundancy.cli plan $(OF_PROFILE) --notebooks '$(NOTEBOOKS)'
 
 prefetch: $(READY) ## download what a profile needs, once; then HF_HUB_OFFLINE=1 make figures needs no network
 	@$(OFFLINE) $(PY) -m layer_redundancy.planning.downloads $(OF_PROFILE)

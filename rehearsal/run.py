@@ -170,7 +170,7 @@ def rehearse(notebooks: Sequence[str] = (), folder: Path = FOLDER) -> pd.DataFra
         online = _environment(folder, **server.environment)
         _call("planning.downloads", PROFILE, environment=online)
         print(f"prefetched with {len(server.requests)} requests, {server.bodies / 1e6:.1f} MB", flush=True)
-        _call("planning.plan", PROFILE, "--alone", "--notebooks", " ".join(notebooks), environment=_with_gptq(online))
+        _call("cli", "plan", PROFILE, "--alone", "--notebooks", " ".join(notebooks), environment=_with_gptq(online))
     planned = pd.read_csv(folder / "data" / "results" / "plan-rehearsal.csv", dtype={"notebook": str})
     # Longest first, two models at a time: each has its own folder, and they share nothing in the store.
     todo.sort(key=len, reverse=True)

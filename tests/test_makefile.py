@@ -88,7 +88,7 @@ class Study:
 
 PIP = ["pip install", "pip install"]
 SETUP = ["venv .venv", *PIP, "layer_redundancy.models.smollm2"]
-VERIFY = "layer_redundancy.verify embedded"
+VERIFY = "layer_redundancy.cli verify"
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
 @pytest.mark.parametrize(
     ("command", "calls"),
     [
-        ("plan", ["layer_redundancy.planning.plan paper"]),
+        ("plan", ["layer_redundancy.cli plan"]),
         ("prefetch", ["layer_redundancy.planning.downloads paper"]),
     ],
 )
@@ -449,7 +449,7 @@ def test_test_runs_the_unit_tests_and_then_every_notebook_in_small(ready):
     assert [calls[0], *sorted(calls[1:3]), *calls[3:]] == [
         "pytest --numprocesses",
         *expected,
-        "layer_redundancy.verify smoke",
+        VERIFY,
         *rehearsed,
         "pytest --numprocesses",
     ]
@@ -472,7 +472,7 @@ def test_a_failed_unit_test_fails_make(ready):
 def verifications(study: Study) -> list[list[str]]:
     """The arguments of each comparison since the last look."""
     words = [line.split()[1:] for line in (study.root / "calls").read_text().splitlines()]
-    return [line[1:] for line in words if line[0] == "layer_redundancy.verify"]
+    return [line[2:] for line in words if line[:2] == VERIFY.split()]
 
 
 def test_figures_end_by_comparing_their_tables_and_are_made_whatever_differs(ready):
@@ -488,16 +488,16 @@ def test_figures_end_by_comparing_their_tables_and_are_made_whatever_differs(rea
 @pytest.mark.parametrize("arguments", [["MODEL=org/name"], ["PROFILE=paper"], ["PARAMS=limit=3"]])
 def test_a_run_that_nothing_is_known_of_is_not_compared(ready, arguments):
     assert ready.make("figures", "NOTEBOOKS=02", *arguments).returncode == 0
-    assert VERIFY.split()[0] not in (ready.root / "calls").read_text()
+    assert VERIFY not in (ready.root / "calls").read_text()
 
 
 @pytest.mark.parametrize("command", ["smoke", "test"])
 def test_in_small_a_table_that_is_not_as_expected_fails(ready, command):
-    ready.fail_at("layer_redundancy.verify smoke")
+    ready.fail_at("layer_redundancy.cli verify smoke")
     assert ready.make(command).returncode != 0
     (arguments,) = verifications(ready)
     assert "--no-fail" not in arguments
-    assert ready.calls()[-1] == "layer_redundancy.verify smoke", "nothing comes after it"
+    assert ready.calls()[-1] == VERIFY, "nothing comes after it"
 
 
 def test_verify_exits_by_what_it_finds(ready):
@@ -505,7 +505,7 @@ def test_verify_exits_by_what_it_finds(ready):
     (arguments,) = verifications(ready)
     assert "--no-fail" not in arguments
     assert arguments[arguments.index("--notebooks") + 1] == "02"
-    ready.fail_at("layer_redundancy.verify")
+    ready.fail_at("layer_redundancy.cli verify")
     assert ready.make("verify").returncode != 0
 
 

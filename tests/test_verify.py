@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from layer_redundancy import verify
+from layer_redundancy import cli, verify
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.verify import Columns, Rules, Tolerance
@@ -165,7 +165,9 @@ def study(tmp_path, monkeypatch) -> Path:
 
 def run(*arguments: str) -> tuple[int, list[str]]:
     """Exit status of the command and the lines that it prints."""
-    done = CliRunner().invoke(verify.app, list(arguments))
+    done = CliRunner().invoke(cli.app, ["verify", *arguments])
+    if isinstance(done.exception, StudyError):  # which `cli.main` prints as one line
+        return done.exit_code, [f"error: {done.exception}"]
     assert done.exception is None or isinstance(done.exception, SystemExit)
     return done.exit_code, done.output.splitlines()
 

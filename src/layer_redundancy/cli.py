@@ -287,9 +287,14 @@ def plan(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Says what a run of all notebooks takes before it starts: downloads, licences, disk, memory, work and hours."""
+    from layer_redundancy.config import profiles
+
+    chosen = profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code)
+    from layer_redundancy.core import log
     from layer_redundancy.planning import plan as planning
 
-    planning.main(profile, model, revision, notebooks, alone, trust_remote_code)
+    log.show()
+    planning.report(chosen, notebooks, alone)
 
 
 @app.command(epilog="Example: `layer-redundancy verify embedded`")
@@ -300,6 +305,9 @@ def verify(
     notebooks: Annotated[str, typer.Option(help="Only these notebooks, by number.")] = "",
     tables: Annotated[Path | None, typer.Option(help="Folder of the tables; the run's if left out.")] = None,
     expected: Annotated[Path | None, typer.Option(help="What is expected; the profile's if left out.")] = None,
+    brief: Annotated[bool, typer.Option("--brief", help="Only tables that are not as expected.")] = False,
+    no_fail: Annotated[bool, typer.Option("--no-fail", help="Exit with 0 whatever differs.")] = False,
+    renew: Annotated[bool, typer.Option("--renew", help="Make the tables of a whole run the expected ones.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compares the tables of a run with those that are committed; exits with 1 if one is not as expected."""
@@ -308,6 +316,9 @@ def verify(
     from layer_redundancy.config.run_folder import absolute_model
 
     chosen = profiles.get(profile, model=absolute_model(model), revision=revision)
+    if renew:
+        typer.echo(comparing.expect_run(chosen))
+        return
     verdicts, line = comparing.verify_run(chosen, notebooks, tables, expected)
     if as_json:
         found = [
@@ -316,8 +327,8 @@ def verify(
         ]
         typer.echo(json.dumps(_plain({"summary": line, "tables": found})))
     else:
-        typer.echo("\n".join([*comparing.report(verdicts), line]))
-    if not all(one.good for one in verdicts):
+        typer.echo("\n".join([*comparing.report(verdicts, brief), line]))
+    if not no_fail and not all(one.good for one in verdicts):
         raise typer.Exit(1)
 
 

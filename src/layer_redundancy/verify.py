@@ -1,4 +1,4 @@
-"""Compares a run's tables with those that are committed: `python -m layer_redundancy.verify PROFILE`.
+"""Compares a run's tables with those that are committed: `layer-redundancy verify PROFILE`.
 
 data/expected/<profile>/ holds the tables, data/expected/tolerances.toml says how near a column must come. Cells are
 compared as they stand in the files: numbers within the column's tolerance, also those that stand in a text such as
@@ -10,20 +10,16 @@ import csv
 import json
 import re
 import shutil
-import sys
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile
-from layer_redundancy.config.run_folder import absolute_model
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 
@@ -31,8 +27,6 @@ from layer_redundancy.core.errors import StudyError
 NUMBER = re.compile(r"(?<![\w.])(?:(?<!\S)[-+])?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w|\.\d)")
 DEFAULTS = ("number", "count")
 SHOWN = 40  # characters of a cell in a message
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
@@ -471,34 +465,3 @@ def expect_run(profile: Profile) -> str:
             f"make figures PROFILE={profile.name}"
         )
     return f"{run}: {renewed(paths.FIGURES / run, paths.EXPECTED / run, of)}"
-
-
-@app.command()
-def main(
-    profile: Annotated[str, typer.Argument(help="The profile that was run.")] = "embedded",
-    model: Annotated[str, typer.Option(help="The user's own model, where one was run.")] = "",
-    revision: Annotated[str, typer.Option(help="Its revision.")] = "",
-    notebooks: Annotated[str, typer.Option(help="Only these, by number or name.")] = "",
-    tables: Annotated[Path | None, typer.Option(help="Folder of the tables; the run's if not given.")] = None,
-    expected: Annotated[Path | None, typer.Option(help="What is expected; the profile's if not given.")] = None,
-    brief: Annotated[bool, typer.Option("--brief", help="Only tables that are not as expected.")] = False,
-    no_fail: Annotated[bool, typer.Option("--no-fail", help="Exit with 0 whatever differs.")] = False,
-    renew: Annotated[bool, typer.Option("--renew", help="Make the tables of a whole run the expected ones.")] = False,
-) -> None:
-    """Compare a run's tables with the expected ones; exits with 1 if one is not as expected."""
-    try:
-        chosen = profiles.get(profile, model=absolute_model(model), revision=revision)
-        if renew:
-            print(expect_run(chosen))
-            return
-        verdicts, line = verify_run(chosen, notebooks, tables, expected)
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
-    print(*report(verdicts, brief), line, sep="\n")
-    if not no_fail and not all(one.good for one in verdicts):
-        raise typer.Exit(1)
-
-
-if __name__ == "__main__":
-    app()

@@ -11,17 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
-import typer
 
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile
 from layer_redundancy.config.sources import Amount
-from layer_redundancy.core import devices, log, paths
+from layer_redundancy.core import devices, paths
 from layer_redundancy.core.cache import write_whole
-from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.wording import counted, duration
 from layer_redundancy.data import hub
 from layer_redundancy.data.corpora import TokenBlocks
@@ -41,7 +38,6 @@ COLUMN_SECONDS = 2e-4  # time a column in GPTQ's loop over a matrix
 FITS = 0.9  # share of a device's memory that a training may take
 GIGA = 1e9
 WORK_WIDTH = 57  # of what `report_work` says of a sweep
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def sweep_seconds(found: Sweep, speed: Speed) -> float:
@@ -316,33 +312,26 @@ def table(planned: Sequence[Row]) -> pd.DataFrame:
     return frame
 
 
-@app.command()
-def main(
-    profile: Annotated[str, typer.Argument(help="paper, or another profile")] = "paper",
-    model: Annotated[str, typer.Option(help="a model of your own")] = "",
-    revision: Annotated[str, typer.Option(help="its revision")] = "",
-    notebooks: Annotated[str, typer.Option(help="only these, by number")] = "",
-    alone: Annotated[bool, typer.Option("--alone", help="as if no other notebook had been run before")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="run code of the model and of tasks")
-    ] = False,
-) -> None:
-    """Prints what a run of a profile takes, before anything starts."""
-    log.show()
-    try:
-        chosen = profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code)
-        numbers = [registry.by_number(n).number for n in notebooks.split()] or list(registry.numbers())
-        start = time.perf_counter()
-        needed = downloads.needs(chosen)
-        found = downloads.downloads(chosen, needed)
-        if texts := downloads.own_texts(needed):
-            print("texts of your own:", *(f"  {line}" for line in texts), sep="\n")
-        if found:
-            print("downloads:", *report_downloads(found), sep="\n")
-        planned = list(rows(chosen, numbers, lambda text: print(text, file=sys.stderr), alone))
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
+def report(chosen: Profile, notebooks: str = "", alone: bool = False) -> None:
+    """Prints what a run of a profile takes, before anything starts.
+
+    Args:
+        chosen: the profile, with the user's own model in place if there is one.
+        notebooks: only these, by number, with spaces between them; "" for all.
+        alone: as if no other notebook had been run before.
+
+    Raises:
+        StudyError: no such notebook; a model, text or task that is not there.
+    """
+    numbers = [registry.by_number(n).number for n in notebooks.split()] or list(registry.numbers())
+    start = time.perf_counter()
+    needed = downloads.needs(chosen)
+    found = downloads.downloads(chosen, needed)
+    if texts := downloads.own_texts(needed):
+        print("texts of your own:", *(f"  {line}" for line in texts), sep="\n")
+    if found:
+        print("downloads:", *report_downloads(found), sep="\n")
+    planned = list(rows(chosen, numbers, lambda text: print(text, file=sys.stderr), alone))
     frame = table(planned)
     print(*filter(None, (report_disk(planned), report_memory(planned, chosen))), sep="\n")
     print("notebooks (block-tokens: tokens times the blocks that run on them):")
@@ -360,7 +349,3 @@ def main(
     path = paths.RESULTS / f"plan-{profiles.slug(profiles.artifact_folder(chosen))}.csv"
     write_whole({path: frame.to_csv(index=False).encode()})
     print(f"as a table: {os.path.relpath(path)}")
-
-
-if __name__ == "__main__":
-    app()

@@ -445,14 +445,12 @@ def test_test_runs_the_unit_tests_and_then_every_notebook_in_small(ready):
     expected = [f"layer_redundancy.run_notebook notebooks/{name}.ipynb" for name in ("01_first", "02_second")]
     rehearsed = ["pip install", "rehearsal.run --notebooks"]
     calls = ready.calls()
-    # Notebooks two at a time: either may be the first to begin.
-    assert [calls[0], *sorted(calls[1:3]), *calls[3:]] == [
-        "pytest --numprocesses",
-        *expected,
-        VERIFY,
-        *rehearsed,
-        "pytest --numprocesses",
-    ]
+    # Notebooks two at a time, and the rehearsal beside them: the parts between the tests come in any order.
+    first, *between, last = calls
+    assert first == last == "pytest --numprocesses"
+    assert sorted(between) == sorted([*expected, VERIFY, *rehearsed])
+    assert [call for call in between if call in rehearsed] == rehearsed
+    assert between.index(VERIFY) > max(map(between.index, expected))
     assert (ready.root / "data" / "runs" / "smoke" / "02_second.ipynb").exists()
 
 
@@ -497,7 +495,13 @@ def test_in_small_a_table_that_is_not_as_expected_fails(ready, command):
     assert ready.make(command).returncode != 0
     (arguments,) = verifications(ready)
     assert "--no-fail" not in arguments
-    assert ready.calls()[-1] == VERIFY, "nothing comes after it"
+    assert "pytest --numprocesses" not in ready.calls()[1:], "nothing comes after it"
+
+
+def test_a_failed_rehearsal_fails_the_tests(ready):
+    ready.fail_at("rehearsal.run")
+    assert ready.make("test").returncode != 0
+    assert ready.calls().count("pytest --numprocesses") == 1
 
 
 def test_verify_exits_by_what_it_finds(ready):

@@ -322,3 +322,14 @@ def test_a_study_is_not_changed_from_outside(study):
     other = built.with_profile(seed=7)
     assert other.profile.seed == other.inputs.profile.seed == 7 and built.profile.seed == 0
     assert other.store is built.store and other.identity is built.identity
+
+
+def test_a_random_order_is_that_of_its_seed(study):
+    one = study()
+    draws = [tuple(one.order("random", seed=seed)) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2] and sorted(draws[0]) == list(range(5))
+    assert tuple(one.order("random")) == draws[0], "the profile's seed"
+    with pytest.raises(
+        StudyError, match="unknown importance measure 'tailor': choose one of random, perplexity, taylor"
+    ):
+        one.order("tailor")

@@ -386,12 +386,15 @@ class Study:
                 return of_places(num)
         return importance.scores(self.activation_sums(), measure)
 
-    def order(self, measure: str = "block_influence") -> np.ndarray:
+    def order(
+        self, measure: str = "block_influence", text: TokenBlocks | None = None, seed: int | None = None
+    ) -> np.ndarray:
         """The blocks in the order in which an importance measure removes them, first removed first; (L,) int64.
 
         Args:
-            measure: any measure of `measures.registry`; "random" draws by the profile's seed, "greedy" is
-                `greedy_order`.
+            measure: any measure of `measures.registry`; "greedy" is `greedy_order`.
+            text: calibration text of measures from gradients and from the loss, as in `scores`.
+            seed: seed of a random order; the profile's if not given.
 
         Raises:
             StudyError: unknown measure.
@@ -401,10 +404,11 @@ class Study:
             raise StudyError(f"unknown importance measure {measure!r}: choose one of {known}")
         match registry.REGISTRY[measure].kind:
             case registry.Random():
-                return np.random.default_rng(self.profile.seed).permutation(self.num_blocks)
+                seed = self.profile.seed if seed is None else seed
+                return np.random.default_rng(seed).permutation(self.num_blocks)
             case registry.Loss(step_by_step=True):
                 return self.greedy_order()
-        return importance.removal_order(self.scores(measure), measure)
+        return importance.removal_order(self.scores(measure, text), measure)
 
     def _shorter_calibration(self) -> TokenBlocks:
         """As many blocks of calibration text as there are of evaluation text."""

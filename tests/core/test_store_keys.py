@@ -218,7 +218,7 @@ def test_generative_tasks(study, monkeypatch):
 
 
 def test_scores_of_selections(study):
-    healing_experiment.selection_scores(study)
+    healing_experiment.orders(study)
     singles = ["1,2,3,4,5", "0,2,3,4,5", "0,1,3,4,5", "0,1,2,4,5", "0,1,2,3,5", "0,1,2,3,4"]
     assert set(study.store.keys()) == {
         Key("model", WHOLE, "activations", CALIBRATION, "{}", 1),

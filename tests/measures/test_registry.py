@@ -50,7 +50,6 @@ def test_a_new_measure_from_activations_is_one_entry(monkeypatch):
     np.testing.assert_allclose(score, sums.norm[:, :-1].sum(0) / sums.tokens.sum())
     order = np.argsort(-score).tolist()
     assert importance.removal_order(score, "input_norm").tolist() == order
-    assert selections.order("input_norm", {"input_norm": score}, 4).tolist() == order, "the largest first here too"
     table = layer_importance.importance_scores(sums, 5, seed=0)
     assert table[table["metric"] == "input_norm"]["first_token"].tolist() == ["included"] * 4 + ["excluded"] * 4
     assert table[["score", "low", "high"]].notna().all(axis=None)
@@ -62,7 +61,7 @@ def test_a_new_selection_is_one_entry_and_has_nothing_reported(monkeypatch):
     kind = registry.Weights(lambda blocks: np.arange(len(blocks), dtype=float))
     monkeypatch.setitem(REGISTRY, "made_up", Measure("made_up", "largest", "made up", kind, (SELECTIONS,)))
     assert list(selections.SELECTIONS)[-1] == "made_up" and "made_up" not in importance.MEASURES
-    assert selections.order("made_up", {"made_up": kind.score([None] * 4)}, 4).tolist() == [3, 2, 1, 0]
+    assert importance.removal_order(kind.score([None] * 4), "made_up").tolist() == [3, 2, 1, 0]
     loss = np.array([2.0, 2.1])
     rows = healing.selection_table([healing.Selected(n, [(1,)], loss, loss, {}) for n in ("made_up", "taylor")])
     assert rows["reported"].isna().tolist() == [True, False]

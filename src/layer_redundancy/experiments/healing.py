@@ -17,7 +17,7 @@ from layer_redundancy.core.errors import DoesNotFit, NotApplicable
 from layer_redundancy.core.store import Result
 from layer_redundancy.experiments import depth_curves, result_tables
 from layer_redundancy.inputs import first_blocks
-from layer_redundancy.measures import registry, selections
+from layer_redundancy.measures import selections
 from layer_redundancy.models import surgery
 from layer_redundancy.study import Study
 from layer_redundancy.train import healing as recipes
@@ -170,15 +170,12 @@ class Selected:
     accuracy: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def selection_scores(study: Study) -> dict[str, np.ndarray]:
-    """Scores (L,) of the selections that need the model, on calibration text."""
-    text = first_blocks(study.calibration, study.profile.budget(Budget).loss_blocks)
-    without_scores = registry.Position | registry.Random
-    return {
-        name: study.scores(name, text)
-        for name, measure in selections.SELECTIONS.items()
-        if not isinstance(measure.kind, without_scores)
-    }
+def orders(study: Study) -> dict[str, list[np.ndarray]]:
+    """The orders in which every selection removes blocks, chosen on calibration text; of the random one several."""
+    budget, seed = study.profile.budget(Budget), study.profile.seed
+    text = first_blocks(study.calibration, budget.loss_blocks)
+    draws = {name: budget.random_orders if name == "random" else 1 for name in selections.SELECTIONS}
+    return {name: [study.order(name, text, seed + draw) for draw in range(number)] for name, number in draws.items()}
 
 
 def _printed_selections(printed: pd.DataFrame) -> list[str]:
@@ -189,12 +186,10 @@ def _printed_selections(printed: pd.DataFrame) -> list[str]:
 def selected(study: Study) -> list[Selected]:
     """Every selection at a quarter of the blocks, before and after the profile's training for it."""
     num, count, budget = study.num_blocks, num_removed(study), study.profile.budget(Budget)
-    scores = selection_scores(study)
-    chosen: dict[str, list[tuple[int, ...]]] = {}
-    for name in selections.SELECTIONS:
-        number = budget.random_orders if name == "random" else 1
-        orders = [selections.order(name, scores, num, study.profile.seed + draw) for draw in range(number)]
-        chosen[name] = [tuple(sorted(int(block) for block in order[:count])) for order in orders]
+    chosen = {
+        name: [tuple(sorted(int(block) for block in order[:count])) for order in draws]
+        for name, draws in orders(study).items()
+    }
     left = {removed: variants.without(num, removed) for draws in chosen.values() for removed in draws}
     results = study.sweep(list(left.values()))
     study.unload()

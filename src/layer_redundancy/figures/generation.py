@@ -64,7 +64,7 @@ def generation_by_depth(values: pd.DataFrame, kept: pd.DataFrame, chance: float)
             ("teacher-forced", "own text", "free-running": agreement, 0 to 1; "repetition": share of repeated 4-grams;
             "perplexity": under the dense model), value, low, high (95 %), n (prompts).
         kept: one row a (removed, task): removed, task, kind ("generative" is drawn solid), kept (share of the dense
-            model's score above chance), low, high (95 %), n (items).
+            model's score above chance), low, high (95 %), n (items). Without a row its panel is left out.
         chance: agreement of continuations of different prompts.
     """
     figure, ((top, right), (left, bottom)) = plt.subplots(2, 2, figsize=(WIDTH, 7.0), layout="constrained")
@@ -92,8 +92,11 @@ def generation_by_depth(values: pd.DataFrame, kept: pd.DataFrame, chance: float)
             part["removed"] + 0.12 * (place - (len(names) - 1) / 2), part["kept"], yerr=reach, color=colour,
             ls=line, marker=marker, elinewidth=0.9, label=f"{label}, n={int(part['n'].iloc[0])}",
         )  # fmt: skip
-    right.axhline(0, color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, label="chance")
-    right.set_ylabel("score above chance kept (share)")
+    if names:
+        right.axhline(0, color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, label="chance")
+        right.set_ylabel("score above chance kept (share)")
+    else:
+        right.remove()
     draw(left, "repetition", "generated text", SERIES["free-running"])
     left.axhline(text["repetition"], color=BLACK, lw=1.2, ls=":", label="real text", gid="text")
     left.set_ylim(-0.02, max(0.2, 1.05 * values.loc[values["measure"] == "repetition", "high"].max()))
@@ -103,7 +106,7 @@ def generation_by_depth(values: pd.DataFrame, kept: pd.DataFrame, chance: float)
     choose_y_scale(bottom, [*values[values["measure"] == "perplexity"]["value"], text["perplexity"]], log=True)
     bottom.set_ylabel("dense model's perplexity, log scale")
     prompts = f"95 % interval, n={int(values['n'].iloc[0])} prompts"
-    for axes in (top, right, left, bottom):
+    for axes in figure.axes:
         axes.xaxis.set_major_locator(MaxNLocator(11, integer=True))
         axes.set_xlabel("blocks removed by Block Influence")
         handles, labels = axes.get_legend_handles_labels()

@@ -9,6 +9,7 @@ import pandas as pd
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result
+from layer_redundancy.core.wording import counted
 from layer_redundancy.experiments import benchmarks, layer_importance, result_tables, rwkv_redundancy
 from layer_redundancy.measures import importance, registry
 from layer_redundancy.pruning import choosing
@@ -43,10 +44,13 @@ def certainty(study: Study, by: str) -> str:
     """How often another calibration text would have removed the same quarter of the blocks, in a sentence."""
     if not isinstance(registry.REGISTRY[by].kind, registry.Activations):
         return "not known: this measure's order has no resamples"
+    if study.num_blocks < 2:
+        return "nothing to ask: a single block has no order of removal"
     quarter = max(1, study.num_blocks // 4)
     resamples, seed = study.profile.bootstrap_resamples, study.profile.seed
     same = layer_importance.order_agreement(study.activation_sums(), by, resamples, seed, quarter)["same_set"]
-    return f"the same {quarter} blocks go first in {same:.0%} of {resamples} resamples of the calibration text"
+    blocks = counted(quarter, "block")
+    return f"the same {blocks} go first in {same:.0%} of {resamples} resamples of the calibration text"
 
 
 def sweep(study: Study, by: str, counts: Sequence[int]) -> pd.DataFrame:

@@ -88,29 +88,34 @@ def order_agreement(sums: ActivationSums, measure: str, resamples: int, seed: in
     return {"kendall": float(kendall), "same_set": float(same)}
 
 
-def agreement_notes(sums: ActivationSums, measure: str, resamples: int, seed: int) -> list[str]:
-    """How certain a removal order is, in lines: over resamples, and without each sequence's first token."""
+def agreement_note(sums: ActivationSums, measure: str, resamples: int, seed: int) -> str:
+    """How far the orders of resampled calibration texts agree with a removal order, in a line."""
     num = sums.num_blocks
     if num < 2:
-        return ["a single block has no order of removal: nothing to agree on"]
+        return "left out: a single block has no order of removal"
     count = max(1, num // 4)
     again = order_agreement(sums, measure, resamples, seed, removed=count)
-    with_sink = importance.removal_order(importance.scores(sums, measure), measure)
-    without = importance.removal_order(importance.scores(sums, measure, first_token=False), measure)
-    same = len(set(with_sink[:count]) & set(without[:count]))
+    same = f"removes the same {counted(count, 'block')} first in {again['same_set']:.0%} of the resamples"
     if not few_blocks.can_be_ranked(num):
-        return [
-            few_blocks.no_ranks(num),
-            f"{again['same_set']:.0%} of the resamples remove the same {counted(count, 'block')} first; without each "
-            f"sequence's first token {same} of the first {counted(count, 'removed block')} would be the same",
-        ]
-    overlap = paper_tables.removal_overlap(with_sink.tolist(), without.tolist(), num)
-    return [
-        f"a resample's order agrees with this one by Kendall's tau {again['kendall']:.3f} on average; "
-        f"it removes the same {counted(count, 'block')} first in {again['same_set']:.0%} of the resamples",
-        f"with and without each sequence's first token: Kendall's tau {overlap['kendall']:.3f}, "
-        f"{same} of the first {counted(count, 'removed block')} are the same",
-    ]
+        return f"a resample's order {same}; {few_blocks.no_ranks(num)}"
+    return f"a resample's order agrees with this one by Kendall's tau {again['kendall']:.3f} on average; it {same}"
+
+
+def first_token_note(sums: ActivationSums, measure: str) -> str:
+    """How far a removal order agrees with that without each sequence's first token, in a line."""
+    num = sums.num_blocks
+    if num < 2:
+        return "left out: a single block has no order of removal"
+    count = max(1, num // 4)
+    with_sink, without = (
+        importance.removal_order(importance.scores(sums, measure, first), measure).tolist() for first in (True, False)
+    )
+    same = len(set(with_sink[:count]) & set(without[:count]))
+    tau = f"Kendall's tau {paper_tables.removal_overlap(with_sink, without, num)['kendall']:.3f}, "
+    return (
+        f"with and without each sequence's first token: {tau if few_blocks.can_be_ranked(num) else ''}"
+        f"{same} of the first {counted(count, 'removed block')} are the same"
+    )
 
 
 def angular_grid(sums: ActivationSums, tokens: str = "last") -> pd.DataFrame:

@@ -99,8 +99,8 @@ class Measured:
 
     @property
     def shown(self) -> list[int]:
-        """Numbers of removed blocks that are looked at closely."""
-        return sorted({1, max(1, self.quarter // 2), self.quarter} & set(self.removals))
+        """Numbers of removed blocks that are looked at closely; none where none can be removed."""
+        return sorted({1, max(1, self.quarter // 2), self.quarter} & (set(self.removals) - {0}))
 
 
 def measure(study: Study, run_generated_code: bool = False) -> Measured:

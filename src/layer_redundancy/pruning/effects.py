@@ -9,7 +9,6 @@ import pandas as pd
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result
-from layer_redundancy.core.wording import counted
 from layer_redundancy.experiments import benchmarks, layer_importance, result_tables, rwkv_redundancy
 from layer_redundancy.measures import importance, registry
 from layer_redundancy.pruning import choosing
@@ -49,8 +48,8 @@ def certainty(study: Study, by: str) -> str:
     quarter = max(1, study.num_blocks // 4)
     resamples, seed = study.profile.bootstrap_resamples, study.profile.seed
     same = layer_importance.order_agreement(study.activation_sums(), by, resamples, seed, quarter)["same_set"]
-    blocks = counted(quarter, "block")
-    return f"the same {blocks} go first in {same:.0%} of {resamples} resamples of the calibration text"
+    go = "block goes" if quarter == 1 else f"{quarter} blocks go"
+    return f"the same {go} first in {same:.0%} of {resamples} resamples of the calibration text"
 
 
 def sweep(study: Study, by: str, counts: Sequence[int]) -> pd.DataFrame:

@@ -90,6 +90,7 @@ def measure(study: Study, limit: int | None = None) -> Measured:
     if limit is not None:
         chosen, written = (tuple(replace(one, limit=limit) for one in of) for of in (chosen, written))
     count = num_removed(study.identity.name, num, budget.ratio)
+    few_blocks.say_if_single(study)
     methods = {"Dense": study.dense}
     if count:
         few_blocks.say_what_shares_are(num, [9 / 32 if budget.ratio is None else budget.ratio])
@@ -108,7 +109,7 @@ def note(study: Study, found: Measured, limit: int | None = None) -> str:
         removed = ", ".join(map(str, variants.removed_blocks(study.num_blocks, found.methods["ShortGPT"])))
         text += f"; ShortGPT removes {removed}"
     else:
-        text += ", since at least one stays: the dense model alone"
+        text += ": the dense model alone"
     return text + (f". A quick look: {limit} items a benchmark" if limit else "")
 
 

@@ -26,6 +26,12 @@ def need_removable(study: Study, what: str) -> None:
         raise NotApplicable(f"{study.identity.name} has a single block, and at least one stays: {what}")
 
 
+def say_if_single(study: Study) -> None:
+    """Logs that nothing is removed, where a notebook has more to tell than that."""
+    if study.num_blocks < 2:
+        logger.info(f"{study.identity.name} has a single block, and at least one stays: nothing is removed from it")
+
+
 def can_be_ranked(num_blocks: int) -> bool:
     """Whether the rank correlation of two orders of so many blocks says anything."""
     return num_blocks >= RANKED
@@ -46,6 +52,6 @@ def say_what_shares_are(num_blocks: int, ratios: Iterable[float]) -> None:
     none = [f"{100 * ratio:.3g} %" for ratio in sorted(set(ratios)) if ratio > 0 and not is_a_block(num_blocks, ratio)]
     if none and num_blocks > 1:
         logger.info(
-            f"{' and '.join(none)} of {num_blocks} blocks are none: where a share is asked for, one block is removed, "
-            f"which is {100 / num_blocks:.3g} %"
+            f"of {num_blocks} blocks, {' and '.join(none)} come to none: where a share is asked for, one block is "
+            f"removed, which is {100 / num_blocks:.3g} %"
         )

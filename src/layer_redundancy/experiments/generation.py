@@ -111,8 +111,7 @@ def measure(study: Study, run_generated_code: bool = False) -> Measured:
         run_generated_code: without it benchmarks that run what the model writes are left out, in a line.
     """
     budget = study.profile.budget(Budget)
-    if study.num_blocks < 2:
-        logger.info("no block is removed: the model has a single one, and at least one stays; it writes alone")
+    few_blocks.say_if_single(study)
     few_blocks.say_what_shares_are(study.num_blocks, [0.25])
     order = study.order("block_influence")[: budget.max_removed]
     removals = dict(enumerate(variants.cumulative_removal(study.num_blocks, order)))

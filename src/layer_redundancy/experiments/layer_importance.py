@@ -19,6 +19,7 @@ NOTEBOOK = "01_layer_importance"
 
 def measure(study: Study) -> ActivationSums:
     """One pass over the calibration text, from which every importance measure follows."""
+    few_blocks.say_if_single(study)
     few_blocks.say_what_shares_are(study.num_blocks, [0.25])
     return study.activation_sums()
 
@@ -114,7 +115,7 @@ def first_token_note(sums: ActivationSums, measure: str) -> str:
     tau = f"Kendall's tau {paper_tables.removal_overlap(with_sink, without, num)['kendall']:.3f}, "
     return (
         f"with and without each sequence's first token: {tau if few_blocks.can_be_ranked(num) else ''}"
-        f"{same} of the first {counted(count, 'removed block')} are the same"
+        f"{same} of the first {count} removed blocks are the same"
     )
 
 

@@ -132,9 +132,8 @@ def measure(study: Study, ready: str = "") -> Measured:
     own_ready = budget.ready if study.profile.is_own_model else ""
     study = reduced(study, budget)
     num = study.num_blocks
-    if num < 2:
-        logger.info("no block is removed: the model has a single one, and at least one stays; it is quantized as it is")
-    elif not few_blocks.can_be_ranked(num):
+    few_blocks.say_if_single(study)
+    if num > 1 and not few_blocks.can_be_ranked(num):
         logger.info(few_blocks.no_ranks(num))
     # What is wrong with it shows before hours are spent.
     other = _opened_ready(study, ready or own_ready, must_be_there=bool(ready)) if ready or own_ready else None

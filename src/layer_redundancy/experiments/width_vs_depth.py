@@ -15,7 +15,7 @@ from layer_redundancy.core.stats import Statement
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
-from layer_redundancy.experiments import result_tables
+from layer_redundancy.experiments import few_blocks, result_tables
 from layer_redundancy.inputs import first_blocks
 from layer_redundancy.models import checkpoints
 from layer_redundancy.study import Study
@@ -97,8 +97,7 @@ def measure(study: Study) -> Measured:
             f"blocks and heads are not compared at equal weights: a block weighs as much as {size} heads, and the "
             f"model has {num * num_heads}"
         )
-    if num < 2:
-        logger.info("no block is removed: the model has a single one, and at least one stays")
+    few_blocks.say_if_single(study)
     heads = variants.single_heads(num, num_heads, budget.block_step)
     everywhere = variants.head_everywhere(num, num_heads)
     sets = variants.random_heads(num, num_heads, size, budget.random_sets, study.profile.seed) if enough else []

@@ -4,9 +4,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from layer_redundancy.figures.parts import band, band_handle, chance_line, choose_y_scale, interval
+from layer_redundancy.figures.parts import band, band_handle, chance_line, choose_y_scale, interval, whole_ticks
 from layer_redundancy.figures.style import BLACK, GREY, SERIES, VERMILLION, WIDTH, style_of, styled
 
 
@@ -45,7 +44,7 @@ def generation_by_position(curves: pd.DataFrame) -> Figure:
         panels[0, column].set_title(f"{depth} block{'' if depth == 1 else 's'} removed")
         together = curves[(curves["removed"] == depth) & (curves["reading"] == "not yet diverged")]["agreement"].sum()
         panels[1, column].set_title(f"{together:.1f} tokens before they part", size=9.5)
-        panels[1, column].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        whole_ticks(panels[1, column], curves["position"].round(), 6)
         panels[1, column].set_xlabel("position of the new token")
     panels[0, 0].set_ylabel("same token (share of prompts)")
     panels[1, 0].set_ylabel("all tokens the same so far\n(share of prompts)")
@@ -107,7 +106,7 @@ def generation_by_depth(values: pd.DataFrame, kept: pd.DataFrame, chance: float)
     bottom.set_ylabel("dense model's perplexity, log scale")
     prompts = f"95 % interval, n={int(values['n'].iloc[0])} prompts"
     for axes in figure.axes:
-        axes.xaxis.set_major_locator(MaxNLocator(11, integer=True))
+        whole_ticks(axes, values["removed"], 11)
         axes.set_xlabel("blocks removed by Block Influence")
         handles, labels = axes.get_legend_handles_labels()
         if axes is left:

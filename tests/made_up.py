@@ -33,9 +33,9 @@ def sums(num_sequences=24, num_blocks=6, seed=0):
     return ActivationSums(tokens, cosine * 10, angle * 10, norm * 10, magnitude * 10, cosine, norm, magnitude, angle)
 
 
-def checkpoint(folder: Path, kind: str = "llama") -> Path:
+def checkpoint(folder: Path, kind: str = "llama", blocks: int | None = None) -> Path:
     """A tiny random model that reads the embedded model's tokens."""
-    blocks = 2 if kind == "gpt2" else 5
+    blocks = blocks or (2 if kind == "gpt2" else 5)
     common = {"vocab_size": 49152, "hidden_size": 32, "num_hidden_layers": blocks, "bos_token_id": 1, "eos_token_id": 2}
     config = {
         "llama": lambda: tf.LlamaConfig(**common, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2),

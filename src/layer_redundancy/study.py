@@ -30,6 +30,7 @@ from layer_redundancy.core import cache, devices, log, paths, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
 from layer_redundancy.core.variants import Variant
+from layer_redundancy.core.wording import counted
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate import generate, generative_tasks, plain_forwards, sweep
 from layer_redundancy.evaluate.amounts import Pass, Quantization, Training, Work, Writing
@@ -575,7 +576,14 @@ class Study:
         return Image(filename=self.figures / f"{name}.png", width=round(96 * figure.get_figwidth()))
 
     def save_table(self, data: pd.DataFrame, name: str, *caption: str) -> pd.DataFrame:
-        """Writes a table to the run's folder; returns it, so that the notebook shows it."""
+        """Writes a table to the run's folder; returns it, so that the notebook shows it.
+
+        One without a row, which models of few blocks may give, is left out with a message.
+        """
+        if data.empty:
+            size = counted(self.num_blocks, "block")
+            logger.info(f"table {name} is left out: it has no row for this model of {size}")
+            return data
         table_pictures.save_table(data, self.figures, name, self.caption(*caption))
         return data
 

@@ -17,6 +17,7 @@ from scipy.stats import t as student_t
 
 INTERVAL = (2.5, 97.5)  # percentiles of every bootstrap interval
 
+CLAIM = ["statement", "measured", "threshold", "holds", "certainty"]  # columns of a table of statements
 Statement = tuple[str, float, float, bool]  # the statement, measured, threshold, whether it holds
 
 
@@ -106,7 +107,7 @@ def claim(
         }
         for i, (name, value, threshold, holds) in enumerate(whole)
     ]
-    return pd.DataFrame(rows, columns=["statement", "measured", "threshold", "holds", "certainty"])
+    return pd.DataFrame(rows, columns=CLAIM)
 
 
 # ------------------------------------------------------------------------------------- several kinds of unit resampled

@@ -36,7 +36,8 @@ def without(num_blocks: int, removed: Iterable[int]) -> tuple[int, ...]:
         twice = next(i for i in distinct if sum(r % num_blocks == i for r in removed) > 1)
         raise StudyError(f"block {twice} is to be removed twice: name each block once")
     if len(distinct) == num_blocks:
-        raise StudyError(f"all {num_blocks} blocks are to be removed: keep at least one")
+        what = f"all {num_blocks} blocks are" if num_blocks > 1 else "the model's only block is"
+        raise StudyError(f"{what} to be removed: keep at least one")
     return tuple(i for i in range(num_blocks) if i not in distinct)
 
 

@@ -16,10 +16,11 @@ from layer_redundancy.config.profiles import TaskBudget
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
+from layer_redundancy.core.wording import counted
 from layer_redundancy.data import task_files
 from layer_redundancy.evaluate import generative_tasks
 from layer_redundancy.evaluate.scoring import ChoiceTask
-from layer_redundancy.experiments import depth_curves, result_tables
+from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
 from layer_redundancy.study import Study
 
 Scores = Mapping[str, Mapping[str, np.ndarray]]
@@ -49,7 +50,7 @@ class Measured:
     """The dense model and two pruned ones on the benchmarks.
 
     Attributes:
-        methods: method -> variant, the dense model first.
+        methods: method -> variant, the dense model first; it alone where no block can be removed.
         num_removed: number of blocks that the pruned models lack.
         tasks: the multiple-choice benchmarks.
         results: measurement -> variant -> result, of the multiple-choice benchmarks.
@@ -78,6 +79,8 @@ class Measured:
 def measure(study: Study, limit: int | None = None) -> Measured:
     """Measures the dense model, Block Influence's and reverse order's removals on the profile's benchmarks.
 
+    Of a single block, which cannot be removed, the dense model alone.
+
     Args:
         study: the study of the model.
         limit: items of each benchmark, for a quick look; None for as many as the profile gives.
@@ -87,11 +90,12 @@ def measure(study: Study, limit: int | None = None) -> Measured:
     if limit is not None:
         chosen, written = (tuple(replace(one, limit=limit) for one in of) for of in (chosen, written))
     count = num_removed(study.identity.name, num, budget.ratio)
-    methods = {
-        "Dense": study.dense,
-        "ShortGPT": variants.without(num, study.order("block_influence")[:count]),
-        "reverse order": variants.without(num, study.order("reverse_order")[:count]),
-    }
+    few_blocks.say_if_single(study)
+    methods = {"Dense": study.dense}
+    if count:
+        few_blocks.say_what_shares_are(num, [9 / 32 if budget.ratio is None else budget.ratio])
+        methods["ShortGPT"] = variants.without(num, study.order("block_influence")[:count])
+        methods["reverse order"] = variants.without(num, study.order("reverse_order")[:count])
     tasks = [study.inputs.task(one) for one in chosen]
     results = study.sweep(list(methods.values()), tasks)
     generated = {task_files.task_name(one.name): study.generative_task(one, list(methods.values())) for one in written}
@@ -100,8 +104,12 @@ def measure(study: Study, limit: int | None = None) -> Measured:
 
 def note(study: Study, found: Measured, limit: int | None = None) -> str:
     """What is removed, in a caption."""
-    removed = ", ".join(map(str, variants.removed_blocks(study.num_blocks, found.methods["ShortGPT"])))
-    text = f"{found.num_removed} of {study.num_blocks} blocks removed; ShortGPT removes {removed}"
+    text = f"{found.num_removed} of {counted(study.num_blocks, 'block')} removed"
+    if found.num_removed:
+        removed = ", ".join(map(str, variants.removed_blocks(study.num_blocks, found.methods["ShortGPT"])))
+        text += f"; ShortGPT removes {removed}"
+    else:
+        text += ": the dense model alone"
     return text + (f". A quick look: {limit} items a benchmark" if limit else "")
 
 
@@ -190,11 +198,15 @@ def averages(scores: Scores, resamples: int, seed: int) -> pd.DataFrame:
         benchmark's items.
     """
     methods, means, draws = _drawn(scores, resamples, seed)
-    kept, kept_draws = 100 * means / means[0], 100 * draws / draws[:, :1]
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a model that gets nothing right, no share is kept
+        kept = np.where(means[0] > 0, 100 * means / means[0], np.nan)
+        kept_draws = np.where(draws[:, :1] > 0, 100 * draws / draws[:, :1], np.nan)
     rows = []
     for i, method in enumerate(methods):
         low, high = stats.percentile_interval(100 * draws[:, i])
-        kept_low, kept_high = stats.percentile_interval(kept_draws[:, i])
+        kept_low, kept_high = (
+            np.nanpercentile(kept_draws[:, i], stats.INTERVAL) if kept[i] == kept[i] else (np.nan,) * 2
+        )
         rows.append((method, 100 * means[i], low, high, kept[i], kept_low, kept_high))
     return pd.DataFrame(rows, columns=["method", "average", "low", "high", "kept", "kept_low", "kept_high"])
 
@@ -215,9 +227,12 @@ def claim(scores: Scores, pruned: str, rival: str, resamples: int, seed: int) ->
         rival: the method to beat.
 
     Returns:
-        statement, measured, threshold, holds, certainty (share of the bootstrap resamples in which it holds too).
+        statement, measured, threshold, holds, certainty (share of the bootstrap resamples in which it holds too). No
+        row where the two were not measured, or the dense model gets nothing right.
     """
     methods, means, draws = _drawn(scores, resamples, seed)
+    if not {pruned, rival} <= set(methods) or not means[0]:
+        return pd.DataFrame(columns=stats.CLAIM)
     a, b = methods.index(pruned), methods.index(rival)
     rows = [
         ("92 % of the dense model's average is kept", means[a] / means[0], KEPT, draws[:, a] >= KEPT * draws[:, 0]),
@@ -225,7 +240,7 @@ def claim(scores: Scores, pruned: str, rival: str, resamples: int, seed: int) ->
     ]
     return pd.DataFrame(
         [(name, x, y, x >= y if y == KEPT else x > y, held.mean()) for name, x, y, held in rows],
-        columns=["statement", "measured", "threshold", "holds", "certainty"],
+        columns=stats.CLAIM,
     )
 
 

@@ -18,7 +18,7 @@ from layer_redundancy.core import stats, variants
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.evaluate.scoring import Perplexity
-from layer_redundancy.experiments import depth_curves, result_tables
+from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.study import Study
@@ -161,8 +161,13 @@ def measure(study: Study) -> Measured:
     """The dense model, every rule at every depth, each healed where the profile says, and the dense model trained.
 
     What healed models gain only because they have seen such text, the dense one gains too.
+
+    Raises:
+        NotApplicable: the model has a single block.
     """
+    few_blocks.need_removable(study, "no run of blocks can go")
     budget, num = study.profile.budget(Budget), study.num_blocks
+    few_blocks.say_what_shares_are(num, [*budget.fractions, *depth_curves.RATIOS])
     ns, deep = counts(study)
     sums = study.activation_sums()
     chosen = runs(sums, ns)

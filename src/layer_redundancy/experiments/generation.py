@@ -33,7 +33,7 @@ from layer_redundancy.core.variants import Variant
 from layer_redundancy.data import task_files
 from layer_redundancy.evaluate import generate, generative_tasks
 from layer_redundancy.evaluate.generate import PromptLengths
-from layer_redundancy.experiments import result_tables
+from layer_redundancy.experiments import few_blocks, result_tables
 from layer_redundancy.study import Study
 
 logger = logging.getLogger(__name__)
@@ -99,8 +99,8 @@ class Measured:
 
     @property
     def shown(self) -> list[int]:
-        """Numbers of removed blocks that are looked at closely."""
-        return sorted({1, max(1, self.quarter // 2), self.quarter} & set(self.removals))
+        """Numbers of removed blocks that are looked at closely; none where none can be removed."""
+        return sorted({1, max(1, self.quarter // 2), self.quarter} & (set(self.removals) - {0}))
 
 
 def measure(study: Study, run_generated_code: bool = False) -> Measured:
@@ -111,6 +111,8 @@ def measure(study: Study, run_generated_code: bool = False) -> Measured:
         run_generated_code: without it benchmarks that run what the model writes are left out, in a line.
     """
     budget = study.profile.budget(Budget)
+    few_blocks.say_if_single(study)
+    few_blocks.say_what_shares_are(study.num_blocks, [0.25])
     order = study.order("block_influence")[: budget.max_removed]
     removals = dict(enumerate(variants.cumulative_removal(study.num_blocks, order)))
     continuations = study.continuations(list(removals.values()), budget.lengths)
@@ -125,7 +127,7 @@ def measure(study: Study, run_generated_code: bool = False) -> Measured:
         logger.info(f"the {study.profile.name} profile has no generative benchmark: agreement stands in for one")
     deepest = max(removals)
     at_quarter = min(quarter(study.num_blocks), deepest)
-    few = sorted({0, max(1, at_quarter // 2), at_quarter, deepest})
+    few = sorted({0, max(1, at_quarter // 2), at_quarter, deepest} & set(removals))
     choices = study.sweep([removals[n] for n in few])
     return Measured(removals, continuations, generated, few, choices)
 
@@ -360,6 +362,13 @@ def kept(
     return pd.DataFrame(rows)
 
 
+def kept_scores(known: Mapping[str, "Scored"], dense: Variant, resamples: int, seed: int) -> pd.DataFrame:
+    """`kept` on every score that the dense model does better than chance; without a row if there is none."""
+    parts = [kept(name, kind, of, dense, chance, resamples, seed) for name, (kind, of, chance) in known.items()]
+    columns = ["removed", "task", "kind", "score", "kept", "low", "high", "n", "chance"]
+    return pd.concat(parts) if parts else pd.DataFrame(columns=columns)
+
+
 def accumulation(
     results: Mapping[Variant, Result], dense: Variant, variant: Variant, resamples: int, seed: int
 ) -> pd.DataFrame:
@@ -486,8 +495,11 @@ def compared(kept: pd.DataFrame, model: str, removed: int, num_blocks: int) -> p
         removed: number of removed blocks, out of num_blocks.
 
     Returns:
-        model, removed (%), score, kind, kept (share of the dense model's score above chance), 95 %, n.
+        model, removed (%), score, kind, kept (share of the dense model's score above chance), 95 %, n. No row where
+        nothing was removed.
     """
+    if not removed:
+        return pd.DataFrame()
     table = paper_tables.table("table1").set_index(["method", "model"])
     rows = []
     for task, kind, chance in (("XSum", "generative", 0.0), ("MMLU", "multiple choice", 25.0)):
@@ -517,8 +529,10 @@ def claim(
         results: variant -> result, from `generate.run`.
         scores: the scores on which the dense model is better than chance.
         removals: number of removed blocks -> variant.
-        shown: numbers of removed blocks.
+        shown: numbers of removed blocks; where there is none, nothing is stated.
     """
+    if not shown:
+        return pd.DataFrame(columns=["removed", *stats.CLAIM], dtype=object)
     parts = []
     for a, (kind, mine, chance) in scores.items():
         for b, (other, theirs, other_chance) in scores.items():

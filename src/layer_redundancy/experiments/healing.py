@@ -15,7 +15,7 @@ from layer_redundancy.config.profiles import Recipe, TrainingBudget
 from layer_redundancy.core import paths, stats, variants
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable
 from layer_redundancy.core.store import Result
-from layer_redundancy.experiments import depth_curves, result_tables
+from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
 from layer_redundancy.inputs import first_blocks
 from layer_redundancy.measures import selections
 from layer_redundancy.models import surgery
@@ -111,8 +111,10 @@ def measure(study: Study) -> Measured:
     """Trains what the paper's recipe leaves in every way, and what every selection leaves in one.
 
     Raises:
-        NotApplicable: no recipe is possible.
+        NotApplicable: no recipe is possible, or the model has a single block.
     """
+    few_blocks.need_removable(study, "there is nothing to select, nor to heal")
+    few_blocks.say_what_shares_are(study.num_blocks, [study.profile.budget(Budget).ratio])
     removed = last_blocks(study)
     return Measured(removed, compared(study, removed), selected(study))
 

@@ -8,6 +8,8 @@ import pandas as pd
 
 from layer_redundancy.config import paper_tables
 from layer_redundancy.core import stats
+from layer_redundancy.core.wording import counted
+from layer_redundancy.experiments import few_blocks
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.study import Study
@@ -17,6 +19,8 @@ NOTEBOOK = "01_layer_importance"
 
 def measure(study: Study) -> ActivationSums:
     """One pass over the calibration text, from which every importance measure follows."""
+    few_blocks.say_if_single(study)
+    few_blocks.say_what_shares_are(study.num_blocks, [0.25])
     return study.activation_sums()
 
 
@@ -73,15 +77,46 @@ def order_agreement(sums: ActivationSums, measure: str, resamples: int, seed: in
     """A removal order's certainty in two numbers.
 
     Returns:
-        kendall: mean rank correlation of a resample's order with the whole text's (1 = the same); same_set: share of
-        resamples that remove the same `removed` blocks first.
+        kendall: mean rank correlation of a resample's order with the whole text's (1 = the same; NaN for fewer blocks
+        than `few_blocks.RANKED`); same_set: share of resamples that remove the same `removed` blocks first.
     """
     order = importance.removal_order(importance.scores(sums, measure), measure)
     orders = importance.removal_order(importance.bootstrap_scores(sums, measure, resamples, seed), measure)
     rank = importance.ranks(order)
-    kendall = np.mean(stats.kendall_taus(rank, importance.ranks(orders)))
+    ranked = few_blocks.can_be_ranked(sums.num_blocks)
+    kendall = np.mean(stats.kendall_taus(rank, importance.ranks(orders))) if ranked else np.nan
     same = np.mean([set(o[:removed]) == set(order[:removed]) for o in orders])
     return {"kendall": float(kendall), "same_set": float(same)}
+
+
+def agreement_note(sums: ActivationSums, measure: str, resamples: int, seed: int) -> str:
+    """How far the orders of resampled calibration texts agree with a removal order, in a line."""
+    num = sums.num_blocks
+    if num < 2:
+        return "left out: a single block has no order of removal"
+    count = max(1, num // 4)
+    again = order_agreement(sums, measure, resamples, seed, removed=count)
+    same = f"removes the same {counted(count, 'block')} first in {again['same_set']:.0%} of the resamples"
+    if not few_blocks.can_be_ranked(num):
+        return f"a resample's order {same}; {few_blocks.no_ranks(num)}"
+    return f"a resample's order agrees with this one by Kendall's tau {again['kendall']:.3f} on average; it {same}"
+
+
+def first_token_note(sums: ActivationSums, measure: str) -> str:
+    """How far a removal order agrees with that without each sequence's first token, in a line."""
+    num = sums.num_blocks
+    if num < 2:
+        return "left out: a single block has no order of removal"
+    count = max(1, num // 4)
+    with_sink, without = (
+        importance.removal_order(importance.scores(sums, measure, first), measure).tolist() for first in (True, False)
+    )
+    same = len(set(with_sink[:count]) & set(without[:count]))
+    tau = f"Kendall's tau {paper_tables.removal_overlap(with_sink, without, num)['kendall']:.3f}, "
+    return (
+        f"with and without each sequence's first token: {tau if few_blocks.can_be_ranked(num) else ''}"
+        f"{same} of the first {count} removed blocks are the same"
+    )
 
 
 def angular_grid(sums: ActivationSums, tokens: str = "last") -> pd.DataFrame:
@@ -99,8 +134,10 @@ def strategies(scores: pd.DataFrame, num_blocks: int, ratio: float) -> pd.DataFr
         ratio: share of blocks removed, 0 to 1; at least one block.
 
     Returns:
-        strategy, rule, source, and the blocks that go first, in order.
+        strategy, rule, source, and the blocks that go first, in order; no row for a single block, which cannot go.
     """
+    if num_blocks < 2:
+        return pd.DataFrame()
     count = max(1, round(ratio * num_blocks))
     rows: list[dict[str, Any]] = []
     for name, measure in importance.MEASURES.items():
@@ -125,9 +162,12 @@ def removed_layers(order: Sequence[int], reported: pd.DataFrame) -> pd.DataFrame
 
     Returns:
         A row for each of the paper's models: the blocks it removes; the same share of the measured order; the mean
-        relative depth of both (block / (blocks - 1); 0 = first block, 1 = last); and the difference.
+        relative depth of both (block / (blocks - 1); 0 = first block, 1 = last); and the difference. No row for a
+        single block, which cannot go.
     """
     num = len(order)
+    if num < 2:
+        return pd.DataFrame()
     theirs, ours, blocks = [], [], {}
     for row in reported.itertuples():
         count = max(1, round(len(row.removed_layers) / row.num_layers * num))
@@ -151,8 +191,10 @@ def removed_layers_by_place(order: Sequence[int], model: str, reported: pd.DataF
 
     Returns:
         place (1 = removed first), paper, measured, difference (block indices); `paper` is NaN for a model that table 4
-        lacks, of which the first quarter of the order is listed.
+        lacks, of which the first quarter of the order is listed. No row for a single block, which cannot go.
     """
+    if len(order) < 2:
+        return pd.DataFrame()
     row = reported[reported["model"] == paper_tables.known_model(model)]
     theirs = np.array(row["removed_layers"].iloc[0] if len(row) else [], dtype=float)
     ours = np.array(order[: len(theirs) or max(1, len(order) // 4)], dtype=float)

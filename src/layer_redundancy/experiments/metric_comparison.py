@@ -12,7 +12,7 @@ from layer_redundancy.core import stats
 from layer_redundancy.core.stats import Statement
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
-from layer_redundancy.experiments import depth_curves
+from layer_redundancy.experiments import depth_curves, few_blocks
 from layer_redundancy.experiments.depth_curves import RATIOS, at_ratio
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
@@ -61,7 +61,13 @@ class Measured:
 
 
 def measure(study: Study) -> Measured:
-    """Removes blocks in every measure's order, and in the greedy one, at the profile's depths."""
+    """Removes blocks in every measure's order, and in the greedy one, at the profile's depths.
+
+    Raises:
+        NotApplicable: the model has a single block.
+    """
+    few_blocks.need_removable(study, "measures have nothing to choose from")
+    few_blocks.say_what_shares_are(study.num_blocks, RATIOS)
     budget, num = study.profile.budget(Budget), study.num_blocks
     sums, greedy = study.activation_sums(), study.greedy_order()
     counts = depth_curves.depths(num, study.profile.depth_step)
@@ -89,7 +95,9 @@ def best_by_ratio(study: Study, found: Measured) -> pd.DataFrame:
 
 
 def agreement(study: Study, found: Measured) -> pd.DataFrame:
-    """Kendall's tau between all orders: a, b, tau."""
+    """Kendall's tau between all orders: a, b, tau; no row for fewer blocks than `few_blocks.RANKED`."""
+    if not few_blocks.can_be_ranked(study.num_blocks):
+        return pd.DataFrame(columns=["a", "b", "tau"])
     orders = {name: importance.removal_order(importance.scores(found.sums, name), name) for name in importance.MEASURES}
     return order_correlation(orders | {"greedy": found.greedy})
 
@@ -184,6 +192,8 @@ def best(
 ) -> pd.DataFrame:
     """The best measure at each of RATIOS and by the area up to half of the blocks, and how certain that is.
 
+    Ratios that are no block of a model of few are left out.
+
     Args:
         curves: measure -> (K, N); "greedy" is a reference and takes no part.
         removals: measure -> count -> variant, at the same depths.
@@ -197,7 +207,7 @@ def best(
     names = [name for name in curves if name != "greedy"]
     counts = list(next(iter(by_order.values())))
     rows = []
-    for ratio in (*RATIOS, None):
+    for ratio in (*(ratio for ratio in RATIOS if few_blocks.is_a_block(num_blocks, ratio)), None):
         if ratio is None:
             until = half(num_blocks)
             units = np.stack([area(curves[name], counts, until) for name in names], axis=1)

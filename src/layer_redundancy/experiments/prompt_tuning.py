@@ -2,6 +2,7 @@
 Heavy?, arXiv 2402.11700): the runs, what each gets right, what it costs, and the tables made of them."""
 
 import copy
+import logging
 import math
 import tempfile
 import time
@@ -22,6 +23,7 @@ from layer_redundancy.config.profiles import Recipe
 from layer_redundancy.core import devices, stats
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result
+from layer_redundancy.core.wording import counted
 from layer_redundancy.data import classification_sets
 from layer_redundancy.data.classification_sets import LabelledPrompts, PromptChoice
 from layer_redundancy.evaluate.amounts import Pass, Training, Work
@@ -29,6 +31,8 @@ from layer_redundancy.models import checkpoints, loading, surgery
 from layer_redundancy.study import Study
 from layer_redundancy.train import healing, training_loop
 from layer_redundancy.train import prompts as tuning
+
+logger = logging.getLogger(__name__)
 
 NOTEBOOK = "12_prompt_tuning"
 VERSION = 1  # raise it when a run means something else
@@ -143,6 +147,11 @@ def every_run(study: Study) -> list[Run]:
     """
     budget = budget_of(study)
     kept = depths(budget, study.num_blocks)
+    if len(kept) == 1:
+        logger.info(
+            f"the whole model of {counted(kept[0], 'block')} is tuned, and no part of it: the profile keeps "
+            f"{' or '.join(map(str, budget.kept))}"
+        )
     runs = [Run(name, UNTUNED, k, budget.seeds[0]) for k in kept for name in budget.datasets]
     return runs + [
         Run(name, method, k, seed)
@@ -226,7 +235,7 @@ def _no_result(items: int, run: Run) -> Result:
 
 def describe(run: Run) -> str:
     """A run in a message."""
-    return f"{run.dataset}, {run.method}, {_times(run.kept, 'block')}, seed {run.seed}"
+    return f"{run.dataset}, {run.method}, {counted(run.kept, 'block')}, seed {run.seed}"
 
 
 def _optimization(study: Study, run: Run, trained: str, examples: int) -> training_loop.Optimization:
@@ -530,6 +539,7 @@ def against_whole(accuracies: Accuracies, kept: Sequence[int]) -> pd.DataFrame:
         dataset, method, kept, accuracy, whole (accuracy of the whole model), difference (points of accuracy, 0 to 100),
         low, high (95 %, paired by item, over seeds and items).
     """
+    columns = ["dataset", "method", "kept", "accuracy", "whole", "difference", "low", "high"]
     whole, rows = accuracies.kept[-1], []
     for name in accuracies.names():
         for method in accuracies.tuned_methods():
@@ -541,7 +551,7 @@ def against_whole(accuracies: Accuracies, kept: Sequence[int]) -> pd.DataFrame:
                     | {"difference": 100 * (measured[0] - measured[1])}
                     | _ends(100 * draws)
                 )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def claim(study: Study, accuracies: Accuracies) -> pd.DataFrame:
@@ -569,9 +579,12 @@ def claim(study: Study, accuracies: Accuracies) -> pd.DataFrame:
             state(
                 f"{method}: {kept} of {whole} blocks are no worse than all of them", of[kept], of[whole], strictly=False
             )
-        state(f"{method}: 1 block beats the commonest label", of[accuracies.kept[0]], label)
-        state(f"{method}: 1 block beats counting words of the same shots", of[accuracies.kept[0]], words)
-        state(f"{method}: all {whole} blocks beat counting words of the same shots", of[whole], words)
+        few = accuracies.kept[0]
+        beat = f"{method}: {counted(few, 'block')} beat{'s' * (few == 1)}"
+        state(f"{beat} the commonest label", of[few], label)
+        state(f"{beat} counting words of the same shots", of[few], words)
+        if whole > few:
+            state(f"{method}: all {whole} blocks beat counting words of the same shots", of[whole], words)
     return pd.DataFrame(rows)
 
 
@@ -642,15 +655,11 @@ def note(study: Study) -> str:
         how += f" for all blocks and larger for fewer (by {'their factor' if budget.rate_power == 1 else 'a power'})"
     parts += [
         f"Prompt tuning: {budget.virtual_tokens} virtual tokens, learning rate {budget.prompt_rate:g}, "
-        f"{_times(budget.epochs[0], 'epoch')}",
-        f"Fine-tuning: {how}, {_times(budget.epochs[1], 'epoch')}",
+        f"{counted(budget.epochs[0], 'epoch')}",
+        f"Fine-tuning: {how}, {counted(budget.epochs[1], 'epoch')}",
         f"Batches of {budget.batch}, {len(budget.seeds)} seeds",
     ]
     return ". ".join(parts)
-
-
-def _times(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 INTERVALS = "Intervals: 95 %, bootstrap over seeds and test items"

@@ -10,7 +10,7 @@ from layer_redundancy.core import stats, variants
 from layer_redundancy.core.stats import Statement
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
-from layer_redundancy.experiments import depth_curves, result_tables
+from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
 from layer_redundancy.study import Study
 
 NOTEBOOK = "03_prune_ratio"
@@ -39,8 +39,11 @@ def measure(study: Study, by: str = "block_influence") -> Measured:
     """Removes blocks in the order of an importance measure until one is left.
 
     Raises:
+        NotApplicable: the model has a single block.
         StudyError: a measure that is not known, or not computed from activations or positions.
     """
+    few_blocks.need_removable(study, "there is no share of the blocks to remove")
+    few_blocks.say_what_shares_are(study.num_blocks, [0.25])
     order = study.order(by)
     removals = dict(enumerate(variants.cumulative_removal(study.num_blocks, order)))
     return Measured(order, removals, study.sweep(list(removals.values())))
@@ -130,7 +133,7 @@ def kept(accuracy: pd.DataFrame, num_blocks: int, reported: pd.DataFrame) -> pd.
         for task, part in accuracy.groupby("task", sort=False):
             part = part.set_index("count")
             chance, value, dense = part["chance"].iloc[0], part["accuracy"][k], part["accuracy"][0]
-            row[f"{task} kept, measured (%)"] = 100 * value / dense
+            row[f"{task} kept, measured (%)"] = 100 * value / dense if dense else np.nan
             row[f"{task}, above chance (%)"] = 100 * (value - chance) / (dense - chance) if dense > chance else np.nan
         rows.append(row)
     return pd.DataFrame(rows)
@@ -181,12 +184,15 @@ def ratio_claim(
         chance: task -> accuracy of guessing.
 
     Returns:
-        on (measurement), statement, measured, threshold, holds, certainty.
+        on (measurement), statement, measured, threshold, holds, certainty. No row for two blocks, of which one can go:
+        a single step has no steadiness, takes all of the fall, and is half of the blocks.
     """
     parts = []
     for name, curve in curves.items():
         steps = np.arange(len(curve))
         quarter = depth_curves.at_ratio(len(curve), 0.25)
+        if len(curve) < 3:
+            continue
 
         def statements(
             mean: np.ndarray, name: str = name, steps: np.ndarray = steps, quarter: int = quarter
@@ -208,4 +214,4 @@ def ratio_claim(
             ]
 
         parts.append(stats.claim(statements, curve.T, resamples, seed).assign(on=name.removeprefix("task/")))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*stats.CLAIM, "on"])

@@ -24,7 +24,7 @@ from layer_redundancy.core.stats import Statement
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
-from layer_redundancy.experiments import depth_curves, result_tables
+from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.models import checkpoints, quantize, surgery
@@ -132,18 +132,21 @@ def measure(study: Study, ready: str = "") -> Measured:
     own_ready = budget.ready if study.profile.is_own_model else ""
     study = reduced(study, budget)
     num = study.num_blocks
+    few_blocks.say_if_single(study)
+    if num > 1 and not few_blocks.can_be_ranked(num):
+        logger.info(few_blocks.no_ranks(num))
     # What is wrong with it shows before hours are spent.
     other = _opened_ready(study, ready or own_ready, must_be_there=bool(ready)) if ready or own_ready else None
     order = study.order(MEASURE)
     removals: dict[int, Variant] = {k: variants.without(num, order[:k]) for k in range(num)}
     k = removed_in_table(num)
-    few = [removals[0], removals[k]]
+    few = list(dict.fromkeys([removals[0], removals[k]]))
     found = [_measured(study, FULL, removals.values(), few, k)]
     for bits in budget.bits:
         logger.info(f"GPTQ, {bits} bits")
         scheme = Scheme(bits, "gptq")
         first: dict = {}
-        if bits in budget.pruned_first:
+        if k and bits in budget.pruned_first:
             pruned = study.quantized(scheme, removed=order[:k].tolist())
             of_dense = {name: of[pruned.dense] for name, of in pruned.sweep([pruned.dense], progress=False).items()}
             size = pruned.weight_bytes().of(pruned.dense), disk_bytes(pruned, pruned.dense)
@@ -311,7 +314,7 @@ def _rows(
     precisions: Sequence[Precision], removals: Mapping[int, Variant], k: int
 ) -> Iterator[tuple[Precision, str, Variant, dict[str, Result], int, int]]:
     for precision in precisions:
-        for setting, variant in (("dense", removals[0]), ("ShortGPT", removals[k])):
+        for setting, variant in (("dense", removals[0]), *([("ShortGPT", removals[k])] if k else [])):
             results = {name: of[variant] for name, of in precision.results.items()}
             yield precision, setting, variant, results, precision.weights.of(variant), precision.disk[variant]
         if precision.pruned_first:
@@ -394,8 +397,11 @@ def interaction(precisions: Sequence[Precision], removals: Mapping[int, Variant]
 
     Returns:
         weights, count (blocks removed), share (percent), pruning, quantization, sum, both (nats a token), interaction
-        (both minus sum) with its 95 % t interval, paired by block of text: low, high; and relative (of the sum).
+        (both minus sum) with its 95 % t interval, paired by block of text: low, high; and relative (of the sum). No row
+        where nothing can be removed.
     """
+    if len(removals) < 2:
+        return pd.DataFrame()
     full, *others = _complete(precisions, removals)
     rows = []
     for precision in others:
@@ -485,8 +491,11 @@ def order_after(
         weights, tau (Kendall's, with the full-precision order; 1: the same), low, high (95 % of the bootstrap
         resamples of the calibration text that all have, the same draws for all), removed (the first k), same (of them
         also removed first at full precision), perplexity by the full-precision order and by its own, difference (own
-        minus full precision's, nats a token) with its 95 % t interval.
+        minus full precision's, nats a token) with its 95 % t interval. Without tau for fewer blocks than
+        `few_blocks.RANKED`, and without a row where nothing can be removed.
     """
+    if not k:
+        return pd.DataFrame()
     measured = _with_sums(precisions)
     (full, _), *others = measured
     orders = {
@@ -519,7 +528,9 @@ def order_after(
                 "difference 95 %": "the same blocks" if precision.own == removals[k] else f"{low:.3f} to {high:.3f}",
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    ranked = few_blocks.can_be_ranked(len(removals[0]))
+    return table if ranked else table.drop(columns=["tau", "low", "high"], errors="ignore")
 
 
 def _tau(a: np.ndarray, b: np.ndarray) -> float:
@@ -533,8 +544,10 @@ def reported(precisions: Sequence[Precision], removals: Mapping[int, Variant], k
         source, weights, task, n, loss at full precision and loss when quantized (points of accuracy in percent), and
         their difference, the interaction (negative: removal costs the quantized model less), with the 95 % t interval
         over items, low, high. The paper's are from tables 1 and 2, which print no intervals and may differ in more than
-        the weights.
+        the weights. No row where nothing can be removed.
     """
+    if not k:
+        return pd.DataFrame()
     one, two = paper_tables.table("table1"), paper_tables.table("table2").set_index("setting")
     of_model = one[one["model"] == "Llama-2-7B"].set_index("method")["MMLU"]
     losses = of_model["Dense"] - of_model["ShortGPT"], two["mmlu"]["Baseline"] - two["mmlu"]["ShortGPT"]
@@ -577,11 +590,13 @@ def claim(precisions: Sequence[Precision], removals: Mapping[int, Variant], resa
     Returns:
         statement, measured (interaction, of the sum of the two damages), threshold, holds, certainty; at the ratios at
         which measures are compared elsewhere. An interaction as such is no failure: below zero the two cost less
-        together than their sum.
+        together than their sum. No row where nothing can be removed, or nothing was quantized.
     """
     full, *others = _complete(precisions, removals)
     num = len(removals[0])
     counts = list(dict.fromkeys(min(num - 1, depth_curves.at_ratio(num, ratio)) for ratio in depth_curves.RATIOS))
+    if num < 2 or not others:
+        return pd.DataFrame(columns=stats.CLAIM)
     chosen = [removals[count] for count in (0, *counts)]
     damages = [_damages(full, other, chosen) for other in others]
     values = np.stack([np.stack(parts, axis=1) for parts in damages], axis=1)  # (N, precisions, 3, 1 + counts)

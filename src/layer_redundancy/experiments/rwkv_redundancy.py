@@ -4,6 +4,7 @@ Perplexity a token cannot be compared between models that cut text into other to
 between models of other depths; bits a byte, at a share of the blocks, can.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +20,12 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.data.corpora import TokenBlocks
-from layer_redundancy.experiments import depth_curves, result_tables
+from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.study import Study
+
+logger = logging.getLogger(__name__)
 
 # Shares of the dense model's bits per byte: what "hardly costs anything" and "is of use" mean in the claims.
 CHEAP, USEFUL = 0.05, 0.25
@@ -139,9 +142,15 @@ def measure(study: Study, beside: str = "") -> Measured:
         beside: the model of the other kind; "" for the profile's.
 
     Raises:
+        NotApplicable: one of the two has a single block.
         StudyError: as `Study.of_model`; two models of the same kind.
     """
     recurrent, transformer = pair(study, beside)
+    for one in (recurrent, transformer):
+        few_blocks.need_removable(one, "removals from it cannot be compared with those from another model")
+        few_blocks.say_what_shares_are(one.num_blocks, depth_curves.RATIOS)
+        if not few_blocks.can_be_ranked(one.num_blocks):
+            logger.info(f"{one.identity.name}: {few_blocks.no_ranks(one.num_blocks)}")
     mine, other = _one_model(recurrent), _one_model(transformer)
     num = recurrent.num_blocks
     checked = [recurrent.dense, *list(mine.results["perplexity"])[1 : num + 1 : max(1, num // 3)]]
@@ -230,10 +239,13 @@ def summary(single: np.ndarray, dense: np.ndarray, by_influence: np.ndarray, cou
 
     Returns:
         For each block of text: the dense model's bits per byte; then, in the same unit above the dense model's, each of
-        the L single removals and the removals nearest to `curves.RATIOS`.
+        the L single removals and the removals nearest to `depth_curves.RATIOS` (NaN for a ratio that is no block).
     """
-    at = [list(counts).index(depth_curves.at_ratio(len(single), ratio)) for ratio in depth_curves.RATIOS]
-    return np.column_stack([dense, (single - dense).T, (by_influence[at] - dense).T])
+    num = len(single)
+    at = [list(counts).index(depth_curves.at_ratio(num, ratio)) for ratio in depth_curves.RATIOS]
+    ratios = by_influence[at] - dense
+    ratios[[not few_blocks.is_a_block(num, ratio) for ratio in depth_curves.RATIOS]] = np.nan
+    return np.column_stack([dense, (single - dense).T, ratios.T])
 
 
 def _figures(mean: np.ndarray) -> dict[str, float]:
@@ -277,7 +289,7 @@ def claim(recurrent: np.ndarray, transformer: np.ndarray, resamples: int, seed: 
         seed: seed of the resampling.
 
     Returns:
-        statement, measured, threshold, holds, certainty.
+        statement, measured, threshold, holds, certainty. Nothing is stated of a ratio that is no block of a model.
     """
     both = [
         [units.mean(0), *stats.bootstrap_means(units, resamples, s)]
@@ -285,7 +297,7 @@ def claim(recurrent: np.ndarray, transformer: np.ndarray, resamples: int, seed: 
     ]
     drawn = [_statements(_figures(a), _figures(b)) for a, b in zip(*both, strict=True)]
     rows = [(*row, np.mean([again[i][-1] for again in drawn[1:]])) for i, row in enumerate(drawn[0])]
-    return pd.DataFrame(rows, columns=["statement", "measured", "threshold", "holds", "certainty"])
+    return pd.DataFrame(rows, columns=stats.CLAIM)
 
 
 def _statements(recurrent: Mapping[str, float], transformer: Mapping[str, float]) -> list[stats.Statement]:
@@ -297,10 +309,13 @@ def _statements(recurrent: Mapping[str, float], transformer: Mapping[str, float]
     stated += [
         (f"{name}: a quarter by BI costs under {USEFUL:.0%}", of[quarter], 100 * USEFUL, of[quarter] < 100 * USEFUL)
         for name, of in (("without attention", recurrent), ("transformer", transformer))
+        if np.isfinite(of[quarter])
     ]
     for ratio in depth_curves.RATIOS:
         key = f"{ratio:.0%} removed, %"
         a, b = recurrent[key], transformer[key]
+        if np.isnan(a) or np.isnan(b):
+            continue
         stated.append(
             (f"{ratio:.0%} by BI costs no more without attention than in the transformer", a, b, bool(a <= b))
         )
@@ -328,14 +343,15 @@ def kept(accuracy: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
     by_influence = accuracy[accuracy["metric"] == "block_influence"]
     for (model, task), of in by_influence.groupby(["model", "task"], sort=False):
         of = of.set_index("count")
-        whole, quarter = of.loc[0], of.loc[(of["share"] - 100 * depth_curves.RATIOS[1]).abs().idxmin()]
+        far = (of["share"] - 100 * depth_curves.RATIOS[1]).abs()
+        whole, quarter = of.loc[0], of.loc[far[far.index > 0].idxmin()]
         room = whole["accuracy"] - whole["chance"]
         for now in (whole, quarter):
             above = 100 * (now["accuracy"] - now["chance"]) / room if whole["low"] > whole["chance"] else np.nan
             found = (
                 *(100 * now[["accuracy", "low", "high"]]),
                 now["n"],
-                100 * now["accuracy"] / whole["accuracy"],
+                100 * now["accuracy"] / whole["accuracy"] if whole["accuracy"] else np.nan,
                 above,
             )
             rows.append(("measured", model, task, now["share"], *found))
@@ -357,8 +373,11 @@ def agreement(
         seed: seed of the resampling.
 
     Returns:
-        measure, tau (Kendall's, between the measure's order and that of the costs; 1: the same), low, high (95 %).
+        measure, tau (Kendall's, between the measure's order and that of the costs; 1: the same), low, high (95 %). No
+        row for fewer blocks than `few_blocks.RANKED`.
     """
+    if not few_blocks.can_be_ranked(sums.num_blocks):
+        return pd.DataFrame(columns=["measure", "tau", "low", "high"])
     orders = {name: importance.removal_order(importance.scores(sums, name), name) for name in importance.MEASURES}
     damage = (single - dense[None]).T
     again = stats.bootstrap_means(damage, resamples, seed)
@@ -371,8 +390,11 @@ def agreement(
 
 
 def agreement_table(found: Measured) -> pd.DataFrame:
-    """`agreement` of both models side by side: measure, and tau, low, high of each."""
-    both = pd.concat([found.recurrent.agreement, found.transformer.agreement], ignore_index=True)
+    """`agreement` of both models side by side: measure, and tau, low, high of each that has enough blocks."""
+    parts = [one.agreement for one in (found.recurrent, found.transformer) if len(one.agreement)]
+    if not parts:
+        return pd.DataFrame()
+    both = pd.concat(parts, ignore_index=True)
     table = both.pivot(index="measure", columns="model", values=["tau", "low", "high"])  # noqa: PD010 - each cell once
     table = table.swaplevel(axis=1).loc[list(dict.fromkeys(both["measure"])), list(dict.fromkeys(both["model"]))]
     table.columns = [" ".join(column) for column in table.columns]

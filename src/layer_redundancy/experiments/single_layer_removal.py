@@ -10,7 +10,7 @@ from layer_redundancy.core import stats, variants
 from layer_redundancy.core.stats import Statement
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
-from layer_redundancy.experiments import result_tables
+from layer_redundancy.experiments import few_blocks, result_tables
 from layer_redundancy.study import Study
 
 NOTEBOOK = "02_single_layer_removal"
@@ -32,7 +32,12 @@ class Measured:
 
 
 def measure(study: Study) -> Measured:
-    """Measures the dense model and every single removal on perplexity and the profile's tasks."""
+    """Measures the dense model and every single removal on perplexity and the profile's tasks.
+
+    Raises:
+        NotApplicable: the model has a single block.
+    """
+    few_blocks.need_removable(study, "nothing to remove in turn")
     chosen = [study.dense, *variants.single_removal(study.num_blocks)]
     results = study.sweep(chosen)
     checked = tuple(chosen[:: max(1, len(chosen) // 3)])

@@ -15,7 +15,7 @@ from layer_redundancy.core.stats import Statement
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
-from layer_redundancy.experiments import result_tables
+from layer_redundancy.experiments import few_blocks, result_tables
 from layer_redundancy.inputs import first_blocks
 from layer_redundancy.models import checkpoints
 from layer_redundancy.study import Study
@@ -56,11 +56,11 @@ class Measured:
         perplexity: what the loss is measured on.
         block_size: number of weights of a block.
         head_size: number of weights that go with one query head.
-        set_size: number of heads that hold as many weights as a block.
+        set_size: number of heads that hold as many weights as a block; the model may have fewer.
         heads: (block, head) -> variant, single removals.
         everywhere: variants without the head of one id in all blocks, by head id.
-        sets: random sets of heads that hold a block's weights.
-        blocks: single removals of blocks.
+        sets: random sets of heads that hold a block's weights; none where the model has not so many heads.
+        blocks: single removals of blocks; none of a model with a single block.
         nll: perplexity result of each variant.
         tasks: task -> variant -> result, of the dense model and `everywhere`.
         single: "perplexity" or a task's name -> (block, head) -> results without it and of the dense model.
@@ -90,11 +90,18 @@ def measure(study: Study) -> Measured:
         raise NotApplicable(f"{study.identity.name} has no attention heads to remove")
     budget = study.profile.budget(Budget)
     block_size, head_size = checkpoints.block_weights(study.identity)
-    size = min(round(block_size / head_size), num * num_heads - 1)
+    size = round(block_size / head_size)
+    enough = size < num * num_heads
+    if not enough:
+        logger.info(
+            f"blocks and heads are not compared at equal weights: a block weighs as much as {size} heads, and the "
+            f"model has {num * num_heads}"
+        )
+    few_blocks.say_if_single(study)
     heads = variants.single_heads(num, num_heads, budget.block_step)
     everywhere = variants.head_everywhere(num, num_heads)
-    sets = variants.random_heads(num, num_heads, size, budget.random_sets, study.profile.seed)
-    blocks = variants.single_removal(num)
+    sets = variants.random_heads(num, num_heads, size, budget.random_sets, study.profile.seed) if enough else []
+    blocks = variants.single_removal(num) if num > 1 else []
     perplexity = Perplexity(first_blocks(study.evaluation, budget.evaluation_blocks, budget.block_length))
     nll = study.sweep([study.dense, *heads.values(), *everywhere, *sets, *blocks], [perplexity])[perplexity.name]
     tasks = study.sweep([study.dense, *everywhere], study.tasks)
@@ -123,6 +130,14 @@ def single_heads(study: Study, heads: Mapping[tuple[int, int], Variant], items: 
     return found
 
 
+def weights_note(found: Measured) -> str:
+    """How much heads weigh beside blocks, in a line."""
+    return (
+        f"a block holds {found.block_size:,} weights, a head {found.head_size:,}: {found.set_size} heads weigh as "
+        "much as a block"
+    )
+
+
 def heads_note(study: Study) -> str:
     """How many heads a block has, in a caption."""
     num_heads, shared = study.identity.num_attention_heads, study.identity.num_key_value_heads
@@ -134,6 +149,8 @@ def heads_note(study: Study) -> str:
 def claim(study: Study, found: Measured, pattern: pd.DataFrame) -> pd.DataFrame:
     """`width_claim`, and whether there is a pattern by head id; pattern from `variance_shares`."""
     table = width_claim(found, study.dense, study.profile.bootstrap_resamples, study.profile.seed)
+    if pattern.empty:
+        return table
     row = pattern.set_index("factor").loc["head id"]
     table.loc[len(table)] = (
         "no pattern by head id: p of its share of the differences",
@@ -209,8 +226,11 @@ def equal_weights(
 
     Returns:
         what (what is removed), damage (log-increase in nats a token); for single heads `size` times the damage, which
-        is what a block's weights in heads would cost if heads' damages added up.
+        is what a block's weights in heads would cost if heads' damages added up. No row where no block or no set of
+        heads was removed, since nothing is left to compare.
     """
+    if not (blocks and sets):
+        return pd.DataFrame(columns=["what", "damage"])
     base = result_tables.cost(results[dense]).mean()
 
     def damage(chosen: Sequence[Variant]) -> np.ndarray:
@@ -234,8 +254,11 @@ def variance_shares(single: pd.DataFrame, resamples: int, seed: int) -> pd.DataF
     Returns:
         factor ("block", "head id"), share (of the sum of squares of the ranks of damage, two-way without interaction),
         by_chance (mean share where ids are shuffled within each block; for blocks, where heads are shuffled over all),
-        p (share of the relabellings with at least as large a share: small where there is a pattern).
+        p (share of the relabellings with at least as large a share: small where there is a pattern). No row where
+        heads of one block alone were removed, or blocks have a single head: no pattern could show.
     """
+    if single["block"].nunique() < 2 or single["head"].nunique() < 2:
+        return pd.DataFrame(columns=["factor", "share", "by_chance", "p"])
     square = single.pivot(index="block", columns="head", values="change").to_numpy()  # noqa: PD010 - each cell once
     # Ranks are compared: a few heads cost a thousandfold.
     found = zip(("block", "head id"), stats.variance_shares(square, resamples, seed), strict=True)
@@ -244,7 +267,10 @@ def variance_shares(single: pd.DataFrame, resamples: int, seed: int) -> pd.DataF
 
 
 def width_claim(found: Measured, whole: Variant, resamples: int, seed: int) -> pd.DataFrame:
-    """ShortGPT 4.2: redundancy in width is high, and comparable to that in depth; columns of `stats.claim`."""
+    """ShortGPT 4.2: redundancy in width is high, and comparable to that in depth; columns of `stats.claim`.
+
+    Statements that compare the two are left out where no block or no set of heads was removed.
+    """
     blocks, sets, dense = found.blocks, found.sets, found.nll[whole]
     chosen = [*blocks, *sets, *found.heads.values()]
     values = np.stack([result_tables.cost(found.nll[v]) - result_tables.cost(dense) for v in chosen], axis=1)
@@ -252,11 +278,11 @@ def width_claim(found: Measured, whole: Variant, resamples: int, seed: int) -> p
     def statements(mean: np.ndarray) -> list[Statement]:
         block, drawn, head = np.split(mean, np.cumsum([len(blocks), len(sets)]))
         few = float(np.mean(head < np.log(1.01)))
+        stated = [("share of single heads that raise perplexity by less than 1 %", few, 0.5, few > 0.5)]
+        if not (blocks and sets):
+            return stated
         a, b = float(np.median(drawn)), float(np.median(block))
-        stated = [
-            ("share of single heads that raise perplexity by less than 1 %", few, 0.5, few > 0.5),
-            ("median damage of random heads of a block's weights, at most a block's", a, b, a <= b),
-        ]
+        stated.append(("median damage of random heads of a block's weights, at most a block's", a, b, a <= b))
         a, b = float(block.min()), float(drawn.min())
         stated.append(("the cheapest block costs less than the cheapest set of heads", a, b, a < b))
         return stated

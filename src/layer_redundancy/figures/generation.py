@@ -4,9 +4,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from layer_redundancy.figures.parts import band, band_handle, chance_line, choose_y_scale, interval
+from layer_redundancy.figures.parts import band, band_handle, chance_line, choose_y_scale, interval, whole_ticks
 from layer_redundancy.figures.style import BLACK, GREY, SERIES, VERMILLION, WIDTH, style_of, styled
 
 
@@ -45,7 +44,7 @@ def generation_by_position(curves: pd.DataFrame) -> Figure:
         panels[0, column].set_title(f"{depth} block{'' if depth == 1 else 's'} removed")
         together = curves[(curves["removed"] == depth) & (curves["reading"] == "not yet diverged")]["agreement"].sum()
         panels[1, column].set_title(f"{together:.1f} tokens before they part", size=9.5)
-        panels[1, column].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        whole_ticks(panels[1, column], curves["position"].round(), 6)
         panels[1, column].set_xlabel("position of the new token")
     panels[0, 0].set_ylabel("same token (share of prompts)")
     panels[1, 0].set_ylabel("all tokens the same so far\n(share of prompts)")
@@ -64,7 +63,7 @@ def generation_by_depth(values: pd.DataFrame, kept: pd.DataFrame, chance: float)
             ("teacher-forced", "own text", "free-running": agreement, 0 to 1; "repetition": share of repeated 4-grams;
             "perplexity": under the dense model), value, low, high (95 %), n (prompts).
         kept: one row a (removed, task): removed, task, kind ("generative" is drawn solid), kept (share of the dense
-            model's score above chance), low, high (95 %), n (items).
+            model's score above chance), low, high (95 %), n (items). Without a row its panel is left out.
         chance: agreement of continuations of different prompts.
     """
     figure, ((top, right), (left, bottom)) = plt.subplots(2, 2, figsize=(WIDTH, 7.0), layout="constrained")
@@ -92,8 +91,11 @@ def generation_by_depth(values: pd.DataFrame, kept: pd.DataFrame, chance: float)
             part["removed"] + 0.12 * (place - (len(names) - 1) / 2), part["kept"], yerr=reach, color=colour,
             ls=line, marker=marker, elinewidth=0.9, label=f"{label}, n={int(part['n'].iloc[0])}",
         )  # fmt: skip
-    right.axhline(0, color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, label="chance")
-    right.set_ylabel("score above chance kept (share)")
+    if names:
+        right.axhline(0, color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, label="chance")
+        right.set_ylabel("score above chance kept (share)")
+    else:
+        right.remove()
     draw(left, "repetition", "generated text", SERIES["free-running"])
     left.axhline(text["repetition"], color=BLACK, lw=1.2, ls=":", label="real text", gid="text")
     left.set_ylim(-0.02, max(0.2, 1.05 * values.loc[values["measure"] == "repetition", "high"].max()))
@@ -103,8 +105,8 @@ def generation_by_depth(values: pd.DataFrame, kept: pd.DataFrame, chance: float)
     choose_y_scale(bottom, [*values[values["measure"] == "perplexity"]["value"], text["perplexity"]], log=True)
     bottom.set_ylabel("dense model's perplexity, log scale")
     prompts = f"95 % interval, n={int(values['n'].iloc[0])} prompts"
-    for axes in (top, right, left, bottom):
-        axes.xaxis.set_major_locator(MaxNLocator(11, integer=True))
+    for axes in figure.axes:
+        whole_ticks(axes, values["removed"], 11)
         axes.set_xlabel("blocks removed by Block Influence")
         handles, labels = axes.get_legend_handles_labels()
         if axes is left:

@@ -46,12 +46,13 @@ def removal_order(
     Args:
         scores: one row a block: block, score (1 - cosine); optionally low, high (95 % interval).
         order: blocks, first removed first; blocks not in it get no label.
-        highlight: how many of the first removed are coloured; by default a quarter, about the paper's cut.
+        highlight: how many of the first removed are coloured; by default a quarter, about the paper's cut, at least
+            one, and never all.
         reported: blocks that the paper removes of the same model, ringed; none if it is not the paper's.
     """
     scores = scores.sort_values("block")
     blocks = scores["block"].to_numpy(int)
-    highlight = len(blocks) // 4 if highlight is None else highlight
+    highlight = min(len(blocks) - 1, max(1, len(blocks) // 4)) if highlight is None else highlight
     figure, axes = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
     colour, marker = style_of("block_influence")
     band(axes, scores, "block", GREY)

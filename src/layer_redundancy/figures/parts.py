@@ -55,11 +55,17 @@ def log_axis(axes: Axes, which: Literal["x", "y"], minor_size: float | None = 8)
         axes.tick_params(axis=which, which="minor", labelsize=minor_size)
 
 
+def whole_ticks(axes: Axes, values: Iterable[float], ticks: int, **options: Any) -> None:
+    """Ticks of an x axis at whole numbers only, also where there is a single one."""
+    fewest = min(2, len(set(values)))
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, min_n_ticks=fewest, **options))
+
+
 def block_axis(axes: Axes, blocks: Iterable[int], label: str = "block index (0 = first)", ticks: int = 21) -> None:
     """An x axis of whole blocks."""
     blocks = list(blocks)
     axes.set_xlim(min(blocks) - 0.7, max(blocks) + 0.7)
-    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, steps=[1, 2, 5, 10]))
+    whole_ticks(axes, blocks, ticks, steps=[1, 2, 5, 10])
     axes.set_xlabel(label)
 
 

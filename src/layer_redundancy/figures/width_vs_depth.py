@@ -8,9 +8,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import NullLocator, StrMethodFormatter
 
-from layer_redundancy.figures.parts import chance_handle, chance_line, choose_y_scale, heat_map, interval, legend_above
+from layer_redundancy.figures.parts import (
+    chance_handle,
+    chance_line,
+    choose_y_scale,
+    heat_map,
+    interval,
+    legend_above,
+    whole_ticks,
+)
 from layer_redundancy.figures.style import BLACK, BLUE, GREEN, GREY, VERMILLION, WIDTH, style_of, styled
 
 
@@ -33,7 +41,7 @@ def head_removal(single: pd.DataFrame, everywhere: pd.DataFrame) -> Figure:
         _heads_of_one_block(right, single[single["measurement"] == name])
     for axes in grid[-1]:
         axes.set_xlabel("head id")
-        axes.xaxis.set_major_locator(MaxNLocator(16, integer=True))
+        whole_ticks(axes, everywhere["head"], 16)
     handles = [
         Line2D([], [], color=BLACK, marker="o"),
         Line2D([], [], color=GREY, lw=1.6),

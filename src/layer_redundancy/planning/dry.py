@@ -277,6 +277,12 @@ class DryStudy(Study):
         key = self.key("pruned", 1, kept)
         return self._made(f"{self.identity.name} without {len(removed)} blocks", key, len(kept))
 
+    def written(self) -> "DryStudy":
+        if self.healing is None:
+            return self
+        self.training()  # done when it is written
+        return replace(self, healing=None)
+
     def _made(self, name: str, key: Key, blocks: int) -> "DryStudy":
         """A study of a model that is made of this one."""
         fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from layer_redundancy.core import variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.evaluate.scoring import Perplexity
-from layer_redundancy.experiments import depth_curves, result_tables
+from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
 from layer_redundancy.inputs import first_blocks
 from layer_redundancy.measures import importance
 from layer_redundancy.pruning.how_many import HowMany
 from layer_redundancy.study import Study
 
+_SINGLE = "{} has a single block, and at least one stays: there is nothing to remove"
 STEPS = 4  # numbers of removed blocks that are tried at a time while a loss is looked for
 
 
@@ -24,6 +25,8 @@ def removals(study: Study, by: str, counts: Sequence[int]) -> dict[int, tuple[in
         StudyError: unknown measure; a number that is negative, or that leaves no block.
     """
     num = study.num_blocks
+    if num == 1 and any(counts):
+        raise StudyError(_SINGLE.format(study.identity.name))
     for count in counts:
         if not 0 <= count < num:
             raise StudyError(f"{count} blocks cannot be removed: the model has {num}, so give 0 to {num - 1}")
@@ -39,13 +42,16 @@ def chosen(study: Study, by: str, how_many: HowMany) -> tuple[int, ...]:
     """The blocks to remove, first removed first.
 
     Raises:
-        StudyError: as `removals`; no block at all can go at so small a loss.
+        StudyError: as `removals`; no block at all can go, or none at so small a loss.
     """
     num = study.num_blocks
+    if num == 1:
+        raise StudyError(_SINGLE.format(study.identity.name))
     if how_many.max_loss is not None:
         return _within(study, by, how_many.max_loss)
     count = how_many.remove
     if how_many.ratio is not None:
+        few_blocks.say_what_shares_are(num, [how_many.ratio])
         count = min(num - 1, depth_curves.at_ratio(num, how_many.ratio))
     assert count is not None, "HowMany lets one of the three be given"
     if count == 0:

@@ -43,10 +43,13 @@ def certainty(study: Study, by: str) -> str:
     """How often another calibration text would have removed the same quarter of the blocks, in a sentence."""
     if not isinstance(registry.REGISTRY[by].kind, registry.Activations):
         return "not known: this measure's order has no resamples"
+    if study.num_blocks < 2:
+        return "nothing to ask: a single block has no order of removal"
     quarter = max(1, study.num_blocks // 4)
     resamples, seed = study.profile.bootstrap_resamples, study.profile.seed
     same = layer_importance.order_agreement(study.activation_sums(), by, resamples, seed, quarter)["same_set"]
-    return f"the same {quarter} blocks go first in {same:.0%} of {resamples} resamples of the calibration text"
+    go = "block goes" if quarter == 1 else f"{quarter} blocks go"
+    return f"the same {go} first in {same:.0%} of {resamples} resamples of the calibration text"
 
 
 def sweep(study: Study, by: str, counts: Sequence[int]) -> pd.DataFrame:

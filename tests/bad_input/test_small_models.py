@@ -1,0 +1,512 @@
+"""Models of one, two and three blocks, and budgets at their least: what does not apply is left out in a line."""
+
+import ast
+import json
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import notebook_cells
+from layer_redundancy.config import paper_tables, profiles
+from layer_redundancy.config.sources import Amount
+from layer_redundancy.core import paths, variants
+from layer_redundancy.core.errors import NotApplicable
+from layer_redundancy.data import corpora
+from layer_redundancy.evaluate.amounts import Quantization, Training
+from layer_redundancy.experiments import (
+    benchmarks,
+    block_pruning,
+    generation,
+    healing,
+    layer_importance,
+    metric_comparison,
+    prompt_tuning,
+    prune_ratio,
+    quantization,
+    registry,
+    result_tables,
+    rwkv_redundancy,
+    single_layer_removal,
+    width_vs_depth,
+)
+from layer_redundancy.figures import generation as draw_generation
+from layer_redundancy.figures import layer_importance as draw_importance
+from layer_redundancy.figures import width_vs_depth as draw_width
+from layer_redundancy.planning.dry import Ledger
+from layer_redundancy.planning.planner import Planner
+from layer_redundancy.pruning import checkpoint as pruned_checkpoint
+from layer_redundancy.pruning import choosing, effects
+from layer_redundancy.pruning.how_many import HowMany
+from layer_redundancy.study import Study
+from made_up import checkpoint, nll_result, sums, task_result
+from one_line import refusal
+
+SINGLE = "has a single block, and at least one stays"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Gives the folder of a tiny model of so many blocks."""
+    made = {}
+
+    def of(blocks):
+        if blocks not in made:
+            made[blocks] = checkpoint(tmp_path_factory.mktemp("model") / str(blocks), blocks=blocks)
+        return made[blocks]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def study(folder, tmp_path_factory):
+    """Gives the study of a tiny model of so many blocks on the smoke profile, always the same."""
+    opened, store = {}, tmp_path_factory.mktemp("store") / "store.sqlite"
+
+    def of(blocks):
+        if blocks not in opened:
+            opened[blocks] = Study.open("smoke", str(folder(blocks)), store=store)
+        return opened[blocks]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def plan(folder):
+    """Gives the dry study of a tiny model of so many blocks on the smoke profile: shapes as of a run, in no time."""
+    opened = {}
+
+    def of(blocks):
+        if blocks not in opened:
+            profile = profiles.get("smoke", model=str(folder(blocks)))
+            planner = Planner(profile, count=lambda model, budget: Amount(8, 32, 900, 500, 32))
+            opened[blocks] = planner.study(profile.model)
+        return opened[blocks]
+
+    return of
+
+
+# ------------------------------------------------------------------------------------------- notebooks left out whole
+
+
+LEFT_OUT = {
+    "02": "nothing to remove in turn",
+    "03": "there is no share of the blocks to remove",
+    "04": "measures have nothing to choose from",
+    "06": "cannot be compared",
+    "10": "no run of blocks can go",
+    "11": "nothing to select, nor to heal",
+}
+
+
+@pytest.mark.parametrize("kind", ["run", "planned"])
+@pytest.mark.parametrize("number", LEFT_OUT)
+def test_a_notebook_of_which_nothing_applies_to_a_single_block_says_why(study, plan, number, kind):
+    one = study(1) if kind == "run" else plan(1)
+    with pytest.raises(NotApplicable):
+        registry.by_number(number).measure(one)
+    line = refusal(lambda: registry.by_number(number).measure(one))
+    assert SINGLE in line and LEFT_OUT[number] in line
+    assert "stack" not in vars(one), "not loaded for it"
+
+
+# --------------------------------------------------------------------------------------------- what the others remark
+
+
+@pytest.mark.parametrize(
+    "number, blocks, said",
+    [
+        pytest.param("01", 1, [SINGLE], id="01 on one block removes nothing"),
+        pytest.param("01", 2, ["of 2 blocks, 25 % come to none", "which is 50 %"], id="01: a quarter of two is none"),
+        pytest.param("01", 3, [], id="01 on three blocks has nothing to remark"),
+        pytest.param("03", 2, ["25 % come to none"], id="03: a quarter of two is none"),
+        pytest.param("03", 3, [], id="03 on three blocks has nothing to remark"),
+        pytest.param("04", 2, ["10 % and 25 % come to none"], id="04: a tenth and a quarter of two are none"),
+        pytest.param("04", 3, ["10 % come to none", "which is 33.3 %"], id="04: a tenth of three is none"),
+        pytest.param("05", 1, [SINGLE, "not compared at equal weights"], id="05 on one block removes heads alone"),
+        pytest.param("05", 2, ["not compared at equal weights"], id="05: a block outweighs all heads of two"),
+        pytest.param("06", 2, ["rank correlations of orders of 2 blocks are left out"], id="06: two have no ranks"),
+        pytest.param("06", 3, ["10 % come to none"], id="06: a tenth of three is none"),
+        pytest.param("07", 1, [SINGLE], id="07 on one block quantizes alone"),
+        pytest.param("07", 2, ["rank correlations of orders of 2 blocks are left out"], id="07: two have no ranks"),
+        pytest.param("07", 3, [], id="07 on three blocks has nothing to remark"),
+        pytest.param("08", 1, [SINGLE], id="08 on one block scores the dense model"),
+        pytest.param("08", 2, [], id="08: the paper's share of two is one"),
+        pytest.param("09", 1, [SINGLE], id="09 on one block lets the dense model write"),
+        pytest.param("09", 2, ["25 % come to none"], id="09: a quarter of two is none"),
+        pytest.param("10", 2, ["10 % and 25 % come to none"], id="10: a tenth and a quarter of two are none"),
+        pytest.param("11", 2, ["25 % come to none"], id="11: a quarter of two is none"),
+        pytest.param("11", 3, [], id="11 on three blocks has nothing to remark"),
+        pytest.param("12", 1, ["the whole model of 1 block is tuned, and no part of it"], id="12 on one tunes all"),
+        pytest.param("12", 2, [], id="12 on two blocks has nothing to remark"),
+    ],
+)
+def test_what_a_small_model_cannot_tell_is_said(plan, remarks, number, blocks, said):
+    registry.by_number(number).measure(plan(blocks))
+    lines = remarks()
+    assert all(words in lines for words in said), lines
+    if not said:
+        assert not any(words in lines for words in ("come to none", "single block", "left out:", "no part")), lines
+
+
+# ------------------------------------------------------------------------------------------------ what tables then hold
+
+
+def strategies(study):
+    scores = layer_importance.importance_scores(sums(num_blocks=study.num_blocks), 20, 0)
+    return layer_importance.strategies(scores, study.num_blocks, 0.25)
+
+
+def table4(study):
+    order = study.order()
+    both = layer_importance.removed_layers(order, paper_tables.table("table4"))
+    assert len(layer_importance.removed_layers_by_place(order, "mine", paper_tables.table("table4"))) == (
+        study.num_blocks > 1
+    )
+    return both
+
+
+def single_claim(study):
+    return single_layer_removal.claim(study, single_layer_removal.measure(study))
+
+
+def ratio_claim(study):
+    found = prune_ratio.measure(study)
+    return prune_ratio.claim(study, found, prune_ratio.accuracy(study, found))
+
+
+def best(study):
+    return metric_comparison.best_by_ratio(study, metric_comparison.measure(study))
+
+
+def rank_correlation(study):
+    return metric_comparison.agreement(study, metric_comparison.measure(study))
+
+
+def equal_weights(study):
+    found = width_vs_depth.measure(study)
+    heads = list(found.heads.values())
+    return width_vs_depth.equal_weights(found.nll, found.blocks, found.sets, heads, study.dense, found.set_size)
+
+
+def pattern(study):
+    changes = width_vs_depth.changes(width_vs_depth.measure(study).single)
+    return width_vs_depth.variance_shares(changes[changes.measurement == "perplexity"], 20, 0)
+
+
+def width_claim(study):
+    return width_vs_depth.claim(study, width_vs_depth.measure(study), pattern(study))
+
+
+def methods(study):
+    return benchmarks.averages(benchmarks.measure(study).scores(), 20, 0)
+
+
+def benchmark_claim(study):
+    return benchmarks.claim(benchmarks.measure(study).scores(), "ShortGPT", "reverse order", 20, 0)
+
+
+def generation_claim(study):
+    found = generation.measure(study)
+    known = generation.known(generation.scores(study, found), found.dense)
+    return generation.claim(found.continuations, known, found.dense, found.removals, found.shown, 20, 0)
+
+
+def generation_compared(study):
+    found = generation.measure(study)
+    known = generation.known(generation.scores(study, found), found.dense)
+    kept = generation.kept_scores(known, found.dense, 20, 0)
+    return generation.compared(kept, "mine", found.quarter, study.num_blocks)
+
+
+@pytest.mark.parametrize(
+    "table, blocks, rows",
+    [
+        pytest.param(strategies, 1, 0, id="01: no strategy removes a single block"),
+        pytest.param(strategies, 2, 6, id="01: each strategy names the one of two that goes"),
+        pytest.param(table4, 1, 0, id="01: a single block has no depth to compare"),
+        pytest.param(table4, 2, 4, id="01: two blocks are compared with the paper's models"),
+        pytest.param(single_claim, 2, 0, id="02: two blocks have no inner one"),
+        pytest.param(single_claim, 3, 3, id="02: three blocks have one between first and last"),
+        pytest.param(ratio_claim, 2, 0, id="03: a single step has no steadiness"),
+        pytest.param(ratio_claim, 3, 1, id="03: two steps have"),
+        pytest.param(best, 2, 4, id="04: of two blocks a half, and the area up to it"),
+        pytest.param(best, 3, 6, id="04: of three a quarter too, but no tenth"),
+        pytest.param(rank_correlation, 2, 0, id="04: orders of two have no rank correlation"),
+        pytest.param(rank_correlation, 3, 49, id="04: orders of three have"),
+        pytest.param(equal_weights, 1, 0, id="05: heads are not compared with a block that stays"),
+        pytest.param(equal_weights, 2, 0, id="05: no set of heads weighs as much as one of two blocks"),
+        pytest.param(pattern, 1, 0, id="05: heads of one block show no pattern"),
+        pytest.param(width_claim, 1, 1, id="05: of one block single heads alone are judged"),
+        pytest.param(width_claim, 2, 1, id="05: of two blocks too, where no heads weigh as much"),
+        pytest.param(methods, 1, 1, id="08: of one block the dense model alone is scored"),
+        pytest.param(methods, 2, 3, id="08: of two blocks the pruned ones too"),
+        pytest.param(benchmark_claim, 1, 0, id="08: nothing is claimed of a model from which nothing goes"),
+        pytest.param(generation_claim, 1, 0, id="09: nothing is claimed where the dense model writes alone"),
+        pytest.param(generation_compared, 1, 0, id="09: nothing removed is not compared with the paper's quarter"),
+    ],
+)
+def test_tables_hold_what_applies_and_no_more(plan, table, blocks, rows):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of divisions by zero, and of statistics of too few
+        found = table(plan(blocks))
+    assert len(found) == rows, found
+    for column in set(found) & {
+        "value",
+        "tau",
+        "area",
+        "measured",
+        "damage",
+        "share",
+        "average",
+        "mean depth, measured",
+    }:
+        assert np.isfinite(found[column].astype(float)).all(), found
+
+
+@pytest.mark.parametrize(
+    "blocks, words",
+    [
+        (1, "left out: a single block has no order"),
+        (2, "rank correlations of orders of 2 blocks"),
+        (3, "Kendall's tau"),
+    ],
+)
+def test_how_certain_an_order_is_is_said_of_three_blocks_or_more(blocks, words):
+    assert words in layer_importance.agreement_note(sums(num_blocks=blocks), "block_influence", 20, 0)
+    note = layer_importance.first_token_note(sums(num_blocks=blocks), "block_influence")
+    assert "nan" not in note and ("tau" in note) == (blocks > 2)
+
+
+def precisions(plan, blocks):
+    found = quantization.measure(plan(blocks))
+    return found.precisions, found.removals, found.k
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_quantization_without_a_block_that_can_go_stands_alone(plan, blocks):
+    of, removals, k = precisions(plan, blocks)
+    table = quantization.table(of, removals, k)
+    settings = set(table[table.source == "measured"].setting)
+    assert settings == ({"dense"} if blocks == 1 else {"dense", "ShortGPT", "removed first"})
+    assert k == (blocks > 1) and all(len(variant) for one in of for variant in one.results["perplexity"])
+    others = [
+        quantization.reported(of, removals, k),
+        quantization.interaction(of, removals),
+        quantization.order_of_steps(of, removals, k),
+        quantization.claim(of, removals, 20, 0),
+        after := quantization.order_after(of, removals, k, 20, 0),
+    ]
+    assert all(one.empty == (blocks == 1) for one in others)
+    assert ("tau" in after) == (blocks == 3)
+
+
+@pytest.mark.parametrize("blocks, ratios, statements", [(1, 0, 3), (2, 1, 4), (3, 2, 6), (6, 3, 7)])
+def test_two_models_are_compared_at_ratios_that_are_blocks_of_both(blocks, ratios, statements):
+    rng = np.random.default_rng(0)
+    counts = sorted({0, 1, *range(blocks), blocks // 2})
+    few, many = (
+        rwkv_redundancy.summary(rng.uniform(2, 3, (n, 4)), np.ones(4), rng.uniform(2, 3, (12, 4)), ks)
+        for n, ks in ((blocks, counts), (12, range(12)))
+    )
+    assert np.isfinite(few[0, -3:]).sum() == ratios
+    found = rwkv_redundancy.claim(many, few, 20, 0)
+    assert len(found) == statements and found.measured.notna().all() and found.threshold.notna().all()
+
+
+def test_what_a_quarter_leaves_is_not_the_whole_model():
+    """Of two blocks, none and half of them are equally far from a quarter."""
+    part = {"model": "mine", "task": "t", "metric": "block_influence", "low": 0.0, "high": 1.0, "n": 4, "chance": 0.25}
+    accuracy = pd.DataFrame([part | {"count": k, "share": 50.0 * k, "accuracy": 0.5 - 0.5 * k} for k in (0, 1)])
+    found = rwkv_redundancy.kept(accuracy, paper_tables.table("rwkv"))
+    assert list(found[found.source == "measured"].removed) == [0.0, 50.0]
+    zero = rwkv_redundancy.kept(accuracy.assign(accuracy=0.0), paper_tables.table("rwkv"))
+    assert zero[zero.source == "measured"].kept.isna().all(), "no share is kept of nothing"
+
+
+@pytest.mark.parametrize("blocks, deep", [(2, [1]), (3, [1]), (6, [2])], ids=["two", "three", "six"])
+def test_runs_of_blocks_leave_at_least_one(plan, blocks, deep):
+    ns, healed = block_pruning.counts(plan(blocks))
+    assert healed == deep and max(ns) == blocks - 1
+    chosen = block_pruning.runs(sums(num_blocks=blocks), ns)
+    assert all(len(variant) == blocks - n for of in chosen.values() for n, variant in of.items())
+    assert len(block_pruning.best_starts(sums(num_blocks=blocks), 20, 0)) == blocks - 1
+    assert healing.last_blocks(plan(blocks))[-1] == blocks - 1
+
+
+@pytest.mark.parametrize("depths, per_method", [([1], 2), ([2], 2), ([1, 2], 4), ([1, 2, 3], 5)], ids=str)
+def test_parts_of_a_model_are_judged_against_the_whole_where_there_are_any(plan, depths, per_method):
+    run = prompt_tuning.Run
+    results = {
+        run(name, method, kept, 0): task_result([1, 0, 1, 0, 1, 0, 1, 1])
+        for name in ("movie_reviews", "amazon_reviews")
+        for method in (prompt_tuning.PROMPTS, prompt_tuning.WEIGHTS)
+        for kept in depths
+    }
+    for result in results.values():
+        result.arrays["correct"] = result.arrays["acc"].astype(bool)
+    accuracies = prompt_tuning.Accuracies(results, 20, 0)
+    claim = prompt_tuning.claim(plan(3), accuracies)
+    assert len(claim) == 2 * per_method
+    assert claim.statement.str.contains("1 block beats" if depths[0] == 1 else "2 blocks beat").any()
+    compared = prompt_tuning.against_whole(accuracies, depths[:-1])
+    assert len(compared) == 2 * 3 * (len(depths) - 1) and "difference" in compared
+    assert (prompt_tuning.beside_paper(plan(3), accuracies).source == "measured").any() == (len(depths) > 1)
+
+
+# ----------------------------------------------------------------------------------------------------------- figures
+
+
+@pytest.mark.parametrize("blocks, coloured", [(1, 0), (2, 1), (3, 1), (4, 1), (8, 2)], ids=str)
+def test_a_quarter_is_coloured_but_never_all(blocks, coloured):
+    scores = pd.DataFrame({"block": range(blocks), "score": np.linspace(0.1, 0.2, blocks)})
+    axes = draw_importance.removal_order(scores, list(range(blocks))).axes[0]
+    labels = axes.get_legend_handles_labels()[1]
+    assert (f"the {coloured} removed first" in labels) == bool(coloured)
+    axes.figure.draw_without_rendering()
+    assert all(tick == round(tick) for tick in axes.get_xticks()), "no half of a block"
+
+
+def test_a_single_head_has_a_whole_number():
+    single = pd.DataFrame({"block": [0], "head": [0], "measurement": "perplexity", "change": [0.1], "n": 3})
+    everywhere = pd.DataFrame(
+        {"head": [0], "measurement": "perplexity", "value": 9.0, "low": 8.0, "high": 10.0, "dense": 8.5, "n": 3}
+    )
+    figure = draw_width.head_removal(single, everywhere.assign(chance=np.nan))
+    figure.draw_without_rendering()
+    assert all(tick == round(tick) for axes in figure.axes for tick in axes.get_xticks())
+
+
+def test_scores_that_are_all_at_chance_leave_no_empty_panel():
+    values = pd.DataFrame(
+        [
+            {"removed": removed, "measure": measure, "value": value, "low": value, "high": value, "n": 1}
+            for removed in (0, np.nan)
+            for measure, value in (
+                ("free-running", 1.0), ("teacher-forced", 1.0), ("own text", 1.0), ("repetition", 0.0),
+                ("perplexity", 2.0),
+            )
+        ]
+    )  # fmt: skip
+    kept = generation.kept_scores({}, (0,), 20, 0)
+    assert kept.empty and len(draw_generation.generation_by_depth(values, kept, np.nan).axes) == 3
+
+
+# ------------------------------------------------------------------------------------------------------ the command
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(lambda one: choosing.chosen(one, "block_influence", HowMany(remove=1)), id="one of one"),
+        pytest.param(lambda one: choosing.chosen(one, "block_influence", HowMany(ratio=0.5)), id="half of one"),
+        pytest.param(lambda one: choosing.chosen(one, "block_influence", HowMany(max_loss=9.0)), id="any loss"),
+        pytest.param(lambda one: choosing.chosen(one, "greedy", HowMany(remove=0)), id="none of one"),
+        pytest.param(lambda one: choosing.chosen(one, "angular_distance", HowMany(remove=1)), id="a run of one"),
+        pytest.param(lambda one: effects.sweep(one, "block_influence", [0, 1]), id="a sweep of one"),
+    ],
+)
+def test_a_single_block_is_never_removed(study, ask):
+    assert "nothing to remove" in refusal(lambda: ask(study(1)))
+
+
+@pytest.mark.parametrize(
+    "ask, words",
+    [
+        pytest.param(lambda one: choosing.chosen(one, "sequential", HowMany(remove=2)), "give 0 to 1", id="two of two"),
+        pytest.param(
+            lambda one: choosing.chosen(one, "sequential", HowMany(remove=0)), "give 1 to 1", id="none of two"
+        ),
+        pytest.param(lambda one: choosing.chosen(one, "sequential", HowMany(remove=-1)), "give 0 to 1", id="minus one"),
+        pytest.param(lambda one: variants.single_removal(1), "only block", id="each of one in turn"),
+        pytest.param(lambda one: variants.without(2, [0, 1]), "all 2 blocks", id="both of two"),
+    ],
+)
+def test_at_least_one_of_two_blocks_stays(study, ask, words):
+    assert words in refusal(lambda: ask(study(2)))
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.3, 0.5, 0.99])
+def test_any_share_of_two_blocks_is_one_of_them(study, remarks, ratio):
+    assert choosing.chosen(study(2), "reverse_order", HowMany(ratio=ratio)) == (1,)
+    assert ("come to none" in remarks()) == (ratio <= 0.25)
+
+
+@pytest.mark.parametrize("blocks, words", [(1, "no order of removal"), (2, "the same block goes first")], ids=str)
+def test_ranks_of_few_blocks_are_given(study, blocks, words):
+    assert list(effects.ranking(study(blocks), "block_influence")["rank"]) == list(range(1, blocks + 1))
+    assert words in effects.certainty(study(blocks), "block_influence")
+
+
+def test_a_dry_run_counts_a_model_that_is_healed_and_then_quantized(plan):
+    one = replace(plan(2), ledger=Ledger())
+    order = pruned_checkpoint.ordered(one, "reverse_order", HowMany(remove=1), "lora", 4)
+    pruned_checkpoint.measured(one, order)
+    assert len(one.ledger.of(Training)) == len(one.ledger.of(Quantization)) == 1
+
+
+# --------------------------------------------------------------------------------------- one item, one block of text
+
+
+ALIKE = {"t": {name: np.zeros(3) for name in ("Dense", "ShortGPT", "reverse order")}}
+
+
+@pytest.mark.parametrize(
+    "table, column",
+    [
+        pytest.param(lambda: benchmarks.averages(ALIKE, 1, 0), "kept", id="benchmarks of which nothing is right"),
+        pytest.param(
+            lambda: prune_ratio.kept(
+                pd.DataFrame(
+                    {"task": "t", "count": [0, 1], "accuracy": 0.0, "chance": 0.25, "low": 0.0, "high": 0.5, "n": 1}
+                ),
+                2,
+                paper_tables.mmlu_by_ratio(),
+            ),
+            "t kept, measured (%)",
+            id="a dense model that gets nothing right",
+        ),
+    ],
+)
+def test_no_share_is_kept_of_nothing(table, column):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert table()[column].isna().all()
+
+
+def test_nothing_is_claimed_of_benchmarks_of_which_nothing_is_right():
+    assert benchmarks.claim(ALIKE, "ShortGPT", "reverse order", 1, 0).empty
+
+
+def test_one_block_of_text_has_a_perplexity_and_no_interval():
+    found = result_tables.perplexity({(0, 1): nll_result([2]), (1,): nll_result([3])}, (0, 1))[0]
+    assert found.perplexity.to_numpy() == pytest.approx(np.exp([2, 3])) and found.low.isna().all()
+
+
+# ------------------------------------------------------------------------------------------------------ the notebooks
+
+
+@pytest.mark.parametrize("notebook", sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")))
+def test_every_assert_of_a_notebook_says_what_was_expected_and_what_was_found(notebook):
+    cells = json.loads((paths.NOTEBOOKS / f"{notebook}.ipynb").read_text())["cells"]
+    trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
+    found = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    assert found, "a notebook checks what it shows"
+    for one in found:
+        message = ast.unparse(one.msg) if one.msg else ""
+        assert "expected" in message and "found" in message, ast.unparse(one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["07_quantization", "09_generation"])
+def test_a_notebook_runs_on_a_single_block(folder, tmp_path, name):
+    cache = tmp_path / "root" / "data" / "cache"
+    cache.mkdir(parents=True)
+    corpora.articles("wikipedia", "evaluation")  # so that they are in the cache and not prepared for each test
+    for path in paths.CACHE.iterdir():
+        (cache / path.name).symlink_to(path)
+    code, said = notebook_cells.run(name, tmp_path / "root", profile="smoke", model=str(folder(1)))
+    assert code == 0 and SINGLE in said, said
+    assert "Warning" not in said, said

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from layer_redundancy.core import variants
+from layer_redundancy.core.arguments import listed, whole
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.evaluate.scoring import Perplexity
 from layer_redundancy.experiments import depth_curves, result_tables
@@ -23,9 +24,9 @@ def removals(study: Study, by: str, counts: Sequence[int]) -> dict[int, tuple[in
     Raises:
         StudyError: unknown measure; a number that is negative, or that leaves no block.
     """
-    num = study.num_blocks
+    num, counts = study.num_blocks, listed(counts, "numbers of blocks", "[1, 2, 4]")
     for count in counts:
-        if not 0 <= count < num:
+        if not 0 <= whole(count, "the number of blocks to remove") < num:
             raise StudyError(f"{count} blocks cannot be removed: the model has {num}, so give 0 to {num - 1}")
     if by == "angular_distance":
         grid = importance.angular_grid(study.activation_sums())

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import get_type_hints
 
 import pytest
@@ -11,7 +11,7 @@ from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Recipe, TaskBudget
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.experiments import benchmarks, healing, registry
+from layer_redundancy.experiments import healing, registry
 from layer_redundancy.train import healing as training
 
 

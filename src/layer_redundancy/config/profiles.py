@@ -188,7 +188,9 @@ class Profile:
         budgets: experiment's name -> its table in the file; read with `budget`.
     """
 
-    name: Annotated[str, NotInFiles("a profile is called as its file is")]
+    name: Annotated[
+        str, NotInFiles("a profile is called as its file is"), Check(lambda value: "/" not in value, "without a slash")
+    ]
     model: Model
     text: TextBudget
     tasks: tuple[TaskBudget, ...]

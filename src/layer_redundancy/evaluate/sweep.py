@@ -21,6 +21,7 @@ from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store
 from layer_redundancy.core.variants import Element, Variant, describe, name
+from layer_redundancy.core.waiting import Wait
 from layer_redundancy.evaluate import scoring, sweep_estimate
 from layer_redundancy.evaluate.batches import Batch, arrange
 from layer_redundancy.evaluate.prefixes import shared_prefixes
@@ -132,6 +133,7 @@ def run(
         if absent:
             lacking.append((measurement, absent))
     if lacking:
+        store.tell_what_is_not_kept()
         stack = get_stack()
         batch_tokens = throughput.batch_tokens(stack, batch_tokens)
         shared = sharing(stack.model)
@@ -207,11 +209,15 @@ class _MeasurementRun:
         pending, bar_start = self.arranged.batches(self.batch_tokens), self.shared.bar.n
         store.changed()
         self._read_store()
+        wait = None
         while pending:
             places = next((p for p in pending if self.claim(p)), None)
             if places is None:
+                wait = wait or Wait()
+                wait.say(lambda: self._waiting(pending))
                 time.sleep(POLL_SECONDS)
                 continue
+            wait = None
             if store.changed():
                 self._read_store()
             at = pending.index(places)
@@ -238,6 +244,11 @@ class _MeasurementRun:
     def claim(self, places: Places) -> bool:
         """Claims a batch, or renews the claim; False if another process is at it."""
         return self.shared.store.claim(self._claim_name(places))
+
+    def _waiting(self, pending: Sequence[Places]) -> str:
+        """For whom the last batches wait."""
+        whom = self.shared.store.claimant(self._claim_name(pending[0]))
+        return f"{self.measurement.name}: waiting for {whom}"
 
     def _claim_name(self, places: Places) -> str:
         """Name of what a process claims: these sequences of this measurement, whatever the variants."""

@@ -55,6 +55,7 @@ PATIENCE = 60  # seconds a process waits for another to finish writing
 IN_MEMORY = ":memory:"  # the path of a store that is no file
 DAMAGE = (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error)  # of what a row holds
 KEY = ("model", "variant", "measurement", "data", "settings", "version")
+COLUMNS = ("model_name", "summary", "arrays", "created")
 _WHERE = " AND ".join(f"{k} = ?" for k in KEY)
 _Name = TypeVar("_Name")
 _Value = TypeVar("_Value")
@@ -100,7 +101,7 @@ class Store:
 
     Several processes may use one store at once; one that waits for another for long says for whom, and gives up after
     a minute. A store that cannot be written (read-only, another user's, a full disk) is read into memory: all that is
-    in it is there, and what is measured besides lasts as long as this process.
+    in it is there, and what is measured besides lasts as long as this process (and is not begun on a full disk).
 
     Args:
         path: the file, made with its folder when it is not there.
@@ -118,6 +119,8 @@ class Store:
             raise StudyError(f"{path!r} is no results store: give the path of a file, which is made if need be")
         self.path = path = Path(path) if str(path) == IN_MEMORY else Path(path).expanduser().absolute()
         self.kept, self._seen, self._warned = True, None, False
+        self._file: tuple[int, int] | None = None
+        self._cause: sqlite3.OperationalError | None = None  # why a file that may be written cannot be
         self._watched: dict[str, tuple[tuple[str, float], float]] = {}
         with self._errors():
             if path.is_dir():
@@ -132,7 +135,7 @@ class Store:
                 except sqlite3.OperationalError as e:
                     if not is_there or "lock" in str(e):
                         raise
-                    self._db = self._in_memory()
+                    self._db, self._cause = self._in_memory(), e
         self._file = None if str(path) == IN_MEMORY or not self.kept else _file(path)
 
     def _opened(self) -> sqlite3.Connection:
@@ -140,9 +143,7 @@ class Store:
         db = sqlite3.connect(self.path, timeout=0.5, isolation_level=None)
 
         def prepare() -> None:
-            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if tables and "results" not in tables:
-                raise sqlite3.DatabaseError(f"not a database of results, it holds {', '.join(sorted(tables))[:80]}")
+            _check_schema(db)
             db.execute("PRAGMA journal_mode=WAL")
             db.executescript(SCHEMA)
 
@@ -162,11 +163,19 @@ class Store:
                     shutil.copyfile(source, Path(folder) / f"store{ending}")
             with closing(sqlite3.connect(Path(folder) / "store", isolation_level=None)) as copy:
                 copy.backup(db)
+        _check_schema(db)
         db.executescript(SCHEMA)
         return db
 
     def tell_what_is_not_kept(self) -> None:
-        """Says once, before something is measured, that this store cannot be written."""
+        """Says once, before something is measured, that this store cannot be written.
+
+        Raises:
+            StudyError: the disk is full, or does not work.
+        """
+        if self._cause is not None:
+            with self._errors():
+                raise self._cause
         if not self.kept and not self._warned:
             self._warned = True
             logger.warning(
@@ -189,6 +198,7 @@ class Store:
         try:
             yield
         except sqlite3.DatabaseError as e:
+            self._check_file()
             text = str(e)
             if "full" in text:
                 raise StudyError(
@@ -199,11 +209,13 @@ class Store:
                     f"results store {self.path} has been locked for {PATIENCE} s by {self._users()}: end it or wait "
                     "for it, and run again; what is stored is kept"
                 ) from e
-            if "not a database" in text or "malformed" in text or "no such column" in text:
+            if "not a database" in text or "malformed" in text:
                 raise StudyError(
                     f"{self.path} is damaged or no results store ({text}): move it away, a new one is made (what can "
                     "be read of a damaged one: sqlite3 FILE .recover)"
                 ) from e
+            if "open" in text or "I/O" in text or "readonly" in text:
+                text += "; name a file in a folder that can be written"
             raise StudyError(f"results store {self.path}: {text}") from e
         except OSError as e:
             raise StudyError(f"results store {self.path} cannot be opened: {e.strerror}") from e
@@ -236,12 +248,16 @@ class Store:
         if self._file is None or _file(self.path) == self._file:
             return
         rescued = self.path.with_name(f"{self.path.stem}.rescued-{os.getpid()}{self.path.suffix}")
-        rescued.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(rescued, isolation_level=None)) as copy:
-            self._db.backup(copy)
+        try:
+            rescued.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(rescued, isolation_level=None)) as copy:
+                self._db.backup(copy)
+                copy.execute("SELECT count(*) FROM results")
+            found = f"all that it held is in {rescued.name} beside it; put back what you want to go on with"
+        except (sqlite3.Error, OSError) as e:
+            found = f"what it held cannot be saved ({e}); put back what there is of it"
         raise StudyError(
-            f"results store {self.path} was deleted or replaced while it was in use: all that it held is in "
-            f"{rescued.name} beside it; put back what you want to go on with, and run again"
+            f"results store {self.path} was deleted or replaced while it was in use: {found}, and run again"
         )
 
     @contextmanager
@@ -353,11 +369,11 @@ class Store:
         return processes.may_live(row[0]) and time.monotonic() - since < CLAIM_SECONDS
 
     def claimant(self, work: str) -> str:
-        """For whom `claim` has just been refused, and until when, in words that "waiting for" precedes."""
+        """For whom `claim` has just been refused, and until when, in words that follow "waiting for"."""
         (owner, _), since = self._watched[work]
         return (
-            f"{processes.shown(owner)}, which is at it too; nothing was heard of it for "
-            f"{time.monotonic() - since:.0f} s, after {CLAIM_SECONDS} its work is done here"
+            f"{processes.shown(owner)}, which is at it (last heard of {time.monotonic() - since:.0f} s ago); "
+            f"what it has not done after {CLAIM_SECONDS} s of silence is done here"
         )
 
     def release(self, work: str) -> None:
@@ -434,6 +450,16 @@ class Store:
 def settings_text(settings: Mapping[str, Any]) -> str:
     """Settings as the store's key holds them: sorted JSON, numpy's numbers as any others."""
     return json.dumps(dict(settings), sort_keys=True, default=plain)
+
+
+def _check_schema(db: sqlite3.Connection) -> None:
+    """Raises sqlite3.DatabaseError for a database that is none of ours, before a table is made in it."""
+    tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+    if tables and "results" not in tables:
+        raise sqlite3.DatabaseError(f"not a database of results: it holds {', '.join(tables)[:80]}")
+    columns = {row[1] for row in db.execute("PRAGMA table_info(results)")}
+    if tables and columns != {*KEY, *COLUMNS}:
+        raise sqlite3.DatabaseError(f"not a database of these results: its columns are {', '.join(sorted(columns))}")
 
 
 def _file(path: Path) -> tuple[int, int] | None:

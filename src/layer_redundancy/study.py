@@ -26,7 +26,8 @@ from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile, Recipe, TaskBudget, TrainingBudget
 from layer_redundancy.config.run_folder import absolute_model
 from layer_redundancy.config.sources import Amount
-from layer_redundancy.core import cache, devices, log, paths, variants
+from layer_redundancy.core import cache, devices, log, paths, stats, variants
+from layer_redundancy.core.arguments import whole
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
 from layer_redundancy.core.variants import Variant
@@ -104,6 +105,7 @@ class Study:
     @classmethod
     def of(cls, profile: Profile, store: Path | None = None) -> "Study":
         """A study of a profile as it is; store and errors as `open`."""
+        profile = profiles.valid(Profile, profile)
         devices.use_threads(profile.threads)
         if get_ipython() is not None:
             log.show()  # a notebook shows what is going on; a program's own logging decides for itself
@@ -111,7 +113,7 @@ class Study:
         return cls(
             profile,
             identity,
-            Store(store or paths.RESULTS / "results.sqlite"),
+            Store(paths.RESULTS / "results.sqlite" if store is None else store),
             Inputs(profile, identity),
             paths.FIGURES / profiles.artifact_folder(profile),
         )
@@ -192,12 +194,16 @@ class Study:
         return type(self)(profile, identity, self.store, Inputs(profile, identity), self.figures)
 
     def with_profile(self, **changes: Any) -> "Study":
-        """This study of the same model with some fields of its profile changed."""
-        profile = replace(self.profile, **changes)
+        """This study of the same model with some fields of its profile changed; errors as `profiles.changed`."""
+        profile = profiles.changed(self.profile, **changes)
         return replace(self, profile=profile, inputs=replace(self.inputs, profile=profile))
 
     def with_budget(self, experiment: str, **changes: Any) -> "Study":
-        """This study with other values in one experiment's budget; values of None are left as they are."""
+        """This study with other values in one experiment's budget; values of None are left as they are.
+
+        Raises:
+            StudyError: as `Profile.with_budget`.
+        """
         given = {name: value for name, value in changes.items() if value is not None}
         return self.with_profile(budgets=self.profile.with_budget(experiment, **given).budgets) if given else self
 
@@ -214,6 +220,7 @@ class Study:
             StudyError: as `quantize.quantized`; a model that is not on disk.
         """
         self._check_on_disk("quantized")
+        scheme, removed = profiles.valid(quantize.Scheme, scheme), variants.indices(removed)
         other = replace(self, calibration_blocks=self.profile.quantization_blocks)
         calibration = other.calibration
         read = calibration.num_tokens if scheme.method == "gptq" else 0
@@ -233,6 +240,7 @@ class Study:
         Raises:
             StudyError: as `variants.without` and `surgery.export`.
         """
+        removed = variants.indices(removed)
         kept = variants.without(self.num_blocks, removed)
         settings = {"model": self.identity.fingerprint, "blocks": variants.name(kept), "rules": PRUNED_VERSION}
         folder = cache.made_once(
@@ -257,9 +265,12 @@ class Study:
             seed: seed of the order of text and of new weights.
 
         Raises:
-            StudyError: as `variants.without`; no text to train on; a model that is not on disk.
+            StudyError: as `variants.without`; no text to train on; a model that is not on disk; no recipe, budget or
+                seed.
         """
         self._check_on_disk("healed again")
+        recipe, budget = profiles.valid(Recipe, recipe), profiles.valid(TrainingBudget, budget)
+        seed = whole(seed, "a seed", 0)
         kept = variants.without(self.num_blocks, removed)
         gone = variants.removed_blocks(self.num_blocks, kept)
         text = self.inputs.training_text(budget)
@@ -280,6 +291,11 @@ class Study:
         )
         return replace(self._of_checkpoint(folder, self.identity.name), healing=None)
 
+    def _healing(self) -> Healing:
+        if self.healing is None:
+            raise StudyError(f"{self.identity.name} was not trained here: ask the study that `healed` gives")
+        return self.healing
+
     def _check_on_disk(self, what: str) -> None:
         if self.healing is not None:
             raise StudyError(f"{self.identity.name} cannot be {what} as it is: write it first (Study.written)")
@@ -295,7 +311,7 @@ class Study:
         settings: Mapping[str, Any] | None = None,
     ) -> Key:
         """The store's key of a measurement of this model; the whole model's if no variant is given."""
-        kept = variants.name(self.dense if variant is None else variant)
+        kept = variants.name(self.dense if variant is None else variants.checked(self.num_blocks, variant))
         return Key(self.identity.fingerprint, kept, measurement, data, settings_text(settings or {}), version)
 
     def cached(
@@ -356,11 +372,9 @@ class Study:
         Raises:
             StudyError: no measure of that name has scores.
         """
-        if measure not in registry.REGISTRY or not registry.REGISTRY[measure].has_scores:
-            known = [name for name, one in registry.REGISTRY.items() if one.has_scores]
-            raise StudyError(f"unknown importance measure {measure!r}: choose one of {', '.join(known)}")
+        kind = registry.find(measure, lambda one: one.has_scores).kind
         text = self._shorter_calibration() if text is None else text
-        kind, batch, num = registry.REGISTRY[measure].kind, self.profile.batch_tokens, self.num_blocks
+        batch, num = self.profile.batch_tokens, self.num_blocks
 
         def stored(data: str, compute: Callable[[], np.ndarray], work: Sequence[Work] = ()) -> np.ndarray:
             rules = selections.rules_of_scores(self.identity, measure)
@@ -400,13 +414,9 @@ class Study:
         Raises:
             StudyError: unknown measure.
         """
-        if measure not in registry.REGISTRY:
-            known = ", ".join(registry.REGISTRY)
-            raise StudyError(f"unknown importance measure {measure!r}: choose one of {known}")
-        match registry.REGISTRY[measure].kind:
+        match registry.find(measure).kind:
             case registry.Random():
-                seed = self.profile.seed if seed is None else seed
-                return np.random.default_rng(seed).permutation(self.num_blocks)
+                return stats.generator(self.profile.seed if seed is None else seed).permutation(self.num_blocks)
             case registry.Loss(step_by_step=True):
                 return self.greedy_order()
         return importance.removal_order(self.scores(measure, text), measure)
@@ -457,6 +467,7 @@ class Study:
 
     def continuations(self, chosen: Sequence[Variant], lengths: PromptLengths) -> dict[Variant, Result]:
         """Greedy continuations of prompts by the dense model and by each variant, as `generate.run` has them."""
+        lengths = profiles.valid(PromptLengths, lengths)
         return generate.run(
             self.identity,
             lambda: self.stack,
@@ -504,9 +515,11 @@ class Study:
         Returns:
             summary: seconds, peak_bytes, trainable; arrays: step and loss (N,), held_out_step and held_out (M,), the
             losses in nats a token.
+
+        Raises:
+            StudyError: this model is none that `healed` gave; as `healing.heal`.
         """
-        made, num = self.healing, self.num_blocks
-        assert made is not None, "of a model that `healed` gave"
+        made, num = self._healing(), self.num_blocks
         budget = made.budget
         held_out = budget.held_out * budget.block_length * num
         return self.cached(
@@ -528,8 +541,13 @@ class Study:
         Returns:
             The largest difference of their mean NLL a token, nats: rounding, since the two do the same in another
             order.
+
+        Raises:
+            StudyError: no variant, or one that the model does not have.
         """
-        perplexity = self.perplexity
+        chosen, perplexity = variants.plan(self.num_blocks, chosen), self.perplexity
+        if not chosen:
+            raise StudyError("no variant was given to run once more: give a list such as [study.dense]")
         swept = self.sweep(chosen)[perplexity.name]
 
         def compute(variant: Variant) -> Result:
@@ -557,7 +575,7 @@ class Study:
     def caption(self, *parts: str) -> str:
         """A figure's caption: the model, then what belongs to this figure."""
         model = f"{self.identity.name} ({self.identity.revision}; {self.profile.dtype}, {self.num_blocks} blocks)"
-        return ". ".join([model, *parts]) + "."
+        return ". ".join([model, *map(str, parts)]) + "."
 
     def calibration_note(self) -> str:
         """The calibration text in a caption."""

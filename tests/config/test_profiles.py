@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import get_type_hints
 
 import pytest
@@ -11,7 +11,7 @@ from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Recipe, TaskBudget
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.experiments import benchmarks, healing, registry
+from layer_redundancy.experiments import healing, registry
 from layer_redundancy.train import healing as training
 
 
@@ -178,11 +178,13 @@ def test_leave_to_run_a_tasks_code_stays_with_another_model():
 
 
 def test_a_value_set_in_python_is_checked_too():
-    profile = profiles.get("smoke").with_budget("healing", ratio=2.0)
+    profile = profiles.get("smoke")
     with pytest.raises(StudyError, match=r"^profile smoke: budgets\.healing\.ratio must be above 0 and below 1"):
-        profile.budget(healing.Budget)
+        profile.with_budget("healing", ratio=2.0)
+    with pytest.raises(StudyError, match=r"^profile smoke: budgets\.healing\.ratio must be above 0 and below 1"):
+        replace(profile, budgets={"healing": {"ratio": 2.0}}).budget(healing.Budget)
     with pytest.raises(StudyError, match=r"^profile smoke: unknown key budgets\.benchmarks\.task: did you mean tasks"):
-        profiles.get("smoke").with_budget("benchmarks", task=()).budget(benchmarks.Budget)
+        profile.with_budget("benchmarks", task=())
 
 
 def test_budgets_are_read_as_their_experiments_declare_them():

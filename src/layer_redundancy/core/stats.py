@@ -2,7 +2,7 @@
 
 Each function draws in its own way: which units, in which order and through which call. The committed numbers depend on
 that to the last bit, so functions that are alike here stay apart (`tests/core/test_stats.py` holds literal values of
-each).
+each). All of them raise StudyError for a number of resamples below 1, a seed that is none, and nothing to resample.
 
 Resampling is with replacement, as many as there are. R is the number of resamples, N that of the units that are drawn:
 blocks of text, items, prompts or calibration sequences.
@@ -15,7 +15,11 @@ import pandas as pd
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
+from layer_redundancy.core.arguments import is_whole, plain, shown, whole
+from layer_redundancy.core.errors import StudyError
+
 INTERVAL = (2.5, 97.5)  # percentiles of every bootstrap interval
+MOST = 10**6  # resamples: more move no interval, and no memory holds them
 
 CLAIM = ["statement", "measured", "threshold", "holds", "certainty"]  # columns of a table of statements
 Statement = tuple[str, float, float, bool]  # the statement, measured, threshold, whether it holds
@@ -36,16 +40,47 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def accuracy_interval(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a proportion (Wilson 1927), which stays inside 0..1 and is sound for small n."""
+    """The 95 % Wilson interval of a proportion (Wilson 1927), which stays inside 0..1 and is sound for small n.
+
+    Raises:
+        StudyError: not 0 to n successes of at least one trial.
+    """
+    if not (n >= 1 and 0 <= successes <= n and successes == int(successes) and n == int(n)):
+        raise StudyError(
+            f"{shown(successes)} of {shown(n)} is no proportion: give 0 to n successes of 1 or more trials"
+        )
     interval = binomtest(int(successes), int(n)).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+# ------------------------------------------------------------------------------------------------ drawing
+
+
+def generator(seed: int | Sequence[int]) -> np.random.Generator:
+    """The random numbers of a seed; several numbers make one seed.
+
+    Raises:
+        StudyError: it is no seed, or none, with which no number would come out again.
+    """
+    numbers = plain(seed) if isinstance(plain(seed), list | tuple) else [plain(seed)]
+    if not numbers or any(not is_whole(number) or number < 0 for number in numbers):
+        raise StudyError(f"a seed must be a whole number from 0, not {shown(seed)}")
+    return np.random.default_rng(seed)
+
+
+def _checked(num: int, resamples: int, least: int = 1) -> None:
+    """Raises StudyError where there is nothing to draw from, or resamples are fewer than makes sense, or more."""
+    whole(resamples, "the number of resamples", least, MOST)
+    if num < 1:
+        raise StudyError("there is nothing to resample: no block of text, item, prompt or seed was measured")
 
 
 # --------------------------------------------------------------------------------------- one kind of unit resampled
 
 
 def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of bootstrap draws (R,)."""
+    """The 95 % interval of bootstrap draws (R,). Raises StudyError if there are none."""
+    _checked(len(draws), len(draws))
     low, high = np.percentile(draws, INTERVAL)
     return float(low), float(high)
 
@@ -63,12 +98,14 @@ def weighted_sums(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def unit_counts(num: int, resamples: int, seed: int) -> np.ndarray:
     """How often each of N units is drawn in each resample: (R, N) int64, every row sums to N."""
-    return np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=resamples)
+    _checked(num, resamples)
+    return generator(seed).multinomial(num, np.full(num, 1 / num), size=resamples)
 
 
 def unit_rows(num: int, resamples: int, seed: int) -> np.ndarray:
     """Which of N units each resample consists of: (R, N) int64 of indices. Not the draws of `unit_counts`."""
-    return np.random.default_rng(seed).integers(num, size=(resamples, num))
+    _checked(num, resamples, least=0)
+    return generator(seed).integers(num, size=(resamples, num))
 
 
 def bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
@@ -123,7 +160,8 @@ def task_averages(tasks: Sequence[np.ndarray], resamples: int, seed: int) -> tup
     Returns:
         (M,) averages and (R, M) averages of the resamples, float64.
     """
-    rng = np.random.default_rng(seed)
+    _checked(min(map(len, tasks), default=0), resamples)
+    rng = generator(seed)
     num_methods = tasks[0].shape[1]
     means, draws = np.zeros(num_methods), np.zeros((resamples, num_methods))
     for values in tasks:
@@ -139,8 +177,9 @@ def interval_over_seeds_and_units(values: np.ndarray, resamples: int, seed: int)
 
     Seeds are drawn first, then units.
     """
-    rng = np.random.default_rng(seed)
     num_seeds, num = values.shape
+    _checked(min(num_seeds, num), resamples)
+    rng = generator(seed)
     rows = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples) / num_seeds
     columns = rng.multinomial(num, np.full(num, 1 / num), size=resamples) / num
     return percentile_interval(np.einsum("rs,sn,rn->r", rows, values, columns))
@@ -155,7 +194,8 @@ def means_over_items_and_seeds(values: np.ndarray, resamples: int, seed: int | S
         seed: the seed of the resampling; several numbers make one seed, such as a study's and a data set's place.
     """
     num_seeds, num_items = values.shape
-    rng = np.random.default_rng(seed)
+    _checked(min(num_seeds, num_items), resamples)
+    rng = generator(seed)
     items = rng.multinomial(num_items, np.full(num_items, 1 / num_items), resamples) / num_items
     seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), resamples) / num_seeds
     return ((seeds @ values) * items).sum(1)
@@ -179,8 +219,9 @@ def variance_shares(
         (mean share of the relabellings), p (share of the relabellings with at least as large a share, the observed
         labels among them).
     """
+    _checked(square.size, resamples)
     ranks = square.ravel().argsort().argsort().reshape(square.shape).astype(float)
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
 
     def share(values: np.ndarray, axis: int) -> float:
         total = ((values - values.mean()) ** 2).sum()

@@ -1,14 +1,19 @@
 """The results store: one row a (model, variant, measurement, data, settings, version); what is there is reused."""
 
 import csv
+import errno
 import io
 import json
+import logging
 import os
-import platform
+import shutil
 import sqlite3
+import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +21,8 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
+from layer_redundancy.core import processes, waiting
+from layer_redundancy.core.arguments import plain
 from layer_redundancy.core.cache import write_whole
 from layer_redundancy.core.errors import StudyError
 
@@ -45,9 +52,15 @@ CREATE TABLE IF NOT EXISTS claims (work TEXT PRIMARY KEY, owner TEXT NOT NULL, r
 """
 CLAIM_SECONDS = 60  # a claim that is not renewed for so long is void
 PATIENCE = 60  # seconds a process waits for another to finish writing
+IN_MEMORY = ":memory:"  # the path of a store that is no file
+DAMAGE = (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error)  # of what a row holds
 KEY = ("model", "variant", "measurement", "data", "settings", "version")
+COLUMNS = ("model_name", "summary", "arrays", "created")
 _WHERE = " AND ".join(f"{k} = ?" for k in KEY)
 _Name = TypeVar("_Name")
+_Value = TypeVar("_Value")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,33 +99,89 @@ class Result:
 class Store:
     """An SQLite file. Every write is one transaction: a process killed at any moment leaves it readable.
 
-    Several processes may use one store at once; a writer waits for another for up to a minute.
+    Several processes may use one store at once; one that waits for another for long says for whom, and gives up after
+    a minute. A store that cannot be written (read-only, another user's, a full disk) is read into memory: all that is
+    in it is there, and what is measured besides lasts as long as this process (and is not begun on a full disk).
 
     Args:
         path: the file, made with its folder when it is not there.
 
+    Attributes:
+        kept: whether what is put into it is still there when this process has ended.
+
     Raises:
-        StudyError: the file is not a store, or cannot be opened or written.
+        StudyError: the file is not a store, or cannot be opened; it is locked, deleted or replaced while it is in use,
+            or the disk is full.
     """
 
     def __init__(self, path: Path):
-        self.path = Path(path)
-        self._seen = None
+        if not isinstance(path, str | Path) or not str(path):
+            raise StudyError(f"{path!r} is no results store: give the path of a file, which is made if need be")
+        self.path = path = Path(path) if str(path) == IN_MEMORY else Path(path).expanduser().absolute()
+        self.kept, self._seen, self._warned = True, None, False
+        self._file: tuple[int, int] | None = None
+        self._cause: sqlite3.OperationalError | None = None  # why a file that may be written cannot be
+        self._watched: dict[str, tuple[tuple[str, float], float]] = {}
         with self._errors():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
-            # SQLite does not wait where it changes the journal's mode, or where another process closes the file or
-            # repairs it after a crash at this very moment: it says at once that the file is locked.
-            deadline = time.monotonic() + PATIENCE
-            while True:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file in it")
+            is_there = str(path) != IN_MEMORY and path.is_file() and path.stat().st_size > 0
+            if is_there and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+                self._db = self._in_memory()
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    self._db.execute("PRAGMA journal_mode=WAL")
-                    self._db.executescript(SCHEMA)
-                    break
+                    self._db = self._opened()
                 except sqlite3.OperationalError as e:
-                    if "locked" not in str(e) or time.monotonic() > deadline:
+                    if not is_there or "lock" in str(e):
                         raise
-                    time.sleep(0.02)
+                    self._db, self._cause = self._in_memory(), e
+        self._file = None if str(path) == IN_MEMORY or not self.kept else _file(path)
+
+    def _opened(self) -> sqlite3.Connection:
+        # SQLite itself waits a little only, so that there is time for a word.
+        db = sqlite3.connect(self.path, timeout=0.5, isolation_level=None)
+
+        def prepare() -> None:
+            _check_schema(db)
+            db.execute("PRAGMA journal_mode=WAL")
+            db.executescript(SCHEMA)
+
+        # SQLite does not wait at all where it changes the journal's mode, or where another process closes the file or
+        # repairs it after a crash at this very moment: it says at once that the file is locked.
+        self._patiently(prepare, pause=0.02)
+        return db
+
+    def _in_memory(self) -> sqlite3.Connection:
+        """What the file holds, in memory."""
+        self.kept = False
+        db = sqlite3.connect(IN_MEMORY, isolation_level=None)
+        # A copy of the file and its log, since SQLite opens a store with a log only where it can write beside it.
+        with tempfile.TemporaryDirectory() as folder:
+            for ending in ("", "-wal"):
+                if (source := self.path.with_name(self.path.name + ending)).is_file():
+                    shutil.copyfile(source, Path(folder) / f"store{ending}")
+            with closing(sqlite3.connect(Path(folder) / "store", isolation_level=None)) as copy:
+                copy.backup(db)
+        _check_schema(db)
+        db.executescript(SCHEMA)
+        return db
+
+    def tell_what_is_not_kept(self) -> None:
+        """Says once, before something is measured, that this store cannot be written.
+
+        Raises:
+            StudyError: the disk is full, or does not work.
+        """
+        if self._cause is not None:
+            with self._errors():
+                raise self._cause
+        if not self.kept and not self._warned:
+            self._warned = True
+            logger.warning(
+                f"results store {self.path} cannot be written: what it lacks is measured, and gone when this process "
+                "ends; give yourself leave to write it (file and folder), or name another store, to keep it"
+            )
 
     def close(self) -> None:
         """Closes the file."""
@@ -129,38 +198,101 @@ class Store:
         try:
             yield
         except sqlite3.DatabaseError as e:
+            self._check_file()
             text = str(e)
             if "full" in text:
                 raise StudyError(
                     f"the disk is full: free some space and run again; what {self.path.name} holds is kept"
                 ) from e
-            if "not a database" in text or "malformed" in text or "no such column" in text:
+            if "lock" in text:
                 raise StudyError(
-                    f"{self.path} is damaged or no results store ({text}): move it away, a new one is made"
+                    f"results store {self.path} has been locked for {PATIENCE} s by {self._users()}: end it or wait "
+                    "for it, and run again; what is stored is kept"
                 ) from e
+            if "not a database" in text or "malformed" in text:
+                raise StudyError(
+                    f"{self.path} is damaged or no results store ({text}): move it away, a new one is made (what can "
+                    "be read of a damaged one: sqlite3 FILE .recover)"
+                ) from e
+            if "open" in text or "I/O" in text or "readonly" in text:
+                text += "; name a file in a folder that can be written"
             raise StudyError(f"results store {self.path}: {text}") from e
         except OSError as e:
             raise StudyError(f"results store {self.path} cannot be opened: {e.strerror}") from e
 
+    def _patiently(self, act: Callable[[], _Value], pause: float = 0.0) -> _Value:
+        """What `act` returns, tried again while another process locks the file; says after a few seconds who does."""
+        wait = waiting.Wait()
+        while True:
+            try:
+                return act()
+            except sqlite3.OperationalError as e:
+                if "lock" not in str(e) or wait.seconds > PATIENCE:
+                    raise
+            wait.say(lambda: f"results store {self.path}: waiting for {self._users()}, up to {PATIENCE} s")
+            time.sleep(pause)
+
+    def _users(self) -> str:
+        """The other processes that have the file open."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if process.pid != os.getpid() and any(
+                    file.path.startswith(str(self.path)) for file in process.open_files()
+                ):
+                    found.append(f"process {process.pid} ({process.name()})")
+        return " and ".join(found) or "another process"
+
+    def _check_file(self) -> None:
+        """Raises StudyError where the open file is not the one of this name any more, having saved what it holds."""
+        if self._file is None or _file(self.path) == self._file:
+            return
+        rescued = self.path.with_name(f"{self.path.stem}.rescued-{os.getpid()}{self.path.suffix}")
+        try:
+            rescued.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(rescued, isolation_level=None)) as copy:
+                self._db.backup(copy)
+                copy.execute("SELECT count(*) FROM results")
+            found = f"all that it held is in {rescued.name} beside it; put back what you want to go on with"
+        except (sqlite3.Error, OSError) as e:
+            found = f"what it held cannot be saved ({e}); put back what there is of it"
+        raise StudyError(
+            f"results store {self.path} was deleted or replaced while it was in use: {found}, and run again"
+        )
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
+            self._check_file()
+            self._patiently(lambda: self._db.execute("BEGIN IMMEDIATE"))
             try:
                 yield self._db
-                self._db.execute("COMMIT")
+                self._patiently(lambda: self._db.execute("COMMIT"))
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
 
+    def _fetched(self, query: str, values: tuple = ()) -> list[tuple]:
+        with self._errors():
+            return self._patiently(lambda: self._db.execute(query, values).fetchall())
+
     # ------------------------------------------------------------------------------------------------ whole results
 
     def get(self, key: Key) -> Result | None:
-        """The stored result, or None."""
-        with self._errors():
-            row = self._db.execute(f"SELECT summary, arrays FROM results WHERE {_WHERE}", key.values()).fetchone()
-        return None if row is None else Result(json.loads(row[0]), _unpack(row[1]))
+        """The stored result; None where there is none, or where it is damaged, which is said."""
+        rows = self._fetched(f"SELECT CAST(summary AS BLOB), arrays FROM results WHERE {_WHERE}", key.values())
+        if not rows:
+            return None
+        try:
+            return Result(_summary(rows[0][0]), _unpack(rows[0][1]))
+        except DAMAGE:
+            self._tell_of_damage(f"{key.measurement} of variant {key.variant}", "it is measured again")
+            return None
+
+    def _tell_of_damage(self, what: str, then: str) -> None:
+        what = what if len(what) <= 120 else f"{what[:117]}..."
+        logger.warning(f"results store {self.path}: what is stored as {what} is damaged: {then}")
 
     def present(self, keys: Mapping[_Name, Key]) -> dict[_Name, Result]:
         """The results that are stored, under the names of their keys, in the order of these."""
@@ -168,7 +300,7 @@ class Store:
 
     def put(self, key: Key, model_name: str, result: Result) -> None:
         """Stores a result and drops what `put_partial` kept of it, in one transaction."""
-        row = (*key.values(), model_name, json.dumps(result.summary), _pack(result.arrays))
+        row = (*key.values(), model_name, json.dumps(result.summary, default=plain), _pack(result.arrays))
         with self._transaction() as db:
             db.execute(
                 f"INSERT OR REPLACE INTO results ({', '.join(KEY)}, model_name, summary, arrays) "
@@ -187,6 +319,7 @@ class Store:
         """
         result = self.get(key)
         if result is None:
+            self.tell_what_is_not_kept()
             result = compute()
             self.put(key, model_name, result)
         return result
@@ -195,39 +328,62 @@ class Store:
 
     def put_partial(self, outputs: Mapping[Key, Mapping[int, Any]]) -> None:
         """Keeps a batch's outputs: for each key, those of some sequences, by their place in the measurement."""
-        rows = [(*key.values(), min(values), json.dumps(values)) for key, values in outputs.items() if values]
+        rows = [
+            (*key.values(), min(values), json.dumps(values, default=plain)) for key, values in outputs.items() if values
+        ]
         with self._transaction() as db:
             db.executemany(f"INSERT OR REPLACE INTO partial VALUES ({', '.join('?' * 8)})", rows)
 
     def partial(self, key: Key) -> dict[int, Any]:
         """Outputs kept so far, by sequence."""
-        with self._errors():
-            rows = self._db.execute(f"SELECT outputs FROM partial WHERE {_WHERE}", key.values()).fetchall()
-        return {int(sequence): output for (text,) in rows for sequence, output in json.loads(text).items()}
+        found: dict[int, Any] = {}
+        for (text,) in self._fetched(f"SELECT CAST(outputs AS BLOB) FROM partial WHERE {_WHERE}", key.values()):
+            try:
+                found |= {int(sequence): output for sequence, output in _summary(text).items()}
+            except DAMAGE:
+                self._tell_of_damage(f"a part of {key.measurement} of variant {key.variant}", "it is measured again")
+        return found
 
     # ------------------------------------------------------------------------------------------------ who does what
 
     def claim(self, work: str) -> bool:
         """Claims a computation for this process, or renews its claim; False if another live process holds it.
 
-        A claim ends with `release`, with its process, or when it has not been renewed for a minute.
+        A claim ends with `release`, with its process, or when this process has seen no renewal of it for a minute:
+        clocks of two machines are not compared.
         """
         with self._transaction() as db:
             row = db.execute("SELECT owner, renewed FROM claims WHERE work = ?", (work,)).fetchone()
-            if row is not None and row[0] != _owner() and _alive(*row):
+            if row is not None and row[0] != processes.this() and self._holds(work, row):
                 return False
-            db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (work, _owner(), time.time()))
+            db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (work, processes.this(), time.time()))
+            self._watched.pop(work, None)
             return True
+
+    def _holds(self, work: str, row: tuple[str, float]) -> bool:
+        """Whether the process that made another's claim may still be at work."""
+        seen, since = self._watched.get(work, (None, 0.0))
+        if seen != row:
+            since = time.monotonic()
+            self._watched[work] = row, since
+        return processes.may_live(row[0]) and time.monotonic() - since < CLAIM_SECONDS
+
+    def claimant(self, work: str) -> str:
+        """For whom `claim` has just been refused, and until when, in words that follow "waiting for"."""
+        (owner, _), since = self._watched[work]
+        return (
+            f"{processes.shown(owner)}, which is at it (last heard of {time.monotonic() - since:.0f} s ago); "
+            f"what it has not done after {CLAIM_SECONDS} s of silence is done here"
+        )
 
     def release(self, work: str) -> None:
         """Takes back this process's claim."""
         with self._transaction() as db:
-            db.execute("DELETE FROM claims WHERE work = ? AND owner = ?", (work, _owner()))
+            db.execute("DELETE FROM claims WHERE work = ? AND owner = ?", (work, processes.this()))
 
     def changed(self) -> bool:
         """Whether anyone else has written since the last call."""
-        with self._errors():
-            seen, self._seen = self._seen, self._db.execute("PRAGMA data_version").fetchone()[0]
+        seen, self._seen = self._seen, self._fetched("PRAGMA data_version")[0][0]
         return seen != self._seen
 
     # ------------------------------------------------------------------------------------------------ how long it took
@@ -269,13 +425,19 @@ class Store:
             path: the CSV; written to a temporary name and renamed.
             model: a fingerprint, to export one model's results only.
         """
-        with self._errors():
-            rows = self._db.execute(
-                f"SELECT model_name, {', '.join(KEY)}, summary FROM results "
-                "WHERE ?1 IS NULL OR model = ?1 ORDER BY model_name, measurement, variant, data, settings",
-                (model,),
-            ).fetchall()
-        records = [dict(zip(("model_name", *KEY), r[:-1], strict=True)) | json.loads(r[-1]) for r in rows]
+        rows = self._fetched(
+            f"SELECT model_name, {', '.join(KEY)}, CAST(summary AS BLOB) FROM results "
+            "WHERE ?1 IS NULL OR model = ?1 ORDER BY model_name, measurement, variant, data, settings",
+            (model,),
+        )
+        records = []
+        for row in rows:
+            named = dict(zip(("model_name", *KEY), row[:-1], strict=True))
+            try:
+                records.append(named | _summary(row[-1]))
+            except DAMAGE:
+                what = f"{named['measurement']} of variant {named['variant']}"
+                self._tell_of_damage(what, "it is left out until it was measured again")
         columns = list(dict.fromkeys(name for record in records for name in record))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns or ["model_name", *KEY], lineterminator="\n")
@@ -286,18 +448,34 @@ class Store:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """Settings as the store's key holds them: sorted JSON."""
-    return json.dumps(dict(settings), sort_keys=True)
+    """Settings as the store's key holds them: sorted JSON, numpy's numbers as any others."""
+    return json.dumps(dict(settings), sort_keys=True, default=plain)
 
 
-def _owner() -> str:
-    return f"{platform.node()} {os.getpid()}"
+def _check_schema(db: sqlite3.Connection) -> None:
+    """Raises sqlite3.DatabaseError for a database that is none of ours, before a table is made in it."""
+    tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+    if tables and "results" not in tables:
+        raise sqlite3.DatabaseError(f"not a database of results: it holds {', '.join(tables)[:80]}")
+    columns = {row[1] for row in db.execute("PRAGMA table_info(results)")}
+    if tables and columns != {*KEY, *COLUMNS}:
+        raise sqlite3.DatabaseError(f"not a database of these results: its columns are {', '.join(sorted(columns))}")
 
 
-def _alive(owner: str, renewed: float) -> bool:
-    """Whether the process that made a claim may still be at work."""
-    node, _, pid = owner.rpartition(" ")
-    return time.time() - renewed < CLAIM_SECONDS and (node != platform.node() or psutil.pid_exists(int(pid)))
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file is of that name now."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _summary(text: bytes) -> dict[str, Any]:
+    found = json.loads(text.decode("utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{type(found).__name__} in the place of a table")
+    return found
 
 
 def _pack(arrays: Mapping[str, np.ndarray]) -> bytes | None:
@@ -311,5 +489,7 @@ def _pack(arrays: Mapping[str, np.ndarray]) -> bytes | None:
 def _unpack(data: bytes | None) -> dict[str, np.ndarray]:
     if data is None:
         return {}
+    if not isinstance(data, bytes):
+        raise ValueError(f"{type(data).__name__} in the place of arrays")
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}

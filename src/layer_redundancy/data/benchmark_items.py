@@ -23,7 +23,7 @@ from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from layer_redundancy.config import own_files, sources
+from layer_redundancy.config import own_files, profiles, sources
 from layer_redundancy.config.profiles import TaskBudget
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
@@ -189,12 +189,11 @@ def load(
         trust_remote_code: run code that comes with a task of the user's own.
 
     Raises:
-        StudyError: unknown task or scoring, a task of the user's own that runs code without leave, a task that is not
-            judged by log-likelihoods, unreachable data, numbers that do not fit the task, or an answer without tokens
-            or without anything before it.
+        StudyError: no budget or an impossible one, unknown task or scoring, a task of the user's own that runs code
+            without leave, a task that is not judged by log-likelihoods, unreachable data, numbers that do not fit the
+            task, or an answer without tokens or without anything before it.
     """
-    if budget.limit is not None and budget.limit < 1:
-        raise StudyError(f"limit {budget.limit} of task {budget.name!r}: it must be at least 1, or None for all items")
+    budget = profiles.valid(TaskBudget, budget)
     own = task_files.read(budget.name) if own_files.is_own_task(budget.name) else None
     name = own.name if own else budget.name
     with quiet(), data_errors(budget.name) if own else nullcontext():
@@ -206,7 +205,8 @@ def load(
         asked = {}
         # In lm-eval's order, for tasks that draw their examples from one random stream.
         for leaf, doc_id in sorted(places):
-            asked[leaf, doc_id] = _ask(leaves[leaf], doc_id, docs[leaf][doc_id])
+            with fewshot_errors(budget):
+                asked[leaf, doc_id] = _ask(leaves[leaf], doc_id, docs[leaf][doc_id])
 
     encoder = _Encoder(tokenizer)
     items, requests = [], []
@@ -378,6 +378,17 @@ def data_errors(name: str) -> Iterator[None]:
             f"cannot load the data of task {name!r} ({type(error).__name__}: {reason[0]}): check the network and "
             "HF_HUB_OFFLINE, or use the embedded profile, whose tasks need no hub"
         ) from error
+
+
+@contextmanager
+def fewshot_errors(budget: TaskBudget) -> Iterator[None]:
+    """Turns lm-eval's assertion that there are so many worked examples into one line."""
+    try:
+        yield
+    except AssertionError as error:
+        if "fewshot" not in str(error):
+            raise
+        raise StudyError(f"task {budget.name!r}: num_fewshot {budget.num_fewshot} is too large ({error})") from error
 
 
 def _ask(task: Task, doc_id: int, doc: dict) -> tuple[Item, list]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from layer_redundancy.config import own_files, sources
+from layer_redundancy.config import own_files, profiles, sources
 from layer_redundancy.config.profiles import TextBudget
 from layer_redundancy.core import paths
 from layer_redundancy.core.cache import made_once, scratch_folder
@@ -92,10 +92,9 @@ def token_blocks(budget: TextBudget, tokenizer: Any, split: Split) -> TokenBlock
     Raises:
         StudyError: unknown corpus, or less text than the budget asks for.
     """
+    budget = profiles.valid(TextBudget, budget)
     name = own_files.corpus_name(budget.corpus)
     asked = budget.calibration_blocks if split == "calibration" else budget.evaluation_blocks
-    if asked < 1 or budget.block_length < 2:
-        raise StudyError(f"{asked} {split} blocks of {budget.block_length} tokens: need at least 1 block of 2 tokens")
     bos = prepends_bos(tokenizer)
     prefix = [tokenizer.bos_token_id] if bos else []
     length = budget.block_length - len(prefix)

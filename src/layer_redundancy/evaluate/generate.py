@@ -20,7 +20,7 @@ from tqdm import tqdm
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
-from layer_redundancy.core.variants import Variant, dense, name
+from layer_redundancy.core.variants import Variant, dense, name, plan
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate import plain_forwards
 from layer_redundancy.models import checks, rotary, throughput
@@ -265,7 +265,7 @@ def run(
         variant -> result, the dense model first.
 
     Raises:
-        StudyError: as `check_length`, `continuations` and `read`.
+        StudyError: as `variants.plan`, `check_length`, `continuations` and `read`.
     """
     check_length(blocks, budget)
     settings = {"prompts": budget.prompts, "prompt_tokens": budget.prompt_tokens, "new_tokens": budget.new_tokens}
@@ -292,10 +292,10 @@ def run(
 
         return store.cached(key(variant, reference), identity.name, compute)
 
-    whole = dense(identity.num_hidden_layers)
+    whole, chosen = dense(identity.num_hidden_layers), plan(identity.num_hidden_layers, variants)
     of_whole = stored(whole, None)
     tokens = of_whole.arrays["tokens"]
-    others = [variant for variant in dict.fromkeys(variants) if variant != whole]
+    others = [variant for variant in chosen if variant != whole]
     found = store.present({variant: key(variant, tokens) for variant in others})
     results = {whole: of_whole} | found
     missing = [variant for variant in others if variant not in found]

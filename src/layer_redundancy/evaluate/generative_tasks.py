@@ -21,12 +21,12 @@ from lm_eval.models.huggingface import HFLM
 from torch import nn
 from tqdm import tqdm
 
-from layer_redundancy.config import own_files
+from layer_redundancy.config import own_files, profiles
 from layer_redundancy.config.profiles import TaskBudget
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
-from layer_redundancy.core.variants import Variant
+from layer_redundancy.core.variants import Variant, plan
 from layer_redundancy.core.variants import name as variant_name
 from layer_redundancy.data import benchmark_items, task_files, tokens
 from layer_redundancy.evaluate import plain_forwards
@@ -124,10 +124,11 @@ def load(
         trust_remote_code: run code that comes with a task of the user's own.
 
     Raises:
-        StudyError: unknown task, one of the user's own that runs code without leave, one that generates nothing, data
-            out of reach, or a task that runs generated code and no leave to do so; this error comes before anything of
-            the task is loaded.
+        StudyError: an impossible budget, unknown task, one of the user's own that runs code without leave, one that
+            generates nothing, data out of reach, or a task that runs generated code and no leave to do so; this error
+            comes before anything of the task is loaded.
     """
+    budget = profiles.valid(TaskBudget, budget)
     manager, name, config = _find(budget, folder, trust_remote_code)
     if code := config.get("unsafe_code", False) is not False:
         _refuse_code(name, run_generated_code)
@@ -144,7 +145,8 @@ def load(
         chosen = tuple(sorted(places[: budget.limit]))
         settings = dict(task.config.generation_kwargs or {})
         shots = task.config.num_fewshot or 0
-        prompts = [task.fewshot_context(docs[i], num_fewshot=shots) for i in chosen]
+        with benchmark_items.fewshot_errors(budget):
+            prompts = [task.fewshot_context(docs[i], num_fewshot=shots) for i in chosen]
         content = {
             "prompts": prompts,
             "targets": [str(task.doc_to_target(docs[i])) for i in chosen],
@@ -269,8 +271,8 @@ def evaluate(
         with the filter behind a comma where the task has several; summary: their means, items, num_fewshot.
 
     Raises:
-        StudyError: the task runs generated code without leave, prompts do not fit in the model, or no metric is a
-            number for each item.
+        StudyError: as `variants.plan`; the task runs generated code without leave, prompts do not fit in the model, or
+            no metric is a number for each item.
     """
     import lm_eval
 
@@ -296,7 +298,7 @@ def evaluate(
             settings=settings_text(settings),
             version=VERSION + rotary.corrected(identity.config, length),
         )
-        for variant in dict.fromkeys(variants)
+        for variant in plan(identity.num_hidden_layers, variants)
     }
 
     def answered(variant: Variant) -> Result:

@@ -8,15 +8,20 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor, cat
 from tqdm import tqdm
 
+from layer_redundancy.core import variants as named
+from layer_redundancy.core.arguments import listed, shown
 from layer_redundancy.core.devices import halved
+from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store
 from layer_redundancy.core.variants import Element, Variant, describe, name
+from layer_redundancy.core.waiting import Wait
 from layer_redundancy.evaluate import scoring, sweep_estimate
 from layer_redundancy.evaluate.batches import Batch, arrange
 from layer_redundancy.evaluate.prefixes import shared_prefixes
@@ -31,6 +36,8 @@ from layer_redundancy.models.stack import DecoderStack
 logger = logging.getLogger(__name__)
 
 KEEP_SECONDS = 5  # how often a batch's outputs go to the store while it runs
+_Measured = TypeVar("_Measured", bound=Measurement)
+
 POLL_SECONDS = 0.5  # how often to ask whether another process has finished what it is at
 
 
@@ -44,6 +51,25 @@ def key(identity: ModelIdentity, variant: Variant, measurement: Measurement) -> 
         settings=measurement.settings,
         version=measurement.version + _corrections(identity, variant, measurement),
     )
+
+
+def distinct(measurements: Iterable[_Measured]) -> list[_Measured]:
+    """Measurements as a user lists them, each once.
+
+    Raises:
+        StudyError: something is none, or two of one name would measure different things.
+    """
+    found: dict[str, _Measured] = {}
+    for one in listed(measurements, "measurements", "[study.perplexity, *study.tasks]"):
+        if not all(hasattr(one, part) for part in ("name", "settings", "result")):
+            raise StudyError(f"{shown(one)} cannot be measured: give a list such as [study.perplexity, *study.tasks]")
+        other = found.setdefault(one.name, one)
+        if other is not one and any(getattr(other, k) != getattr(one, k) for k in ("data", "settings", "version")):
+            raise StudyError(
+                f"two measurements are called {one.name!r}, and one's results would hide the other's: give one another "
+                f"name, such as Perplexity(text, name='{one.name}/other'), or measure them one after the other"
+            )
+    return list(found.values())
 
 
 def _corrections(identity: ModelIdentity, variant: Variant, measurement: Measurement) -> int:
@@ -85,7 +111,7 @@ def run(
         identity: the model.
         get_stack: loads it; called only if something is missing in the store.
         variants: what to keep; duplicates are measured once.
-        measurements: what to measure on each.
+        measurements: what to measure on each; duplicates are measured once.
         store: where results are and go.
         batch_tokens: tokens a forward may hold; None for as many as `throughput` finds on this device.
         progress: log the estimate, and draw a progress bar with the time left, in block-tokens.
@@ -94,9 +120,10 @@ def run(
         measurement name -> variant -> result.
 
     Raises:
-        StudyError: NaN logits, memory too small for a single sequence, a full disk. What was finished is in the store.
+        StudyError: a variant that the model does not have, as `distinct`; NaN logits, memory too small for a single
+            sequence, a full disk. What was finished is in the store.
     """
-    variants = list(dict.fromkeys(variants))
+    variants, measurements = named.plan(identity.num_hidden_layers, variants), distinct(measurements)
     results: dict[str, dict[Variant, Result]] = {}
     lacking: list[tuple[Measurement, list[Variant]]] = []
     for measurement in measurements:
@@ -106,6 +133,7 @@ def run(
         if absent:
             lacking.append((measurement, absent))
     if lacking:
+        store.tell_what_is_not_kept()
         stack = get_stack()
         batch_tokens = throughput.batch_tokens(stack, batch_tokens)
         shared = sharing(stack.model)
@@ -181,11 +209,15 @@ class _MeasurementRun:
         pending, bar_start = self.arranged.batches(self.batch_tokens), self.shared.bar.n
         store.changed()
         self._read_store()
+        wait = None
         while pending:
             places = next((p for p in pending if self.claim(p)), None)
             if places is None:
+                wait = wait or Wait()
+                wait.say(lambda: self._waiting(pending))
                 time.sleep(POLL_SECONDS)
                 continue
+            wait = None
             if store.changed():
                 self._read_store()
             at = pending.index(places)
@@ -212,6 +244,11 @@ class _MeasurementRun:
     def claim(self, places: Places) -> bool:
         """Claims a batch, or renews the claim; False if another process is at it."""
         return self.shared.store.claim(self._claim_name(places))
+
+    def _waiting(self, pending: Sequence[Places]) -> str:
+        """For whom the last batches wait."""
+        whom = self.shared.store.claimant(self._claim_name(pending[0]))
+        return f"{self.measurement.name}: waiting for {whom}"
 
     def _claim_name(self, places: Places) -> str:
         """Name of what a process claims: these sequences of this measurement, whatever the variants."""

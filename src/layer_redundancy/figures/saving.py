@@ -11,7 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
+from layer_redundancy.core.arguments import shown
 from layer_redundancy.core.cache import write_whole
+from layer_redundancy.core.errors import StudyError
 from layer_redundancy.figures.style import CAPTION_SIZE, PNG_DPI, settings, text_width
 
 
@@ -30,10 +32,20 @@ def save(figure: Figure, data: pd.DataFrame, folder: Path, name: str, caption: s
         The paths written.
 
     Raises:
-        StudyError: a file cannot be written (disk full, no permission).
+        StudyError: a file cannot be written (disk full, no permission); no name of a file, no figure, no table.
     """
+    if not isinstance(figure, Figure) or not isinstance(data, pd.DataFrame):
+        odd = data if isinstance(figure, Figure) else figure
+        raise StudyError(f"{shown(odd)} cannot be saved: give a matplotlib Figure, and its data as a pandas DataFrame")
+    check_name(name)
     files = {**_render(figure, caption), "csv": _csv(data)} | ({"md": markdown.encode()} if markdown else {})
     return write_whole({Path(folder) / f"{name}.{kind}": content for kind, content in files.items()})
+
+
+def check_name(name: str) -> None:
+    """Raises StudyError where a file so called would lie elsewhere than in its folder, or could not be."""
+    if not isinstance(name, str) or not name.strip(". ") or not name.isprintable() or {"/", "\\"} & set(name):
+        raise StudyError(f"{shown(name)} is no name of a figure or table: give one without a folder, such as 'table'")
 
 
 def _render(figure: Figure, caption: str) -> dict[str, bytes]:

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from layer_redundancy.figures.saving import save
+from layer_redundancy.core.arguments import shown
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.figures.saving import check_name, save
 from layer_redundancy.figures.style import BLACK, WIDTH, settings, text_width
 
 
@@ -18,6 +20,9 @@ def save_table(data: pd.DataFrame, folder: Path, name: str, caption: str) -> lis
     In .md and images, numbers have about four significant digits, a column the same decimals, and NaN is a dash.
     Arguments, paths returned and errors raised are those of `saving.save`.
     """
+    check_name(name)
+    if not isinstance(data, pd.DataFrame):
+        raise StudyError(f"{shown(data)} is no table: give a pandas DataFrame")
     cells, numeric = _cells(data), _numeric(data)
     with settings():
         figure = _table_figure(cells, right=[column in numeric for column in data.columns])

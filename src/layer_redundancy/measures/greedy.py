@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from layer_redundancy.core import variants
+from layer_redundancy.core.arguments import number
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.variants import Variant
 
@@ -38,7 +39,7 @@ def removal_order(
     Raises:
         StudyError: shortlist is not in (0, 1].
     """
-    if not 0 < shortlist <= 1:
+    if not 0 < number(shortlist, "greedy shortlist") <= 1:
         raise StudyError(f"greedy shortlist {shortlist} is out of range: choose a share above 0, at most 1")
     order: list[int] = []
     known = np.zeros(num_blocks)  # what each removal added to the cost when last tried

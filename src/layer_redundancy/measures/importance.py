@@ -3,30 +3,20 @@
 Pure functions on `ActivationSums`. `measures.registry` defines the measures.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from layer_redundancy.core import stats
+from layer_redundancy.core.arguments import shown, whole
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.measures import registry
 from layer_redundancy.measures.activations import ActivationSums
-from layer_redundancy.measures.registry import Measure
 
 MEASURES = registry.Listed(registry.SCORES)
 
 
-def _measure(name: str, suits: Callable[[Measure], bool]) -> Measure:
-    """The measure of that name; raises StudyError where no measure that suits has it."""
-    known = [measure.name for measure in registry.REGISTRY.values() if suits(measure)]
-    if name not in known:
-        raise StudyError(f"unknown importance measure {name!r}: choose one of {', '.join(known)}")
-    return registry.REGISTRY[name]
-
-
 def _weighted(sums: ActivationSums, name: str, first_token: bool, weights: np.ndarray) -> np.ndarray:
     """Scores (R, L) for R weightings (R, S) of the sequences."""
-    mean_of = _measure(name, lambda measure: measure.from_sums).kind
+    mean_of = registry.find(name, lambda measure: measure.from_sums).kind
     if isinstance(mean_of, registry.Position):
         return np.tile(mean_of.score(sums.num_blocks), (len(weights), 1))
     assert isinstance(mean_of, registry.Activations), f"{name} does not follow from sums"
@@ -88,10 +78,15 @@ def removal_order(score: np.ndarray, measure: str) -> np.ndarray:
         Block indices, first removed first; int64 of the same shape, each row distinct.
 
     Raises:
-        StudyError: unknown measure, or a score that is not finite.
+        StudyError: unknown measure, no scores, or one that is not finite.
     """
-    removed_first = _measure(measure, lambda known: known.has_scores).removed_first
-    score = np.asarray(score, dtype=np.float64)
+    removed_first = registry.find(measure, lambda known: known.has_scores).removed_first
+    try:
+        score = np.asarray(score, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise StudyError(f"scores must be a number a block, not {shown(score)}") from None
+    if not score.ndim or not score.shape[-1]:
+        raise StudyError(f"scores must be a number a block, not {shown(score)}: no order of removal follows from them")
     if not np.isfinite(score).all():
         raise StudyError(f"{measure} has scores that are NaN or infinite: no order of removal follows from them")
     key = score if removed_first == "smallest" else -score
@@ -130,7 +125,7 @@ def best_start(grid: np.ndarray, n: int) -> int:
     Raises:
         StudyError: n is not between 1 and the number of blocks.
     """
-    if not 1 <= n <= len(grid):
+    if not 1 <= whole(n, "the number of blocks of a run") <= len(grid):
         raise StudyError(f"a run of {n} blocks is out of range: choose 1 to {len(grid)}")
     row = grid[n - 1, : len(grid) - n + 1]
     return int(len(row) - 1 - np.argmin(row[::-1]))

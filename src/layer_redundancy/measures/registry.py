@@ -26,6 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from layer_redundancy.core.arguments import shown
+from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.measures import gradients, weights
 from layer_redundancy.measures.activations import ActivationSums
@@ -168,6 +170,22 @@ REGISTRY = {
         Measure("greedy", "", "this study's reference", Loss(step_by_step=True), (CURVES,)),
     )
 }  # fmt: skip
+
+
+def find(name: str, suits: Callable[[Measure], bool] = lambda measure: True) -> Measure:
+    """The measure of that name.
+
+    Args:
+        name: the measure's name.
+        suits: whether a measure may be meant; any if not given.
+
+    Raises:
+        StudyError: no measure that suits has it.
+    """
+    known = [measure.name for measure in REGISTRY.values() if suits(measure)]
+    if name not in known:
+        raise StudyError(f"unknown importance measure {shown(name)}: choose one of {', '.join(known)}")
+    return REGISTRY[name]
 
 
 class Listed(Mapping[str, Measure]):

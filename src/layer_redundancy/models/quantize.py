@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from layer_redundancy.config import profiles
+from layer_redundancy.config.checks import at_least
 from layer_redundancy.core import cache, variants
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import NotApplicable, StudyError
@@ -54,16 +56,19 @@ class Scheme:
         symmetric: whether there are no zero points.
 
     Raises:
-        StudyError: no such method or number of bits.
+        StudyError: no such method, number of bits or size of groups.
     """
 
     bits: int = 4
     method: Method = "gptq"
-    group_size: int | None = None
+    group_size: Annotated[int | None, at_least(1)] = None
     symmetric: bool = True
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        given = {name: getattr(self, name) for name in ("bits", "group_size", "symmetric")}
+        for name, value in profiles.checked(type(self), given, profiles.Place("Scheme", in_code=True)).items():
+            object.__setattr__(self, name, value)
+        if self.method not in list(METHODS):
             raise StudyError(f"unknown quantization method {self.method!r}: choose one of {', '.join(METHODS)}")
         if self.bits not in BITS:
             raise StudyError(f"cannot quantize to {self.bits} bits: choose one of {', '.join(map(str, BITS))}")
@@ -186,6 +191,7 @@ def quantized(
         raise StudyError(
             f"quantization was given the {calibration.split} split: what is measured there would be biased"
         )
+    scheme, removed = profiles.valid(Scheme, scheme), variants.indices(removed)
     kept = variants.without(identity.num_hidden_layers, removed)
     settings = asdict(scheme) | {
         "model": identity.fingerprint,
@@ -197,7 +203,7 @@ def quantized(
 
     def write(target: Path) -> None:
         check(identity, scheme.group_size)
-        _write(identity, scheme, calibration, tuple(removed), dtype, target)
+        _write(identity, scheme, calibration, removed, dtype, target)
         when_made()
 
     return cache.made_once(f"quantized-{scheme.method}-{scheme.bits}", settings, write)

@@ -143,7 +143,7 @@ def export(
         StudyError: the folder exists, cannot be written, or the reloaded model gives other logits; the weights are
             those of a ready GPTQ checkpoint; transformers cannot write such a model.
     """
-    folder, removed = Path(folder), list(removed)
+    folder, removed = Path(folder), variants.indices(removed)
     method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "")
     if method in ("gptq", "awq"):  # their libraries rearrange the weights for the device when they load them
         raise StudyError(

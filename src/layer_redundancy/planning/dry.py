@@ -265,6 +265,7 @@ class DryStudy(Study):
     def quantized(self, scheme: quantize.Scheme, removed: Sequence[int] = ()) -> "Study":
         self._check_on_disk("quantized")
         other = replace(self, calibration_blocks=self.profile.quantization_blocks)
+        scheme, removed = profiles.valid(quantize.Scheme, scheme), variants.indices(removed)
         kept = variants.without(self.num_blocks, removed)
         key = self.key("quantized", 1, kept, settings={"scheme": str(scheme)})
         if self.ledger.fresh(key):
@@ -273,6 +274,7 @@ class DryStudy(Study):
         return other._made(f"{self.identity.name}, {scheme}", key, len(kept))
 
     def pruned(self, removed: Sequence[int]) -> "Study":
+        removed = variants.indices(removed)
         kept = variants.without(self.num_blocks, removed)
         key = self.key("pruned", 1, kept)
         return self._made(f"{self.identity.name} without {len(removed)} blocks", key, len(kept))
@@ -329,8 +331,9 @@ class DryStudy(Study):
         found: dict[str, dict[Variant, Result]] = {}
         if measurements is None:
             measurements = [self.perplexity, *self.tasks]
-        for measurement in measurements:
-            keys = {v: sweep.key(self.identity, v, measurement) for v in dict.fromkeys(chosen)}
+        chosen = variants.plan(self.num_blocks, chosen)
+        for measurement in sweep.distinct(measurements):
+            keys = {v: sweep.key(self.identity, v, measurement) for v in chosen}
             fresh = tuple(v for v, key in keys.items() if self._fresh(key))
             if fresh:
                 amount = _amount(measurement)
@@ -350,7 +353,7 @@ class DryStudy(Study):
         return Result(summary, {"acc": zeros, "gold_logprob": zeros, "loglikelihood": zeros})
 
     def continuations(self, chosen: Sequence[Variant], lengths: PromptLengths) -> dict[Variant, Result]:
-        distinct = [self.dense, *(v for v in dict.fromkeys(chosen) if v != self.dense)]
+        distinct = [self.dense, *(v for v in variants.plan(self.num_blocks, chosen) if v != self.dense)]
         settings = {"prompts": lengths.prompts, "prompt": lengths.prompt_tokens, "new": lengths.new_tokens}
         fresh = [v for v in distinct if self.ledger.fresh(self.key("continuations", 1, v, settings=settings))]
         for variant in fresh:
@@ -366,7 +369,7 @@ class DryStudy(Study):
         if isinstance(self.inputs, DryInputs):
             self.inputs.needs.generative_tasks[budget] = None
         amount = self.inputs.amount(budget) if isinstance(self.inputs, DryInputs) else Amount(1, 1, 1, 1, 1)
-        distinct = list(dict.fromkeys(chosen))
+        distinct = variants.plan(self.num_blocks, chosen)
         keys = {v: self.key(f"generative/{budget.name}", 1, v, settings={"limit": budget.limit}) for v in distinct}
         if fresh := [v for v, key in keys.items() if self.ledger.fresh(key)]:
             self._count(Writing(budget.name, amount, tuple(map(len, fresh))))
@@ -374,8 +377,7 @@ class DryStudy(Study):
         return {v: Result({"score": 0.0, "metric": "score"}, {"score": zeros}) for v in distinct}
 
     def training(self) -> Result:
-        made = self.healing
-        assert made is not None, "of a model that `healed` gave"
+        made = self._healing()
         one = Training(made.recipe, made.budget.tokens, made.budget.block_length, made.budget.tokens, self.num_blocks)
         if not self.fits(one):
             self.ledger.left_out.append(healing.describe(made.recipe))

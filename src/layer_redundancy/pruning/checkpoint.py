@@ -41,6 +41,9 @@ class Order:
     training: TrainingBudget | None = None
     bits: int | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "removed", variants.indices(self.removed))  # `record` writes them down
+
 
 def ordered(study: Study, by: str, how_many: HowMany, heal: str = "", bits: int | None = None) -> Order:
     """Chooses the blocks.

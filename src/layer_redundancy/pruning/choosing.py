@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from layer_redundancy.core import variants
+from layer_redundancy.core.arguments import listed, whole
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.evaluate.scoring import Perplexity
 from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
@@ -24,11 +25,11 @@ def removals(study: Study, by: str, counts: Sequence[int]) -> dict[int, tuple[in
     Raises:
         StudyError: unknown measure; a number that is negative, or that leaves no block.
     """
-    num = study.num_blocks
+    num, counts = study.num_blocks, listed(counts, "numbers of blocks", "[1, 2, 4]")
     if num == 1 and any(counts):
         raise StudyError(_SINGLE.format(study.identity.name))
     for count in counts:
-        if not 0 <= count < num:
+        if not 0 <= whole(count, "the number of blocks to remove") < num:
             raise StudyError(f"{count} blocks cannot be removed: the model has {num}, so give 0 to {num - 1}")
     if by == "angular_distance":
         grid = importance.angular_grid(study.activation_sums())

@@ -1,8 +1,8 @@
 """How many blocks go, as it is asked for. Standard library only, so that a mistake is told at once."""
 
-import math
 from dataclasses import dataclass
 
+from layer_redundancy.core.arguments import number, whole
 from layer_redundancy.core.errors import StudyError
 
 
@@ -24,7 +24,9 @@ class HowMany:
         given = [value for value in (self.remove, self.ratio, self.max_loss) if value is not None]
         if len(given) != 1:
             raise StudyError("say how many blocks go by one of --remove, --ratio and --max-loss")
-        if self.ratio is not None and not 0 < self.ratio < 1:
+        if self.remove is not None:
+            object.__setattr__(self, "remove", whole(self.remove, "--remove"))
+        if self.ratio is not None and not 0 < number(self.ratio, "--ratio") < 1:
             raise StudyError(f"--ratio {self.ratio:g} is out of range: give a share above 0 and below 1")
-        if self.max_loss is not None and not 0 < self.max_loss < math.inf:
+        if self.max_loss is not None and not number(self.max_loss, "--max-loss") > 0:
             raise StudyError(f"--max-loss {self.max_loss:g} is out of range: give nats a token, above 0")

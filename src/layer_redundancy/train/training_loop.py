@@ -23,12 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from layer_redundancy.core import devices, paths
+from layer_redundancy.core import devices, paths, processes
 from layer_redundancy.core.errors import StudyError
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS, STATE, OPTIMIZER = "trained.safetensors", "trainer_state.json", "optimizer.pt"  # the last two are Trainer's
+TRAINER = "process.txt"  # in a training's folder: who is at it
 
 Example = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
@@ -101,9 +102,10 @@ def workplace(settings: Mapping[str, Any]) -> Iterator[Path]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            logger.info("another process trains this already: waiting for it")
+            logger.info(f"{_trainer(folder)} trains this already: waiting for it to finish")
             lock.acquire()
         folder.mkdir(exist_ok=True)
+        (folder / TRAINER).write_text(processes.this(), encoding="utf-8")
     except OSError as error:
         raise StudyError(f"cannot write to {paths.CACHE} ({error.strerror or error})") from error
     try:
@@ -113,6 +115,14 @@ def workplace(settings: Mapping[str, Any]) -> Iterator[Path]:
             Path(lock.lock_file).unlink()
     finally:
         lock.release()
+
+
+def _trainer(folder: Path) -> str:
+    """The process that trains in a folder, in a message."""
+    try:
+        return processes.shown((folder / TRAINER).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return "another process"
 
 
 # Most parameters have defaults that suit a causal language model; each is a choice that some caller makes.

@@ -598,7 +598,7 @@ class Study:
 
         One without a row, which models of few blocks may give, is left out with a message.
         """
-        if data.empty:
+        if isinstance(data, pd.DataFrame) and data.empty:
             size = counted(self.num_blocks, "block")
             logger.info(f"table {name} is left out: it has no row for this model of {size}")
             return data

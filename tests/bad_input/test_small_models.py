@@ -112,6 +112,19 @@ def test_a_notebook_of_which_nothing_applies_to_a_single_block_says_why(study, p
     assert "stack" not in vars(one), "not loaded for it"
 
 
+@pytest.mark.parametrize("number", ["02", "03", "04", "06"])
+def test_accuracy_beside_perplexity_needs_a_task(plan, number):
+    one = plan(3).with_profile(tasks=())
+    with pytest.raises(NotApplicable):
+        registry.by_number(number).measure(one)
+    assert "the smoke profile has no task" in refusal(lambda: registry.by_number(number).measure(one))
+
+
+@pytest.mark.parametrize("number", ["05", "07", "09", "10", "11"])
+def test_what_needs_no_task_is_measured_without_one(plan, number):
+    assert registry.by_number(number).measure(plan(3).with_profile(tasks=())) is not None
+
+
 # --------------------------------------------------------------------------------------------- what the others remark
 
 

@@ -37,8 +37,8 @@ from layer_redundancy.figures import layer_importance as draw_importance
 from layer_redundancy.figures import width_vs_depth as draw_width
 from layer_redundancy.planning.dry import Ledger
 from layer_redundancy.planning.planner import Planner
+from layer_redundancy.pruning import card, choosing, effects
 from layer_redundancy.pruning import checkpoint as pruned_checkpoint
-from layer_redundancy.pruning import choosing, effects
 from layer_redundancy.pruning.how_many import HowMany
 from layer_redundancy.study import Study
 from made_up import checkpoint, nll_result, sums, task_result
@@ -110,6 +110,19 @@ def test_a_notebook_of_which_nothing_applies_to_a_single_block_says_why(study, p
     line = refusal(lambda: registry.by_number(number).measure(one))
     assert SINGLE in line and LEFT_OUT[number] in line
     assert "stack" not in vars(one), "not loaded for it"
+
+
+@pytest.mark.parametrize("number", ["02", "03", "04", "06"])
+def test_accuracy_beside_perplexity_needs_a_task(plan, number):
+    one = plan(3).with_profile(tasks=())
+    with pytest.raises(NotApplicable):
+        registry.by_number(number).measure(one)
+    assert "the smoke profile has no task" in refusal(lambda: registry.by_number(number).measure(one))
+
+
+@pytest.mark.parametrize("number", ["05", "07", "09", "10", "11"])
+def test_what_needs_no_task_is_measured_without_one(plan, number):
+    assert registry.by_number(number).measure(plan(3).with_profile(tasks=())) is not None
 
 
 # --------------------------------------------------------------------------------------------- what the others remark
@@ -478,6 +491,20 @@ def test_no_share_is_kept_of_nothing(table, column):
 
 def test_nothing_is_claimed_of_benchmarks_of_which_nothing_is_right():
     assert benchmarks.claim(ALIKE, "ShortGPT", "reverse order", 1, 0).empty
+
+
+@pytest.mark.parametrize("low, cell", [(np.nan, "| 3.00 |"), (2.5, "| 3.00 (2.50 to 3.50) |")], ids=["one", "several"])
+def test_a_card_has_intervals_where_there_are_any(low, cell):
+    ends = {f"{name}low": low for name in ("", "increase_")} | {f"{name}high": low + 1 for name in ("", "increase_")}
+    text = {"corpus": "wikipedia", "split": "evaluation", "blocks": 1, "tokens_a_block": 8}
+    found = {
+        "base_model": "mine", "base_licence": "mit", "base_revision": "main", "layer_redundancy": "0", "num_blocks": 2,
+        "removed_blocks": [1], "measure": "taylor", "healed": None, "quantized_to_bits": None, "calibration": text,
+        "evaluation": text,
+        "cost": {"perplexity": {"dense": 2.0, "pruned": 3.0, "increase": 0.4, "n": 1} | ends, "tasks": []},
+    }  # fmt: skip
+    written = card.text(found)
+    assert cell in written and "nan" not in written
 
 
 def test_one_block_of_text_has_a_perplexity_and_no_interval():

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from layer_redundancy.config import sources
-from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.data import review_archive
 from layer_redundancy.data.benchmark_items import data_errors
 from layer_redundancy.data.tokens import without_end
@@ -308,7 +308,7 @@ def label_tokens(source: Source, tokenizer: Any) -> torch.Tensor:
     """The token by which each label's word begins after the template; int64 (labels,).
 
     Raises:
-        StudyError: two labels share one, or the tokenizer joins the template's end with the word.
+        NotApplicable: two labels share one, or the tokenizer joins the template's end with the word.
     """
     prompt = source.template.format(text="It is.")
     tokenizer = without_end(tokenizer)
@@ -317,9 +317,11 @@ def label_tokens(source: Source, tokenizer: Any) -> torch.Tensor:
     for label, word in source.words.items():
         whole = tokenizer(f"{prompt} {word}").input_ids
         if whole[: len(before)] != before or len(whole) == len(before):
-            raise StudyError(f"the tokenizer joins the template's end with the word {word!r}: choose another template")
+            raise NotApplicable(
+                f"the tokenizer joins the template's end with the word {word!r}: choose another template"
+            )
         if (other := tokens.setdefault(whole[len(before)], label)) != label:
-            raise StudyError(
+            raise NotApplicable(
                 f"the words of the labels {other!r} and {label!r} begin with the same token for this tokenizer: give "
                 "the classification source other words"
             )

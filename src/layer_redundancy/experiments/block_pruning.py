@@ -26,6 +26,7 @@ from layer_redundancy.train import healing
 
 SIMILARITY, SIMPLE, LAST = "similarity", "simple rule", "last blocks"
 HEALED_RULES = (SIMILARITY, SIMPLE)
+NO_ACCURACY = {"accuracy": np.nan, "accuracy_low": np.nan, "accuracy_high": np.nan, "n": 0, "chance": np.nan}
 
 
 NOTEBOOK = "10_block_pruning"
@@ -227,7 +228,7 @@ def table(found: Sequence[Pruned], num_blocks: int, vocabulary: int) -> pd.DataF
         took = one.training.summary if one.training else {}
         row |= {name: took.get(name, np.nan) for name in ("seconds", "peak_bytes", "trainable")}
         for task, result in one.tasks.items() or {"": None}.items():
-            rows.append(row | {"task": task} | ({} if result is None else accuracy_row(result)))
+            rows.append(row | {"task": task} | (NO_ACCURACY if result is None else accuracy_row(result)))
     return pd.DataFrame(rows)
 
 

@@ -1,4 +1,4 @@
-"""What models of a few blocks cannot tell, and the lines that say so.
+"""What models of a few blocks, and profiles without a task, cannot tell, and the lines that say so.
 
 At least one block always stays, so a single block cannot be removed; two orders of two blocks agree wholly or not at
 all, so their rank correlation says nothing; and a tenth or a quarter of two blocks is none.
@@ -24,6 +24,15 @@ def need_removable(study: Study, what: str) -> None:
     """
     if study.num_blocks < 2:
         raise NotApplicable(f"{study.identity.name} has a single block, and at least one stays: {what}")
+
+
+def need_task(study: Study) -> None:
+    """Raises NotApplicable where the profile has no task, whose accuracy a notebook sets beside perplexity."""
+    if not study.profile.tasks:
+        raise NotApplicable(
+            f"the {study.profile.name} profile has no task, whose accuracy stands beside perplexity here: give one "
+            "under tasks"
+        )
 
 
 def say_if_single(study: Study) -> None:

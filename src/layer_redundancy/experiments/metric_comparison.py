@@ -64,9 +64,10 @@ def measure(study: Study) -> Measured:
     """Removes blocks in every measure's order, and in the greedy one, at the profile's depths.
 
     Raises:
-        NotApplicable: the model has a single block.
+        NotApplicable: the model has a single block, or the profile no task.
     """
     few_blocks.need_removable(study, "measures have nothing to choose from")
+    few_blocks.need_task(study)
     few_blocks.say_what_shares_are(study.num_blocks, RATIOS)
     budget, num = study.profile.budget(Budget), study.num_blocks
     sums, greedy = study.activation_sums(), study.greedy_order()

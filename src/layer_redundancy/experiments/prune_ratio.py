@@ -39,10 +39,11 @@ def measure(study: Study, by: str = "block_influence") -> Measured:
     """Removes blocks in the order of an importance measure until one is left.
 
     Raises:
-        NotApplicable: the model has a single block.
+        NotApplicable: the model has a single block, or the profile no task.
         StudyError: a measure that is not known, or not computed from activations or positions.
     """
     few_blocks.need_removable(study, "there is no share of the blocks to remove")
+    few_blocks.need_task(study)
     few_blocks.say_what_shares_are(study.num_blocks, [0.25])
     order = study.order(by)
     removals = dict(enumerate(variants.cumulative_removal(study.num_blocks, order)))

@@ -142,9 +142,10 @@ def measure(study: Study, beside: str = "") -> Measured:
         beside: the model of the other kind; "" for the profile's.
 
     Raises:
-        NotApplicable: one of the two has a single block.
+        NotApplicable: one of the two has a single block, or the profile no task.
         StudyError: as `Study.of_model`; two models of the same kind.
     """
+    few_blocks.need_task(study)
     recurrent, transformer = pair(study, beside)
     for one in (recurrent, transformer):
         few_blocks.need_removable(one, "removals from it cannot be compared with those from another model")

@@ -35,9 +35,10 @@ def measure(study: Study) -> Measured:
     """Measures the dense model and every single removal on perplexity and the profile's tasks.
 
     Raises:
-        NotApplicable: the model has a single block.
+        NotApplicable: the model has a single block, or the profile no task.
     """
     few_blocks.need_removable(study, "nothing to remove in turn")
+    few_blocks.need_task(study)
     chosen = [study.dense, *variants.single_removal(study.num_blocks)]
     results = study.sweep(chosen)
     checked = tuple(chosen[:: max(1, len(chosen) // 3)])

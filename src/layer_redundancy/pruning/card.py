@@ -102,6 +102,11 @@ def _text(of: Mapping[str, Any]) -> str:
     return f"{of['corpus']} ({of['split']} split, {of['blocks']} blocks of {of['tokens_a_block']} tokens)"
 
 
+def _interval(low: float, high: float, digits: str) -> str:
+    """An interval in brackets; of a single block of text or item there is none."""
+    return f" ({low:{digits}} to {high:{digits}})" if low == low else ""
+
+
 def _costs(found: Mapping[str, Any]) -> list[str]:
     loss = found["cost"]["perplexity"]
     rows = [
@@ -110,8 +115,8 @@ def _costs(found: Mapping[str, Any]) -> list[str]:
         (
             "perplexity",
             f"{loss['dense']:.2f}",
-            f"{loss['pruned']:.2f} ({loss['low']:.2f} to {loss['high']:.2f})",
-            f"{loss['increase']:+.3f} nats a token ({loss['increase_low']:+.3f} to {loss['increase_high']:+.3f})",
+            f"{loss['pruned']:.2f}{_interval(loss['low'], loss['high'], '.2f')}",
+            f"{loss['increase']:+.3f} nats a token{_interval(loss['increase_low'], loss['increase_high'], '+.3f')}",
             f"{loss['n']} blocks of text",
             "",
         ),
@@ -120,8 +125,8 @@ def _costs(found: Mapping[str, Any]) -> list[str]:
         row = (
             f"{one['task']} (accuracy)",
             f"{one['dense']:.3f}",
-            f"{one['pruned']:.3f} ({one['low']:.3f} to {one['high']:.3f})",
-            f"{one['change']:+.3f} ({one['change_low']:+.3f} to {one['change_high']:+.3f})",
+            f"{one['pruned']:.3f}{_interval(one['low'], one['high'], '.3f')}",
+            f"{one['change']:+.3f}{_interval(one['change_low'], one['change_high'], '+.3f')}",
             f"{one['n']} items",
             f"{one['chance']:.3f}",
         )

@@ -2,6 +2,7 @@
 a model card and `pruning.json`, from which the same checkpoint is made again."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def prune(study: Study, order: Order, folder: Path) -> dict[str, Any]:
     check_new(folder)
     one, costs = measured(study, order)
     found = record(study, order, costs)
-    files = {RECORD: json.dumps(found, indent=1) + "\n", "README.md": card.text(found)}
+    files = {RECORD: json.dumps(_json(found), indent=1) + "\n", "README.md": card.text(found)}
     surgery.export(one.study.stack.model, study.tokenizer, one.removed, folder, files)
     return found
 
@@ -167,6 +168,15 @@ def record(study: Study, order: Order, costs: dict[str, Any]) -> dict[str, Any]:
         "cost": costs,
         "profile": asdict(study.profile),
     }
+
+
+def _json(value: Any) -> Any:
+    """A record as JSON has it: the ends of an interval that a single block of text or item does not give are null."""
+    if isinstance(value, dict):
+        return {name: _json(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(blocks: TokenBlocks) -> dict[str, Any]:

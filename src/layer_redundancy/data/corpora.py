@@ -15,8 +15,7 @@ import torch
 
 from layer_redundancy.config import own_files, profiles, sources
 from layer_redundancy.config.profiles import TextBudget
-from layer_redundancy.core import paths
-from layer_redundancy.core.cache import made_once, scratch_folder
+from layer_redundancy.core import cache, paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import hub
 from layer_redundancy.data.tokens import prepends_bos
@@ -149,8 +148,10 @@ def packed_blocks(corpus: str, tokenizer: Any, split: Split, length: int, count:
         folder.mkdir()
         np.save(folder / "tokens.npy", _packed(corpus, tokenizer, split, length, count).input_ids.numpy())
 
-    file = made_once("tokens", key, write) / "tokens.npy"
-    return TokenBlocks(torch.from_numpy(np.load(file)), corpus, split, prepends_bos(tokenizer))
+    folder = cache.made_once("tokens", key, write)
+    with cache.reading(folder):
+        blocks = torch.from_numpy(np.load(folder / "tokens.npy"))
+    return TokenBlocks(blocks, corpus, split, prepends_bos(tokenizer))
 
 
 def _packed(corpus: str, tokenizer: Any, split: Split, length: int, count: int) -> TokenBlocks:
@@ -259,16 +260,16 @@ def _wikipedia() -> dict[str, str]:
     dump = Path(datapath("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"))
     digest = hashlib.sha256(dump.read_bytes()).hexdigest()
     cached = paths.CACHE / f"wikipedia-{digest[:12]}-v{RULES_VERSION}-gensim-{gensim.__version__}.json"
-    if cached.is_file():
-        return json.loads(cached.read_text(encoding="utf-8"))
-    with bz2.open(dump) as pages:
-        cleaned = {title: prose(text) for title, text, _ in extract_pages(pages, filter_namespaces=("0",))}
-    cleaned = {title: text for title, text in cleaned.items() if len(text.split()) >= MIN_ARTICLE_WORDS}
-    with scratch_folder("wikipedia") as scratch:
-        whole = scratch / cached.name
-        whole.write_text(json.dumps(cleaned, ensure_ascii=False, indent=0), encoding="utf-8")
-        whole.replace(cached)
-    return cleaned
+
+    def write(file: Path) -> None:
+        with bz2.open(dump) as pages:
+            cleaned = {title: prose(text) for title, text, _ in extract_pages(pages, filter_namespaces=("0",))}
+        cleaned = {title: text for title, text in cleaned.items() if len(text.split()) >= MIN_ARTICLE_WORDS}
+        file.write_text(json.dumps(cleaned, ensure_ascii=False, indent=0), encoding="utf-8")
+
+    cache.made_at(cached, "wikipedia", write)
+    with cache.reading(cached):
+        return {str(title): str(text) for title, text in json.loads(cached.read_text(encoding="utf-8")).items()}
 
 
 def pg19_files() -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from layer_redundancy import __version__
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile, Recipe, TrainingBudget
-from layer_redundancy.core import variants
+from layer_redundancy.core import cache, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
@@ -120,12 +120,6 @@ def _of(results: dict[str, dict[Variant, Result]], variant: Variant) -> dict[str
     return {name: found[variant] for name, found in results.items()}
 
 
-def check_new(folder: Path) -> None:
-    """Raises StudyError where something lies in the checkpoint's place, before hours are spent on it."""
-    if folder.exists():
-        raise StudyError(f"{folder} exists: choose another folder with --out, or delete it")
-
-
 def prune(study: Study, order: Order, folder: Path) -> dict[str, Any]:
     """Makes, measures and writes a pruned checkpoint.
 
@@ -140,7 +134,7 @@ def prune(study: Study, order: Order, folder: Path) -> dict[str, Any]:
     Raises:
         StudyError: the folder exists or cannot be written; as `Study.healed`, `Study.quantized`, `surgery.export`.
     """
-    check_new(folder)
+    folder = cache.new_path(folder)
     one, costs = measured(study, order)
     found = record(study, order, costs)
     files = {RECORD: json.dumps(found, indent=1) + "\n", "README.md": card.text(found)}

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -117,6 +118,14 @@ def token_blocks(budget: TextBudget, tokenizer: Any, split: Split) -> TokenBlock
     return TokenBlocks(torch.tensor(blocks[:asked], dtype=torch.long), name, split, bos)
 
 
+def _check_size(blocks: int, split: str, length: int) -> None:
+    whole = all(isinstance(number, int | np.integer) and not isinstance(number, bool) for number in (blocks, length))
+    if not (whole and blocks >= 1 and length >= 2):
+        raise StudyError(
+            f"{blocks!r} {split} blocks of {length!r} tokens: give whole numbers, at least 1 block of 2 tokens"
+        )
+
+
 def packed_blocks(corpus: str, tokenizer: Any, split: Split, length: int, count: int) -> TokenBlocks:
     """Text to train on: articles one after the other, in the order of a hash, cut into blocks whatever ends in them.
 
@@ -133,6 +142,7 @@ def packed_blocks(corpus: str, tokenizer: Any, split: Split, length: int, count:
     Raises:
         StudyError: unknown corpus, or less text than one block.
     """
+    _check_size(count, split, length)
     key = {
         "corpus": corpus,
         "split": split,
@@ -211,7 +221,7 @@ def articles(corpus: str, split: Split) -> list[str]:
         StudyError: unknown corpus, a file that cannot be read or split, or unreachable hub.
     """
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
+        raise StudyError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
     if corpus == "pg19":
         return _pg19(split)
     if corpus == "c4":
@@ -289,7 +299,11 @@ def _pg19(split: Split) -> list[str]:
     files = sorted(pg19_files().glob(PG19_FILES[split]))
     if not files:
         raise StudyError(f"corpus 'pg19' has no file {PG19_FILES[split]} on the hub any more: name another corpus")
-    return [text for file in files for text in pd.read_parquet(file, columns=["text"])["text"]]
+    texts: list[str] = []
+    for file in files:
+        with hub.reading(file):
+            texts += pd.read_parquet(file, columns=["text"])["text"]
+    return texts
 
 
 def c4_files() -> Path:
@@ -300,11 +314,8 @@ def c4_files() -> Path:
 
 def _c4(split: Split) -> list[str]:
     file = c4_files() / C4_FILES[split]
-    try:
-        with gzip.open(file, "rt", encoding="utf-8") as lines:
-            return [json.loads(line)["text"] for line in lines]
-    except (OSError, ValueError, EOFError) as error:
-        raise StudyError(f"cannot read {file} ({error}): delete it, so that it is downloaded again") from error
+    with hub.reading(file), gzip.open(file, "rt", encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in lines]
 
 
 ALPACA_FILE = "alpaca_data_cleaned.json"
@@ -325,8 +336,10 @@ def alpaca_files() -> Path:
 
 
 def _alpaca() -> dict[str, str]:
-    rows = json.loads(_read(alpaca_files() / ALPACA_FILE))
-    texts = [ALPACA[not row["input"].strip()].format_map(row) for row in rows]
+    file = alpaca_files() / ALPACA_FILE
+    with hub.reading(file):
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        texts = [ALPACA[not row["input"].strip()].format_map(row) for row in rows]
     return {text: text for text in texts}
 
 
@@ -365,7 +378,7 @@ def _places(folder: Path) -> dict[Split, Path]:
     found: dict[Split, Path] = {}
     for split in SPLITS:
         named = [folder / f"{split}{ending}" for ending in ("", *own_files.TEXT_ENDINGS)]
-        here = [path for path in named if path.exists()]
+        here = [path for path in named if os.path.lexists(path)]
         if len(here) > 1:
             raise StudyError(f"corpus {folder.name!r} has both {here[0].name} and {here[1].name}: keep one of them")
         if here:
@@ -404,7 +417,7 @@ def _lines(file: Path, field: str) -> Iterator[tuple[int, str]]:
         at = f"{own_files.shown(file)}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StudyError(f"{at}: no JSON ({error})") from None
         if not isinstance(row, dict) or field not in row:
             keys = ", ".join(row) if isinstance(row, dict) else "none"
@@ -414,14 +427,20 @@ def _lines(file: Path, field: str) -> Iterator[tuple[int, str]]:
             )
         if not isinstance(row[field], str):
             raise StudyError(f"{at}: field {field!r} must be a text, not {row[field]!r:.60}")
+        if re.search("[\ud800-\udfff]", row[field]):
+            raise StudyError(
+                f"{at}: field {field!r} holds half a character (a lone surrogate), which no tokenizer reads"
+            )
         yield number, row[field]
 
 
 def _read(file: Path) -> str:
     try:
+        if not file.is_file():  # a pipe would be waited for, for ever
+            raise FileNotFoundError(file)
         return file.read_text(encoding="utf-8-sig")  # a byte order mark is no text
     except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"cannot read {file}: it must be a readable UTF-8 text file") from error
+        raise StudyError(f"cannot read {cache.shown(file)}: it must be a readable UTF-8 text file") from error
 
 
 def _pieces(paragraphs: Iterable[str]) -> Iterable[str]:
@@ -438,7 +457,7 @@ def _pieces(paragraphs: Iterable[str]) -> Iterable[str]:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()  # a file's name may be no UTF-8
 
 
 # Corpora whose articles have titles, by which they go to the splits.

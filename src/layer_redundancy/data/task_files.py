@@ -61,9 +61,11 @@ def read(name: str) -> TaskFile:
     try:
         functions = dict(_functions(path, set()))
         config = load_yaml(path, resolve_func=False)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        digest = _digest(path, config, functions)
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise StudyError(f"{at} is no task that lm-eval reads: {' '.join(str(error).split())}") from error
-    if not isinstance(config.get("task"), str):
+    name = config.get("task")
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise StudyError(f'{at} must define one task, with a name ("task: my_task")')
     metrics = [one for one in config.get("metric_list") or () if isinstance(one, dict)]
     foreign = [one["metric"] for one in metrics if one.get("hf_evaluate") or one.get("metric") not in metric_registry]
@@ -71,7 +73,7 @@ def read(name: str) -> TaskFile:
     code += ["class"] if "class" in config else []
     # lm-eval looks for a metric that it does not know in the evaluate library, whose metrics are programs.
     code += [f"metric {metric}" for metric in foreign if metric not in {str(f) for f in functions.values()}]
-    return TaskFile(path, config["task"], config, tuple(code), _digest(path, config, functions))
+    return TaskFile(path, name, config, tuple(code), digest)
 
 
 def _functions(file: Path, seen: set[Path]) -> Iterator[tuple[str, Path]]:
@@ -79,11 +81,15 @@ def _functions(file: Path, seen: set[Path]) -> Iterator[tuple[str, Path]]:
     if file.resolve() in seen:
         return
     seen.add(file.resolve())
+    _check_file(file)
     root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     for node in _nodes(root, set()):
         if node.tag == "!function":
-            module = str(node.value).rpartition(".")[0]
-            yield node.value, file.parent / f"{module.replace('.', '/')}.py"
+            if not isinstance(node, yaml.ScalarNode):
+                raise ValueError(f"!function in line {node.start_mark.line + 1} names no function")
+            module = file.parent / f"{node.value.rpartition('.')[0].replace('.', '/')}.py"
+            _check_file(module)
+            yield node.value, module
         elif not node.tag.startswith("tag:yaml.org,2002:") or ":python/" in node.tag:
             raise ValueError(f"unknown tag {node.tag!r} in line {node.start_mark.line + 1}")
     if isinstance(root, yaml.MappingNode):
@@ -91,6 +97,12 @@ def _functions(file: Path, seen: set[Path]) -> Iterator[tuple[str, Path]]:
             if key.value == "include":
                 for one in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                     yield from _functions(file.parent / one.value, seen)
+
+
+def _check_file(file: Path) -> None:
+    """Raises ValueError for what is there and no file: a pipe would be waited for, for ever."""
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is no file")
 
 
 def _nodes(node: yaml.Node | None, seen: set[int]) -> Iterator[yaml.Node]:
@@ -129,7 +141,7 @@ def manager(task: TaskFile, trust_remote_code: bool) -> TaskManager:
     _render_in_sandbox()
     try:
         config = load_yaml(task.path, resolve_func=True)
-    except Exception as error:  # the task's own code may raise anything when it is imported
+    except (Exception, SystemExit) as error:  # the task's own code may raise anything when it is imported
         raise StudyError(f"{own_files.shown(task.path)}: {' '.join(str(error).split())}") from error
     settings = dict(config.get("dataset_kwargs") or {})
     for key in ("data_files", "data_dir"):

@@ -180,11 +180,11 @@ def read(file: Path) -> dict[str, Any]:
     Raises:
         StudyError: there is none, or it lacks what a checkpoint follows from.
     """
-    file = file / RECORD if file.is_dir() else file
     try:
+        file = file / RECORD if file.is_dir() else file
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise StudyError(f"cannot read {file}: {error.strerror or error}") from error
+        raise StudyError(f"cannot read {cache.shown(file)}: {error.strerror or error}") from error
     except ValueError as error:
         raise StudyError(
             f"{file} is no {RECORD} ({error}): give a folder that `layer-redundancy prune` wrote"
@@ -193,6 +193,12 @@ def read(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or (missing := needed - set(found)):
         lacking = ", ".join(sorted(missing)) if isinstance(found, dict) else "everything"
         raise StudyError(f"{file} lacks {lacking}: give a folder that `layer-redundancy prune` wrote")
+    nothing = type(None)
+    kinds: dict[str, Any] = {"base_fingerprint": str, "measure": str, "removed_blocks": list, "profile": dict}
+    kinds |= {"healed": dict | nothing, "training": dict | nothing, "quantized_to_bits": int | nothing}
+    wrong = [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
+    if wrong or not all(isinstance(block, int) for block in found["removed_blocks"]):
+        raise StudyError(f"{file}: {(wrong or ['removed_blocks'])[0]} is none that `layer-redundancy prune` wrote")
     return found
 
 

@@ -6,8 +6,11 @@ running it, and run only with the same leave that a model's own code needs. Temp
 
 import hashlib
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ class TaskFile:
         name: the task's own name.
         config: the definition; functions are not looked up.
         code: what of it runs code, in words.
+        modules: the code's files.
         digest: sha256 (hex) of the definition and of the code's files, wherever they lie.
     """
 
@@ -42,6 +46,7 @@ class TaskFile:
     name: str
     config: dict[str, Any]
     code: tuple[str, ...]
+    modules: tuple[Path, ...]
     digest: str
 
 
@@ -73,7 +78,7 @@ def read(name: str) -> TaskFile:
     code += ["class"] if "class" in config else []
     # lm-eval looks for a metric that it does not know in the evaluate library, whose metrics are programs.
     code += [f"metric {metric}" for metric in foreign if metric not in {str(f) for f in functions.values()}]
-    return TaskFile(path, name, config, tuple(code), digest)
+    return TaskFile(path, name, config, tuple(code), tuple(functions.values()), digest)
 
 
 def _functions(file: Path, seen: set[Path]) -> Iterator[tuple[str, Path]]:
@@ -139,6 +144,7 @@ def manager(task: TaskFile, trust_remote_code: bool) -> TaskManager:
             "allow it by TRUST_REMOTE_CODE=yes to make, or trust_remote_code=True in a notebook"
         )
     _render_in_sandbox()
+    _forget(task.modules)
     try:
         config = load_yaml(task.path, resolve_func=True)
     except (Exception, SystemExit) as error:  # the task's own code may raise anything when it is imported
@@ -148,10 +154,21 @@ def manager(task: TaskFile, trust_remote_code: bool) -> TaskManager:
         if key in settings:
             settings[key] = _beside(task.path, settings[key])
     if settings:
+        if "://" not in str(settings):
+            # What datasets keeps of a file goes by its time alone, and of a function by its name.
+            settings.setdefault("download_mode", "force_redownload")
         config["dataset_kwargs"] = settings
     found = TaskManager(include_defaults=False)
     found.task_index[task.name] = TaskIndex.entry_from_config(config)
     return found
+
+
+def _forget(modules: Iterable[Path]) -> None:
+    """Has Python read the code's files again, which it knows by their time, to a second where it has compiled them."""
+    for module in modules:
+        sys.modules.pop(str(module.resolve().with_suffix("")), None)  # as lm-eval calls it
+        with suppress(OSError):
+            Path(cache_from_source(str(module))).unlink(missing_ok=True)
 
 
 def _beside(task: Path, files: Any) -> Any:

@@ -300,8 +300,9 @@ def _remove_leftovers(base: Path, now: float) -> None:
 
 
 def shown(path: Path) -> str:
-    """A path in a message of one line."""
-    return str(path) if str(path).isprintable() else repr(str(path))
+    """A path in a message of one line that can be read."""
+    text = str(path) if str(path).isprintable() else repr(str(path))
+    return text if len(text) <= 400 else f"{text[:200]}…{text[-100:]}"
 
 
 def new_path(target: str | os.PathLike[str]) -> Path:

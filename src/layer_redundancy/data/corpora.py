@@ -157,8 +157,13 @@ def packed_blocks(corpus: str, tokenizer: Any, split: Split, length: int, count:
     def write(folder: Path) -> None:
         folder.mkdir()
         np.save(folder / "tokens.npy", _packed(corpus, tokenizer, split, length, count).input_ids.numpy())
+        (folder / "tokenizer").write_text(whole)
 
+    whole = _whole_tokenizer_digest(tokenizer)
     folder = cache.made_once("tokens", key, write)
+    made_by = folder / "tokenizer"
+    if made_by.is_file() and made_by.read_text() != whole:  # of the same vocabulary, but it cuts texts in another way
+        folder = cache.made_once("tokens", key | {"whole tokenizer": whole}, write)
     with cache.reading(folder):
         blocks = torch.from_numpy(np.load(folder / "tokens.npy"))
     return TokenBlocks(blocks, corpus, split, prepends_bos(tokenizer))
@@ -186,6 +191,12 @@ def _packed(corpus: str, tokenizer: Any, split: Split, length: int, count: int) 
 def _tokenizer_digest(tokenizer: Any) -> str:
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     return _digest(f"{type(tokenizer).__name__} {vocabulary}")
+
+
+def _whole_tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of all that decides how a tokenizer cuts a text, as far as that can be asked."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return _tokenizer_digest(tokenizer) if backend is None else _digest(backend.to_str())
 
 
 def _between(first: list[int], ids: list[int], last: list[int]) -> list[int]:

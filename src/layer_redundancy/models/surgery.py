@@ -140,14 +140,13 @@ def export(
         StudyError: the folder exists, cannot be written, or the reloaded model gives other logits; the weights are
             those of a ready GPTQ checkpoint; transformers cannot write such a model.
     """
-    removed = variants.indices(removed)
+    folder, removed = cache.new_path(folder), variants.indices(removed)
     method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "")
     if method in ("gptq", "awq"):  # their libraries rearrange the weights for the device when they load them
         raise StudyError(
             f"{method.upper()} weights as they lie in memory cannot be written again: quantize the full-precision "
             "model here (quantize.quantized) and export that"
         )
-    folder = cache.new_path(folder)
     earlier, given = provenance.removed_from(model), type(model).__name__
     model = architectures.find(model.config).exported(model)
     model.removed_steps = earlier

@@ -226,7 +226,7 @@ def load(path, tokenizer):
 
 TASKS = {
     "empty": ("", "is no task that lm-eval reads"),
-    "thousands of lists": ("[" * 10_000, "is no task that lm-eval reads"),
+    "thousands of lists": ("[" * 2_000, "is no task that lm-eval reads"),
     "a list that holds itself": ("task: x\na: &a [*a]", "is no task that lm-eval reads"),
     "a function that is a list": (CHOOSE.replace('"{{question}} is"', "!function [a]"), "names no function"),
     "includes a pipe": (CHOOSE + "include: pipe.yaml", "pipe.yaml is no file"),

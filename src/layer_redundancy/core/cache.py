@@ -71,7 +71,7 @@ def _remembered(record: Path) -> dict[str, list[Any]]:
         found = json.loads(record.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return {file: entry for file, entry in found.items() if isinstance(entry, list)} if isinstance(found, dict) else {}
 
 
 # ------------------------------------------------------------------------------------------------ made once
@@ -145,8 +145,8 @@ def checked(made: Path) -> Path:
                 raise damaged(made, f"{file.name} is not as it was made")
         except FileNotFoundError:
             raise damaged(made, f"{name} is missing") from None
-        except OSError as error:
-            raise damaged(made, f"{name}: {error.strerror}") from error
+        except (OSError, RuntimeError) as error:  # the latter of a link to itself
+            raise damaged(made, f"{name}: {getattr(error, 'strerror', None) or error}") from error
     return made
 
 

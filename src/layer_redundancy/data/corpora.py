@@ -313,7 +313,7 @@ def _pg19(split: Split) -> list[str]:
     texts: list[str] = []
     for file in files:
         with hub.reading(file):
-            texts += pd.read_parquet(file, columns=["text"])["text"]
+            texts.extend(pd.read_parquet(file, columns=["text"])["text"])
     return texts
 
 
@@ -326,7 +326,10 @@ def c4_files() -> Path:
 def _c4(split: Split) -> list[str]:
     file = c4_files() / C4_FILES[split]
     with hub.reading(file), gzip.open(file, "rt", encoding="utf-8") as lines:
-        return [json.loads(line)["text"] for line in lines]
+        texts = [json.loads(line)["text"] for line in lines]
+        if not texts:
+            raise ValueError("it is empty")
+        return texts
 
 
 ALPACA_FILE = "alpaca_data_cleaned.json"

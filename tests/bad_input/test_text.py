@@ -122,10 +122,11 @@ def test_a_folder_without_texts_is_one_line(folder, name):
     assert "has no .txt files in it" in refusal(lambda: corpora.articles(name, "evaluation"))
 
 
-@pytest.mark.parametrize("name", [None, 5, ["a.txt"], Path("a.txt")], ids=repr)
+@pytest.mark.parametrize("name", [None, 5, Path("a.txt")], ids=repr)
 def test_a_corpus_or_task_that_is_no_text_is_one_line(tokenizer, name):
-    assert "a corpus is named by a text" in refusal(lambda: token_blocks(budget(name), tokenizer, "evaluation"))
-    assert "a task is named by a text" in refusal(lambda: benchmark_items.load(TaskBudget(name), tokenizer))
+    assert "a corpus is named by a text" in refusal(lambda: corpora.articles(name, "evaluation"))
+    assert "must be a text" in refusal(lambda: token_blocks(budget(name), tokenizer, "evaluation"))
+    assert "must be a text" in refusal(lambda: benchmark_items.load(TaskBudget(name), tokenizer))
 
 
 def test_a_split_that_is_none_is_one_line(folder):
@@ -151,12 +152,10 @@ SIZES = [(1, 0), (1, 1), (1, -5), (0, 16), (-1, 16), (1, 16.0), (2.5, 16), (1, "
 
 @pytest.mark.parametrize(("blocks", "length"), SIZES)
 def test_blocks_that_are_none_are_one_line(folder, tokenizer, blocks, length):
-    for cut in (
-        lambda: token_blocks(budget(str(folder), blocks, length), tokenizer, "evaluation"),
-        lambda: packed_blocks(str(folder), tokenizer, "calibration", length, blocks),
-    ):
-        line = refusal(cut)
-        assert f"blocks of {length!r} tokens: give whole numbers, at least 1 block of 2 tokens" in line
+    line = refusal(lambda: packed_blocks(str(folder), tokenizer, "calibration", length, blocks))
+    assert f"blocks of {length!r} tokens: give whole numbers, at least 1 block of 2 tokens" in line
+    line = refusal(lambda: token_blocks(budget(str(folder), blocks, length), tokenizer, "evaluation"))
+    assert line.startswith("TextBudget: ") and (f"not {length!r}" in line or f"not {blocks!r}" in line)
 
 
 def test_more_text_than_there_is_is_one_line(folder, tokenizer):

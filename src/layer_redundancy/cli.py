@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layer_redundancy import __version__
-from layer_redundancy.core import log
+from layer_redundancy.core import cache, log
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.wording import counted, duration
 from layer_redundancy.pruning.how_many import HowMany
@@ -239,7 +239,7 @@ def prune(
     with _working("prune"):
         from layer_redundancy.pruning import checkpoint
 
-        checkpoint.check_new(out)
+        out = cache.new_path(out)
         if like is not None:
             _set_device(device)
             study, again = checkpoint.again(checkpoint.read(like), str(like), trust_remote_code)

@@ -129,7 +129,7 @@ def test_cleaned_text_is_cached_and_read_back(tmp_path, monkeypatch):
     expected = articles("wikipedia", "evaluation")
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     assert articles("wikipedia", "evaluation") == expected
-    (cached,) = paths.CACHE.iterdir()
+    (cached,) = paths.CACHE.glob("*.json")
     monkeypatch.setattr(corpora, "prose", lambda _: pytest.fail("cleaned a second time"))
     assert articles("wikipedia", "evaluation") == expected
     assert f"-v{corpora.RULES_VERSION}-" in cached.name

@@ -151,7 +151,7 @@ def test_failed_conversion_leaves_nothing(cache, wheel, monkeypatch):
 
     monkeypatch.setattr(smollm2, "write_checkpoint", half)
     with pytest.raises(StudyError, match=r"cannot write to .*\(No space left on device\): it needs"):
-        smollm2.convert()
+        smollm2.folder()
     assert [file.name for file in cache.iterdir()] == [wheel.name]
 
 
@@ -167,7 +167,7 @@ def endless(gguf, checkpoint):
     print("writing", flush=True)
     time.sleep(600)
 smollm2.write_checkpoint = endless
-smollm2.convert()
+smollm2.folder()
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "writing\n"
@@ -187,7 +187,7 @@ def test_of_two_conversions_the_first_is_kept(cache, wheel, monkeypatch):
         (checkpoint / "by").write_text(writer)
 
     monkeypatch.setattr(smollm2, "write_checkpoint", write)
-    target = smollm2.convert()
+    target = smollm2.folder()
     assert (target / "by").read_text() == "early"
     assert sorted(file.name for file in cache.iterdir()) == sorted([wheel.name, target.name])
 
@@ -196,7 +196,7 @@ def test_wrong_gguf_is_refused(cache, wheel, monkeypatch):
     (cache / wheel.name).symlink_to(wheel)
     monkeypatch.setattr(smollm2, "GGUF_SHA256", "0" * 64)
     with pytest.raises(StudyError, match="expected GGUF"):
-        smollm2.convert()
+        smollm2.folder()
 
 
 def test_revision_names_version_and_hash():

@@ -23,9 +23,18 @@ def shown(path: Path) -> str:
 def _found(name: str, folder: Path | None) -> Path | None:
     """The file or folder of that name, absolute; None where there is none."""
     for base in (folder, paths.ROOT):
-        if name and base is not None and (path := base / Path(name).expanduser()).exists():
+        if name and base is not None and (path := _existing(base, name)) is not None:
             return path.resolve()
     return None
+
+
+def _existing(base: Path, name: str) -> Path | None:
+    """The path of that name, from a folder on, if something lies there."""
+    try:
+        path = base / Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # a name too long, a folder that may not be looked into, ~ of an unknown user
+        return None
 
 
 def find_text(name: str, folder: Path | None = None) -> tuple[Path, str]:
@@ -38,6 +47,8 @@ def find_text(name: str, folder: Path | None = None) -> tuple[Path, str]:
     Raises:
         StudyError: there is none.
     """
+    if not isinstance(name, str):
+        raise StudyError(f"a corpus is named by a text, not by {name!r}: give a name or a path")
     file, _, field = name.rpartition("#")
     for path, key in ((_found(name, folder), DEFAULT_FIELD), (_found(file, folder), field)):
         if path is not None and key and (path.is_dir() or path.suffix in TEXT_ENDINGS):
@@ -79,14 +90,14 @@ def task(name: str, folder: Path | None = None) -> str:
 
 def model(name: str, folder: Path | None = None) -> str:
     """A folder or file beside the profile by its absolute path; a hub id, or any other name, as it is."""
-    path = folder / Path(name).expanduser() if name and folder is not None else None
-    return name if path is None or not path.exists() else str(path.resolve())
+    path = _existing(folder, name) if name and folder is not None else None
+    return name if path is None else str(path.resolve())
 
 
 def state(value: str) -> list[tuple[str, int, int]]:
     """Names, sizes and times (ns) of the files behind a value with an absolute path; nothing for any other value."""
-    path = Path(value.rpartition("#")[0] or value) if not Path(value).exists() else Path(value)
-    if not path.is_absolute() or not path.exists():
+    path = _existing(Path(), value) or _existing(Path(), value.rpartition("#")[0] or value)
+    if path is None or not path.is_absolute():
         return []
     # What a task's file reads lies beside it.
     files = path.parent.iterdir() if is_own_task(value) else path.rglob("*") if path.is_dir() else [path]

@@ -172,6 +172,22 @@ DATA: dict[str, Data] = {
     "humaneval": Data("openai/openai_humaneval", 1, "MIT", Amount(164, 164, 26_000, 26_000, 0, 1024)),
 }
 
+# sha256 of files on no hub, by their path among GitHub's raw files.
+FILES = {
+    "nlpdata/c3/dd2d89324e961786a1a9eec73ae13f1c6b800384/data/c3-d-dev.json": (
+        "8c7054930a40aeb288ad7c51c42fa93d54aef678ccab29c75d46a7432f4f6278"
+    ),
+    "CLUEbenchmark/FewCLUE/349d34535a6520b93829bde6fdb264d82a251f48/datasets/chid/test_public.json": (
+        "95ced0f30b80a964994ef3eff486ba7b2880e5e4f3aa5be571eb1e88066eed4b"
+    ),
+    "CLUEbenchmark/FewCLUE/09136670c8b21a54f6777b8cbb4494699d27c6d7/datasets/chid/dev_few_all.json": (
+        "9a826d6173e032e5cf73b41be48b293dc553ad306a9c8b913ffb6829abc68a2f"
+    ),
+    "CLUEbenchmark/FewCLUE/349d34535a6520b93829bde6fdb264d82a251f48/datasets/cluewsc/test_public.json": (
+        "52532104368b124c88a29dc24665d4f749c68a6fcaa18cd9101e2b5fd514d704"
+    ),
+}
+
 
 def pinned(model: str) -> str | None:
     """The commit that stands for a hub id unless the user names another; None where none is known."""

@@ -1,24 +1,80 @@
-"""The cache: folders that are made once, and files that are written whole or not at all."""
+"""The cache: folders that are made once and looked over when they are opened; files written whole or not at all."""
 
+import fcntl
+import glob
 import hashlib
 import json
+import logging
 import os
+import platform
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 
+logger = logging.getLogger(__name__)
+
+SUMS = "SHA256SUMS"  # sha256 of a folder's files, as `sha256sum -c` reads them; a file's is in <name>.sha256 beside it
+LARGE = 2**24  # bytes from which on it is remembered what a file's sha256 is
+REMEMBERED = "sha256.json"  # in the cache: path -> state and sha256 of large files
+DAY = 86400
+
+
+# ------------------------------------------------------------------------------------------------ hashes
+
 
 def sha256(file: Path) -> str:
     """sha256 (hex) of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+_hashed: dict[str, list[Any]] = {}  # as the file REMEMBERED, of this process, whose cache may be read-only
+
+
+def known_sha256(file: Path) -> str:
+    """sha256 (hex) of a file; a large one is read again only if its size, times or inode are others than before.
+
+    What it was before is kept in the cache, for other processes too.
+    """
+    file = file.resolve()
+    state = _state(file)
+    if state[0] < LARGE:
+        return sha256(file)
+    record = paths.CACHE / REMEMBERED
+    for known in (_hashed, _remembered(record)):
+        if known.get(str(file), [])[:-1] == state:
+            return known[str(file)][-1]
+    digest = sha256(file)
+    # A file that is written to just now may change once more without another time.
+    if _state(file) == state and time.time_ns() - state[1] > 2e9:
+        _hashed[str(file)] = [*state, digest]
+        with suppress(StudyError):
+            write_whole({record: json.dumps(_remembered(record) | {str(file): _hashed[str(file)]}).encode()})
+    return digest
+
+
+def _state(file: Path) -> list[int]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _remembered(record: Path) -> dict[str, list[Any]]:
+    try:
+        found = json.loads(record.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {file: entry for file, entry in found.items() if isinstance(entry, list)} if isinstance(found, dict) else {}
+
+
+# ------------------------------------------------------------------------------------------------ made once
 
 
 def made_folder(name: str, settings: Mapping[str, Any]) -> Path:
@@ -36,45 +92,256 @@ def made_once(name: str, settings: Mapping[str, Any], write: Callable[[Path], ob
         write: makes the folder at the path it is given; called if it is not there.
 
     Raises:
-        StudyError: as `scratch_folder`.
+        StudyError: as `scratch_folder` and `checked`.
     """
-    target = made_folder(name, settings)
-    if not target.is_dir():
-        with scratch_folder(name) as scratch:
-            write(scratch / target.name)
-            try:
-                (scratch / target.name).rename(target)
-            except OSError:
-                if not target.is_dir():  # it is, where another process was faster
-                    raise
+    return made_at(made_folder(name, settings), name, write)
+
+
+def made_at(target: Path, purpose: str, write: Callable[[Path], object]) -> Path:
+    """A folder or file in the cache under a name that says all its content depends on; else as `made_once`.
+
+    Args:
+        target: the folder or file.
+        purpose: word for the folder in which it is made.
+        write: makes it at the path it is given; called if it is not there.
+    """
+    if target.exists():
+        return checked(target)
+    with scratch_folder(purpose) as scratch:
+        made = scratch / target.name
+        write(made)
+        _sign(made)
+        try:
+            if made.is_file():
+                _sums(made).rename(_sums(target))
+            made.rename(target)
+        except OSError:
+            if not target.is_dir():  # it is, where another process was faster
+                raise
     return target
+
+
+def checked(made: Path) -> Path:
+    """A folder or file of the cache whose files are as they were made.
+
+    One that was made before sums were kept is taken as it is, and gets them now.
+
+    Raises:
+        StudyError: a file is missing or another one; the line says what to delete.
+    """
+    try:
+        lines = _sums(made).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        with suppress(OSError, StudyError):  # a cache that cannot be written to can be read
+            _sign(made)
+        return made
+    except (OSError, ValueError) as error:
+        raise damaged(made, f"{_sums(made).name} cannot be read") from error
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        file = made / name if made.is_dir() else made
+        try:
+            if known_sha256(file) != digest:
+                raise damaged(made, f"{file.name} is not as it was made")
+        except FileNotFoundError:
+            raise damaged(made, f"{name} is missing") from None
+        except (OSError, RuntimeError) as error:  # the latter of a link to itself
+            raise damaged(made, f"{name}: {getattr(error, 'strerror', None) or error}") from error
+    return made
+
+
+def has_sums(made: Path) -> bool:
+    """Whether it is known of a folder or file of the cache what it held when it was made."""
+    return _sums(made).is_file()
+
+
+def damaged(made: Path, reason: str) -> StudyError:
+    """What is said of something in the cache that is not as it was made."""
+    return StudyError(f"{made} is damaged ({reason}): delete it, and it is made anew")
+
+
+@contextmanager
+def reading(made: Path) -> Iterator[None]:
+    """Turns what is raised while a folder or file of the cache is read into the line that says what to delete."""
+    try:
+        yield
+    except (StudyError, RuntimeError, MemoryError):  # the last two where there is no memory for it
+        raise
+    except Exception as error:  # a damaged file raises almost anything in the library that reads it
+        raise damaged(made, " ".join(str(error).split())[:160] or type(error).__name__) from error
+
+
+def _sums(made: Path) -> Path:
+    return made / SUMS if made.is_dir() else made.with_name(f"{made.name}.sha256")
+
+
+def _sign(made: Path) -> None:
+    files = sorted(file for file in made.rglob("*") if file.is_file()) if made.is_dir() else [made]
+    names = [file.relative_to(made).as_posix() if made.is_dir() else file.name for file in files]
+    lines = [f"{known_sha256(file)}  {name}\n" for file, name in zip(files, names, strict=True) if name != SUMS]
+    write_whole({_sums(made): "".join(lines).encode()})
+
+
+# ------------------------------------------------------------------------------------------------ scratch folders
 
 
 @contextmanager
 def scratch_folder(purpose: str) -> Iterator[Path]:
     """A folder of our own in the cache (same file system, so that a rename is atomic), removed on exit.
 
-    What a killed process left is removed a day later, when no live one can still be writing there.
+    What killed processes left there is removed.
 
     Raises:
         StudyError: the cache cannot be written, or the disk is full; whatever failed inside.
     """
-    from safetensors import SafetensorError
-
     try:
         paths.CACHE.mkdir(parents=True, exist_ok=True)
-        for stale in paths.CACHE.glob(".tmp-*"):
-            if stale.stat().st_mtime < time.time() - 86400:
-                shutil.rmtree(stale, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=paths.CACHE, prefix=f".tmp-{purpose}-") as name:
-            yield Path(name)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+        with _scratch(paths.CACHE, purpose) as folder:
+            yield folder
+    except StudyError:
+        raise
+    except Exception as error:
+        if (reason := of_the_disk(error)) is None:
+            raise
         raise StudyError(f"cannot write to {paths.CACHE} ({reason}): it needs 1 GB of free disk") from error
 
 
+@contextmanager
+def scratch_beside(target: Path) -> Iterator[Path]:
+    """A folder of our own beside something that is to be written, removed on exit; as `scratch_folder`.
+
+    Raises:
+        StudyError: nothing can be written there, or the disk is full.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _scratch(target.parent, "export") as folder:
+            yield folder
+    except StudyError:
+        raise
+    except Exception as error:
+        if (reason := of_the_disk(error)) is None:
+            raise
+        raise StudyError(f"cannot write {shown(target)}: {reason}") from error
+
+
+def of_the_disk(error: Exception) -> str | None:
+    """What the system says of a file that could not be written, in its own words; None for any other error.
+
+    Libraries in Rust have errors of their own for that.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return os.strerror(int(found[1])) if found else None
+
+
+@contextmanager
+def _scratch(base: Path, purpose: str) -> Iterator[Path]:
+    """A new folder in `base`, held by this process: the system lets go of it when the process ends, however it does."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=base, prefix=f".tmp-{purpose}@{platform.node()}."))
+        with suppress(OSError):  # before it was held, another process took it for a leftover
+            held, _ = _hold(folder)
+            if folder.is_dir():
+                break
+            os.close(held)
+    try:
+        _remove_leftovers(base, folder.stat().st_mtime)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+def _hold(folder: Path) -> tuple[int, bool]:
+    """Holds a folder; the descriptor to close, and whether its file system knows of holding at all (few disks on a
+    network do not).
+
+    Raises:
+        OSError: another process holds it, or it is no folder.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        return descriptor, False
+    return descriptor, True
+
+
+_SCRATCH = re.compile(r"\.tmp-.*@(?P<host>.*)\.[a-z0-9_]{8}")
+
+
+def _remove_leftovers(base: Path, now: float) -> None:
+    """Removes what killed processes of this machine left, whatever the clock says, and of others after a day.
+
+    Args:
+        base: the folder in which scratch folders lie.
+        now: the file system's time.
+    """
+    for leftover in base.glob(".tmp-*"):
+        name = _SCRATCH.fullmatch(leftover.name)
+        if name is None and base != paths.CACHE:  # only there did earlier versions leave folders of such names
+            continue
+        with suppress(OSError):  # it is held, or gone meanwhile
+            held, certain = _hold(leftover)
+            try:
+                ours = certain and name is not None and name["host"] == platform.node()
+                if ours or leftover.stat().st_mtime < now - DAY:
+                    shutil.rmtree(leftover, ignore_errors=True)
+            finally:
+                os.close(held)
+
+
+# ------------------------------------------------------------------------------------------------ what is written
+
+
+def shown(path: Path) -> str:
+    """A path in a message of one line that can be read."""
+    text = str(path) if str(path).isprintable() else repr(str(path))
+    return text if len(text) <= 400 else f"{text[:200]}…{text[-100:]}"
+
+
+def new_path(target: str | os.PathLike[str]) -> Path:
+    """The path of something that is to be written, where nothing lies; asked before hours are spent on it.
+
+    Raises:
+        StudyError: something lies there, also a link that leads nowhere, or nothing can be written there.
+    """
+    if not isinstance(target, str | os.PathLike) or not str(target):
+        raise StudyError(f"cannot write to {target!r}: give a folder")
+    path = Path(target)
+    try:
+        path = path.expanduser()
+        path.lstat()
+        raise StudyError(f"{shown(path)} exists: choose another folder or delete it")
+    except FileNotFoundError:
+        reason = _hindrance(path.absolute())
+    except NotADirectoryError:
+        reason = "it would lie in a file"
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a null character, ~ of an unknown user
+        reason = getattr(error, "strerror", None) or str(error)
+    if reason:
+        raise StudyError(f"cannot write {shown(path)}: {reason}")
+    return path
+
+
+def _hindrance(path: Path) -> str:
+    """Why nothing can be written at a path where nothing lies; "" if it can."""
+    there = next(parent for parent in path.parents if os.path.lexists(parent))
+    if not there.is_dir():
+        return f"{shown(there)} is no folder"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"{shown(there)} cannot be written to"
+    longest = os.pathconf(there, "PC_NAME_MAX")
+    return "the name is too long" if any(len(os.fsencode(part)) > longest for part in path.parts) else ""
+
+
 def write_whole(files: Mapping[Path, bytes]) -> list[Path]:
-    """Writes files, all under temporary names in their folders first, then renamed.
+    """Writes files, all in scratch folders beside them first, then renamed.
 
     Returns:
         The paths, in order.
@@ -82,20 +349,27 @@ def write_whole(files: Mapping[Path, bytes]) -> list[Path]:
     Raises:
         StudyError: a folder cannot be made or written, or the disk is full; nothing half-written is left.
     """
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
-    path = None
+    path, scratch = None, {}
     try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary[path].write_bytes(content)
-        for path in files:
-            temporary[path].replace(path)
+        with ExitStack() as stack:
+            for path, content in files.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if path.parent not in scratch:
+                    scratch[path.parent] = stack.enter_context(_scratch(path.parent, "write"))
+                (scratch[path.parent] / path.name).write_bytes(content)
+            for path in files:
+                (scratch[path.parent] / path.name).replace(path)
+                _remove_halves(path)
     except OSError as error:
         raise StudyError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
         ) from error
-    finally:
-        for leftover in temporary.values():
-            with suppress(OSError):  # where the folder is not there or not ours, nothing was left in it
-                leftover.unlink(missing_ok=True)
     return list(files)
+
+
+def _remove_halves(path: Path) -> None:
+    """Removes what earlier versions, when they were killed, left of a file that was just written: .NAME.PID.tmp."""
+    for half in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError):
+            if half.suffixes[-2][1:].isdigit() and half.lstat().st_mtime < path.stat().st_mtime - DAY:
+                half.unlink()

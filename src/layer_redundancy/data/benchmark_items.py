@@ -207,6 +207,8 @@ def load(
         for leaf, doc_id in sorted(places):
             with fewshot_errors(budget):
                 asked[leaf, doc_id] = _ask(leaves[leaf], doc_id, docs[leaf][doc_id])
+            if own:
+                _check_answer(asked[leaf, doc_id][0])
 
     encoder = _Encoder(tokenizer)
     items, requests = [], []
@@ -349,7 +351,8 @@ def task_manager(name: str, folder: Path | None = None) -> TaskManager:
     own, theirs = str(folder or paths.TASKS), Path(lm_eval.__file__).parent / "tasks"
     # A benchmark's folder is named after it, as far as the first underscore or to the end ("mmlu", "gsm8k_cot"), or is
     # that of its collection.
-    near = [theirs / part for part in (name, name.split("_")[0], "super_glue") if (theirs / part).is_dir()]
+    near = [theirs / part for part in (name, name.split("_")[0], "super_glue")]
+    near = [path for path in near if path.is_dir() and path.resolve().parent == theirs.resolve()]
     with quiet():
         for include in ((own,), *((own, str(path)) for path in near)):
             manager = TaskManager(include_path=include, include_defaults=False)
@@ -365,7 +368,7 @@ def data_errors(name: str) -> Iterator[None]:
         yield
     except StudyError:
         raise
-    except Exception as error:  # the hub's clients and the tasks' own code raise many types
+    except (Exception, SystemExit) as error:  # the hub's clients and the tasks' own code raise many types
         source = sources.DATA.get(name)
         what = f"task {name}" + (f" ({source.repository})" if source else "")
         if (line := hub.one_line(error, what)) is not None:
@@ -407,6 +410,20 @@ def _ask(task: Task, doc_id: int, doc: dict) -> tuple[Item, list]:
     if isinstance(gold, str) and gold in choices:
         gold = choices.index(gold)
     return Item(task, doc_id, doc, len(choices), gold if isinstance(gold, int) else None), instances
+
+
+def _check_answer(item: Item) -> None:
+    """Raises StudyError where the right answer is none of the choices: lm-eval would count every answer as wrong."""
+    if item.task.OUTPUT_TYPE != "multiple_choice":
+        return
+    answer: Any = item.task.doc_to_target(item.doc) if item.gold is None else item.gold
+    if isinstance(answer, list):  # several are right
+        return
+    if not isinstance(answer, int) or not 0 <= answer < item.num_choices:
+        raise StudyError(
+            f"task {item.task.task_name!r}, item {item.doc_id}: its answer {answer!r} is none of its "
+            f"{item.num_choices} choices (their places count from 0)"
+        )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,8 +16,7 @@ import torch
 
 from layer_redundancy.config import own_files, profiles, sources
 from layer_redundancy.config.profiles import TextBudget
-from layer_redundancy.core import paths
-from layer_redundancy.core.cache import made_once, scratch_folder
+from layer_redundancy.core import cache, paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import hub
 from layer_redundancy.data.tokens import prepends_bos
@@ -118,6 +118,14 @@ def token_blocks(budget: TextBudget, tokenizer: Any, split: Split) -> TokenBlock
     return TokenBlocks(torch.tensor(blocks[:asked], dtype=torch.long), name, split, bos)
 
 
+def _check_size(blocks: int, split: str, length: int) -> None:
+    whole = all(isinstance(number, int | np.integer) and not isinstance(number, bool) for number in (blocks, length))
+    if not (whole and blocks >= 1 and length >= 2):
+        raise StudyError(
+            f"{blocks!r} {split} blocks of {length!r} tokens: give whole numbers, at least 1 block of 2 tokens"
+        )
+
+
 def packed_blocks(corpus: str, tokenizer: Any, split: Split, length: int, count: int) -> TokenBlocks:
     """Text to train on: articles one after the other, in the order of a hash, cut into blocks whatever ends in them.
 
@@ -134,6 +142,7 @@ def packed_blocks(corpus: str, tokenizer: Any, split: Split, length: int, count:
     Raises:
         StudyError: unknown corpus, or less text than one block.
     """
+    _check_size(count, split, length)
     key = {
         "corpus": corpus,
         "split": split,
@@ -148,9 +157,16 @@ def packed_blocks(corpus: str, tokenizer: Any, split: Split, length: int, count:
     def write(folder: Path) -> None:
         folder.mkdir()
         np.save(folder / "tokens.npy", _packed(corpus, tokenizer, split, length, count).input_ids.numpy())
+        (folder / "tokenizer").write_text(whole)
 
-    file = made_once("tokens", key, write) / "tokens.npy"
-    return TokenBlocks(torch.from_numpy(np.load(file)), corpus, split, prepends_bos(tokenizer))
+    whole = _whole_tokenizer_digest(tokenizer)
+    folder = cache.made_once("tokens", key, write)
+    made_by = folder / "tokenizer"
+    if made_by.is_file() and made_by.read_text() != whole:  # of the same vocabulary, but it cuts texts in another way
+        folder = cache.made_once("tokens", key | {"whole tokenizer": whole}, write)
+    with cache.reading(folder):
+        blocks = torch.from_numpy(np.load(folder / "tokens.npy"))
+    return TokenBlocks(blocks, corpus, split, prepends_bos(tokenizer))
 
 
 def _packed(corpus: str, tokenizer: Any, split: Split, length: int, count: int) -> TokenBlocks:
@@ -175,6 +191,12 @@ def _packed(corpus: str, tokenizer: Any, split: Split, length: int, count: int) 
 def _tokenizer_digest(tokenizer: Any) -> str:
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     return _digest(f"{type(tokenizer).__name__} {vocabulary}")
+
+
+def _whole_tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of all that decides how a tokenizer cuts a text, as far as that can be asked."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return _tokenizer_digest(tokenizer) if backend is None else _digest(backend.to_str())
 
 
 def _between(first: list[int], ids: list[int], last: list[int]) -> list[int]:
@@ -210,7 +232,7 @@ def articles(corpus: str, split: Split) -> list[str]:
         StudyError: unknown corpus, a file that cannot be read or split, or unreachable hub.
     """
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
+        raise StudyError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
     if corpus == "pg19":
         return _pg19(split)
     if corpus == "c4":
@@ -259,16 +281,16 @@ def _wikipedia() -> dict[str, str]:
     dump = Path(datapath("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"))
     digest = hashlib.sha256(dump.read_bytes()).hexdigest()
     cached = paths.CACHE / f"wikipedia-{digest[:12]}-v{RULES_VERSION}-gensim-{gensim.__version__}.json"
-    if cached.is_file():
-        return json.loads(cached.read_text(encoding="utf-8"))
-    with bz2.open(dump) as pages:
-        cleaned = {title: prose(text) for title, text, _ in extract_pages(pages, filter_namespaces=("0",))}
-    cleaned = {title: text for title, text in cleaned.items() if len(text.split()) >= MIN_ARTICLE_WORDS}
-    with scratch_folder("wikipedia") as scratch:
-        whole = scratch / cached.name
-        whole.write_text(json.dumps(cleaned, ensure_ascii=False, indent=0), encoding="utf-8")
-        whole.replace(cached)
-    return cleaned
+
+    def write(file: Path) -> None:
+        with bz2.open(dump) as pages:
+            cleaned = {title: prose(text) for title, text, _ in extract_pages(pages, filter_namespaces=("0",))}
+        cleaned = {title: text for title, text in cleaned.items() if len(text.split()) >= MIN_ARTICLE_WORDS}
+        file.write_text(json.dumps(cleaned, ensure_ascii=False, indent=0), encoding="utf-8")
+
+    cache.made_at(cached, "wikipedia", write)
+    with cache.reading(cached):
+        return {str(title): str(text) for title, text in json.loads(cached.read_text(encoding="utf-8")).items()}
 
 
 def pg19_files() -> Path:
@@ -288,7 +310,11 @@ def _pg19(split: Split) -> list[str]:
     files = sorted(pg19_files().glob(PG19_FILES[split]))
     if not files:
         raise StudyError(f"corpus 'pg19' has no file {PG19_FILES[split]} on the hub any more: name another corpus")
-    return [text for file in files for text in pd.read_parquet(file, columns=["text"])["text"]]
+    texts: list[str] = []
+    for file in files:
+        with hub.reading(file):
+            texts.extend(pd.read_parquet(file, columns=["text"])["text"])
+    return texts
 
 
 def c4_files() -> Path:
@@ -299,11 +325,11 @@ def c4_files() -> Path:
 
 def _c4(split: Split) -> list[str]:
     file = c4_files() / C4_FILES[split]
-    try:
-        with gzip.open(file, "rt", encoding="utf-8") as lines:
-            return [json.loads(line)["text"] for line in lines]
-    except (OSError, ValueError, EOFError) as error:
-        raise StudyError(f"cannot read {file} ({error}): delete it, so that it is downloaded again") from error
+    with hub.reading(file), gzip.open(file, "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in lines]
+        if not texts:
+            raise ValueError("it is empty")
+        return texts
 
 
 ALPACA_FILE = "alpaca_data_cleaned.json"
@@ -324,8 +350,10 @@ def alpaca_files() -> Path:
 
 
 def _alpaca() -> dict[str, str]:
-    rows = json.loads(_read(alpaca_files() / ALPACA_FILE))
-    texts = [ALPACA[not row["input"].strip()].format_map(row) for row in rows]
+    file = alpaca_files() / ALPACA_FILE
+    with hub.reading(file):
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        texts = [ALPACA[not row["input"].strip()].format_map(row) for row in rows]
     return {text: text for text in texts}
 
 
@@ -364,7 +392,7 @@ def _places(folder: Path) -> dict[Split, Path]:
     found: dict[Split, Path] = {}
     for split in SPLITS:
         named = [folder / f"{split}{ending}" for ending in ("", *own_files.TEXT_ENDINGS)]
-        here = [path for path in named if path.exists()]
+        here = [path for path in named if os.path.lexists(path)]
         if len(here) > 1:
             raise StudyError(f"corpus {folder.name!r} has both {here[0].name} and {here[1].name}: keep one of them")
         if here:
@@ -403,7 +431,7 @@ def _lines(file: Path, field: str) -> Iterator[tuple[int, str]]:
         at = f"{own_files.shown(file)}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StudyError(f"{at}: no JSON ({error})") from None
         if not isinstance(row, dict) or field not in row:
             keys = ", ".join(row) if isinstance(row, dict) else "none"
@@ -413,14 +441,20 @@ def _lines(file: Path, field: str) -> Iterator[tuple[int, str]]:
             )
         if not isinstance(row[field], str):
             raise StudyError(f"{at}: field {field!r} must be a text, not {row[field]!r:.60}")
+        if re.search("[\ud800-\udfff]", row[field]):
+            raise StudyError(
+                f"{at}: field {field!r} holds half a character (a lone surrogate), which no tokenizer reads"
+            )
         yield number, row[field]
 
 
 def _read(file: Path) -> str:
     try:
+        if not file.is_file():  # a pipe would be waited for, for ever
+            raise FileNotFoundError(file)
         return file.read_text(encoding="utf-8-sig")  # a byte order mark is no text
     except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"cannot read {file}: it must be a readable UTF-8 text file") from error
+        raise StudyError(f"cannot read {cache.shown(file)}: it must be a readable UTF-8 text file") from error
 
 
 def _pieces(paragraphs: Iterable[str]) -> Iterable[str]:
@@ -437,7 +471,7 @@ def _pieces(paragraphs: Iterable[str]) -> Iterable[str]:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()  # a file's name may be no UTF-8
 
 
 # Corpora whose articles have titles, by which they go to the splits.

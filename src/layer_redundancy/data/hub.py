@@ -1,21 +1,24 @@
 """The hub and other places that data is downloaded from: what their troubles mean, in one line; single files."""
 
 import errno
+import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from layer_redundancy.config import sources
-from layer_redundancy.core import paths
+from layer_redundancy.core import cache, paths
 from layer_redundancy.core.errors import StudyError
+
+logger = logging.getLogger(__name__)
 
 RAW_FILES = "https://raw.githubusercontent.com"
 RETRIES, RETRY_SECONDS = 2, 1.0  # for a single file whose download broke off; then it is the user's turn
@@ -75,6 +78,8 @@ def _known_trouble(error: BaseException, name: str) -> str | None:
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{name}: the disk is full: free some space, or set HF_HOME to another disk, and run again"
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and error.filename:
+        return f"{name} is not in the cache, which cannot be written to ({error.filename}: {error.strerror})"
     cut = (httpx.RemoteProtocolError, httpx.ReadError, httpx.ReadTimeout)
     if isinstance(error, cut) or re.search("Consistency check failed|closed connection|IncompleteRead|Truncated", text):
         return f"{name}: the download broke off ({text[:120]}): run again, it goes on where it was"
@@ -122,7 +127,7 @@ def errors(name: str, instead: str = NO_HUB) -> Iterator[None]:
         raise StudyError(line) from error
 
 
-@cache
+@functools.cache
 def answers() -> bool:
     """Whether the hub can be reached at all, asked once and without the many retries of its client."""
     import httpx
@@ -147,38 +152,57 @@ def offline() -> bool:
 def file(url: str) -> Path:
     """A single file that lies on no hub, in the cache; downloaded at the first call, the rest of it if it broke off.
 
+    It is what it was when it was downloaded, and where `sources` knows its hash, what its authors published; if it is
+    something else by now, it is downloaded again.
+
     Args:
         url: https address, at a commit or a version, so that it is always the same file. The variable RAW_FILES names
-            a mirror of the host of GitHub's raw files.
+            a mirror of the host of GitHub's raw files, whose files may be others than the published ones.
 
     Raises:
-        StudyError: not in the cache, and it cannot be downloaded now.
+        StudyError: not in the cache, and it cannot be downloaded now; or what comes is not the file.
     """
     import httpx
 
     target = paths.CACHE / "files" / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{Path(urlparse(url).path).name}"
+    mirror = os.environ.get("RAW_FILES") or RAW_FILES
+    published = sources.FILES.get(url.removeprefix(f"{RAW_FILES}/")) if mirror == RAW_FILES else None
     if target.is_file():
-        return target
+        if _is_whole(target, published):
+            return target
+        logger.warning(f"{target} is not what was downloaded: it is downloaded again")
+        with suppress(OSError):
+            target.unlink()
     with errors(url):
         if offline():
             raise ConnectionError("HF_HUB_OFFLINE is set")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        address = url.replace(RAW_FILES, os.environ.get("RAW_FILES") or RAW_FILES)
         for again in range(RETRIES, -1, -1):
             try:
-                _download(address, target)
+                part = _download(url.replace(RAW_FILES, mirror), target)
                 break
             except httpx.TransportError:
                 if not again:
                     raise
                 time.sleep(RETRY_SECONDS)
-    return target
+    if published and cache.sha256(part) != published:
+        part.unlink()
+        raise StudyError(f"{url}: what came is not the published file: is this network asking for a login? Run again")
+    return cache.made_at(target, "download", part.replace)
 
 
-def _download(url: str, target: Path) -> None:
+def _is_whole(file: Path, published: str | None) -> bool:
+    try:
+        return cache.sha256(cache.checked(file)) == published or published is None
+    except (StudyError, OSError):
+        return False
+
+
+def _download(url: str, target: Path) -> Path:
+    """Downloads a file, or the rest of it, beside where it is to lie."""
     import httpx
     from tqdm import tqdm
 
+    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     have = part.stat().st_size if part.is_file() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
@@ -189,6 +213,10 @@ def _download(url: str, target: Path) -> None:
         if answer.status_code == 404:
             raise StudyError(f"{url}: no such file: was it moved, or is the mirror in RAW_FILES incomplete?")
         answer.raise_for_status()
+        if "text/html" in answer.headers.get("Content-Type", ""):
+            raise StudyError(
+                f"{url}: a web page came, not the file: is this network asking for a login? Then run again"
+            )
         resumed = answer.status_code == 206
         total = int(answer.headers.get("Content-Length", 0)) + (have if resumed else 0)
         with (
@@ -198,7 +226,7 @@ def _download(url: str, target: Path) -> None:
             for chunk in answer.iter_bytes():  # as they come, so that none is lost
                 stream.write(chunk)
                 bar.update(len(chunk))
-    part.replace(target)
+    return part
 
 
 def snapshot(repository: str, revision: str | None, patterns: list[str], kind: str = "model") -> Path:
@@ -211,14 +239,34 @@ def snapshot(repository: str, revision: str | None, patterns: list[str], kind: s
         kind: "model" or "dataset".
 
     Raises:
-        StudyError: as `one_line`.
+        StudyError: as `one_line`; a file of a data set that is not what was downloaded.
     """
     from huggingface_hub import snapshot_download
 
     with errors(repository):
-        return Path(
+        folder = Path(
             snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=patterns, max_workers=4)
         )
+    if kind == "dataset":
+        for file in {file.resolve() for pattern in patterns for file in folder.glob(pattern)}:
+            if re.fullmatch("[0-9a-f]{64}", file.name) and cache.known_sha256(file) != file.name:  # large files' names
+                raise _damaged(file, "its content is another")
+    return folder
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turns what is raised while a file of the hub's cache is read into the line that says what to delete."""
+    try:
+        yield
+    except (StudyError, RuntimeError, MemoryError):  # the last two where there is no memory for it
+        raise
+    except Exception as error:  # a damaged file raises almost anything in the library that reads it
+        raise _damaged(file.resolve(), " ".join(str(error).split())[:160] or type(error).__name__) from error
+
+
+def _damaged(file: Path, reason: str) -> StudyError:
+    return StudyError(f"{file} is damaged ({reason}): delete it, and it is downloaded again")
 
 
 # Beside the weights: configs, tokenizers, their vocabularies and templates.
@@ -247,7 +295,10 @@ def is_complete(folder: Path) -> bool:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = set(json.loads(index.read_text())["weight_map"].values())
+            try:
+                shards = set(json.loads(index.read_text())["weight_map"].values())
+            except (ValueError, LookupError, TypeError, AttributeError):  # cut off, or no index
+                return False
             if all((folder / shard).is_file() for shard in shards):
                 return True
         elif (folder / name).is_file():

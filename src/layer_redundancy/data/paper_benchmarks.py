@@ -169,7 +169,9 @@ def piqa(rows: Iterable[Row]) -> datasets.Dataset:
 
 def _lines(url: str) -> list[Row]:
     """The rows of a file with a JSON object a line."""
-    return [json.loads(line) for line in hub.file(url).read_text(encoding="utf-8").splitlines() if line.strip()]
+    file = hub.file(url)
+    with hub.reading(file):
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def chid_test(**_: Any) -> dict[str, datasets.Dataset]:
@@ -233,7 +235,9 @@ def boolq(rows: Iterable[Row]) -> datasets.Dataset:
 
 def c3(**_: Any) -> dict[str, datasets.Dataset]:
     """{"test": the dialogue half of C3's dev, as `c3_rows` has it}."""
-    return {"test": c3_rows(json.loads(hub.file(C3_URL).read_text(encoding="utf-8")))}
+    file = hub.file(C3_URL)
+    with hub.reading(file):
+        return {"test": c3_rows(json.loads(file.read_text(encoding="utf-8")))}
 
 
 def c3_rows(documents: Iterable[Sequence]) -> datasets.Dataset:

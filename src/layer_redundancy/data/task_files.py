@@ -6,8 +6,11 @@ running it, and run only with the same leave that a model's own code needs. Temp
 
 import hashlib
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ class TaskFile:
         name: the task's own name.
         config: the definition; functions are not looked up.
         code: what of it runs code, in words.
+        modules: the code's files.
         digest: sha256 (hex) of the definition and of the code's files, wherever they lie.
     """
 
@@ -42,6 +46,7 @@ class TaskFile:
     name: str
     config: dict[str, Any]
     code: tuple[str, ...]
+    modules: tuple[Path, ...]
     digest: str
 
 
@@ -61,9 +66,11 @@ def read(name: str) -> TaskFile:
     try:
         functions = dict(_functions(path, set()))
         config = load_yaml(path, resolve_func=False)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        digest = _digest(path, config, functions)
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise StudyError(f"{at} is no task that lm-eval reads: {' '.join(str(error).split())}") from error
-    if not isinstance(config.get("task"), str):
+    name = config.get("task")
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise StudyError(f'{at} must define one task, with a name ("task: my_task")')
     metrics = [one for one in config.get("metric_list") or () if isinstance(one, dict)]
     foreign = [one["metric"] for one in metrics if one.get("hf_evaluate") or one.get("metric") not in metric_registry]
@@ -71,7 +78,7 @@ def read(name: str) -> TaskFile:
     code += ["class"] if "class" in config else []
     # lm-eval looks for a metric that it does not know in the evaluate library, whose metrics are programs.
     code += [f"metric {metric}" for metric in foreign if metric not in {str(f) for f in functions.values()}]
-    return TaskFile(path, config["task"], config, tuple(code), _digest(path, config, functions))
+    return TaskFile(path, name, config, tuple(code), tuple(functions.values()), digest)
 
 
 def _functions(file: Path, seen: set[Path]) -> Iterator[tuple[str, Path]]:
@@ -79,11 +86,15 @@ def _functions(file: Path, seen: set[Path]) -> Iterator[tuple[str, Path]]:
     if file.resolve() in seen:
         return
     seen.add(file.resolve())
+    _check_file(file)
     root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     for node in _nodes(root, set()):
         if node.tag == "!function":
-            module = str(node.value).rpartition(".")[0]
-            yield node.value, file.parent / f"{module.replace('.', '/')}.py"
+            if not isinstance(node, yaml.ScalarNode):
+                raise ValueError(f"!function in line {node.start_mark.line + 1} names no function")
+            module = file.parent / f"{node.value.rpartition('.')[0].replace('.', '/')}.py"
+            _check_file(module)
+            yield node.value, module
         elif not node.tag.startswith("tag:yaml.org,2002:") or ":python/" in node.tag:
             raise ValueError(f"unknown tag {node.tag!r} in line {node.start_mark.line + 1}")
     if isinstance(root, yaml.MappingNode):
@@ -91,6 +102,12 @@ def _functions(file: Path, seen: set[Path]) -> Iterator[tuple[str, Path]]:
             if key.value == "include":
                 for one in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                     yield from _functions(file.parent / one.value, seen)
+
+
+def _check_file(file: Path) -> None:
+    """Raises ValueError for what is there and no file: a pipe would be waited for, for ever."""
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is no file")
 
 
 def _nodes(node: yaml.Node | None, seen: set[int]) -> Iterator[yaml.Node]:
@@ -127,19 +144,31 @@ def manager(task: TaskFile, trust_remote_code: bool) -> TaskManager:
             "allow it by TRUST_REMOTE_CODE=yes to make, or trust_remote_code=True in a notebook"
         )
     _render_in_sandbox()
+    _forget(task.modules)
     try:
         config = load_yaml(task.path, resolve_func=True)
-    except Exception as error:  # the task's own code may raise anything when it is imported
+    except (Exception, SystemExit) as error:  # the task's own code may raise anything when it is imported
         raise StudyError(f"{own_files.shown(task.path)}: {' '.join(str(error).split())}") from error
     settings = dict(config.get("dataset_kwargs") or {})
     for key in ("data_files", "data_dir"):
         if key in settings:
             settings[key] = _beside(task.path, settings[key])
     if settings:
+        if "://" not in str(settings):
+            # What datasets keeps of a file goes by its time alone, and of a function by its name.
+            settings.setdefault("download_mode", "force_redownload")
         config["dataset_kwargs"] = settings
     found = TaskManager(include_defaults=False)
     found.task_index[task.name] = TaskIndex.entry_from_config(config)
     return found
+
+
+def _forget(modules: Iterable[Path]) -> None:
+    """Has Python read the code's files again, which it knows by their time, to a second where it has compiled them."""
+    for module in modules:
+        sys.modules.pop(str(module.resolve().with_suffix("")), None)  # as lm-eval calls it
+        with suppress(OSError):
+            Path(cache_from_source(str(module))).unlink(missing_ok=True)
 
 
 def _beside(task: Path, files: Any) -> Any:

@@ -4,7 +4,6 @@ Heavy?, arXiv 2402.11700): the runs, what each gets right, what it costs, and th
 import copy
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +20,7 @@ from layer_redundancy.config import paper_tables
 from layer_redundancy.config.checks import Count, Rate, Whole, at_least, given
 from layer_redundancy.config.profiles import Recipe
 from layer_redundancy.core import devices, stats
+from layer_redundancy.core.cache import new_path, scratch_beside
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result
 from layer_redundancy.core.wording import counted
@@ -685,20 +685,13 @@ def export(study: Study, run: Run, folder: Path) -> Path:
     Raises:
         StudyError: the folder exists or cannot be written, what is loaded again gives other logits, or as `tuned`.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise StudyError(f"{folder} exists: choose another folder or delete it")
+    folder = new_path(folder)
     prompts = study.inputs.prompts_to_classify(budget_of(study).prompts(run.dataset, run.seed))
     with training_loop.workplace({"export": asdict(_key(study, run, prompts, "test"))}) as place:
         model, _ = tuned(study, run, prompts, place)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-            written = Path(scratch) / "tuned"
-            _write(model, study.tokenizer, prompts, written)
-            written.rename(folder)
-    except OSError as error:
-        raise StudyError(f"cannot write {folder}: {error.strerror or error}") from error
+    with scratch_beside(folder) as scratch:
+        _write(model, study.tokenizer, prompts, scratch / folder.name)
+        (scratch / folder.name).rename(folder)
     return folder
 
 

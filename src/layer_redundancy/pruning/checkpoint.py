@@ -10,7 +10,7 @@ from typing import Any
 from layer_redundancy import __version__
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile, Recipe, TrainingBudget
-from layer_redundancy.core import variants
+from layer_redundancy.core import cache, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
@@ -121,12 +121,6 @@ def _of(results: dict[str, dict[Variant, Result]], variant: Variant) -> dict[str
     return {name: found[variant] for name, found in results.items()}
 
 
-def check_new(folder: Path) -> None:
-    """Raises StudyError where something lies in the checkpoint's place, before hours are spent on it."""
-    if folder.exists():
-        raise StudyError(f"{folder} exists: choose another folder with --out, or delete it")
-
-
 def prune(study: Study, order: Order, folder: Path) -> dict[str, Any]:
     """Makes, measures and writes a pruned checkpoint.
 
@@ -141,7 +135,7 @@ def prune(study: Study, order: Order, folder: Path) -> dict[str, Any]:
     Raises:
         StudyError: the folder exists or cannot be written; as `Study.healed`, `Study.quantized`, `surgery.export`.
     """
-    check_new(folder)
+    folder = cache.new_path(folder)
     one, costs = measured(study, order)
     found = record(study, order, costs)
     files = {RECORD: json.dumps(_json(found), indent=1) + "\n", "README.md": card.text(found)}
@@ -196,11 +190,11 @@ def read(file: Path) -> dict[str, Any]:
     Raises:
         StudyError: there is none, or it lacks what a checkpoint follows from.
     """
-    file = file / RECORD if file.is_dir() else file
     try:
+        file = file / RECORD if file.is_dir() else file
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise StudyError(f"cannot read {file}: {error.strerror or error}") from error
+        raise StudyError(f"cannot read {cache.shown(file)}: {error.strerror or error}") from error
     except ValueError as error:
         raise StudyError(
             f"{file} is no {RECORD} ({error}): give a folder that `layer-redundancy prune` wrote"
@@ -209,6 +203,12 @@ def read(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or (missing := needed - set(found)):
         lacking = ", ".join(sorted(missing)) if isinstance(found, dict) else "everything"
         raise StudyError(f"{file} lacks {lacking}: give a folder that `layer-redundancy prune` wrote")
+    nothing = type(None)
+    kinds: dict[str, Any] = {"base_fingerprint": str, "measure": str, "removed_blocks": list, "profile": dict}
+    kinds |= {"healed": dict | nothing, "training": dict | nothing, "quantized_to_bits": int | nothing}
+    wrong = [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
+    if wrong or not all(isinstance(block, int) for block in found["removed_blocks"]):
+        raise StudyError(f"{file}: {(wrong or ['removed_blocks'])[0]} is none that `layer-redundancy prune` wrote")
     return found
 
 

@@ -234,10 +234,11 @@ def heal(work: Healing) -> Path:
     settings = work.settings
     place = cache.made_folder("healed", settings)
     if place.is_dir():
-        return place
+        training_loop.discard(settings)
+        return cache.checked(place)
     with training_loop.workplace(settings) as folder:
         if place.is_dir():  # another process made it meanwhile
-            return place
+            return cache.checked(place)
         model = _pruned(work)
         check_memory(model, work.recipe)
         wrapped = prepare(model, work.recipe, work.seed)
@@ -319,11 +320,12 @@ def build(work: Healing) -> nn.Module:
 
         if work.recipe.method == "qlora":
             round_trip_4_bits(model)
-        with adapters.as_named():
+        with adapters.as_named(), cache.reading(folder):
             model = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
     else:
         prepare(model, work.recipe)
-        weights = load_file(folder / WEIGHTS)
+        with cache.reading(folder):
+            weights = load_file(folder / WEIGHTS)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name in weights:
@@ -333,7 +335,8 @@ def build(work: Healing) -> nn.Module:
 
 def record(folder: Path) -> dict[str, Any]:
     """What `heal` wrote of a training: log, seconds, peak_bytes, trainable."""
-    return json.loads((folder / RECORD).read_text())
+    with cache.reading(folder):
+        return json.loads((folder / RECORD).read_text())
 
 
 def training_result(folder: Path) -> Result:
@@ -344,15 +347,16 @@ def training_result(folder: Path) -> Result:
         losses in nats a token.
     """
     found = record(folder)
-    steps = [row for row in found["log"] if "loss" in row]
-    validations = [row for row in found["log"] if "validation" in row]
-    arrays = {
-        "step": np.array([row["step"] for row in steps]),
-        "loss": np.array([row["loss"] for row in steps]),
-        "held_out_step": np.array([row["step"] for row in validations]),
-        "held_out": np.array([row["validation"] for row in validations], dtype=float),
-    }
-    return Result({name: found[name] for name in ("seconds", "peak_bytes", "trainable")}, arrays)
+    with cache.reading(folder):
+        steps = [row for row in found["log"] if "loss" in row]
+        validations = [row for row in found["log"] if "validation" in row]
+        arrays = {
+            "step": np.array([row["step"] for row in steps]),
+            "loss": np.array([row["loss"] for row in steps]),
+            "held_out_step": np.array([row["step"] for row in validations]),
+            "held_out": np.array([row["validation"] for row in validations], dtype=float),
+        }
+        return Result({name: found[name] for name in ("seconds", "peak_bytes", "trainable")}, arrays)
 
 
 def no_training(steps: int) -> Result:

@@ -125,6 +125,14 @@ class Training(Trainer):
             row = {key: logs[key] for key in ("loss", "learning_rate")} | {"step": self.state.global_step}
             self.watched.logged(row)
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except RuntimeError as error:  # torch's, of a file that it cannot write to its end; it does not say why
+            if devices.lacks_memory(error):
+                raise
+            raise OSError("is the disk full?") from error
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)

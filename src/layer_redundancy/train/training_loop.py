@@ -94,8 +94,7 @@ def workplace(settings: Mapping[str, Any]) -> Iterator[Path]:
     Raises:
         StudyError: the cache cannot be written.
     """
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    folder = paths.CACHE / f"training-{digest}"
+    folder = _workplace(settings)
     lock = FileLock(f"{folder}.lock")
     try:
         paths.CACHE.mkdir(parents=True, exist_ok=True)
@@ -110,9 +109,7 @@ def workplace(settings: Mapping[str, Any]) -> Iterator[Path]:
         raise StudyError(f"cannot write to {paths.CACHE} ({error.strerror or error})") from error
     try:
         yield folder
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
-            Path(lock.lock_file).unlink()
+        discard(settings)
     finally:
         lock.release()
 
@@ -123,6 +120,20 @@ def _trainer(folder: Path) -> str:
         return processes.shown((folder / TRAINER).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         return "another process"
+
+
+def discard(settings: Mapping[str, Any]) -> None:
+    """Removes a training's checkpoints, also those of one that was killed after its end, when all was there."""
+    folder = _workplace(settings)
+    if folder.is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            Path(f"{folder}.lock").unlink()
+
+
+def _workplace(settings: Mapping[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return paths.CACHE / f"training-{digest}"
 
 
 # Most parameters have defaults that suit a causal language model; each is a choice that some caller makes.

@@ -43,11 +43,7 @@ def folder(file: Path) -> Path:
         StudyError: the file cannot be read, or is no RWKV-5 checkpoint.
     """
     target = paths.CACHE / f"rwkv5-{cache.sha256(file)[:12]}-v{RULES_VERSION}"
-    if not target.is_dir():
-        with cache.scratch_folder("rwkv") as scratch:
-            convert(file, scratch / target.name)
-            (scratch / target.name).rename(target)
-    return target
+    return cache.made_at(target, "rwkv", lambda made: convert(file, made))
 
 
 def convert(file: Path, target: Path) -> None:

@@ -26,7 +26,7 @@ from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile, Recipe, TaskBudget, TrainingBudget
 from layer_redundancy.config.run_folder import absolute_model
 from layer_redundancy.config.sources import Amount
-from layer_redundancy.core import cache, devices, log, paths, stats, variants
+from layer_redundancy.core import cache, devices, flags, log, paths, stats, variants
 from layer_redundancy.core.arguments import whole
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
@@ -79,6 +79,7 @@ class Study:
     calibration_blocks: int | None = None
 
     @classmethod
+    @flags.checked
     def open(
         cls,
         profile: str = "embedded",
@@ -442,6 +443,7 @@ class Study:
 
         return greedy.removal_order(self.num_blocks, cost, self.profile.greedy_shortlist, progress=True)
 
+    @flags.checked
     def sweep(
         self,
         chosen: Sequence[Variant],
@@ -492,6 +494,7 @@ class Study:
         text = self.inputs.text("evaluation", evaluation_blocks=lengths.prompts)
         return first_blocks(text, lengths.prompts, lengths.prompt_tokens + lengths.new_tokens)
 
+    @flags.checked
     def generative_task(
         self, budget: TaskBudget, chosen: Sequence[Variant], run_generated_code: bool = False
     ) -> dict[Variant, Result]:

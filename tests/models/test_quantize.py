@@ -299,7 +299,7 @@ def test_weights_are_counted_once_and_those_of_no_block_too(tmp_path):
     tensors = {"model.layers.0.a": torch.zeros(4), "model.layers.7.extra": torch.zeros(2), "lm_head": torch.zeros(1)}
     save_file(tensors, tmp_path / "model-00001-of-00001.safetensors")
     save_file(tensors, tmp_path / "consolidated.safetensors")
-    index = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     settings = {"quant_method": "gptq", "bits": 4}
     config = tf.LlamaConfig(**tiny_models.COMMON | {"num_hidden_layers": 2}).to_dict() | {

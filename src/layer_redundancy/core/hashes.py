@@ -20,9 +20,15 @@ def remembered_sha256(file: Path) -> str:
     hash of its own.
 
     Raises:
-        OSError: the file cannot be read.
+        StudyError: the file cannot be read.
     """
-    file = file.resolve()
+    try:
+        return _remembered_sha256(file.resolve())
+    except OSError as error:
+        raise StudyError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def _remembered_sha256(file: Path) -> str:
     state = _state(file)
     if state[0] < LARGE:
         return cache.sha256(file)

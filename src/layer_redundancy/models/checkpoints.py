@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from layer_redundancy.config.profiles import EMBEDDED_MODEL, EMBEDDED_RWKV, Profile
-from layer_redundancy.core import doors, paths
+from layer_redundancy.core import doors, flags, paths
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.data import hub
 from layer_redundancy.models import architectures, smollm2, weight_files
@@ -374,6 +374,7 @@ def block_of(name: str, path: str) -> int | None:
     return int(found[2]) if sorted(parts) == sorted(wanted) or parts == wanted[-len(parts) :] else None
 
 
+@flags.checked
 def tensors(identity: ModelIdentity, pickled: bool = True) -> dict[str, weight_files.Header]:
     """All tensors of a checkpoint that is on this machine, without their values; none where it is not.
 

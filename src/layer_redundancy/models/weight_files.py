@@ -96,9 +96,7 @@ def _in_index(file: Path) -> list[str]:
     names = sorted({str(PurePosixPath(name)) for name in shards.values()})
     if missing := [name for name in names if not (file.parent / name).is_file()]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise StudyError(
-            f"{file.parent} lacks {missing[0]}{more}, which {file.name} names: copy or download what is missing"
-        )
+        raise StudyError(f"{file.parent} lacks {missing[0]}{more}, which {file.name} names: copy or download it")
     return names
 
 
@@ -122,12 +120,9 @@ def fingerprint(folder: Path, names: Iterable[str]) -> str:
         StudyError: a file cannot be read.
     """
     digest = hashlib.sha256()
-    try:
-        files = sorted(path.name for path in folder.iterdir() if path.suffix in HASHED and path.is_file())
-        for name in [*files, *sorted({*names} - {*files})]:
-            digest.update(f"{name}:{hashes.remembered_sha256(folder / name)};".encode())
-    except OSError as error:
-        raise StudyError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
+    files = sorted(path.name for path in folder.iterdir() if path.suffix in HASHED and path.is_file())
+    for name in [*files, *sorted({*names} - {*files})]:
+        digest.update(f"{name}:{hashes.remembered_sha256(folder / name)};".encode())
     return digest.hexdigest()
 
 

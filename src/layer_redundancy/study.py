@@ -82,8 +82,8 @@ class Study:
     @flags.checked
     def open(
         cls,
-        profile: str = "embedded",
-        model: str = "",
+        profile: str | Path = "embedded",
+        model: str | Path = "",
         revision: str = "",
         trust_remote_code: bool = False,
         store: Path | None = None,
@@ -100,12 +100,19 @@ class Study:
         Raises:
             StudyError: unknown profile, or a model that does not exist or cannot be reached.
         """
-        model = absolute_model(model)
-        return cls.of(profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code), store)
+        found = profiles.get(
+            _text("profile", profile),
+            model=absolute_model(_text("model", model)),
+            revision=_text("revision", revision),
+            trust_remote_code=trust_remote_code,
+        )
+        return cls.of(found, store)
 
     @classmethod
     def of(cls, profile: Profile, store: Path | None = None) -> "Study":
         """A study of a profile as it is; store and errors as `open`."""
+        if not isinstance(profile, Profile):
+            raise StudyError(f"Study.of takes a Profile, not {profile!r}: Study.open takes a profile's name")
         profile = profiles.valid(Profile, profile)
         devices.use_threads(profile.threads)
         if get_ipython() is not None:
@@ -190,7 +197,7 @@ class Study:
 
     def of_model(self, model: str) -> "Study":
         """The study of another model on the same profile: the same store and folder of figures, inputs of its own."""
-        profile = profiles.with_model(self.profile, absolute_model(model))
+        profile = profiles.with_model(self.profile, absolute_model(_text("model", model)))
         identity = checkpoints.identify(profile)
         return type(self)(profile, identity, self.store, Inputs(profile, identity), self.figures)
 
@@ -613,6 +620,13 @@ class Study:
         path = paths.RESULTS / f"{profiles.artifact_folder(self.profile)}.csv"
         self.store.export_csv(path, model=self.identity.fingerprint)
         return path
+
+
+def _text(name: str, value: Any) -> str:
+    """A name that the user gives, or a path, as text."""
+    if not isinstance(value, str | os.PathLike):
+        raise StudyError(f"{name} must be a text or a path, not {value!r}: leave it out for the default")
+    return os.fspath(value)
 
 
 def _text_note(what: str, blocks: TokenBlocks) -> str:

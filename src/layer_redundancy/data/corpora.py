@@ -145,12 +145,18 @@ def packed_blocks(corpus: str, tokenizer: Any, split: Split, length: int, count:
         return _packed(corpus, tokenizer, split, length, count)
     key |= {"revision": sources.DATA[corpus].revision, "rules": RULES_VERSION}
 
+    rules = _tokenizer_rules(tokenizer)
+
     def write(folder: Path) -> None:
         folder.mkdir()
         np.save(folder / "tokens.npy", _packed(corpus, tokenizer, split, length, count).input_ids.numpy())
+        (folder / "rules.txt").write_text(rules)
 
-    file = made_once("tokens", key, write) / "tokens.npy"
-    return TokenBlocks(torch.from_numpy(np.load(file)), corpus, split, prepends_bos(tokenizer))
+    folder = made_once("tokens", key, write)
+    # Tokenizers of one vocabulary that cut texts in other ways.
+    if (folder / "rules.txt").is_file() and (folder / "rules.txt").read_text() != rules:
+        folder = made_once("tokens", key | {"tokenizer_rules": rules}, write)
+    return TokenBlocks(torch.from_numpy(np.load(folder / "tokens.npy")), corpus, split, prepends_bos(tokenizer))
 
 
 def _packed(corpus: str, tokenizer: Any, split: Split, length: int, count: int) -> TokenBlocks:
@@ -175,6 +181,13 @@ def _packed(corpus: str, tokenizer: Any, split: Split, length: int, count: int) 
 def _tokenizer_digest(tokenizer: Any) -> str:
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     return _digest(f"{type(tokenizer).__name__} {vocabulary}")
+
+
+def _tokenizer_rules(tokenizer: Any) -> str:
+    """Hash of what else than its vocabulary decides a tokenizer's tokens: its merges, what it puts around them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    around = [prepends_bos(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return _digest(f"{around} {'' if backend is None else backend.to_str()}")
 
 
 def _between(first: list[int], ids: list[int], last: list[int]) -> list[int]:

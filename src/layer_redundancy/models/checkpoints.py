@@ -207,6 +207,8 @@ def _folder_hash(folder: Path) -> str:
     """
     settings = weight_files.settings(folder / weight_files.CONFIG)
     _check_settings(settings, str(folder))
+    if (written := folder / "generation_config.json").is_file():
+        weight_files.settings(written)  # transformers would go on without one that is damaged
     if (folder / weight_files.ADAPTER_CONFIG).is_file():
         # transformers would load the model that the adapter names, and put the adapter into it.
         raise StudyError(
@@ -390,6 +392,14 @@ def tensors(identity: ModelIdentity, pickled: bool = True) -> dict[str, weight_f
         if pickled or file.suffix == ".safetensors":
             found |= weight_files.tensors(file)
     return found
+
+
+def is_zero(identity: ModelIdentity, name: str) -> bool:
+    """Whether a tensor in a checkpoint's files is there and zero."""
+    for file in _files(identity):
+        if name in weight_files.tensors(file):
+            return not weight_files.tensor(file, name).any()
+    return False
 
 
 def _files(identity: ModelIdentity) -> list[Path]:

@@ -188,7 +188,7 @@ def _check_weights(
     modules = dict(model.named_modules())
     for name in names:
         of_block = any(checkpoints.block_of(name, p) is not None for p in paths)
-        if (of_block or name.rpartition(".")[0] in modules) and not _is_buffer(name, found.get(name)):
+        if (of_block or name.rpartition(".")[0] in modules) and _counts(identity, name, found.get(name)):
             raise StudyError(
                 f"{identity.name}: {type(model).__name__} has no place for {name}, and would be studied without it: is "
                 "model_type in its config.json right, and the checkpoint in the form that transformers has for it?"
@@ -197,12 +197,21 @@ def _check_weights(
     _check_numbers(identity, model, found)
 
 
-def _is_buffer(name: str, header: Header | None) -> bool:
-    """Whether a tensor is no weight, but a buffer that earlier versions of transformers wrote beside the weights."""
+def _counts(identity: ModelIdentity, name: str, header: Header | None) -> bool:
+    """Whether a model without this tensor of its checkpoint is another model.
+
+    It is the same without buffers that earlier versions of transformers wrote beside the weights, without what only the
+    form of quantized weights is made of, and without biases of zero, which AutoGPTQ writes for layers that have none.
+    """
+    last = name.rpartition(".")[2]
     if header is not None and not header.floating:
-        return True  # masks and positions; weights that are quantized are not unexpected
+        return False  # masks and positions; whole numbers in the place of weights are told below
     is_vector = header is not None and len(header.shape) == 1
-    return _BUFFERS.search(name) is not None or (_MASK.search(name) is not None and not is_vector)
+    if _BUFFERS.search(name) or (_MASK.search(name) and not is_vector):
+        return False
+    if checkpoints.quantization_method(identity) is not None and last not in ("weight", "bias"):
+        return False
+    return last != "bias" or header is None or not checkpoints.is_zero(identity, name)
 
 
 def _other_shapes(mismatched: list[tuple[str, Iterable[int], Iterable[int]]], model: nn.Module) -> str:
@@ -210,8 +219,9 @@ def _other_shapes(mismatched: list[tuple[str, Iterable[int], Iterable[int]]], mo
     name, in_file, wanted = mismatched[0][0], tuple(mismatched[0][1]), tuple(mismatched[0][2])
     differing = {w for f, w in zip(in_file, wanted, strict=False) if f != w} or {*wanted}
     settings = model.config.get_text_config(decoder=True).to_dict()
-    keys = [key for key, value in settings.items() if type(value) is int and value in differing and value > 1]
-    where = " or ".join(keys[:3]) or "the numbers and sizes of heads"
+    keys = [key for key, value in settings.items() if type(value) is int and value in differing and value != 1]
+    heads = "num_attention_heads, num_key_value_heads or head_dim"
+    where = heads if not keys or re.search(r"(query|key|value|[^a-z][qkv])(_proj)?\.", name) else " or ".join(keys[:3])
     more = f" ({len(mismatched)} tensors have other shapes)" if len(mismatched) > 1 else ""
     return (
         f"{name} has shape {in_file} in the checkpoint and {wanted} by its config.json{more}: look at {where} there, "

@@ -43,16 +43,16 @@ def check_pulled(files: Iterable[Path]) -> None:
 
 
 def settings(file: Path) -> dict[str, Any]:
-    """A checkpoint's config.json as it is written.
+    """A checkpoint's config.json, or another file of settings, as it is written.
 
     Raises:
         StudyError: it is not there, or is no config.
     """
     if not file.is_file():
-        raise StudyError(f"model folder {file.parent} has no {CONFIG}: give a folder written by save_pretrained")
+        raise StudyError(f"model folder {file.parent} has no {file.name}: give a folder written by save_pretrained")
     check_pulled([file])
     found = _json(file)
-    if not isinstance(found, dict) or not found:
+    if not isinstance(found, dict) or (not found and file.name == CONFIG):
         raise StudyError(f"{file} is no model's config: it holds no table of settings")
     return found
 
@@ -149,6 +149,16 @@ def _of_safetensors(file: Path) -> dict[str, Header]:
     except (SafetensorError, OSError) as error:
         what = f"is cut off, or no safetensors file ({error})" if file.stat().st_size else "is empty"
         raise StudyError(f"{file} {what}: copy or download it anew") from error
+
+
+def tensor(file: Path, name: str) -> torch.Tensor:
+    """One tensor of a file of weights, which has it; errors as `tensors`."""
+    from safetensors import safe_open
+
+    if file.suffix != ".safetensors":
+        return unpickled(file)[name]
+    with safe_open(file, "pt") as opened:
+        return opened.get_tensor(name)
 
 
 def _of_pickle(file: Path) -> dict[str, Header]:

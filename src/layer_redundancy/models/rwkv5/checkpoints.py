@@ -137,7 +137,7 @@ def translate(tensors: dict[str, Tensor], name: str) -> tuple[dict[str, Tensor],
     what = f"{name} is RWKV-{found}"
     needed = ("rwkv.embeddings.weight", "rwkv.blocks.0.attention.key.weight", "rwkv.blocks.0.feed_forward.key.weight")
     for key in (*needed, "rwkv.blocks.0.attention.time_decay"):
-        if key not in ours:
+        if key not in ours or not ours[key].numel() or ours[key].ndim < (2 if key in needed else 1):
             raise StudyError(f"{what} but lacks {key}: the file is not whole")
     vocabulary, hidden = ours[needed[0]].shape
     inner, heads = len(ours[needed[1]]), len(ours["rwkv.blocks.0.attention.time_decay"])

@@ -227,8 +227,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "no file in its folder",
     ),
     # another model than the weights are of
-    "6 blocks in the config, 4 in the weights": (config(num_hidden_layers=6), "says 6 blocks, .* numbered 0 to 3"),
-    "5000 blocks in the config, 4 in the weights": (config(num_hidden_layers=5000), "says 5000 blocks"),
+    "6 blocks in the config, 4 in the weights": (config(num_hidden_layers=6), "lacks 18 weights .*names other blocks"),
+    "5000 blocks in the config, 4 in the weights": (
+        config(num_hidden_layers=5000),
+        "says 5000 blocks, .* numbered 0 to 3",
+    ),
     "2 blocks in the config, 4 in the weights": (
         config(num_hidden_layers=2),
         "says 2 blocks, the checkpoint has others",

@@ -331,6 +331,8 @@ HARMLESS: dict[str, Change] = {
     "masks of an older GPT-2": more(
         model__layers__1__attn__bias=torch.ones(1, 1, 8, 8), model__layers__1__attn__masked_bias=torch.tensor(-1e4)
     ),
+    "cosines of older models": more(model__layers__1__self_attn__rotary_emb__cos_cached=torch.ones(1, 1, 9, 4)),
+    "positions beside the blocks": more(model__norm__positions=torch.ones(9)),
     "a bias of zero, as AutoGPTQ writes it": more(**{f"{Q}bias": torch.zeros(32)}),
     "heads for further tokens": more(mtp__layers__0__proj__weight=torch.ones(4)),
     "a vision tower": more(vision_tower__layers__9__q_proj__weight=torch.ones(3, 3)),

@@ -40,7 +40,7 @@ _keep_back("torchao", "Skipping import of cpp extensions")
 # Parts of the names of weights that an adapter adds to a model's own.
 _ADAPTER = re.compile(r"(^|[._])lora_|\.base_layer\.|\.ia3_|\.oft_|\.vera_lambda|\.modules_to_save\.")
 # Buffers that earlier versions of transformers wrote with the weights of a block: angles, and masks of its attention.
-_BUFFERS = re.compile(r"(^|\.)(inv_freq|masked_bias|causal_mask|rope_freqs|position_ids)$")
+_BUFFERS = re.compile(r"(^|\.)(rotary\w*\..*|inv_freq|masked_bias|causal_mask|rope_freqs|alibi|position_ids)$")
 _MASK = re.compile(r"(^|\.)(attn|attention|self_attention|crossattention)\.(bias|mask)$")
 
 
@@ -188,7 +188,9 @@ def _check_weights(
     modules = dict(model.named_modules())
     for name in names:
         of_block = any(checkpoints.block_of(name, p) is not None for p in paths)
-        if (of_block or name.rpartition(".")[0] in modules) and _counts(identity, name, found.get(name)):
+        module, _, last = name.rpartition(".")
+        of_module = module in modules and last in ("weight", "bias")
+        if (of_block or of_module) and _counts(identity, name, found.get(name)):
             raise StudyError(
                 f"{identity.name}: {type(model).__name__} has no place for {name}, and would be studied without it: is "
                 "model_type in its config.json right, and the checkpoint in the form that transformers has for it?"

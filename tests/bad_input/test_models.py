@@ -452,9 +452,9 @@ OPENED = {
     "a path to nothing": ({"model": Path("/no/such")}, "no such folder"),
     "a revision without a model": ({"revision": "abc"}, "without a model"),
     "a revision that is none": ({"revision": 5}, "revision must be a text"),
-    "leave by a text": ({"trust_remote_code": "no"}, "trust_remote_code must be True or False, not 'no'"),
-    "leave by a number": ({"trust_remote_code": 1}, "trust_remote_code must be True or False, not 1"),
-    "no leave by nothing": ({"trust_remote_code": None}, "trust_remote_code must be True or False, not None"),
+    "leave by a text": ({"trust_remote_code": "no"}, "trust_remote_code must be (?i:true or false), not 'no'"),
+    "leave by a number": ({"trust_remote_code": 1}, "trust_remote_code must be (?i:true or false), not 1"),
+    "no leave by nothing": ({"trust_remote_code": None}, "trust_remote_code must be (?i:true or false), not None"),
 }
 
 
@@ -512,7 +512,7 @@ def test_every_flag_of_a_study_its_profile_and_a_scheme_is_yes_or_no():
         lambda: Study.generative_task(None, None, [], run_generated_code="no"),
         lambda: Scheme(symmetric="no"),
     ):
-        assert "must be True or False, not " in refusal(act)
+        assert "must be true or false, not " in refusal(act).lower()
 
 
 def test_code_of_a_model_runs_with_leave_alone(model, monkeypatch):
@@ -544,6 +544,30 @@ def test_weights_that_an_index_names_are_in_the_fingerprint(place, model):
     found["model.layers.1.mlp.up_proj.weight"] += 1
     save_file(found, file, {"format": "pt"}) if file.suffix == ".safetensors" else torch.save(found, file)
     assert identify(model).fingerprint != before and not torch.equal(logits(model), was)
+
+
+@pytest.mark.parametrize("name", ["weights", "tokenizer", "config"])
+def test_a_folder_that_changes_after_it_was_opened_gives_no_result(name, model):
+    identity = identify(model)
+    {
+        "weights": more(x=torch.ones(1)),
+        "tokenizer": lambda folder: (folder / "tokenizer.json").write_text(
+            (folder / "tokenizer.json").read_text() + " "
+        ),
+        "config": config(rms_norm_eps=1e-3),
+    }[name](model)
+    for act in (lambda: loading.load(identity), lambda: loading.load_tokenizer(identity)):
+        assert "its files have changed since the study was opened: open it anew" in refusal(act)
+
+
+def test_an_adapter_that_transformers_puts_into_a_model_unasked_is_refused(tiny, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    identity = replace(identify(tiny), source=str(tmp_path / "adapter"), revision="abc")
+    base = look(tiny)
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+    assert "is an adapter, loaded into the model that it names" in refusal(lambda: loading.load(identity))
 
 
 def test_ordinary_folders_have_the_fingerprint_that_they_had(tmp_path):

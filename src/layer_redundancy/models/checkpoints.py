@@ -22,6 +22,7 @@ from layer_redundancy.data import hub
 from layer_redundancy.models import architectures, smollm2, weight_files
 from layer_redundancy.models.stack import decoder_stack, heads_of
 
+_PLACES = ("in data/models", "local file", "local folder")  # of folders that are known by the hash of their files
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -160,11 +161,11 @@ def _weights(profile: Profile) -> _Weights:
         content = f"{smollm2.GGUF_SHA256} converted by rules {smollm2.CONVERSION_VERSION}"
         return _Weights(str(smollm2.folder()), smollm2.revision(), content)
     if path is None:
-        folder, place = paths.MODELS / EMBEDDED_RWKV, "in data/models"
+        folder, place = paths.MODELS / EMBEDDED_RWKV, _PLACES[0]
     elif publisher:
-        folder, place = publisher.folder(path), "local file"
+        folder, place = publisher.folder(path), _PLACES[1]
     else:
-        folder, place = path.resolve(), "local folder"
+        folder, place = path.resolve(), _PLACES[2]
     content = _folder_hash(folder)
     return _Weights(str(folder), f"{place}, sha256 {content[:8]}", content)
 
@@ -220,6 +221,14 @@ def _folder_hash(folder: Path) -> str:
             "peft), save that and give its folder; if the weights here are merged already, move that file away"
         )
     return weight_files.fingerprint(folder, weight_files.weights(folder, settings.get("transformers_weights")))
+
+
+def check_unchanged(identity: ModelIdentity) -> None:
+    """Raises StudyError where a folder's files have changed since it was identified: its results would be kept as old."""
+    place, _, start = identity.revision.partition(", sha256 ")
+    folder = Path(identity.source)
+    if place in _PLACES and folder.is_dir() and not _folder_hash(folder).startswith(start):
+        raise StudyError(f"{identity.name}: its files have changed since the study was opened: open it anew")
 
 
 def _check_settings(settings: dict[str, Any], name: str) -> None:

@@ -51,6 +51,7 @@ def load_tokenizer(identity: ModelIdentity) -> Any:
     config = checkpoints.config(identity)
     source, revision, trusted = identity.source, identity.hub_revision, identity.trust_remote_code
     none_there = f"{identity.name} has no tokenizer: put its tokenizer.json beside it"
+    checkpoints.check_unchanged(identity)
     _check_tokenizer_files(Path(source))
     with checkpoints.hub_errors(f"the tokenizer of {identity.name}", trusted):
         tokenizer = architectures.find(config).tokenizer(identity.name, source, revision, config)
@@ -122,6 +123,12 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
             device_map="auto" if sharded else {"": device},
             **quantization,
         )
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise StudyError(
+                f"{identity.name} is an adapter, loaded into the model that it names: merge it into that "
+                "(merge_and_unload of peft), save it and give its folder"
+            )
+        checkpoints.check_unchanged(identity)
         prepare(model)
         found = found or checkpoints.tensors(identity)  # of the hub, and downloaded only now
         _check_weights(identity, loading, model, found)

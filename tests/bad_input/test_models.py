@@ -251,6 +251,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         config(rope_parameters={"rope_type": "frob"}),
         "not as transformers takes them",
     ),
+    "positions by a factor below 1": (
+        config(rope_parameters={"rope_type": "linear", "factor": -1.0, "rope_theta": 1e4}),
+        "the factor of its rope_parameters must be at least 1, not -1.0",
+    ),
     "positions without their factor": (config(rope_parameters={"rope_type": "yarn"}), "Missing required keys"),
     "an unknown model_type": (config(model_type="frobnicator"), "knows no model_type 'frobnicator'"),
     "no model_type": (config(model_type=None), "cannot be loaded"),

@@ -247,8 +247,11 @@ def is_complete(folder: Path) -> bool:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = set(json.loads(index.read_text())["weight_map"].values())
-            if all((folder / shard).is_file() for shard in shards):
+            try:
+                shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            except (OSError, ValueError, LookupError, TypeError, AttributeError):  # it is damaged: to be had anew
+                return False
+            if all((folder / str(shard)).is_file() for shard in shards):
                 return True
         elif (folder / name).is_file():
             return True

@@ -118,6 +118,7 @@ def identity_of(config: Any, profile: Profile, source: str, revision: str, conte
         raise StudyError(f"model {profile.model!r} ({config.model_type}) has no num_hidden_layers: not a decoder stack")
     if not isinstance(layers, int) or layers < 1:
         raise StudyError(f"model {profile.model!r}: num_hidden_layers must be a whole number from 1, not {layers!r}")
+    _check_rotary(text, profile.model)
     heads = getattr(text, "num_attention_heads", None) or 0
     return ModelIdentity(
         name=profile.model,
@@ -133,6 +134,15 @@ def identity_of(config: Any, profile: Profile, source: str, revision: str, conte
         num_key_value_heads=_key_value_heads(text) or heads,
         config=config,
     )
+
+
+def _check_rotary(text: Any, name: str) -> None:
+    """Raises StudyError for rotary positions scaled by what makes no sense, of which transformers only warns."""
+    given = getattr(text, "rope_parameters", None) or {}
+    for one in (given, *given.values()):  # of all blocks, or of each kind of them
+        factor = one.get("factor") if isinstance(one, dict) else None
+        if isinstance(factor, int | float) and factor < 1:
+            raise StudyError(f"model {name!r}: the factor of its rope_parameters must be at least 1, not {factor}")
 
 
 def _key_value_heads(text: Any) -> int | None:
@@ -224,7 +234,7 @@ def _folder_hash(folder: Path) -> str:
 
 
 def check_unchanged(identity: ModelIdentity) -> None:
-    """Raises StudyError where a folder's files have changed since it was identified: its results would be kept as old."""
+    """Raises StudyError where a folder has changed since it was identified: results would go by its old name."""
     place, _, start = identity.revision.partition(", sha256 ")
     folder = Path(identity.source)
     if place in _PLACES and folder.is_dir() and not _folder_hash(folder).startswith(start):

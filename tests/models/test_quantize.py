@@ -411,10 +411,11 @@ def test_a_class_that_asks_packed_layers_for_their_weight_is_refused_before(tmp_
 
 def test_the_tokenizer_is_saved_as_it_was(tmp_path):
     """llm-compressor gives it a token to pad with, and cuts texts to its length."""
-    identity = checkpoint(tmp_path)
+    checkpoint(tmp_path)
     source = tf.AutoTokenizer.from_pretrained(tmp_path)
     source.pad_token, source.model_max_length = None, 8
     source.save_pretrained(tmp_path)
+    identity = identify(tmp_path)
     folder = quantize.quantized(replace(identity, fingerprint="its own"), Scheme(4), CALIBRATION)
     saved = tf.AutoTokenizer.from_pretrained(folder)
     assert saved.pad_token is None and saved.model_max_length == 8

@@ -111,8 +111,6 @@ class Study:
     @classmethod
     def of(cls, profile: Profile, store: Path | None = None) -> "Study":
         """A study of a profile as it is; store and errors as `open`."""
-        if not isinstance(profile, Profile):
-            raise StudyError(f"Study.of takes a Profile, not {profile!r}: Study.open takes a profile's name")
         profile = profiles.valid(Profile, profile)
         devices.use_threads(profile.threads)
         if get_ipython() is not None:

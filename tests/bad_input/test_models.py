@@ -469,7 +469,7 @@ def test_a_study_is_not_opened_on_what_is_no_name(arguments, words, tmp_path):
 
 
 def test_a_study_of_a_name_instead_of_a_profile_is_refused():
-    assert "Study.open takes a profile's name" in refusal(lambda: Study.of("smoke"))
+    assert "is no Profile" in refusal(lambda: Study.of("smoke"))
 
 
 def test_a_revision_of_a_folder_is_refused(tiny):

@@ -26,7 +26,7 @@ from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile, Recipe, TaskBudget, TrainingBudget
 from layer_redundancy.config.run_folder import absolute_model
 from layer_redundancy.config.sources import Amount
-from layer_redundancy.core import cache, devices, log, paths, stats, variants
+from layer_redundancy.core import cache, devices, flags, log, paths, stats, variants
 from layer_redundancy.core.arguments import whole
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
@@ -79,10 +79,11 @@ class Study:
     calibration_blocks: int | None = None
 
     @classmethod
+    @flags.checked
     def open(
         cls,
-        profile: str = "embedded",
-        model: str = "",
+        profile: str | Path = "embedded",
+        model: str | Path = "",
         revision: str = "",
         trust_remote_code: bool = False,
         store: Path | None = None,
@@ -99,8 +100,13 @@ class Study:
         Raises:
             StudyError: unknown profile, or a model that does not exist or cannot be reached.
         """
-        model = absolute_model(model)
-        return cls.of(profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code), store)
+        found = profiles.get(
+            _text("profile", profile),
+            model=absolute_model(_text("model", model)),
+            revision=_text("revision", revision),
+            trust_remote_code=trust_remote_code,
+        )
+        return cls.of(found, store)
 
     @classmethod
     def of(cls, profile: Profile, store: Path | None = None) -> "Study":
@@ -189,7 +195,7 @@ class Study:
 
     def of_model(self, model: str) -> "Study":
         """The study of another model on the same profile: the same store and folder of figures, inputs of its own."""
-        profile = profiles.with_model(self.profile, absolute_model(model))
+        profile = profiles.with_model(self.profile, absolute_model(_text("model", model)))
         identity = checkpoints.identify(profile)
         return type(self)(profile, identity, self.store, Inputs(profile, identity), self.figures)
 
@@ -442,6 +448,7 @@ class Study:
 
         return greedy.removal_order(self.num_blocks, cost, self.profile.greedy_shortlist, progress=True)
 
+    @flags.checked
     def sweep(
         self,
         chosen: Sequence[Variant],
@@ -492,6 +499,7 @@ class Study:
         text = self.inputs.text("evaluation", evaluation_blocks=lengths.prompts)
         return first_blocks(text, lengths.prompts, lengths.prompt_tokens + lengths.new_tokens)
 
+    @flags.checked
     def generative_task(
         self, budget: TaskBudget, chosen: Sequence[Variant], run_generated_code: bool = False
     ) -> dict[Variant, Result]:
@@ -610,6 +618,13 @@ class Study:
         path = paths.RESULTS / f"{profiles.artifact_folder(self.profile)}.csv"
         self.store.export_csv(path, model=self.identity.fingerprint)
         return path
+
+
+def _text(name: str, value: Any) -> str:
+    """A name that the user gives, or a path, as text."""
+    if not isinstance(value, str | os.PathLike):
+        raise StudyError(f"{name} must be a text or a path, not {value!r}: leave it out for the default")
+    return os.fspath(value)
 
 
 def _text_note(what: str, blocks: TokenBlocks) -> str:

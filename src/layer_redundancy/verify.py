@@ -20,7 +20,7 @@ from typing import Any
 
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile
-from layer_redundancy.core import paths
+from layer_redundancy.core import flags, paths
 from layer_redundancy.core.errors import StudyError
 
 # A number by itself: no part of a name (rwkv5-6.6m, v1.5) and no sign that joins two words.
@@ -312,6 +312,7 @@ def verify(folder: Path, expected: Path, rules: Rules, tables: Sequence[str] | N
     return verdicts
 
 
+@flags.checked
 def report(verdicts: Sequence[Verdict], brief: bool = False) -> list[str]:
     """Lines with a verdict on each table.
 

@@ -109,25 +109,6 @@ def test_a_folder_of_the_cache_that_only_looks_odd_is_taken(change):
     assert subprocess.run(["sha256sum", "-c", "--quiet", cache.SUMS], cwd=made()).returncode == 0
 
 
-def test_a_large_file_is_read_again_only_when_something_of_it_changed(monkeypatch, tmp_path):
-    monkeypatch.setattr(cache, "LARGE", 1000)
-    file = made() / WEIGHTS
-    os.utime(file, (DAYS_AGO, DAYS_AGO))
-    read = []
-    real = cache.sha256
-    monkeypatch.setattr(cache, "sha256", lambda file: read.append(file) or real(file))
-    first = cache.known_sha256(file)
-    cache._hashed.clear()  # as in another process
-    assert cache.known_sha256(file) == first and len(read) == 1
-    flipped(file)  # with the size and time that it had
-    assert cache.known_sha256(file) != first and len(read) == 2
-    for content in ("[]", "{", json.dumps({str(file): 5})):
-        (paths.CACHE / cache.REMEMBERED).write_text(content)
-        cache._hashed.clear()
-        assert cache.known_sha256(file) != first
-    assert not list(paths.CACHE.glob(".tmp*"))
-
-
 # ------------------------------------------------------------------------------------------------ what is made here
 
 

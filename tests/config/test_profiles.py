@@ -60,7 +60,7 @@ def test_a_profile_of_ones_own_changes_what_it_says(written):
         ("greedy_shortlist = nan", "greedy_shortlist must be a finite number, not nan"),
         ("batch_tokens = 0", "batch_tokens must be at least 1, not 0"),
         ("random_weights = 1", "random_weights must be true or false, not 1"),
-        ("trust_remote_code = true", "trust_remote_code is not set in a file: give make TRUST_REMOTE_CODE=yes"),
+        ("trust_remote_code = true", "trust_remote_code is not set in a file: give trust_remote_code=True"),
         ("name = 'other'", "name is not set in a file: a profile is called as its file is"),
         ("tasks = 'mmlu'", "tasks must be a list, in [brackets], not 'mmlu'"),
         ("tasks = ['mmlu']", "tasks[0] must be a table, not 'mmlu'"),

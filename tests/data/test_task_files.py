@@ -101,7 +101,7 @@ def test_code_is_found_without_being_run_and_needs_leave(write, tokenizer, tmp_p
         path = write(f"{CHOOSE}\n{CODE[kind]}\n")
     for function in (lambda: load(path, tokenizer), lambda: generative_tasks.load(TaskBudget(path))):
         with pytest.raises(
-            StudyError, match=r"^a/mine\.yaml runs code that comes with it .*TRUST_REMOTE_CODE=yes"
+            StudyError, match=r"^a/mine\.yaml runs code that comes with it .*give trust_remote_code=True"
         ) as e:
             function()
         assert "\n" not in str(e.value)

@@ -105,7 +105,7 @@ def answer(kind, status):
         (torch.OutOfMemoryError("CUDA out of memory"), "does not fit in this device's memory"),
         (ValueError("Please pass the argument `trust_remote_code=True`"), "ships its own code"),
         (PermissionError(13, "Permission denied"), "cannot be read"),
-        (TypeError("anything\nelse"), "cannot be loaded: anything else"),
+        (TypeError("anything\nelse"), r"not as transformers takes them \(TypeError: anything else\)"),
     ],
 )
 def test_whatever_the_hub_answers_is_one_line(error, message):

@@ -229,13 +229,13 @@ def test_what_is_not_loaded_is_said_and_noted(tmp_path, remarks):
     assert note(second)["not_loaded"] == model.not_loaded and not remarks()
 
 
-def test_heads_for_further_tokens_and_weights_inside_blocks_are_said(dense, remarks):
+def test_heads_for_further_tokens_and_buffers_inside_blocks_are_said(dense, remarks):
     from safetensors.torch import load_file, save_file
 
-    extra = {"mtp.layers.0.proj.weight": torch.ones(2), "model.layers.1.self_attn.q_proj.bias": torch.ones(32)}
+    extra = {"mtp.layers.0.proj.weight": torch.ones(2), "model.layers.1.self_attn.masked_bias": torch.tensor(-1e9)}
     save_file(load_file(dense / "model.safetensors") | extra, dense / "model.safetensors", metadata={"format": "pt"})
-    assert load(dense).not_loaded == {"model.layers.1.self_attn.q_proj.bias": 1, "mtp": 1}
-    assert "model.layers.1.self_attn.q_proj.bias (1 tensor), mtp (1 tensor): left out" in remarks()
+    assert load(dense).not_loaded == {"model.layers.1.self_attn.masked_bias": 1, "mtp": 1}
+    assert "model.layers.1.self_attn.masked_bias (1 tensor), mtp (1 tensor): left out" in remarks()
 
 
 def test_a_vision_tower_deeper_than_the_language_model_is_none_of_its_blocks(tmp_path, remarks):

@@ -299,7 +299,7 @@ def test_weights_are_counted_once_and_those_of_no_block_too(tmp_path):
     tensors = {"model.layers.0.a": torch.zeros(4), "model.layers.7.extra": torch.zeros(2), "lm_head": torch.zeros(1)}
     save_file(tensors, tmp_path / "model-00001-of-00001.safetensors")
     save_file(tensors, tmp_path / "consolidated.safetensors")
-    index = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     settings = {"quant_method": "gptq", "bits": 4}
     config = tf.LlamaConfig(**tiny_models.COMMON | {"num_hidden_layers": 2}).to_dict() | {
@@ -411,10 +411,11 @@ def test_a_class_that_asks_packed_layers_for_their_weight_is_refused_before(tmp_
 
 def test_the_tokenizer_is_saved_as_it_was(tmp_path):
     """llm-compressor gives it a token to pad with, and cuts texts to its length."""
-    identity = checkpoint(tmp_path)
+    checkpoint(tmp_path)
     source = tf.AutoTokenizer.from_pretrained(tmp_path)
     source.pad_token, source.model_max_length = None, 8
     source.save_pretrained(tmp_path)
+    identity = identify(tmp_path)
     folder = quantize.quantized(replace(identity, fingerprint="its own"), Scheme(4), CALIBRATION)
     saved = tf.AutoTokenizer.from_pretrained(folder)
     assert saved.pad_token is None and saved.model_max_length == 8

@@ -39,9 +39,11 @@ class NotInFiles:
 
     Attributes:
         instead: what sets it, in words that follow a colon.
+        setting: the setting that does, where it is one that make and commands have too.
     """
 
-    instead: str
+    instead: str = ""
+    setting: str = ""
 
 
 def at_least(least: float) -> Check:

@@ -36,7 +36,7 @@ from layer_redundancy.config.checks import (
     given,
     one_of,
 )
-from layer_redundancy.core import device_names, paths
+from layer_redundancy.core import device_names, doors, flags, paths
 from layer_redundancy.core.arguments import plain, shown
 from layer_redundancy.core.errors import StudyError
 
@@ -208,10 +208,14 @@ class Profile:
     bootstrap_resamples: Count = 1000
     seed: Whole = 0
     max_items: Annotated[int | None, at_least(1)] = None
-    trust_remote_code: Annotated[bool, NotInFiles("give make TRUST_REMOTE_CODE=yes")] = False
-    trust_tasks: Annotated[bool, NotInFiles("give make TRUST_REMOTE_CODE=yes")] = False
+    trust_remote_code: Annotated[bool, NotInFiles(setting="trust_remote_code")] = False
+    trust_tasks: Annotated[bool, NotInFiles(setting="trust_remote_code")] = False
     random_weights: bool = False
     budgets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("trust_remote_code", "trust_tasks", "random_weights"):
+            flags.check(name, getattr(self, name))
 
     @property
     def is_own_model(self) -> bool:
@@ -478,7 +482,8 @@ def _checked_file(file: Path, table: Mapping[str, Any]) -> dict[str, Any]:
     for one, hint in get_type_hints(Profile, include_extras=True).items():
         for reason in getattr(hint, "__metadata__", ()):
             if one in table and isinstance(reason, NotInFiles):
-                raise place.at(one).error(f"is not set in a file: {reason.instead}")
+                instead = reason.instead or f"give {doors.setting(reason.setting, True)}"
+                raise place.at(one).error(f"is not set in a file: {instead}")
     found = checked(Profile, table, place)
     classes, below = _budget_classes(), place.at("budgets")
     for name, values in found.get("budgets", {}).items():
@@ -549,6 +554,7 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts([getattr(value, f.name) for f in fields(value)])
 
 
+@flags.checked
 def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bool = False) -> Profile:
     """The profile of that name, with the user's own model put in its place if one is given.
 
@@ -573,6 +579,7 @@ def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bo
     return on_users_device(trusting(chosen, trust_remote_code))
 
 
+@flags.checked
 def trusting(profile: Profile, code: bool) -> Profile:
     """A profile with the user's leave, or none, to run code that comes with its model and its tasks."""
     return replace(profile, trust_remote_code=code, trust_tasks=code)

@@ -22,8 +22,8 @@ from layer_redundancy.core.errors import StudyError
 logger = logging.getLogger(__name__)
 
 SUMS = "SHA256SUMS"  # sha256 of a folder's files, as `sha256sum -c` reads them; a file's is in <name>.sha256 beside it
-LARGE = 2**24  # bytes from which on it is remembered what a file's sha256 is
-REMEMBERED = "sha256.json"  # in the cache: path -> state and sha256 of large files
+LARGE = 2**26  # bytes; a smaller file is hashed in less time than anybody notices
+SETTLED_NS = 2 * 10**9  # a file that changed later than so long ago may change again without another time
 DAY = 86400
 
 
@@ -36,42 +36,45 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-_hashed: dict[str, list[Any]] = {}  # as the file REMEMBERED, of this process, whose cache may be read-only
-
-
 def known_sha256(file: Path) -> str:
-    """sha256 (hex) of a file; a large one is read again only if its size, times or inode are others than before.
+    """sha256 (hex) of a file; that of a large one comes from the cache as long as nothing of the file has changed.
 
-    What it was before is kept in the cache, for other processes too.
+    What is remembered holds for one path, size, inode and time of last change, and is told from a damaged one by a
+    hash of its own.
     """
     file = file.resolve()
     state = _state(file)
     if state[0] < LARGE:
         return sha256(file)
-    record = paths.CACHE / REMEMBERED
-    for known in (_hashed, _remembered(record)):
-        if known.get(str(file), [])[:-1] == state:
-            return known[str(file)][-1]
+    note = paths.CACHE / "hashes" / f"{hashlib.sha256(str(file).encode()).hexdigest()[:24]}.json"
+    if (known := _known(note, state)) is not None:
+        return known
+    started = time.time_ns()
     digest = sha256(file)
-    # A file that is written to just now may change once more without another time.
-    if _state(file) == state and time.time_ns() - state[1] > 2e9:
-        _hashed[str(file)] = [*state, digest]
-        with suppress(StudyError):
-            write_whole({record: json.dumps(_remembered(record) | {str(file): _hashed[str(file)]}).encode()})
+    # As git does: within the grain of the clock, a file changes without a trace.
+    if _state(file) == state and max(state[2:]) < started - SETTLED_NS:
+        with suppress(StudyError):  # a cache that cannot be written to costs time alone
+            write_whole({note: json.dumps([digest, _seal(digest, state)]).encode()})
     return digest
 
 
 def _state(file: Path) -> list[int]:
+    """Size, inode, and times (ns) of the last change of the content and of anything else."""
     stat = file.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def _remembered(record: Path) -> dict[str, list[Any]]:
+def _seal(digest: str, state: list[int]) -> str:
+    return hashlib.sha256(json.dumps([digest, state]).encode()).hexdigest()
+
+
+def _known(note: Path, state: list[int]) -> str | None:
+    """The hash in a note; None where there is none, it is damaged, or it is of another state of the file."""
     try:
-        found = json.loads(record.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return {file: entry for file, entry in found.items() if isinstance(entry, list)} if isinstance(found, dict) else {}
+        digest, seal = json.loads(note.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return None
+    return digest if isinstance(digest, str) and seal == _seal(digest, state) else None
 
 
 # ------------------------------------------------------------------------------------------------ made once

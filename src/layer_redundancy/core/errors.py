@@ -4,8 +4,12 @@
 class StudyError(Exception):
     """A user's mistake or a condition of the machine, stated in one line: what is wrong and what to do.
 
-    The notebook runner prints only this message, and so does a cell in JupyterLab: no stack trace follows it.
+    The notebook runner prints only this message, and so does a cell in JupyterLab: no stack trace follows it. It stays
+    one line where a name that it tells has several.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a stack trace."""

@@ -25,7 +25,7 @@ from lm_eval.tasks import TaskManager
 
 from layer_redundancy.config import own_files, profiles, sources
 from layer_redundancy.config.profiles import TaskBudget
-from layer_redundancy.core import paths
+from layer_redundancy.core import flags, paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import hub, task_files, tokens
 
@@ -170,6 +170,7 @@ class TaskItems:
         return pd.DataFrame(rows)
 
 
+@flags.checked
 def load(
     budget: TaskBudget,
     tokenizer: Any,

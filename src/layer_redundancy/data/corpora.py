@@ -154,16 +154,17 @@ def packed_blocks(corpus: str, tokenizer: Any, split: Split, length: int, count:
         return _packed(corpus, tokenizer, split, length, count)
     key |= {"revision": sources.DATA[corpus].revision, "rules": RULES_VERSION}
 
+    rules = _tokenizer_rules(tokenizer)
+
     def write(folder: Path) -> None:
         folder.mkdir()
         np.save(folder / "tokens.npy", _packed(corpus, tokenizer, split, length, count).input_ids.numpy())
-        (folder / "tokenizer").write_text(whole)
+        (folder / "rules.txt").write_text(rules)
 
-    whole = _whole_tokenizer_digest(tokenizer)
     folder = cache.made_once("tokens", key, write)
-    made_by = folder / "tokenizer"
-    if made_by.is_file() and made_by.read_text() != whole:  # of the same vocabulary, but it cuts texts in another way
-        folder = cache.made_once("tokens", key | {"whole tokenizer": whole}, write)
+    # Tokenizers of one vocabulary that cut texts in other ways.
+    if (folder / "rules.txt").is_file() and (folder / "rules.txt").read_text() != rules:
+        folder = cache.made_once("tokens", key | {"tokenizer_rules": rules}, write)
     with cache.reading(folder):
         blocks = torch.from_numpy(np.load(folder / "tokens.npy"))
     return TokenBlocks(blocks, corpus, split, prepends_bos(tokenizer))
@@ -193,10 +194,11 @@ def _tokenizer_digest(tokenizer: Any) -> str:
     return _digest(f"{type(tokenizer).__name__} {vocabulary}")
 
 
-def _whole_tokenizer_digest(tokenizer: Any) -> str:
-    """Digest of all that decides how a tokenizer cuts a text, as far as that can be asked."""
+def _tokenizer_rules(tokenizer: Any) -> str:
+    """Hash of what else than its vocabulary decides a tokenizer's tokens: its merges, what it puts around them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return _tokenizer_digest(tokenizer) if backend is None else _digest(backend.to_str())
+    around = [prepends_bos(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return _digest(f"{around} {'' if backend is None else backend.to_str()}")
 
 
 def _between(first: list[int], ids: list[int], last: list[int]) -> list[int]:

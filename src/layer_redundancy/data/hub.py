@@ -296,10 +296,10 @@ def is_complete(folder: Path) -> bool:
         index = folder / f"{name}.index.json"
         if index.is_file():
             try:
-                shards = set(json.loads(index.read_text())["weight_map"].values())
-            except (ValueError, LookupError, TypeError, AttributeError):  # cut off, or no index
+                shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            except (OSError, ValueError, LookupError, TypeError, AttributeError):  # it is damaged: to be had anew
                 return False
-            if all((folder / shard).is_file() for shard in shards):
+            if all((folder / str(shard)).is_file() for shard in shards):
                 return True
         elif (folder / name).is_file():
             return True

@@ -24,6 +24,7 @@ from lm_eval.tasks._index import TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from layer_redundancy.config import own_files
+from layer_redundancy.core import doors, flags
 from layer_redundancy.core.errors import StudyError
 
 ELSEWHERE = ("dataset_path", "dataset_name", "dataset_kwargs")  # keys that say where items are, not what they are
@@ -132,6 +133,7 @@ def _digest(path: Path, config: dict[str, Any], functions: dict[str, Path]) -> s
     return digest.hexdigest()
 
 
+@flags.checked
 def manager(task: TaskFile, trust_remote_code: bool) -> TaskManager:
     """lm-eval's manager that knows this task alone.
 
@@ -141,7 +143,7 @@ def manager(task: TaskFile, trust_remote_code: bool) -> TaskManager:
     if task.code and not trust_remote_code:
         raise StudyError(
             f"{own_files.shown(task.path)} runs code that comes with it ({', '.join(task.code)}): read that, then "
-            "allow it by TRUST_REMOTE_CODE=yes to make, or trust_remote_code=True in a notebook"
+            f"give {doors.setting('trust_remote_code', True)} if you trust it"
         )
     _render_in_sandbox()
     _forget(task.modules)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from layer_redundancy.core import cache, paths
+from layer_redundancy.core import cache, flags, paths
 from layer_redundancy.core.errors import StudyError
 
 
@@ -22,6 +22,7 @@ def pin(requirements: Path, package: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
+@flags.checked
 def fetch(requirements: Path, package: str, file_name: str, what: str, source: bool = False) -> Path:
     """A package's archive in the cache, downloaded with pip if it is not there with the right hash.
 

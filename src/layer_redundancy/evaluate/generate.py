@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from layer_redundancy.core import flags
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
@@ -237,6 +238,7 @@ def measure(
 
 
 # Eight parameters: what is measured of what, where from, where to, and two settings that most callers leave alone.
+@flags.checked
 def run(
     identity: ModelIdentity,
     get_stack: Callable[[], DecoderStack],

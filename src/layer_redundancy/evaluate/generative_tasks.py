@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from layer_redundancy.config import own_files, profiles
 from layer_redundancy.config.profiles import TaskBudget
+from layer_redundancy.core import flags
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
@@ -94,6 +95,7 @@ def _find(budget: TaskBudget, folder: Path | None, trust_remote_code: bool = Fal
     return manager, name, config
 
 
+@flags.checked
 def runs_code(budget: TaskBudget, folder: Path | None = None, trust_remote_code: bool = False) -> bool:
     """Whether a generative task runs what the model wrote, found without loading it. Errors as for `load`."""
     return _find(budget, folder, trust_remote_code)[2].get("unsafe_code", False) is not False
@@ -107,6 +109,7 @@ def _refuse_code(name: str, run_generated_code: bool) -> None:
         )
 
 
+@flags.checked
 def load(
     budget: TaskBudget,
     seed: int = 0,
@@ -235,6 +238,7 @@ class _Answers(HFLM):
 
 
 # Nine parameters: what is asked of what, where from, where to, and settings that most callers leave alone.
+@flags.checked
 def evaluate(
     identity: ModelIdentity,
     get_stack: Callable[[], DecoderStack],

@@ -15,6 +15,7 @@ from typing import TypeVar
 from torch import Tensor, cat
 from tqdm import tqdm
 
+from layer_redundancy.core import flags
 from layer_redundancy.core import variants as named
 from layer_redundancy.core.arguments import listed, shown
 from layer_redundancy.core.devices import halved
@@ -89,6 +90,7 @@ def _corrections(identity: ModelIdentity, variant: Variant, measurement: Measure
 
 
 # Seven parameters: what is measured of what, where from, where to, and two settings that most callers leave alone.
+@flags.checked
 def run(
     identity: ModelIdentity,
     get_stack: Callable[[], DecoderStack],

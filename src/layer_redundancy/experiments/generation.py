@@ -26,7 +26,7 @@ import torch
 from layer_redundancy.config import paper_tables
 from layer_redundancy.config.checks import Count
 from layer_redundancy.config.profiles import TaskBudget
-from layer_redundancy.core import stats, variants
+from layer_redundancy.core import flags, stats, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
@@ -103,6 +103,7 @@ class Measured:
         return sorted({1, max(1, self.quarter // 2), self.quarter} & (set(self.removals) - {0}))
 
 
+@flags.checked
 def measure(study: Study, run_generated_code: bool = False) -> Measured:
     """Removes blocks in the order of Block Influence; every variant continues prompts and answers benchmarks.
 
@@ -216,11 +217,11 @@ def fresh(tokens: np.ndarray, n: int = generate.NGRAM) -> np.ndarray:
     A model that has begun to repeat itself is easily followed, whatever it has lost.
     """
     new = np.ones(tokens.shape, dtype=bool)
-    for flags, row in zip(new, tokens.tolist(), strict=True):
+    for places, row in zip(new, tokens.tolist(), strict=True):
         seen: set[tuple] = set()
         for end in range(n, len(row) + 1):
             gram = tuple(row[end - n : end])
-            flags[end - 1] = gram not in seen
+            places[end - 1] = gram not in seen
             seen.add(gram)
     return new
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from layer_redundancy.config import paper_tables
-from layer_redundancy.core import stats
+from layer_redundancy.core import flags, stats
 from layer_redundancy.core.wording import counted
 from layer_redundancy.experiments import few_blocks
 from layer_redundancy.measures import importance
@@ -53,6 +53,7 @@ def importance_scores(
     return pd.concat(parts, ignore_index=True)
 
 
+@flags.checked
 def order_stability(
     sums: ActivationSums, measure: str, resamples: int, seed: int, first_token: bool = True
 ) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import kendalltau
 
 from layer_redundancy.config.checks import Whole
-from layer_redundancy.core import stats
+from layer_redundancy.core import flags, stats
 from layer_redundancy.core.stats import Statement
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
@@ -183,6 +183,7 @@ def area_table(
     return pd.concat(parts, ignore_index=True)
 
 
+@flags.checked
 def best(
     curves: Mapping[str, np.ndarray],
     by_order: Mapping[str, Mapping[int, Variant]],

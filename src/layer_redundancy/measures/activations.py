@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from layer_redundancy.core import stats
+from layer_redundancy.core import flags, stats
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import throughput
@@ -62,6 +62,7 @@ class ActivationSums:
 
 
 @torch.no_grad()
+@flags.checked
 def collect(
     stack: DecoderStack,
     input_ids: Tensor,

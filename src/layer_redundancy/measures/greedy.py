@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from layer_redundancy.core import variants
+from layer_redundancy.core import flags, variants
 from layer_redundancy.core.arguments import number
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.variants import Variant
 
 
+@flags.checked
 def removal_order(
     num_blocks: int,
     cost: Callable[[Sequence[Variant]], Sequence[float]],

@@ -5,7 +5,7 @@ Pure functions on `ActivationSums`. `measures.registry` defines the measures.
 
 import numpy as np
 
-from layer_redundancy.core import stats
+from layer_redundancy.core import flags, stats
 from layer_redundancy.core.arguments import shown, whole
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.measures import registry
@@ -33,6 +33,7 @@ def _weighted(sums: ActivationSums, name: str, first_token: bool, weights: np.nd
     return 1 - mean if mean_of.complement else mean
 
 
+@flags.checked
 def scores(sums: ActivationSums, measure: str, first_token: bool = True) -> np.ndarray:
     """The score of every block.
 
@@ -51,6 +52,7 @@ def scores(sums: ActivationSums, measure: str, first_token: bool = True) -> np.n
     return _weighted(sums, measure, first_token, np.ones((1, len(sums.tokens))))[0]
 
 
+@flags.checked
 def bootstrap_scores(
     sums: ActivationSums, measure: str, resamples: int, seed: int = 0, first_token: bool = True
 ) -> np.ndarray:

@@ -4,9 +4,10 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +16,13 @@ import torch
 from torch import nn
 
 from layer_redundancy.config.profiles import EMBEDDED_MODEL, EMBEDDED_RWKV, Profile
-from layer_redundancy.core import paths
+from layer_redundancy.core import doors, flags, paths
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.data import hub
-from layer_redundancy.models import architectures, smollm2
+from layer_redundancy.models import architectures, smollm2, weight_files
 from layer_redundancy.models.stack import decoder_stack, heads_of
 
+_PLACES = ("in data/models", "local file", "local folder")  # of folders that are known by the hash of their files
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -70,14 +72,31 @@ def identify(profile: Profile) -> ModelIdentity:
     """Finds out which weights a profile means, downloading no more than a config.
 
     Raises:
-        StudyError: the model does not exist, is gated, or cannot be reached.
+        StudyError: the model does not exist, is gated, or cannot be reached; or its folder is not whole, or holds
+            something else than a model that is loaded as it is.
     """
     if profile.dtype not in DTYPES:
         raise StudyError(f"unknown dtype {profile.dtype!r}: choose one of {', '.join(DTYPES)}")
     weights = _weights(profile)
     revision = _hub_revision(weights.source, weights.revision)
     config = _config(weights.source, revision, profile.trust_remote_code)
-    return identity_of(config, profile, *weights)
+    identity = identity_of(config, profile, *weights)
+    _check_count(identity, tensors(identity, pickled=False))
+    return identity
+
+
+def _check_count(identity: ModelIdentity, found: Iterable[str]) -> None:
+    """Raises StudyError where a config says many times the blocks that its weights are of.
+
+    To build them would take hours; a few that are too many are told when they are loaded. There are families whose
+    weights have one number for two or three blocks.
+    """
+    numbers = [int(number) for name in found for number in re.findall(r"(?:^|\.)(\d+)(?=\.)", name)]
+    if numbers and identity.num_hidden_layers > 10 * (max(numbers) + 1):
+        raise StudyError(
+            f"{identity.name}: its config.json says {identity.num_hidden_layers} blocks, its weights are numbered 0 to "
+            f"{max(numbers)}: give a checkpoint that is whole, or set num_hidden_layers to what it has"
+        )
 
 
 def identity_of(config: Any, profile: Profile, source: str, revision: str, content: str) -> ModelIdentity:
@@ -97,6 +116,9 @@ def identity_of(config: Any, profile: Profile, source: str, revision: str, conte
     layers = architectures.num_blocks(config)
     if not layers:
         raise StudyError(f"model {profile.model!r} ({config.model_type}) has no num_hidden_layers: not a decoder stack")
+    if not isinstance(layers, int) or layers < 1:
+        raise StudyError(f"model {profile.model!r}: num_hidden_layers must be a whole number from 1, not {layers!r}")
+    _check_rotary(text, profile.model)
     heads = getattr(text, "num_attention_heads", None) or 0
     return ModelIdentity(
         name=profile.model,
@@ -114,6 +136,15 @@ def identity_of(config: Any, profile: Profile, source: str, revision: str, conte
     )
 
 
+def _check_rotary(text: Any, name: str) -> None:
+    """Raises StudyError for rotary positions scaled by what makes no sense, of which transformers only warns."""
+    given = getattr(text, "rope_parameters", None) or {}
+    for one in (given, *given.values()):  # of all blocks, or of each kind of them
+        factor = one.get("factor") if isinstance(one, dict) else None
+        if isinstance(factor, int | float) and factor < 1:
+            raise StudyError(f"model {name!r}: the factor of its rope_parameters must be at least 1, not {factor}")
+
+
 def _key_value_heads(text: Any) -> int | None:
     """Keys and values of a block, from its language model's config; None where that does not say."""
     # Falcon's newer form has groups, whatever this says.
@@ -128,11 +159,10 @@ def _weights(profile: Profile) -> _Weights:
     Raises:
         StudyError: there are none, or a revision is asked for of what is not on the hub.
     """
-    model, path = profile.model, Path(profile.model).expanduser()
-    publisher = architectures.of_file(path)
-    if not (model in (EMBEDDED_MODEL, EMBEDDED_RWKV) or path.is_dir() or publisher):
-        if model.startswith((".", "/", "~")) or model.count("/") > 1:
-            raise StudyError(f"model {model!r}: no such folder")
+    model, path = profile.model, _on_disk(profile.model)
+    publisher = None if path is None else architectures.of_file(path)
+    if path is None and model not in (EMBEDDED_MODEL, EMBEDDED_RWKV):
+        _check_hub_id(model)
         commit = _hub_commit(model, profile.revision)
         return _Weights(model, commit, f"{model}@{commit}")
     if profile.revision:
@@ -140,14 +170,44 @@ def _weights(profile: Profile) -> _Weights:
     if model == EMBEDDED_MODEL:
         content = f"{smollm2.GGUF_SHA256} converted by rules {smollm2.CONVERSION_VERSION}"
         return _Weights(str(smollm2.folder()), smollm2.revision(), content)
-    if model == EMBEDDED_RWKV:
-        folder, place = paths.MODELS / EMBEDDED_RWKV, "in data/models"
+    if path is None:
+        folder, place = paths.MODELS / EMBEDDED_RWKV, _PLACES[0]
     elif publisher:
-        folder, place = publisher.folder(path), "local file"
+        folder, place = publisher.folder(path), _PLACES[1]
     else:
-        folder, place = path.resolve(), "local folder"
+        folder, place = path.resolve(), _PLACES[2]
     content = _folder_hash(folder)
     return _Weights(str(folder), f"{place}, sha256 {content[:8]}", content)
+
+
+def _on_disk(model: str) -> Path | None:
+    """The folder or file of that name; None where there is none, also for names that no file system takes.
+
+    Raises:
+        StudyError: a file that is no checkpoint by itself.
+    """
+    if model in (EMBEDDED_MODEL, EMBEDDED_RWKV):
+        return None
+    try:
+        path = Path(model).expanduser()
+        if path.is_dir() or architectures.of_file(path):
+            return path
+        is_file = path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, the home folder of nobody
+        return None
+    if is_file:
+        raise StudyError(f"model {model!r} is a file: give the folder of a checkpoint, with its config.json")
+    return None
+
+
+def _check_hub_id(model: str) -> None:
+    """Raises StudyError for a name that means a folder which is not there, or can be the id of nothing on a hub."""
+    if "://" in model:
+        raise StudyError(f"model {model!r} is an address: give the id alone, such as owner/name")
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise StudyError(f"model {model!r}: no such folder (and an id of the hub is owner/name)")
+    if not model.strip():
+        raise StudyError(f"model {model!r} is blank: give a folder or an id of the hub, or leave it out")
 
 
 def _hub_revision(source: str, revision: str) -> str | None:
@@ -155,15 +215,49 @@ def _hub_revision(source: str, revision: str) -> str | None:
 
 
 def _folder_hash(folder: Path) -> str:
-    """sha256 over the names and bytes of a checkpoint's config and weights."""
-    files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".bin", ".model", ".py"})
-    if not (folder / "config.json").is_file():
-        raise StudyError(f"model folder {folder} has no config.json: give a folder written by save_pretrained")
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as f:
-            digest.update(f"{path.name}:{hashlib.file_digest(f, 'sha256').hexdigest()};".encode())
-    return digest.hexdigest()
+    """sha256 over the names and bytes of a checkpoint's config and weights.
+
+    Raises:
+        StudyError: it is not whole, or its weights are not used as they are.
+    """
+    settings = weight_files.settings(folder / weight_files.CONFIG)
+    _check_settings(settings, str(folder))
+    if (written := folder / "generation_config.json").is_file():
+        weight_files.settings(written)  # transformers would go on without one that is damaged
+    if (folder / weight_files.ADAPTER_CONFIG).is_file():
+        # transformers would load the model that the adapter names, and put the adapter into it.
+        raise StudyError(
+            f"{folder} holds an adapter ({weight_files.ADAPTER_CONFIG}): merge it into its model (merge_and_unload of "
+            "peft), save that and give its folder; if the weights here are merged already, move that file away"
+        )
+    return weight_files.fingerprint(folder, weight_files.weights(folder, settings.get("transformers_weights")))
+
+
+def check_unchanged(identity: ModelIdentity) -> None:
+    """Raises StudyError where a folder has changed since it was identified: results would go by its old name."""
+    place, _, start = identity.revision.partition(", sha256 ")
+    folder = Path(identity.source)
+    if place in _PLACES and folder.is_dir() and not _folder_hash(folder).startswith(start):
+        raise StudyError(f"{identity.name}: its files have changed since the study was opened: open it anew")
+
+
+def _check_settings(settings: dict[str, Any], name: str) -> None:
+    """Raises StudyError for weights that are quantized in a way that transformers would pass over, or cannot know."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    found = settings.get("quantization_config")
+    if found is None:
+        return
+    if not isinstance(found, dict):
+        raise StudyError(f"{name}: quantization_config in its config.json must be a table, not {found!r}")
+    if found.get("load_in_8bit") or found.get("load_in_4bit"):
+        return  # bitsandbytes, by whatever name
+    method = found.get("quant_method")
+    if not isinstance(method, str) or method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise StudyError(
+            f"{name}: its weights are quantized by quant_method {method!r}, which transformers does not know: give a "
+            f"checkpoint that is quantized by one of {', '.join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))}, or by none"
+        )
 
 
 def _hub_commit(model: str, revision: str | None) -> str:
@@ -171,8 +265,9 @@ def _hub_commit(model: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
 
     with hub_errors(model):
-        config = hf_hub_download(model, "config.json", revision=revision)
-    return Path(config).parent.name  # .../snapshots/<commit>/config.json
+        config = Path(hf_hub_download(model, weight_files.CONFIG, revision=revision))
+        _check_settings(weight_files.settings(config), model)
+    return config.parent.name  # .../snapshots/<commit>/config.json
 
 
 def config(identity: ModelIdentity) -> Any:
@@ -211,12 +306,20 @@ def hub_errors(name: str, trust_remote_code: bool = True) -> Iterator[None]:
                 "If a language model is a part of it, save that with its head as a checkpoint of its own, and give its "
                 "folder"
             ) from e
+        if trouble := weight_files.pickle_trouble(e):
+            raise StudyError(f"{name}: a file of its weights {trouble}") from e
+        if kind := re.search(r"model type `(.*?)` but Transformers does not recognize", text):
+            raise StudyError(
+                f"{name} cannot be loaded: transformers {version('transformers')} knows no model_type {kind[1]!r}: is "
+                "it misspelt in its config.json, or newer than that?"
+            ) from e
         if isinstance(e, OSError) and e.errno is not None:
             raise StudyError(f"{name} cannot be read: {text}") from e
         if not trust_remote_code and "trust_remote_code" in text:
-            raise StudyError(
-                f"{name} ships its own code: read it, then set trust_remote_code=True if you trust it"
-            ) from e
+            leave = doors.setting("trust_remote_code", True)
+            raise StudyError(f"{name} ships its own code: read it, then give {leave} if you trust it") from e
+        if isinstance(e, LookupError | TypeError | AttributeError | AssertionError):  # meant for no user
+            text = f"its config.json or its files are not as transformers takes them ({type(e).__name__}: {text[:200]})"
         raise StudyError(f"{name} cannot be loaded: {text[:300]}") from e
 
 
@@ -296,23 +399,50 @@ def block_of(name: str, path: str) -> int | None:
     return int(found[2]) if sorted(parts) == sorted(wanted) or parts == wanted[-len(parts) :] else None
 
 
-def tensor_names(identity: ModelIdentity) -> set[str]:
-    """Names of all tensors of a checkpoint that is on this machine; none where they are in a file that must be run."""
-    from safetensors import safe_open
+@flags.checked
+def tensors(identity: ModelIdentity, pickled: bool = True) -> dict[str, weight_files.Header]:
+    """All tensors of a checkpoint that is on this machine, without their values; none where it is not.
+
+    Args:
+        identity: the model's identity.
+        pickled: also those in pickles, which are read for it.
+
+    Raises:
+        StudyError: a file is cut off or damaged, or a pickle that could run a program.
+    """
+    found: dict[str, weight_files.Header] = {}
+    for file in _files(identity):
+        if pickled or file.suffix == ".safetensors":
+            found |= weight_files.tensors(file)
+    return found
+
+
+def is_zero(identity: ModelIdentity, name: str) -> bool:
+    """Whether a tensor in a checkpoint's files is there and zero."""
+    for file in _files(identity):
+        if name in weight_files.tensors(file):
+            return not weight_files.tensor(file, name).any()
+    return False
+
+
+def _files(identity: ModelIdentity) -> list[Path]:
+    """The files that a checkpoint's weights are loaded from; none where not all of them are on this machine."""
     from transformers.utils import cached_file
 
-    def here(name: str) -> str | None:
+    folder = Path(identity.source)
+    if not folder.is_dir():
         options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
         options["_raise_exceptions_for_connection_errors"] = False
-        return cached_file(identity.source, name, revision=identity.hub_revision, **options)
-
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if file := here(index):
-            return set(json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"])
-    if file := here("model.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            return set(tensors.keys())
-    return set()
+        here = cached_file(identity.source, weight_files.CONFIG, revision=identity.hub_revision, **options)
+        if here is None:
+            return []
+        folder = Path(here).parent
+        try:
+            return [folder / name for name in weight_files.weights(folder)]
+        except StudyError:  # they are downloaded when they are loaded
+            return []
+    explicit = getattr(config(identity), "transformers_weights", None)
+    return [folder / name for name in weight_files.weights(folder, explicit)]
 
 
 def quantization_method(identity: ModelIdentity) -> str | None:

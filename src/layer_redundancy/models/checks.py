@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from layer_redundancy.core import devices
+from layer_redundancy.core import devices, flags
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import surgery
 from layer_redundancy.models.rotary import scaled_from
@@ -228,6 +228,7 @@ def _prefix_fault(stack: DecoderStack) -> str | None:
 
 
 @torch.no_grad()
+@flags.checked
 def writes_as_whole(model: nn.Module, rows: int, cached: bool = True) -> bool:
     """Whether a model, as it is now, writes what its whole forwards choose: tried on a few tokens.
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from layer_redundancy.core import variants
+from layer_redundancy.core.errors import StudyError
 
 NOTE = "layer_redundancy.json"
 # What a processor of images, video or sound is made of, beside the tokenizer.
@@ -33,19 +34,20 @@ def note(model: nn.Module, num_blocks: int) -> dict[str, Any]:
         model: the model as it is written.
         num_blocks: its blocks.
 
+    Raises:
+        StudyError: what was noted of the original model cannot be read.
+
     Returns:
         removed_blocks: all that are gone, ascending, in the numbering of the original model; exported_from: that model;
         steps: the removals one by one, each in the numbering of the model that it was made on; not_loaded: parts of the
         original checkpoint that the model has no place for, with their number of tensors; and whatever else was noted
         of the checkpoint that this model was loaded from.
     """
-    file = _file(model, NOTE)
-    before = json.loads(file.read_text(encoding="utf-8")) if file else {}
-    first = before.get("removed_blocks", [])
-    steps = before.get("steps", [first] if first else []) + removed_from(model)
+    before, earlier = _noted(_file(model, NOTE))
+    steps = earlier + removed_from(model)
     numbers, removed = list(range(num_blocks + sum(map(len, steps)))), []
     for number, step in enumerate(steps):
-        kept = variants.without(len(numbers), [int(i) for i in step])
+        kept = variants.without(len(numbers), step)
         steps[number] = list(variants.removed_blocks(len(numbers), kept))
         removed += [numbers[i] for i in steps[number]]
         numbers = [numbers[i] for i in kept]
@@ -53,6 +55,23 @@ def note(model: nn.Module, num_blocks: int) -> dict[str, Any]:
     not_loaded = before.get("not_loaded", {}) | getattr(model, "not_loaded", {})
     more = {"not_loaded": not_loaded} if not_loaded else {}
     return before | {"removed_blocks": sorted(removed), "exported_from": origin, "steps": steps} | more
+
+
+def _noted(file: Path | None) -> tuple[dict[str, Any], list[list[int]]]:
+    """What a note tells, and the removals in it one by one; nothing of either where there is no note."""
+    if file is None:
+        return {}, []
+    try:
+        before = dict(json.loads(file.read_text(encoding="utf-8")))
+        first = before.get("removed_blocks", [])
+        steps = [[int(i) for i in step] for step in before.get("steps", [first] if first else [])]
+        dict(before.get("not_loaded", {}))
+    except (OSError, ValueError, TypeError) as error:
+        raise StudyError(
+            f"{file} is no note of what was removed ({' '.join(str(error).split())}): copy it anew, or delete it if "
+            "nothing was removed from this model"
+        ) from error
+    return before, steps
 
 
 def copy_processors(model: nn.Module, folder: Path) -> None:

@@ -30,7 +30,7 @@ from layer_redundancy.core import cache, variants
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.data.corpora import TokenBlocks
-from layer_redundancy.models import checkpoints, loading, packing, provenance, surgery
+from layer_redundancy.models import checkpoints, loading, packing, provenance, surgery, weight_files
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import decoder_stack
 
@@ -442,7 +442,5 @@ def disk_bytes(folder: Path) -> int:
 
 def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files that transformers reads; a checkpoint may hold its weights in another form beside them."""
-    index = Path(folder) / "model.safetensors.index.json"
-    if index.is_file():
-        return sorted({Path(folder) / name for name in json.loads(index.read_text())["weight_map"].values()})
-    return sorted(Path(folder).glob("*.safetensors"))
+    read = [Path(folder) / name for name in weight_files.weights(Path(folder)) if name.endswith(".safetensors")]
+    return read or sorted(Path(folder).glob("*.safetensors"))

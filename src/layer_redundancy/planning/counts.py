@@ -7,7 +7,7 @@ from typing import Any
 from layer_redundancy.config import sources
 from layer_redundancy.config.profiles import Profile, TaskBudget
 from layer_redundancy.config.sources import Amount
-from layer_redundancy.core import paths
+from layer_redundancy.core import flags, paths
 from layer_redundancy.core.cache import write_whole
 from layer_redundancy.models.checks import Sharing
 
@@ -20,6 +20,7 @@ def revision(profile: Profile, model: str) -> str | None:
     return profile.revision if model == profile.model else sources.pinned(model)
 
 
+@flags.checked
 def count(
     budget: TaskBudget,
     tokenizer: Any,
@@ -55,6 +56,7 @@ def count(
     )
 
 
+@flags.checked
 def count_written(budget: TaskBudget, tokenizer: Any, seed: int = 0, trust_remote_code: bool = False) -> Amount:
     """The most that a task whose answers are generated puts through a model: as if each prompt were the longest."""
     from layer_redundancy.evaluate import generative_tasks

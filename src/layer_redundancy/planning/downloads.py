@@ -18,7 +18,7 @@ from tqdm import tqdm
 from layer_redundancy.config import own_files, profiles, sources
 from layer_redundancy.config.profiles import Profile, TaskBudget
 from layer_redundancy.config.sources import Amount
-from layer_redundancy.core import log
+from layer_redundancy.core import flags, log
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import corpora, hub
 from layer_redundancy.models import checkpoints, loading
@@ -170,6 +170,7 @@ def fetch_model(model: str, pin: str | None) -> Path:
     return folder
 
 
+@flags.checked
 def fetch_task(budget: TaskBudget, generative: bool) -> None:
     """Downloads a benchmark's data; a generative one's by building a prompt. Errors as for the benchmark's `load`."""
     from layer_redundancy.data import benchmark_items

@@ -18,7 +18,7 @@ import torch
 from layer_redundancy.config import own_files, profiles
 from layer_redundancy.config.profiles import Profile, TaskBudget, TextBudget
 from layer_redundancy.config.sources import Amount
-from layer_redundancy.core import paths, variants
+from layer_redundancy.core import flags, paths, variants
 from layer_redundancy.core.errors import DoesNotFit, StudyError
 from layer_redundancy.core.store import Key, Result, Store
 from layer_redundancy.core.variants import Variant
@@ -322,6 +322,7 @@ class DryStudy(Study):
     def likely_scores(self, measure: str) -> np.ndarray:
         return stand_ins.scores(measure, self.shape_of, self.num_blocks)
 
+    @flags.checked
     def sweep(
         self,
         chosen: Sequence[Variant],
@@ -363,6 +364,7 @@ class DryStudy(Study):
         arrays |= {name: np.zeros(shape, np.float32) for name in ("nll", "text_nll")}
         return {v: Result({}, arrays) for v in distinct}
 
+    @flags.checked
     def generative_task(
         self, budget: TaskBudget, chosen: Sequence[Variant], run_generated_code: bool = False
     ) -> dict[Variant, Result]:
@@ -399,6 +401,7 @@ def _amount(measurement: Perplexity | ChoiceTask) -> Amount:
     return Amount(measurement.items.num_items, len(arranged.order), tokens, arranged.num_tokens(), scored)
 
 
+@flags.checked
 def open_dry(
     profile: Profile,
     identity: ModelIdentity,

@@ -17,7 +17,7 @@ import pandas as pd
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile
 from layer_redundancy.config.sources import Amount
-from layer_redundancy.core import devices, paths
+from layer_redundancy.core import devices, flags, paths
 from layer_redundancy.core.cache import write_whole
 from layer_redundancy.core.wording import counted, duration
 from layer_redundancy.data import hub
@@ -144,6 +144,7 @@ class Row:
     written_texts: int = 0
 
 
+@flags.checked
 def rows(
     profile: Profile,
     notebooks: Sequence[str] | None = None,
@@ -312,6 +313,7 @@ def table(planned: Sequence[Row]) -> pd.DataFrame:
     return frame
 
 
+@flags.checked
 def report(chosen: Profile, notebooks: str = "", alone: bool = False) -> None:
     """Prints what a run of a profile takes, before anything starts.
 

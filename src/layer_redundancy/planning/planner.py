@@ -10,6 +10,7 @@ from typing import Any
 from layer_redundancy.config import own_files, profiles, sources
 from layer_redundancy.config.profiles import Profile, TaskBudget
 from layer_redundancy.config.sources import Amount
+from layer_redundancy.core import flags
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
 from layer_redundancy.data import hub, task_files
 from layer_redundancy.evaluate.amounts import Training
@@ -20,6 +21,7 @@ from layer_redundancy.planning import counts
 from layer_redundancy.planning.dry import DryStudy, Ledger, Needs, open_dry
 
 
+@flags.checked
 def config_of(model: str, revision: str | None, trust_remote_code: bool = False) -> Any:
     """A model's config: from its folder, the hub or its cache; else from what `sources` knows of its shape.
 

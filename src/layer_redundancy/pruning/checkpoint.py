@@ -10,7 +10,7 @@ from typing import Any
 from layer_redundancy import __version__
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile, Recipe, TrainingBudget
-from layer_redundancy.core import cache, variants
+from layer_redundancy.core import cache, flags, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
@@ -212,6 +212,7 @@ def read(file: Path) -> dict[str, Any]:
     return found
 
 
+@flags.checked
 def profile_of(found: dict[str, Any], where: str, trust_remote_code: bool = False) -> Profile:
     """The profile that a `pruning.json` was made with. Raises StudyError where it is none.
 
@@ -221,6 +222,7 @@ def profile_of(found: dict[str, Any], where: str, trust_remote_code: bool = Fals
     return replace(profile, trust_remote_code=trust_remote_code, trust_tasks=trust_remote_code)
 
 
+@flags.checked
 def again(found: dict[str, Any], where: str, trust_remote_code: bool = False) -> tuple[Study, Order]:
     """The study and the order that a `pruning.json` was made from.
 

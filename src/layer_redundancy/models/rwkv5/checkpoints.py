@@ -14,6 +14,7 @@ from torch import Tensor
 
 from layer_redundancy.core import cache, paths
 from layer_redundancy.core.errors import StudyError
+from layer_redundancy.models import weight_files
 
 if TYPE_CHECKING:
     from layer_redundancy.models.rwkv5.model import Rwkv5Config, Rwkv5ForCausalLM
@@ -42,7 +43,11 @@ def folder(file: Path) -> Path:
     Raises:
         StudyError: the file cannot be read, or is no RWKV-5 checkpoint.
     """
-    target = paths.CACHE / f"rwkv5-{cache.sha256(file)[:12]}-v{RULES_VERSION}"
+    try:
+        digest = cache.known_sha256(file)
+    except OSError as error:
+        raise StudyError(f"{file} cannot be read: {error.strerror or error}") from error
+    target = paths.CACHE / f"rwkv5-{digest[:12]}-v{RULES_VERSION}"
     return cache.made_at(target, "rwkv", lambda made: convert(file, made))
 
 
@@ -78,17 +83,12 @@ def read(file: Path) -> dict[str, Tensor]:
     """
     from safetensors.torch import load_file
 
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # broken archives and pickles raise almost anything
-        reason = " ".join(str(error).split())[:160]
-        raise StudyError(
-            f"{file.name} cannot be read as an RWKV checkpoint; is it whole? ({type(error).__name__}: {reason})"
-        ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(x, Tensor) for x in tensors.values()):
-        raise StudyError(f"{file.name} holds something else than a checkpoint's tensors")
+    if file.suffix == ".safetensors":
+        weight_files.tensors(file)
+        return load_file(file)
+    tensors = weight_files.unpickled(file)
+    if not all(isinstance(x, Tensor) for x in tensors.values()):
+        raise StudyError(f"{file} holds something else than a checkpoint's tensors")
     return tensors
 
 
@@ -127,14 +127,17 @@ def translate(tensors: dict[str, Tensor], name: str) -> tuple[dict[str, Tensor],
     found = version(tensors)
     if found not in VERSIONS:
         what = f"an RWKV-{found} checkpoint" if found else "no RWKV checkpoint"
-        raise StudyError(f"{name} is {what}: only RWKV-{' and RWKV-'.join(VERSIONS)} are read here")
+        raise StudyError(
+            f"{name} is {what}: only RWKV-{' and RWKV-'.join(VERSIONS)} are read as single files, give the folder of "
+            "any other model"
+        )
     ours = {_our_name(key): x for key, x in tensors.items()}
     for key in [key for key in ours if key.endswith("attention.time_first")]:  # early files store log u
         ours[key.replace("time_first", "time_faaaa")] = ours.pop(key).float().exp()
     what = f"{name} is RWKV-{found}"
     needed = ("rwkv.embeddings.weight", "rwkv.blocks.0.attention.key.weight", "rwkv.blocks.0.feed_forward.key.weight")
     for key in (*needed, "rwkv.blocks.0.attention.time_decay"):
-        if key not in ours:
+        if key not in ours or not ours[key].numel() or ours[key].ndim < (2 if key in needed else 1):
             raise StudyError(f"{what} but lacks {key}: the file is not whole")
     vocabulary, hidden = ours[needed[0]].shape
     inner, heads = len(ours[needed[1]]), len(ours["rwkv.blocks.0.attention.time_decay"])

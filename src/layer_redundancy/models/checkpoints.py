@@ -176,7 +176,8 @@ def _weights(profile: Profile) -> _Weights:
         folder, place = publisher.folder(path), _PLACES[1]
     else:
         folder, place = path.resolve(), _PLACES[2]
-    content = _folder_hash(folder)
+    with hub_errors(model):  # a folder that may not be read
+        content = _folder_hash(folder)
     return _Weights(str(folder), f"{place}, sha256 {content[:8]}", content)
 
 

@@ -606,9 +606,14 @@ class Study:
         return data
 
     def export_results(self) -> Path:
-        """Writes this model's stored results as CSV, for people."""
+        """Writes this model's stored results as CSV, for people; left out where neither they nor the CSV can be."""
         path = paths.RESULTS / f"{profiles.artifact_folder(self.profile)}.csv"
-        self.store.export_csv(path, model=self.identity.fingerprint)
+        try:
+            self.store.export_csv(path, model=self.identity.fingerprint)
+        except StudyError as error:
+            if self.store.kept:
+                raise
+            logger.warning(f"the results are read from a store that cannot be written, and left out as CSV ({error})")
         return path
 
 

@@ -1,6 +1,7 @@
 """What a program may hand the library, and the one line in which a mistake ends: blocks, budgets, schemes, numbers."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from matplotlib.figure import Figure
 
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Recipe, TaskBudget, TextBudget, TrainingBudget
-from layer_redundancy.core import stats, variants
-from layer_redundancy.core.store import settings_text
+from layer_redundancy.core import paths, stats, variants
+from layer_redundancy.core.store import Store, settings_text
 from layer_redundancy.data import benchmark_items, corpora
 from layer_redundancy.evaluate.generate import PromptLengths
 from layer_redundancy.measures import greedy, importance
@@ -414,3 +415,13 @@ def test_an_export_names_blocks_as_everything_does(tmp_path):
     told(
         refusal(lambda: surgery.export(None, None, 3, tmp_path / "out")), "blocks must be a list such as [3, 4], not 3"
     )
+
+
+def test_figures_can_be_drawn_where_results_cannot_be_written(study, tmp_path, monkeypatch, remarks):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "file")
+    assert "cannot write" in refusal(study.export_results)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with Store(study.store.path) as read_only:
+        replace(study, store=read_only).export_results()
+    assert "left out as CSV (cannot write" in remarks()

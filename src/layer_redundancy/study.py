@@ -27,7 +27,7 @@ from layer_redundancy.config.profiles import Profile, Recipe, TaskBudget, Traini
 from layer_redundancy.config.run_folder import absolute_model
 from layer_redundancy.config.sources import Amount
 from layer_redundancy.core import cache, devices, log, paths, stats, variants
-from layer_redundancy.core.arguments import whole
+from layer_redundancy.core.arguments import shown, whole
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
 from layer_redundancy.core.variants import Variant
@@ -374,6 +374,8 @@ class Study:
         """
         kind = registry.find(measure, lambda one: one.has_scores).kind
         text = self._shorter_calibration() if text is None else text
+        if not isinstance(text, TokenBlocks):
+            raise StudyError(f"{shown(text)} is no text in tokens: give one such as study.calibration")
         batch, num = self.profile.batch_tokens, self.num_blocks
 
         def stored(data: str, compute: Callable[[], np.ndarray], work: Sequence[Work] = ()) -> np.ndarray:

@@ -17,10 +17,11 @@ from layer_redundancy.core import paths, stats, variants
 from layer_redundancy.core.store import Store, settings_text
 from layer_redundancy.data import benchmark_items, corpora
 from layer_redundancy.evaluate.generate import PromptLengths
+from layer_redundancy.evaluate.scoring import Perplexity
 from layer_redundancy.measures import greedy, importance
 from layer_redundancy.models import surgery
 from layer_redundancy.models.quantize import Scheme
-from layer_redundancy.pruning.checkpoint import Order
+from layer_redundancy.pruning.checkpoint import Order, ordered, prune
 from layer_redundancy.pruning.choosing import removals
 from layer_redundancy.pruning.how_many import HowMany
 from layer_redundancy.study import Study
@@ -409,6 +410,25 @@ def test_only_figures_and_tables_are_saved(study, tmp_path):
     inside = replace(study, figures=tmp_path)
     told(refusal(lambda: inside.save_table({"a": 1}, "t")), "{'a': 1} is no table: give a pandas DataFrame")
     told(refusal(lambda: inside.save(None, pd.DataFrame(), "t")), "None cannot be saved: give a matplotlib Figure")
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    rows(
+        [
+            ("a perplexity of no text", lambda s: Perplexity("wikipedia"), "'wikipedia' is no text in tokens"),
+            ("a recipe by name", lambda s: Order("taylor", [1], "lora"), "'lora' is no Recipe"),
+            ("a recipe without its budget", lambda s: Order("taylor", [1], RECIPE), "None is no TrainingBudget"),
+            ("five bits", lambda s: Order("taylor", [1], bits=5), "cannot quantize to 5 bits"),
+            ("a number of blocks", lambda s: ordered(s, "taylor", 3), "3 is no HowMany: give HowMany(remove=...)"),
+            ("an order by name", lambda s: prune(s, "taylor", Path("x")), "'taylor' is no Order"),
+            ("a folder of no name", lambda s: prune(s, Order("taylor", [1]), ""), "no folder to write was named"),
+            ("a folder that is there", lambda s: prune(s, Order("taylor", [1]), "."), ". exists: choose another"),
+        ]
+    ),
+)
+def test_what_is_pruned_and_written(study, act, words):
+    told(refusal(lambda: act(study)), words)
 
 
 def test_an_export_names_blocks_as_everything_does(tmp_path):

@@ -27,7 +27,7 @@ from layer_redundancy.config.profiles import Profile, Recipe, TaskBudget, Traini
 from layer_redundancy.config.run_folder import absolute_model
 from layer_redundancy.config.sources import Amount
 from layer_redundancy.core import cache, devices, flags, log, paths, stats, variants
-from layer_redundancy.core.arguments import whole
+from layer_redundancy.core.arguments import shown, whole
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
 from layer_redundancy.core.variants import Variant
@@ -380,6 +380,8 @@ class Study:
         """
         kind = registry.find(measure, lambda one: one.has_scores).kind
         text = self._shorter_calibration() if text is None else text
+        if not isinstance(text, TokenBlocks):
+            raise StudyError(f"{shown(text)} is no text in tokens: give one such as study.calibration")
         batch, num = self.profile.batch_tokens, self.num_blocks
 
         def stored(data: str, compute: Callable[[], np.ndarray], work: Sequence[Work] = ()) -> np.ndarray:
@@ -614,9 +616,14 @@ class Study:
         return data
 
     def export_results(self) -> Path:
-        """Writes this model's stored results as CSV, for people."""
+        """Writes this model's stored results as CSV, for people; left out where neither they nor the CSV can be."""
         path = paths.RESULTS / f"{profiles.artifact_folder(self.profile)}.csv"
-        self.store.export_csv(path, model=self.identity.fingerprint)
+        try:
+            self.store.export_csv(path, model=self.identity.fingerprint)
+        except StudyError as error:
+            if self.store.kept:
+                raise
+            logger.warning(f"the results are read from a store that cannot be written, and left out as CSV ({error})")
         return path
 
 

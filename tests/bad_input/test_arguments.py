@@ -1,6 +1,7 @@
 """What a program may hand the library, and the one line in which a mistake ends: blocks, budgets, schemes, numbers."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +13,15 @@ from matplotlib.figure import Figure
 
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Recipe, TaskBudget, TextBudget, TrainingBudget
-from layer_redundancy.core import stats, variants
-from layer_redundancy.core.store import settings_text
+from layer_redundancy.core import paths, stats, variants
+from layer_redundancy.core.store import Store, settings_text
 from layer_redundancy.data import benchmark_items, corpora
 from layer_redundancy.evaluate.generate import PromptLengths
+from layer_redundancy.evaluate.scoring import Perplexity
 from layer_redundancy.measures import greedy, importance
 from layer_redundancy.models import surgery
 from layer_redundancy.models.quantize import Scheme
-from layer_redundancy.pruning.checkpoint import Order
+from layer_redundancy.pruning.checkpoint import Order, ordered, prune
 from layer_redundancy.pruning.choosing import removals
 from layer_redundancy.pruning.how_many import HowMany
 from layer_redundancy.study import Study
@@ -410,7 +412,36 @@ def test_only_figures_and_tables_are_saved(study, tmp_path):
     told(refusal(lambda: inside.save(None, pd.DataFrame(), "t")), "None cannot be saved: give a matplotlib Figure")
 
 
+@pytest.mark.parametrize(
+    ("act", "words"),
+    rows(
+        [
+            ("a perplexity of no text", lambda s: Perplexity("wikipedia"), "'wikipedia' is no text in tokens"),
+            ("a recipe by name", lambda s: Order("taylor", [1], "lora"), "'lora' is no Recipe"),
+            ("a recipe without its budget", lambda s: Order("taylor", [1], RECIPE), "None is no TrainingBudget"),
+            ("five bits", lambda s: Order("taylor", [1], bits=5), "cannot quantize to 5 bits"),
+            ("a number of blocks", lambda s: ordered(s, "taylor", 3), "3 is no HowMany: give HowMany(remove=...)"),
+            ("an order by name", lambda s: prune(s, "taylor", Path("x")), "'taylor' is no Order"),
+            ("a folder of no name", lambda s: prune(s, Order("taylor", [1]), ""), "no folder to write was named"),
+            ("a folder that is there", lambda s: prune(s, Order("taylor", [1]), "."), ". exists: choose another"),
+        ]
+    ),
+)
+def test_what_is_pruned_and_written(study, act, words):
+    told(refusal(lambda: act(study)), words)
+
+
 def test_an_export_names_blocks_as_everything_does(tmp_path):
     told(
         refusal(lambda: surgery.export(None, None, 3, tmp_path / "out")), "blocks must be a list such as [3, 4], not 3"
     )
+
+
+def test_figures_can_be_drawn_where_results_cannot_be_written(study, tmp_path, monkeypatch, remarks):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "file")
+    assert "cannot write" in refusal(study.export_results)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with Store(study.store.path) as read_only:
+        replace(study, store=read_only).export_results()
+    assert "left out as CSV (cannot write" in remarks()

@@ -290,7 +290,7 @@ AHEAD = 10**10  # an hour, or centuries
     ("owner", "whom"),
     [
         pytest.param("elsewhere 4711", "process 4711 on elsewhere", id="another machine's"),
-        pytest.param("elsewhere 4711 5.0", "process 4711 on elsewhere", id="another machine's, with its start"),
+        pytest.param("elsewhere 5.0 4711", "process 4711 on elsewhere", id="another machine's, with its start"),
         pytest.param(f"{HERE} {os.getppid()}", f"process {os.getppid()} on this machine", id="of an older version"),
         pytest.param("nonsense", "an unknown process ('nonsense')", id="nobody's"),
         pytest.param(f"{HERE} abc", "an unknown process", id="of no number"),
@@ -313,9 +313,9 @@ def test_a_claim_holds_until_it_was_silent_for_long_whatever_its_clock_says(path
     "owner",
     [
         pytest.param(f"{HERE} {2**22 + 1}", id="of a number that no process has"),
-        pytest.param(f"{HERE} {os.getppid()} 5.0", id="of a number that was given again"),
-        pytest.param(f"{HERE} -1 5.0", id="of a negative number"),
-        pytest.param(f"{HERE} {10**30} 5.0", id="of a number that is too large"),
+        pytest.param(f"{HERE} 5.0 {os.getppid()}", id="of a number that was given again"),
+        pytest.param(f"{HERE} 5.0 -1", id="of a negative number"),
+        pytest.param(f"{HERE} 5.0 {10**30}", id="of a number that is too large"),
     ],
 )
 def test_the_claim_of_a_process_that_has_ended_is_void_at_once(path, owner):
@@ -339,9 +339,9 @@ def test_the_claim_of_a_killed_process_is_void_before_its_parent_collects_it(pat
 
 def test_a_process_is_named_by_its_start_too():
     assert processes.this() == processes.this() and processes.may_live(processes.this())
-    machine, pid, start = processes.this().split(" ")
+    machine, start, pid = processes.this().split(" ")
     assert (machine, pid) == (HERE, str(os.getpid())) and abs(float(start) - time.time()) < 10**6
-    assert not processes.may_live(f"{machine} {pid} {float(start) - 60:.2f}")
+    assert not processes.may_live(f"{machine} {float(start) - 60:.2f} {pid}")
 
 
 def test_a_wait_is_silent_at_first_and_then_says_once_for_whom(monkeypatch, caplog):

@@ -1,6 +1,7 @@
 """Variants and measurements that cannot be, told before a model is loaded; and waits for others, told after a while."""
 
 import json
+import multiprocessing
 import platform
 import time
 
@@ -14,7 +15,7 @@ from layer_redundancy.core import variants, waiting
 from layer_redundancy.core.store import Store
 from layer_redundancy.evaluate import sweep
 from layer_redundancy.models import loading
-from layer_redundancy.models.stack import decoder_stack
+from layer_redundancy.models.stack import DecoderStack, decoder_stack
 from layer_redundancy.train import training_loop
 from measurements import Continuations, identity, ragged_sequences
 from one_line import refusal
@@ -152,6 +153,54 @@ def test_a_sweep_waits_for_no_claim_for_ever_and_says_whose_it_is(run, remarks, 
     assert len(found[MEASUREMENT.name]) == 5
     said = [line for line in remarks().splitlines() if "waiting for" in line]
     assert len(said) == 1 and said[0].startswith(f"continuations: waiting for {whom}, which is at it"), said
+
+
+class Fixed(Continuations):
+    def __init__(self):
+        super().__init__(ragged_sequences())
+        self.data = "the same in every process"
+
+
+FIXED = Fixed()
+
+
+def sweep_slowly(stack, path, connection):
+    """A sweep with pauses, in a process of its own."""
+
+    class Slow(DecoderStack):
+        def run_block(self, *arguments):
+            time.sleep(0.01)
+            return super().run_block(*arguments)
+
+    connection.send("ready")
+    with Store(path) as store:
+        sweep.run(
+            identity(), lambda: Slow(**vars(stack)), variants.single_removal(5), [FIXED], store, 8, progress=False
+        )
+
+
+@pytest.mark.slow
+def test_killed_processes_leave_their_part_to_another_at_once_and_the_same_rows(stack, tmp_path):
+    context, path, begun = multiprocessing.get_context("fork"), tmp_path / "shared", []
+    for _ in range(3):
+        ours, theirs = context.Pipe()
+        begun.append(context.Process(target=sweep_slowly, args=(stack, path, theirs)))
+        begun[-1].start()
+        assert ours.recv() == "ready"
+    with Store(path) as shared, Store(tmp_path / "calm") as calm:
+        while not shared._db.execute("SELECT count(*) FROM partial").fetchone()[0]:
+            time.sleep(0.01)
+        for process in begun[:2]:
+            process.kill()  # not collected: they stay in the list of processes
+        killed = time.monotonic()
+        begun[2].join()
+        assert begun[2].exitcode == 0 and time.monotonic() - killed < stores.CLAIM_SECONDS / 2
+        sweep.run(identity(), lambda: stack, variants.single_removal(5), [FIXED], calm, 8, progress=False)
+        rows = [one._db.execute("SELECT variant, summary, arrays FROM results").fetchall() for one in (shared, calm)]
+        assert rows[0] == rows[1] and len(rows[0]) == 5
+        assert [shared._db.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("partial", "claims")] == [0, 0]
+    for process in begun[:2]:
+        process.join()
 
 
 def test_a_store_that_cannot_be_written_is_said_before_the_model_is_loaded(run, stack, monkeypatch, remarks):

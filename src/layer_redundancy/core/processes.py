@@ -11,13 +11,13 @@ SAME_START = 2.0  # seconds by which two looks at a process's start may differ, 
 
 
 def this() -> str:
-    """This process: its machine, its number, and when it started, since numbers are given again."""
+    """This process: its machine, when it started, since numbers are given again, and its number."""
     return _named(os.getpid())
 
 
 @cache
 def _named(pid: int) -> str:  # by the number: a fork is another process
-    return f"{platform.node()} {pid} {psutil.Process(pid).create_time():.2f}"
+    return f"{platform.node()} {psutil.Process(pid).create_time():.2f} {pid}"
 
 
 def _read(owner: str) -> tuple[str, int, float | None] | None:
@@ -25,7 +25,7 @@ def _read(owner: str) -> tuple[str, int, float | None] | None:
     parts = str(owner).split(" ")
     with suppress(ValueError):
         if len(parts) == 3:
-            return parts[0], int(parts[1]), float(parts[2])
+            return parts[0], int(parts[2]), float(parts[1])
         if len(parts) == 2:
             return parts[0], int(parts[1]), None
     return None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layer_redundancy.core.arguments import shown
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result, settings_text
 from layer_redundancy.models.stack import DecoderStack
@@ -138,11 +139,18 @@ class Perplexity:
     """exp of the token-weighted mean negative log-likelihood of blocks of running text.
 
     Every token but a block's first is scored.
+
+    Raises:
+        StudyError: the blocks are none.
     """
 
     blocks: "TokenBlocks"
     name: str = "perplexity"
     version: int = 1
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.blocks, "input_ids"):
+            raise StudyError(f"{shown(self.blocks)} is no text in tokens: give one such as study.evaluation")
 
     @cached_property
     def data(self) -> str:

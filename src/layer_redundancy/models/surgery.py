@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from layer_redundancy.core import cache, variants
+from layer_redundancy.core.arguments import whole
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import architectures, checkpoints, packing, provenance, pruned_config
 from layer_redundancy.models.stack import decoder_stack, head_slice, output_projection, prepare, renumber
@@ -93,8 +94,8 @@ def without_head(model: nn.Module, layer: int, head: int) -> Iterator[nn.Module]
     Raises:
         StudyError: no such block or head, or the block has no attention heads.
     """
-    stack = decoder_stack(model)
-    if not 0 <= layer < len(stack):
+    stack, head = decoder_stack(model), whole(head, "a head")
+    if not 0 <= whole(layer, "a block") < len(stack):
         raise StudyError(f"block {layer} is out of range: the model has blocks 0 to {len(stack) - 1}")
     part = head_slice(stack, layer, head)
 

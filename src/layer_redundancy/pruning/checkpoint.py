@@ -11,6 +11,7 @@ from layer_redundancy import __version__
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile, Recipe, TrainingBudget
 from layer_redundancy.core import cache, flags, variants
+from layer_redundancy.core.arguments import shown
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
@@ -34,6 +35,9 @@ class Order:
         heal: the recipe by which the rest is trained; None to leave it as it is.
         training: on how much text it is trained.
         bits: bits a weight of the blocks; None for the dtype as it is.
+
+    Raises:
+        StudyError: no blocks, no recipe with its budget, or bits that cannot be quantized to.
     """
 
     by: str
@@ -43,7 +47,14 @@ class Order:
     bits: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "removed", variants.indices(self.removed))  # `record` writes them down
+        found: dict[str, Any] = {"removed": variants.indices(self.removed)}
+        if self.heal is not None:
+            found["heal"] = profiles.valid(Recipe, self.heal)
+            found["training"] = profiles.valid(TrainingBudget, self.training)
+        if self.bits is not None:
+            found["bits"] = quantize.Scheme(self.bits).bits
+        for name, value in found.items():  # Python's own numbers, since `record` writes them down
+            object.__setattr__(self, name, value)
 
 
 def ordered(study: Study, by: str, how_many: HowMany, heal: str = "", bits: int | None = None) -> Order:
@@ -69,6 +80,8 @@ def ordered(study: Study, by: str, how_many: HowMany, heal: str = "", bits: int 
                 "give a profile with another in [budgets.healing] recipes"
             )
         recipe, training = of_method[heal], budget.training
+    if not isinstance(how_many, HowMany):
+        raise StudyError(f"{shown(how_many)} is no HowMany: give HowMany(remove=...), (ratio=...) or (max_loss=...)")
     if bits is not None:
         quantize.Scheme(bits)
         quantize.check(study.identity)
@@ -135,6 +148,8 @@ def prune(study: Study, order: Order, folder: Path) -> dict[str, Any]:
     Raises:
         StudyError: the folder exists or cannot be written; as `Study.healed`, `Study.quantized`, `surgery.export`.
     """
+    if not isinstance(order, Order):
+        raise StudyError(f"{shown(order)} is no Order: give Order(by, removed)")
     folder = cache.new_path(folder)
     one, costs = measured(study, order)
     found = record(study, order, costs)

@@ -527,7 +527,7 @@ def test_every_assert_of_a_notebook_says_what_was_expected_and_what_was_found(no
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["07_quantization", "09_generation"])
+@pytest.mark.parametrize("name", ["05_width_vs_depth", "09_generation"])
 def test_a_notebook_runs_on_a_single_block(folder, tmp_path, name):
     cache = tmp_path / "root" / "data" / "cache"
     cache.mkdir(parents=True)

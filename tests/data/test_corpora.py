@@ -140,8 +140,8 @@ def test_cleaned_text_is_cached_and_read_back(tmp_path, monkeypatch):
     [
         (budget(100_000), r"gives \d+ calibration blocks of 64 tokens \(\d+ tokens in 46 articles\), not 100000"),
         (budget(length=1_000_000), r"gives 0 calibration blocks"),
-        (budget(0), "at least 1 block"),
-        (budget(length=1), "at least 1 block"),
+        (budget(0), "calibration_blocks must be at least 1"),
+        (budget(length=1), "block_length must be at least 2"),
         (budget(corpus="wikitext"), "unknown corpus 'wikitext': choose wikipedia, pg19"),
         (budget(corpus="pyproject.toml"), "unknown corpus"),
     ],

@@ -42,12 +42,16 @@ from layer_redundancy import run_summary
 from layer_redundancy.config import parameters, profiles
 from layer_redundancy.config.run_folder import absolute_model, placed
 from layer_redundancy.core import doors
-from layer_redundancy.core.errors import NotApplicable, StudyError
+from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
 
 LOG_INTERVAL = 30.0  # seconds between two states of a progress bar in a log
 TRACEBACK_LINES = 15
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Unfinished(Exception):
+    """A run that did not finish: why, in a line or more, and where the copy of it lies."""
 
 
 class ThisPython(AsyncKernelManager):
@@ -183,7 +187,7 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo
     A run that did not finish is left beside it as `<name>.failed.ipynb`.
 
     Raises:
-        StudyError: a cell failed, the kernel died, the disk is full or cannot be written; one line, but for an
+        Unfinished: a cell failed, the kernel died, the disk is full or cannot be written; one line, but for an
             exception that is no StudyError, which brings its last lines.
         KeyboardInterrupt: the user stopped the run.
     """
@@ -224,12 +228,12 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo
                 os.utime(running, (started, started))
                 running.replace(output)
                 return
-            raise StudyError(_reason(error) + _kept(running, failed)) from error
+            raise Unfinished(_reason(error) + _kept(running, failed)) from error
         except DeadKernelError as error:
             reason = f"the kernel died in cell {cells} (out of memory?)"
-            raise StudyError(reason + _kept(running, failed)) from error
+            raise Unfinished(reason + _kept(running, failed)) from error
         except OSError as error:
-            raise StudyError(_unwritten(output, error) + _kept(running, failed)) from error
+            raise Unfinished(_unwritten(output, error) + _kept(running, failed)) from error
         except KeyboardInterrupt:
             interrupts.hush()
             echo.close()
@@ -280,7 +284,7 @@ def _unwritten(output: Path, error: OSError) -> str:
 
 def _reason(error: PapermillExecutionError) -> str:
     """What went wrong in a cell: the message of a StudyError, else the last lines of the exception."""
-    if error.ename == StudyError.__name__:
+    if error.ename in (StudyError.__name__, DoesNotFit.__name__):
         return error.evalue
     traceback = strip_color("\n".join(error.traceback)).splitlines()[-TRACEBACK_LINES:]
     place = f"cell {error.cell_index + 1} (In [{error.exec_count}]) failed"
@@ -343,7 +347,7 @@ def main(
         started = time.monotonic()
         echo.write(f"{notebook.stem}: started ({', '.join(f'{k}={v}' for k, v in chosen.items() if v)})\n")
         execute(notebook, output, chosen, echo)
-    except StudyError as error:
+    except (StudyError, Unfinished) as error:
         echo.close()
         typer.echo(f"{notebook.stem}: {error}", err=True)
         if keep_going and run_summary.note(reason, str(error)):

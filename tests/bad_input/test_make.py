@@ -252,15 +252,15 @@ def test_a_folder_in_disorder_is_no_trouble(written, tmp_path, make):
 # ------------------------------------------------------------------------------------------------ what is written
 
 NOT_NEW = {
-    "a folder that is there": ("there", "there exists: choose another folder, or delete it"),
+    "a folder that is there": ("there", "there exists: choose another folder or delete it"),
     "a file": ("file", "file exists"),
     "a link to nothing": ("link", "link exists"),
-    "below a file": ("file/below", "cannot write file/below: file is no folder"),
-    "a name that is too long": ("n" * 250, "the name is too long"),
-    "a path with a name that is too long": ("n" * 300 + "/x", "the name is too long"),
+    "below a file": ("file/below", "cannot write file/below: it would lie in a file"),
+    "a name that is too long": ("n" * 300, "File name too long"),
+    "a new folder with a name that is too long": ("new/" + "n" * 300, "the name is too long"),
     "in the model's own folder": ("model/pruned", "it lies in the model's own folder"),
-    "the home of nobody": ("~nobody-here/x", "there is no home folder of ~nobody-here"),
-    "a null byte": ("a\0b", "a path has no null byte"),
+    "the home of nobody": ("~nobody-here/x", "Could not determine home directory"),
+    "a null byte": ("a\0b", "null byte"),
     "a folder that is there, through another": ("model/../there", "exists"),
 }
 

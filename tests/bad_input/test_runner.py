@@ -99,7 +99,7 @@ MISTAKES = {
     "an endless number": (["-p", "share=1e999"], "parameter share=1e999 must be a finite number"),
     "a profile in nobody's home": (["--profile", "~nobody-here/x.toml"], "no home folder of ~nobody-here"),
     "an export to what is there": (["-p", "export_to=out"], "out exists: choose another folder"),
-    "an export below a file": (["-p", "export_to=study.ipynb/x"], "study.ipynb is no folder"),
+    "an export below a file": (["-p", "export_to=study.ipynb/x"], "it would lie in a file"),
 }
 
 

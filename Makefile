@@ -1,38 +1,62 @@
 # The study's commands; `make help` lists them.
 #
 # Make decides which notebooks to execute (an executed copy in data/runs/ older than what it came from is made anew);
-# the results store decides what to compute. Variables are set on the command line: `make figures PROFILE=smoke`.
+# the results store decides what to compute. Variables are set on the command line, `make figures PROFILE=smoke`, or in
+# the environment.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 ##@ Variables
-PROFILE = embedded## what to run: embedded (laptop, no hub), smoke (seconds), paper (one 80 GB GPU), or your own file
-DEVICE =## cpu, cuda or auto (a GPU where there is one) instead of the profile's
-MODEL =## hub id or local folder to study instead of the profile's model
-REVISION =## hub revision of MODEL
-TRUST_REMOTE_CODE =## yes: run code that comes with MODEL, or with a task of your own
-PARAMS =## values for the notebooks' own parameters: "limit=20 export_to='a folder'"
-NOTEBOOKS =## only these, by number or name: "01 02"; all if empty
-VENV = .venv## where the environment lies; empty: use (and install into) the Python that is active, e.g. conda's
-PYTHON =## Python 3.11 to 3.13 to build the environment with; the first one found if empty
+PROFILE ?= embedded## what to run: embedded (laptop, no hub), smoke (seconds), paper (one 80 GB GPU), or your own file
+DEVICE ?=## cpu, cuda or auto (a GPU where there is one) instead of the profile's
+MODEL ?=## hub id or local folder to study instead of the profile's model
+REVISION ?=## hub revision of MODEL
+TRUST_REMOTE_CODE ?=## yes or no: run code that comes with MODEL, or with a task of your own
+PARAMS ?=## values for the notebooks' own parameters: "limit=20 export_to='a folder'"
+NOTEBOOKS ?=## only these, by number or name: "01 02"; all if empty
+VENV ?= .venv## where the environment lies; empty: use (and install into) the Python that is active, e.g. conda's
+PYTHON ?=## Python 3.11 to 3.13 to build the environment with; the first one found if empty
 
 ##@ Commands
 help: ## show this
-	@awk 'BEGIN { FS = " *=.*## *|:.*## *" } \
+	@awk 'BEGIN { FS = " *[?]=.*## *|:.*## *" } \
 	  /^##@/ { printf "\n%s\n", substr($$0, 5); next } \
-	  /^[A-Za-z_-]+( =|:).*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	  /^[A-Za-z_-]+( [?]=|:).*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# --- What the user gives ---------------------------------------------------------------------------------------------
+
+OURS := PROFILE DEVICE MODEL REVISION TRUST_REMOTE_CODE PARAMS NOTEBOOKS VENV PYTHON
+# On the command line, but none of ours: a slip of the pen, or meant for the environment.
+OTHERS := $(foreach name,$(filter-out $(OURS),$(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),$(name)))
+GIVEN := $(foreach name,$(OURS),$(if $(findstring command line,$(origin $(name))),$(name)))
+# From here on they are texts, whatever is in them: `$` and what make or a shell would make of it included.
+$(foreach name,$(OURS),$(eval override $(name) := $$(value $(name))))
+
+# A text as one word of the shell, whatever is in it but a line break.
+quoted = '$(subst ','\'',$(1))'
+define line_break
+
+
+endef
+$(foreach name,$(OURS),$(if $(findstring $(line_break),$($(name))),$(error $(name)= has a line break in it)))
+
+hash := \#
+UNFIT := ' " ` $$ & ; | < > ( ) * ? [ ] { } \ : % ! = , $(hash)
+$(if $(word 2,$(VENV))$(strip $(foreach one,$(UNFIT),$(findstring $(one),$(VENV)))),$(error VENV=$(VENV) has \
+  a space in it or a character that make or the shell would not leave alone: choose another folder))
 
 # --- The environment -------------------------------------------------------------------------------------------------
 
 # A loop over what runs, not over what is found: a version manager leaves commands that only say "not installed".
 find_python = for python in $(CANDIDATES); do \
-  if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then echo $$python; break; fi; done
+  if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then echo "$$python"; break; fi; done
 # Not 3.14: gensim has no wheel for it yet and would have to be compiled.
-CANDIDATES = $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
+CANDIDATES = $(if $(PYTHON),$(call quoted,$(PYTHON)),python3.13 python3.12 python3.11 python3)
 # Looked for when first needed, and once.
-builder = $(eval builder := $$(shell $$(find_python)))$(or $(builder),$(error No Python 3.11 to 3.13 by the name of \
-  $(CANDIDATES): install one, or name it with PYTHON=))
+found = $(eval found := $$(shell $$(find_python)))$(found)
+builder = $(if $(found),$(call quoted,$(found)),$(error No Python 3.11 to 3.13 by the name of \
+  $(or $(PYTHON),$(CANDIDATES)): install one, or name it with PYTHON=))
 
 PY := $(if $(VENV),$(VENV)/bin/python,python)
 # Written when the environment is complete, so that an interrupted setup is finished by the next call. It holds the
@@ -40,7 +64,7 @@ PY := $(if $(VENV),$(VENV)/bin/python,python)
 READY := $(if $(VENV),$(VENV)/ready,build/ready$(shell command -v python | tr -c '[:alnum:]\n' -))
 # There while pip installs: an environment in which pip was killed may look whole to pip, so it is built anew.
 INSTALLING := $(VENV)/installing
-usable := $(shell $(PY) -c '' 2>/dev/null && [ "$$(cat $(READY) 2>/dev/null)" = '$(CURDIR)' ] && echo yes)
+usable := $(shell $(PY) -c '' 2>/dev/null && [ "$$(cat $(READY) 2>/dev/null)" = $(call quoted,$(CURDIR)) ] && echo yes)
 
 setup: $(READY) ## build the environment, fetch the embedded model; repairs a setup that was interrupted
 
@@ -59,103 +83,105 @@ ifneq ($(VENV),)
 	@rm $(INSTALLING)
 endif
 	$(PY) -m layer_redundancy.models.smollm2
-	@mkdir -p $(@D) && echo '$(CURDIR)' > $@
+	@mkdir -p $(@D) && printf '%s\n' $(call quoted,$(CURDIR)) > $@
 
 # --- Notebooks -------------------------------------------------------------------------------------------------------
 
 export PYTHONHASHSEED := 0
 export TOKENIZERS_PARALLELISM := false
 export JUPYTER_PREFER_ENV_PATH := 1
+ifneq ($(DEVICE),)
 export LAYER_REDUNDANCY_DEVICE := $(DEVICE)
+endif
 
 # The embedded model and its texts come from packages: looking for news on a hub would only need a network.
 OFFLINE := $(if $(MODEL)$(filter-out smoke embedded,$(PROFILE)),,HF_HUB_OFFLINE=1)
-
-# A text as one word of the shell, whatever is in it.
-quoted = '$(subst ','\'',$(1))'
+# Whatever speaks to the user: its messages name variables of make. Without a shell between, that make's own end reaches
+# it too.
+SPEAKING := LAYER_REDUNDANCY_DOOR=make
+TALK := exec env $(SPEAKING)
 TRUST := $(if $(filter yes,$(TRUST_REMOTE_CODE)),--trust-remote-code)
 OF_MODEL = --model $(call quoted,$(MODEL)) --revision $(call quoted,$(REVISION)) $(TRUST)
 
 figures: ## execute the notebooks; their figures and tables go to figures/<PROFILE>/
 
-# Everything below needs to know the folder of the run, so it is asked for (and PROFILE, MODEL, PARAMS and NOTEBOOKS are
-# checked) only for goals that run notebooks, before a minute is spent on setup.
+# What these goals would not look at.
+unused = $(if $(filter $(1),$(MAKECMDGOALS)),$(if $(filter $(2),$(GIVEN)),$(error make $(firstword $(filter $(1),\
+  $(MAKECMDGOALS))) does not know $(firstword $(filter $(2),$(GIVEN)))=: leave it out, or use make figures)))
+$(call unused,smoke rehearse test,PROFILE)$(call unused,rehearse,MODEL REVISION PARAMS)$(call unused,expect,NOTEBOOKS PARAMS)
+
+# Whatever runs or plans notebooks: variables are checked, and the folder of the run is asked for, before a minute is
+# spent on setup. A variable that is none of ours is looked at whatever the goal.
+RUNNING := $(filter figures verify expect plan prefetch data/runs/%,$(MAKECMDGOALS))
+ifneq ($(RUNNING)$(OTHERS)$(filter-out yes no,$(TRUST_REMOTE_CODE)),)
+
+# The answer needs nothing but the standard library, so any Python can be asked.
+ask = $(if $(usable),$(PY),$(if $(VENV),$(builder),python)) -m layer_redundancy.config.run_folder
+ANSWER := $(shell PYTHONPATH=src $(SPEAKING) $(ask) $(foreach name,$(OURS) $(OTHERS),$(call quoted,$(name)=$(value $(name)))))
+$(if $(filter ok,$(firstword $(ANSWER))),,$(error $(or $(ANSWER),there is no answer from the Python that make asks)))
+answered = $(patsubst $(1)=%,%,$(filter $(1)=%,$(ANSWER)))
+
+endif
 ifneq ($(filter figures data/runs/%,$(MAKECMDGOALS)),)
 
-ALL := $(sort $(basename $(notdir $(wildcard notebooks/[0-9]*.ipynb))))
-$(if $(ALL),,$(error no notebooks in notebooks/))
-pick = $(or $(filter $(1) $(1)_% 0$(1)_%,$(ALL)),$(error no notebook "$(1)": choose from $(ALL)))
-CHOSEN := $(if $(NOTEBOOKS),$(foreach name,$(NOTEBOOKS),$(call pick,$(basename $(notdir $(name))))),$(ALL))
-
-# The profiles need nothing but the standard library, so any Python can be asked.
-ask = $(if $(usable),$(PY),$(if $(VENV),$(builder),python)) -m layer_redundancy.config.run_folder
-ANSWER := $(shell PYTHONPATH=src $(ask) $(call quoted,$(PROFILE)) $(call quoted,$(MODEL)) $(call quoted,$(REVISION)) \
-  $(call quoted,$(value PARAMS)) $(CHOSEN) 2>&1)
-FOLDER := $(patsubst folder=%,%,$(filter folder=%,$(ANSWER)))
-$(if $(FOLDER),,$(error $(ANSWER)))
-# The parameters that a notebook is given: all of them, if it has one of them.
-TAKES := $(patsubst takes=%,%,$(filter takes=%,$(ANSWER)))
-given = $(if $(filter $(1),$(TAKES)),$(value PARAMS))
-
-RUNS := $(CHOSEN:%=data/runs/$(FOLDER)/%.ipynb)
-SETTINGS := data/runs/$(FOLDER)/.settings
+# Each FOLDER/NOTEBOOK, with a digest of what decides it and make does not see; also those of the profile's further models.
+ASKED := $(call answered,run)
+RUNS := $(foreach run,$(ASKED),data/runs/$(firstword $(subst :, ,$(run))).ipynb)
 CODE := $(shell find src/layer_redundancy -type f ! -name "*.pyc" ! -path "* *" 2>/dev/null)
 # What the run should have given, where that is known: the profile's own model and parameters.
-EXPECTED := $(if $(value PARAMS),,$(wildcard data/expected/$(FOLDER)))
+EXPECTED := $(if $(PARAMS),,$(wildcard data/expected/$(call answered,folder)))
 # Figures were made also where another processor gives other numbers.
 NO_FAIL = --no-fail
 # Deleted figures are drawn again, although the executed notebooks are there.
-REDRAW := $(if $(wildcard figures/$(FOLDER)/*),,FORCE)
+redraw = $(if $(wildcard $(patsubst data/runs/%,figures/%,$(1))/*.*),,FORCE)
+# That of a run, by its folder: a further model, or the user's.
+space := $(subst ,, )
+further = $(subst %25,%,$(subst %20,$(space),$(patsubst $(1):%,%,$(filter $(1):%,$(call answered,of)))))
+model = $(call quoted,$(or $(call further,$(patsubst data/runs/%,%,$(1))),$(MODEL)))
 
-# The profile's further models, each as MODEL:01,03 with the notebooks that it has, and which of them were chosen.
-FURTHER := $(patsubst further=%,%,$(filter further=%,$(ANSWER)))
-comma := ,
-model_of = $(firstword $(subst :, ,$(1)))
-numbers = $(foreach name,$(1),$(firstword $(subst _, ,$(name))))
-own = $(filter $(call numbers,$(CHOSEN)),$(subst $(comma), ,$(lastword $(subst :, ,$(1)))))
-
+# A notebook that fails keeps none of the others from being run: they go on, and the summary ends it all.
 figures: $(RUNS)
-	@echo "Figures and tables: figures/$(FOLDER)/   executed notebooks: data/runs/$(FOLDER)/"
-	@$(foreach further,$(FURTHER),$(if $(call own,$(further)),$(MAKE) --no-print-directory figures PROFILE=$(call quoted,$(PROFILE)) \
-	  MODEL='$(call model_of,$(further))' NOTEBOOKS='$(call own,$(further))' \
-	  $(if $(filter $(call own,$(further)),$(call numbers,$(TAKES))),,PARAMS=) && ))true
-	@$(if $(EXPECTED),$(PY) -m layer_redundancy.cli verify $(OF_RUN) --notebooks '$(NOTEBOOKS)' --brief $(NO_FAIL))
+	@$(if $(EXPECTED),$(VERIFY) --notebooks $(call quoted,$(NOTEBOOKS)) --brief $(NO_FAIL); )compared=$$?; \
+	  $(PY) -m layer_redundancy.run_summary $(RUNS) && exit $$compared
+ifneq ($(filter figures,$(MAKECMDGOALS)),)
+MAKEFLAGS += --keep-going
+KEEP_GOING := --keep-going
+endif
 
 .SECONDEXPANSION:
-$(RUNS): data/runs/$(FOLDER)/%.ipynb: notebooks/%.ipynb $(CODE) $(SETTINGS) $$(@D)/.$$*.parameters $(READY) $(REDRAW)
-	@$(OFFLINE) $(PY) -m layer_redundancy.run_notebook $< --output $@ --profile $(call quoted,$(PROFILE)) $(OF_MODEL) \
-	  $(if $(call given,$*),--parameters $(call quoted,$(call given,$*)))
+$(RUNS): notebooks/$$(@F) $(CODE) $$(@D)/.$$(basename $$(@F)).settings $(READY) $$(call redraw,$$(@D))
+	@$(TALK) $(OFFLINE) $(PY) -m layer_redundancy.run_notebook $< --output $@ --profile $(call quoted,$(PROFILE)) \
+	  --model $(call model,$(@D)) --revision $(call quoted,$(REVISION)) $(TRUST) \
+	  $(if $(PARAMS),--parameters $(call quoted,$(PARAMS))) $(KEEP_GOING)
 
-# What is no part of the folder's name; touched only when it changes.
-note = mkdir -p $(@D) && printf '%s\n' $(call quoted,$(1)) > $@.new && \
-  if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
-$(SETTINGS): FORCE
-	@$(call note,$(REVISION) $(TRUST_REMOTE_CODE) $(filter digest=%,$(ANSWER)))
-$(CHOSEN:%=data/runs/$(FOLDER)/.%.parameters): data/runs/$(FOLDER)/.%.parameters: FORCE
-	@$(call note,$(call given,$*))
+# Touched only when the digest changes.
+$(foreach run,$(RUNS),$(dir $(run)).$(basename $(notdir $(run))).settings): FORCE
+	@mkdir -p $(@D) && echo $(filter $(patsubst data/runs/%,%,$(@D))/$(patsubst .%.settings,%,$(@F)):%,$(ASKED)) > $@.new && \
+	  if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
 endif
 
 OF_PROFILE = $(call quoted,$(PROFILE)) $(OF_MODEL)
-OF_RUN = $(call quoted,$(PROFILE)) --model $(call quoted,$(MODEL)) --revision $(call quoted,$(REVISION))
+VERIFY = env $(SPEAKING) $(PY) -m layer_redundancy.cli verify $(call quoted,$(PROFILE)) --model $(call quoted,$(MODEL)) \
+  --revision $(call quoted,$(REVISION))
 verify: $(READY) ## compare a run's tables with those in data/expected/; fails if one is not as expected
-	@$(PY) -m layer_redundancy.cli verify $(OF_RUN) --notebooks '$(NOTEBOOKS)'
+	@$(VERIFY) --notebooks $(call quoted,$(NOTEBOOKS))
 
 expect: $(READY) ## make the tables of a whole run those in data/expected/
-	@$(PY) -m layer_redundancy.cli verify $(OF_RUN) --renew
+	@$(VERIFY) --renew
 
 plan: $(READY) ## what a run takes, before it starts: downloads, licences, disk, memory, work and hours on this device
-	@$(OFFLINE) $(PY) -m layer_redundancy.cli plan $(OF_PROFILE) --notebooks '$(NOTEBOOKS)'
+	@$(TALK) $(OFFLINE) $(PY) -m layer_redundancy.cli plan $(OF_PROFILE) --notebooks $(call quoted,$(NOTEBOOKS))
 
 prefetch: $(READY) ## download what a profile needs, once; then HF_HUB_OFFLINE=1 make figures needs no network
-	@$(OFFLINE) $(PY) -m layer_redundancy.planning.downloads $(OF_PROFILE)
+	@$(TALK) $(OFFLINE) $(PY) -m layer_redundancy.planning.downloads $(OF_PROFILE)
 
 # With what the paper's GPTQ files take, so that they are rehearsed too; without it notebook 07 leaves them out. In a
 # folder of its own, since a test changes nothing that users run in: only `make gptq` does.
 GPTQ := build/gptq
 rehearse: $(READY) ## the paper profile in small, tiny random models on a hub of this machine (minutes)
 	@$(MAKE) --no-print-directory $(GPTQ)/ready || echo "the ready GPTQ checkpoint will be left out"
-	@$(PY) -m rehearsal.run --notebooks '$(NOTEBOOKS)'
+	@$(PY) -m rehearsal.run --notebooks $(call quoted,$(NOTEBOOKS))
 
 $(GPTQ)/ready: data/requirements-gptq.txt $(READY)
 	rm -rf $(GPTQ)
@@ -164,7 +190,7 @@ $(GPTQ)/ready: data/requirements-gptq.txt $(READY)
 
 # Two at a time: most of what so small a run takes is starting Python and drawing figures.
 smoke: ## every notebook in small: does it run, and give what it gave?
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 figures PROFILE=smoke NO_FAIL=
+	@exec env OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 figures PROFILE=smoke NO_FAIL=
 
 rwkv-train: $(READY) ## train the small RWKV anew (an hour on two cores; stopped, it goes on where it was)
 	@$(PY) -m tools.rwkv.train

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from layer_redundancy.config import run_folder
 from layer_redundancy.core import paths
 from layer_redundancy.core.store import Store
 from layer_redundancy.data import corpora
@@ -112,7 +113,7 @@ def hub(tmp_path_factory):
 @pytest.fixture
 def run(clone, hub, tmp_path):
     def run(command: list[str | Path]) -> None:
-        outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHONPATH"}
+        outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHONPATH", *run_folder.VARIABLES}
         kept = {name: value for name, value in os.environ.items() if name not in outer and not name.startswith("HF_")}
         # Threads of two processes that share two cores wait for each other; and the command in small does the same.
         ours = (

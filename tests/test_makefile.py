@@ -5,7 +5,9 @@ What make decides (what to build, what to execute again, what to refuse) is real
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,24 +15,35 @@ from pathlib import Path
 
 import pytest
 
-from layer_redundancy.config import profiles
+from layer_redundancy.config import profiles, run_folder
 from layer_redundancy.core import paths
 
 # In place of a Python: makes environments that hold itself, pretends to install and to execute, fails at what the file
-# `fail` names, and leaves to the real Python the one question the Makefile asks.
+# `fail` names, and leaves to the real Python what the Makefile asks, and the summary.
 STAND_IN = f"""#!/bin/sh
 case "$*" in
   "-c "*) exit 0 ;;
-  "-m layer_redundancy.config.run_folder"*) exec "{sys.executable}" "$@" ;;
+  "-m layer_redundancy.config.run_folder"* | "-m layer_redundancy.run_summary"*) exec "{sys.executable}" "$@" ;;
 esac
-echo "$@" >> calls
-if [ -e fail ] && echo "$*" | grep -q -e "$(cat fail)"; then exit 1; fi
+printf '%s\\n' "$*" >> calls
+if [ -e fail ] && echo "$*" | grep -q -e "$(cat fail)"; then
+  case "$*" in
+    *" --keep-going") echo "a cell failed" > "$(dirname "$5")/.$(basename "$5" .ipynb).failed"; exit 0 ;;
+  esac
+  exit 1
+fi
 case "$*" in
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && touch "$3/pyvenv.cfg" ;;
-  "-m layer_redundancy.run_notebook "*) touch "$5" ;;
+  "-m layer_redundancy.run_notebook "*) touch "$5"; rm -f "$(dirname "$5")/.$(basename "$5" .ipynb).failed" ;;
 esac
 """
 LONG_AGO = 1_000_000_000
+
+
+def bare() -> dict[str, str]:
+    """The environment without what an outer make hands down (its flags, and variables of its command line)."""
+    handed_down = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", *run_folder.VARIABLES}
+    return {name: value for name, value in os.environ.items() if name not in handed_down}
 
 
 class Study:
@@ -58,12 +71,10 @@ class Study:
         self.python.write_text(STAND_IN)
         self.python.chmod(0o755)
 
-    def make(self, *arguments: str, python: str | None = None) -> subprocess.CompletedProcess:
-        # What an outer make hands down (its flags, and variables of its command line) is none of this one's business.
-        handed_down = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"}
-        environment = {name: value for name, value in os.environ.items() if name not in handed_down}
+    def make(self, *arguments: str, python: str | None = None, **variables: str) -> subprocess.CompletedProcess:
+        """Runs make; `variables` are those of its environment."""
         command = ["make", *arguments, f"PYTHON={python or self.python}"]
-        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
+        return subprocess.run(command, cwd=self.root, env=bare() | variables, capture_output=True, text=True)
 
     def calls(self) -> list[str]:
         """What the stand-in was asked since the last look, each as its first words."""
@@ -202,7 +213,7 @@ def test_gptq_installs_what_ready_checkpoints_take(ready):
     ("arguments", "message"),
     [
         (["PROFILE=huge"], "unknown profile 'huge': choose one of smoke, embedded, paper"),
-        (["REVISION=main"], "revision 'main' was given without a model: set MODEL= too"),
+        (["REVISION=main"], "revision 'main' was given without a model: give MODEL= too"),
         (["NOTEBOOKS=01 99"], 'no notebook "99": choose from 01_first 02_second'),
         (["PROFILE=none.toml"], "profile 'none.toml': no such file"),
         (["PROFILE=my own.toml"], "my own.toml: text.block_length must be at least 2, not 1"),
@@ -225,6 +236,117 @@ def test_a_mistake_is_one_line_before_any_setup(study, arguments, message):
     assert len(done.stderr.splitlines()) == 1
     assert study.calls() == []
     assert not (study.root / ".venv").exists()
+
+
+@pytest.mark.parametrize("goal", ["figures", "plan", "verify", "expect", "prefetch"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["PROFILE=huge"], "unknown profile 'huge'"),
+        (["DEVICE=gpu"], "unknown device 'gpu'"),
+        (["TRUST_REMOTE_CODE=true"], "TRUST_REMOTE_CODE=true is not understood"),
+    ],
+)
+def test_every_goal_that_takes_a_variable_looks_at_it_first(study, goal, arguments, message):
+    done = study.make(goal, *arguments)
+    assert done.returncode != 0 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert study.calls() == [] and not (study.root / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["setup", "PROFILES=smoke"], "unknown variable PROFILES=: did you mean PROFILE=?"),
+        (["lint", "Model=x"], "unknown variable Model=: did you mean MODEL=?"),
+        (["smoke", "PROFILE=paper"], "make smoke does not know PROFILE=: leave it out, or use make figures"),
+        (["test", "PROFILE=paper"], "make test does not know PROFILE="),
+        (["rehearse", "MODEL=x"], "make rehearse does not know MODEL="),
+        (["expect", "NOTEBOOKS=01"], "make expect does not know NOTEBOOKS="),
+        (["figures", "MODEL=a\nb"], "MODEL= has a line break in it"),
+        (["setup", "VENV=my env"], "VENV=my env has a space in it or a character"),
+        (["setup", "VENV=a'b"], "has a space in it or a character"),
+        (["setup", "VENV=$HOME/x"], "has a space in it or a character"),
+        (["setup", "VENV=x;touch pwned"], "has a space in it or a character"),
+    ],
+)
+def test_what_a_goal_does_not_know_is_one_line(study, arguments, message):
+    done = study.make(*arguments)
+    assert done.returncode != 0 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert study.calls() == [] and not (study.root / "pwned").exists()
+
+
+# What a shell or make would make something of.
+ODD = 'o\'br$ien "x" #1; touch pwned & `touch pwned` | $(shell touch pwned) $(touch pwned) ${HOME} a%b:c\\d * é'
+
+
+@pytest.mark.parametrize("way", ["on the command line", "in the environment", "dry"])
+def test_any_text_is_taken_as_it_is(ready, monkeypatch, way):
+    model = ready.root / "models" / ODD
+    model.mkdir(parents=True)
+    (model / "config.json").touch()
+    (ready.root / f"{ODD}.toml").write_text('extends = "smoke"')
+    given = {"MODEL": f"models/{ODD}", "PROFILE": f"{ODD}.toml", "PARAMS": f"export_to={shlex.quote(ODD)}"}
+    given["NOTEBOOKS"] = "02"
+    arguments = [] if way == "in the environment" else [f"{name}={value}" for name, value in given.items()]
+    log, goals = ready.root / "calls", ["figures", "plan", "prefetch", "verify"]
+    done = ready.make(*["-n"] * (way == "dry"), *goals, *arguments, **({} if arguments else given))
+    assert done.returncode == 0, done.stderr
+    assert not list(ready.root.rglob("pwned")) and not list(ready.root.parent.glob("pwned"))
+    if way == "dry":
+        assert not log.exists()
+        return
+    ran, planned, fetched, verified = log.read_text().splitlines()
+    assert f"--profile {ODD}.toml --model models/{ODD} --revision  --parameters {given['PARAMS']} --keep-going" in ran
+    assert f"plan {ODD}.toml --model models/{ODD} --revision  --notebooks 02" in planned
+    assert f"downloads {ODD}.toml --model models/{ODD} --revision" in fetched
+    assert f"verify {ODD}.toml --model models/{ODD} --revision  --notebooks 02" in verified
+
+
+def test_a_further_model_of_any_name_is_run(ready):
+    name = "my models/o'br$ien 100%20"
+    (ready.root / "own.toml").write_text(f'extends = "smoke"\nfurther = [{{ model = "{name}", notebooks = ["01"] }}]')
+    assert ready.make("figures", "PROFILE=own.toml", "NOTEBOOKS=01").returncode == 0
+    assert f"--model {name} --revision" in (ready.root / "calls").read_text().splitlines()[1]
+
+
+def test_a_python_in_a_folder_with_odd_characters_builds_the_environment(study):
+    folder = study.root.parent / "it's a $HOME"
+    folder.mkdir()
+    shutil.copy(study.python, folder / "stand in")
+    assert study.make("setup", python=str(folder / "stand in")).returncode == 0
+    assert study.calls() == SETUP
+
+
+def test_a_study_in_a_folder_with_odd_characters_is_set_up_once(ready):
+    ready.root = ready.root.rename(ready.root.with_name('it\'s a $HOME; "x"'))
+    assert ready.make("setup").returncode == 0 and ready.calls() == SETUP[1:]
+    assert ready.make("setup").returncode == 0 and ready.calls() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["make", "all"])
+def test_make_that_is_stopped_stops_its_notebooks_and_starts_no_other(ready, whom):
+    waiting = ready.root / ".venv" / "bin" / "python"
+    waiting.write_text(
+        waiting.read_text().replace(
+            '  "-m layer_redundancy.run_notebook "*) touch',
+            '  "-m layer_redundancy.run_notebook "*) touch "$5.started"; exec sleep 60 ;;\n  "-m never"*) touch',
+        )
+    )
+    process = subprocess.Popen(
+        ["make", "figures", f"PYTHON={ready.python}"], cwd=ready.root, env=bare(), start_new_session=True
+    )
+    started = ready.root / "data" / "runs" / "embedded" / "01_first.ipynb.started"
+    while not started.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM) if whom == "make" else os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) != 0
+    assert ready.executed() == ["01_first"]
+    with pytest.raises(ProcessLookupError):  # nobody of the group is left
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.02)
 
 
 def test_a_study_without_notebooks_does_not_pass(study):
@@ -365,7 +487,7 @@ def given(study: Study) -> dict[str, str]:
     """Executed notebook -> the parameters that it was given, since the last look."""
     lines = (study.root / "calls").read_text().splitlines()
     study.calls()
-    found = [line.partition(" --parameters ") for line in lines if "run_notebook" in line]
+    found = [line.removesuffix(" --keep-going").partition(" --parameters ") for line in lines if "run_notebook" in line]
     return {line.split()[2]: parameters for line, _, parameters in found}
 
 
@@ -384,14 +506,18 @@ def test_parameters_go_to_the_notebooks_that_know_them(ready):
     assert ready.executed() == []
 
 
-def test_a_further_model_gets_parameters_that_its_notebooks_know(ready):
+def test_parameters_that_a_further_models_notebooks_lack_are_no_mistake(ready):
     own = 'further = [{ model = "org/one", notebooks = ["01"] }, { model = "org/two", notebooks = ["01", "02"] }]'
     (ready.root / "own.toml").write_text(f'extends = "smoke"\n{own}\n')
+    assert ready.make("figures", "PROFILE=own.toml").returncode == 0
+    assert len(ready.executed()) == 5
+    for folder in ("own", "own/org--one", "own/org--two"):
+        (ready.root / "figures" / folder / "figure.png").mkdir(parents=True)
     done = ready.make("figures", "PROFILE=own.toml", "PARAMS=limit=3")
     assert done.returncode == 0, done.stderr
     lines = (ready.root / "calls").read_text().splitlines()
-    got = ["--parameters limit=3" in line for line in lines if "run_notebook" in line]
-    assert got == [False, True, False, False, True]
+    models = [line.split("--model ")[1].split()[0] for line in lines if "02_second" in line]
+    assert models == ["--revision", "org/two"] and len(lines) == 2, "those that have the parameter, and no others"
 
 
 def test_a_profile_of_ones_own_is_executed_again_when_it_or_its_text_changes(ready):
@@ -431,13 +557,32 @@ def test_deleted_figures_are_drawn_again(ready):
     assert ready.executed() == ["01_first", "02_second"]
 
 
-def test_a_failed_notebook_stops_make_and_is_executed_next_time(ready):
-    ready.fail_at("02_second")
-    assert ready.make("figures").returncode != 0
-    assert ready.executed() == ["01_first", "02_second"]
+@pytest.mark.parametrize("options", [[], ["-j2"]])
+def test_a_failed_notebook_stops_no_other_and_is_executed_next_time(ready, options):
+    ready.fail_at("01_first")
+    done = ready.make("figures", *options)
+    assert done.returncode != 0
+    assert sorted(ready.executed()) == ["01_first", "02_second"]
+    assert done.stdout.splitlines()[-1] == "1 of 2 notebooks finished; failed: 01_first (a cell failed)"
     ready.fail_at(None)
-    assert ready.make("figures").returncode == 0
-    assert ready.executed() == ["02_second"]
+    done = ready.make("figures", *options)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "2 of 2 notebooks finished")
+    assert ready.executed() == ["01_first"]
+
+
+def test_a_failed_notebook_of_a_further_model_is_told_with_it(ready):
+    further = 'further = [{ model = "org/one", notebooks = ["01", "02"] }, { model = "org/two", notebooks = ["02"] }]'
+    (ready.root / "own.toml").write_text(f'extends = "smoke"\n{further}\n')
+    ready.fail_at("01_first.*org/one")
+    done = ready.make("figures", "PROFILE=own.toml")
+    assert done.returncode != 0
+    assert ready.executed() == ["01_first", "02_second", "01_first", "02_second", "02_second"]
+    assert done.stdout.splitlines()[-1].startswith("4 of 5 notebooks finished; failed: org--one/01_first (a cell")
+
+
+def test_one_notebook_by_its_copys_name_fails_make(ready):
+    ready.fail_at("01_first")
+    assert ready.make("data/runs/embedded/01_first.ipynb").returncode != 0
 
 
 def test_test_runs_the_unit_tests_and_then_every_notebook_in_small(ready):

@@ -25,6 +25,7 @@ revision = ""  # of the model
 trust_remote_code = False
 share = 0.5
 """
+EARLIER = '{"cells": [], "metadata": {"papermill": {}}}'  # what an earlier run left under the finished name
 MODULE = [sys.executable, "-m", "layer_redundancy.run_notebook"]
 
 
@@ -112,7 +113,7 @@ def test_a_finished_copy_is_as_old_as_the_start_of_the_run(tmp_path):
 def test_a_failing_cell_leaves_no_finished_copy(tmp_path):
     notebook = write_notebook(tmp_path, "print('before')", "1 / 0", "print('after')")
     output_of(notebook).parent.mkdir()
-    output_of(notebook).write_text("finished by an earlier run")
+    output_of(notebook).write_text(EARLIER)
     result = run(notebook)
     assert result.exit_code == 1
     assert not output_of(notebook).exists()
@@ -165,7 +166,7 @@ def test_a_stopped_run_leaves_no_finished_copy(tmp_path):
             ["--profile", "huge"],
             "unknown profile 'huge': choose one of smoke, embedded, paper, or a file ending in .toml",
         ),
-        (["--revision", "main"], "revision 'main' was given without a model: set MODEL= too"),
+        (["--revision", "main"], "revision 'main' was given without a model: give model= too"),
         (
             ["-p", "shares=1"],
             "unknown parameter shares: the notebook knows profile, model, revision, trust_remote_code, share",
@@ -177,11 +178,11 @@ def test_a_stopped_run_leaves_no_finished_copy(tmp_path):
 def test_a_mistake_on_the_command_line_is_one_line_and_harms_nothing(tmp_path, options, message):
     notebook = write_notebook(tmp_path)
     output_of(notebook).parent.mkdir()
-    output_of(notebook).write_text("finished by an earlier run")
+    output_of(notebook).write_text(EARLIER)
     result = run(notebook, *options)
     assert result.exit_code == 1
     assert result.stderr == f"study: {message}\n"
-    assert output_of(notebook).read_text() == "finished by an earlier run"
+    assert output_of(notebook).read_text() == EARLIER
 
 
 def test_a_notebook_without_the_parameter_refuses_a_value_for_it(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from layer_redundancy import cli, verify
+from layer_redundancy.config.notebooks import chosen_notebooks
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.verify import Columns, Rules, Tolerance
@@ -214,7 +215,7 @@ def test_notebooks_that_were_not_run_are_named(study):
         (["paper"], "nothing to compare paper with: there are expected tables of embedded, or give --expected"),
         (["embedded", "--model", "org/name"], "nothing to compare embedded-org--name with"),
         (["embedded", "--notebooks", "09"], 'no notebook "09": choose from 01_first 02_second'),
-        (["embedded", "--tables", "nowhere"], "nowhere does not exist"),
+        (["embedded", "--tables", "nowhere"], "nowhere is no folder"),
     ],
 )
 def test_a_mistake_is_one_line(study, arguments, message):
@@ -269,7 +270,7 @@ def test_expected_tables_are_as_expected_to_themselves_and_come_from_notebooks(p
     folder, rules = paths.EXPECTED / profile, Rules.read(paths.EXPECTED / "tolerances.toml", profile)
     verdicts = verify.verify(folder, folder, rules)
     assert len(verdicts) > 60 and all(one.good for one in verdicts)
-    saved = {book.stem: verify.saved_tables(book) for book in verify.chosen_notebooks()}
+    saved = {book.stem: verify.saved_tables(book) for book in chosen_notebooks()}
     of = {
         table: [book for book, names in saved.items() if any(fnmatchcase(table, name) for name in names)]
         for table in committed(profile)

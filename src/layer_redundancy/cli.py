@@ -6,11 +6,15 @@ either, is not computed again. Results go to stdout, progress and remarks to std
 Libraries that take seconds to import are imported by the commands, so that --help and a mistake are told at once.
 """
 
+from layer_redundancy.core import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
 import contextlib
 import json
 import math
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -20,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layer_redundancy import __version__
-from layer_redundancy.core import cache, log
+from layer_redundancy.core import device_names, doors, log
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.wording import counted, duration
 from layer_redundancy.pruning.how_many import HowMany
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from layer_redundancy.config.profiles import Profile
     from layer_redundancy.planning.plan import Row
     from layer_redundancy.study import Study
+
+MOST_DIGITS = 4  # of a number of blocks
 
 app = typer.Typer(
     name="layer-redundancy",
@@ -65,8 +71,8 @@ DryRun = Annotated[
 
 def main() -> None:
     """Runs the command line; a user's mistake is one line on stderr."""
-    # What stops a batch job leaves no more behind than Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    doors.entered(doors.COMMAND)
+    interrupts.end_at_once()
     try:
         app()
     except StudyError as error:
@@ -212,6 +218,7 @@ def measures(as_json: Json = False) -> None:
     "`prune --like pruned/pruning.json --out again`"
 )
 def prune(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
     model: Model = "",
     remove: Annotated[int | None, typer.Option(help="Number of blocks to remove.")] = None,
@@ -233,13 +240,17 @@ def prune(
     dry_run: DryRun = False,
 ) -> None:
     """Removes blocks and writes a checkpoint that plain transformers loads, with a model card and pruning.json."""
-    if like is not None and (model or heal or (remove, ratio, max_loss, quantize) != (None,) * 4):
+    said_by_like = ("model", "remove", "ratio", "max_loss", "by", "heal", "quantize", "profile", "revision")
+    # A profile in the environment is for commands that take one.
+    if like is not None and any(_was_typed(context, name) for name in said_by_like):
         raise StudyError("--like says all that is to be made: give nothing else but --out")
     how_many = None if like is not None else HowMany(remove, ratio, max_loss)
     with _working("prune"):
+        from layer_redundancy.config import own_files
+        from layer_redundancy.config.run_folder import absolute_model
         from layer_redundancy.pruning import checkpoint
 
-        out = cache.new_path(out)
+        own_files.new_folder(out, absolute_model(model))
         if like is not None:
             _set_device(device)
             study, again = checkpoint.again(checkpoint.read(like), str(like), trust_remote_code)
@@ -294,7 +305,8 @@ def plan(
     from layer_redundancy.planning import plan as planning
 
     log.show()
-    planning.report(chosen, notebooks, alone)
+    with _interruptible():
+        planning.report(chosen, notebooks, alone)
 
 
 @app.command(epilog="Example: `layer-redundancy verify embedded`")
@@ -316,6 +328,8 @@ def verify(
     from layer_redundancy.config.run_folder import absolute_model
 
     chosen = profiles.get(profile, model=absolute_model(model), revision=revision)
+    if renew and (notebooks or tables or expected):
+        raise StudyError("--renew takes the tables of a whole run: leave out --notebooks, --tables and --expected")
     if renew:
         typer.echo(comparing.expect_run(chosen))
         return
@@ -342,15 +356,30 @@ def _working(command: str) -> Iterator[None]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with contextlib.redirect_stdout(sys.stderr):
         log.show()
-        try:
+        with _interruptible():
             yield
-        except KeyboardInterrupt:
-            typer.echo("\ninterrupted: what was computed is kept, and the same command goes on from there", err=True)
-            raise
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Work that has something to put away when it is interrupted."""
+    interrupts.interrupt()
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted: what was computed is kept, and the same command goes on from there", err=True)
+        raise
+
+
+def _was_typed(context: typer.Context, name: str) -> bool:
+    """Whether an option or argument stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _set_device(device: str) -> None:
     if device:
+        device_names.check_choice(device)
         os.environ["LAYER_REDUNDANCY_DEVICE"] = device
 
 
@@ -379,11 +408,12 @@ def _profile_for(models: list[str], profile: str) -> "str | Profile":
     """The profile asked for, else the one that the first pruned folder among some models was made with."""
     if profile:
         return profile
+    from layer_redundancy.config import own_files
     from layer_redundancy.pruning import checkpoint
 
     for model in models:
-        file = Path(model).expanduser() / checkpoint.RECORD
-        if file.is_file():
+        file = own_files.place(model) / checkpoint.RECORD
+        if own_files.is_there(file) and file.is_file():
             return checkpoint.profile_of(checkpoint.read(file), str(file))
     return "embedded"
 
@@ -395,6 +425,8 @@ def _numbers(text: str) -> list[int]:
         low, dots, high = part.strip().partition("..")
         if not low.isdecimal() or (dots and not high.isdecimal()):
             raise StudyError(f"--remove {text!r} is not understood: write a number, a range such as 1..10, or 2,4,8")
+        if max(len(low), len(high)) > MOST_DIGITS:
+            raise StudyError(f"--remove {part.strip()[:20]}: no model has so many blocks")
         if dots and int(high) < int(low):
             raise StudyError(f"--remove {text!r}: {part.strip()} is an empty range, write {high}..{low}")
         found += range(int(low), int(high or low) + 1)

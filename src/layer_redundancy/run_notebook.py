@@ -11,15 +11,21 @@ does in JupyterLab: the caller's working directory decides nothing.
 """
 # ruff: noqa: E402
 
+from layer_redundancy.core import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
+import json
 import os
 import re
 import shutil
-import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import IO, Annotated, Any, TextIO
 
 # jsonschema, which nbformat imports, would spend most of a second on a grammar of addresses that no notebook holds; it
 # does without where that package is missing.
@@ -32,14 +38,20 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
 
+from layer_redundancy import run_summary
 from layer_redundancy.config import parameters, profiles
-from layer_redundancy.config.run_folder import absolute_model
-from layer_redundancy.core.errors import NotApplicable, StudyError
+from layer_redundancy.config.run_folder import absolute_model, placed
+from layer_redundancy.core import doors
+from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
 
 LOG_INTERVAL = 30.0  # seconds between two states of a progress bar in a log
 TRACEBACK_LINES = 15
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Unfinished(Exception):
+    """A run that did not finish: why, in a line or more, and where the copy of it lies."""
 
 
 class ThisPython(AsyncKernelManager):
@@ -143,6 +155,31 @@ def collect(known: dict[str, str], given: dict[str, Any], extra: list[str], shar
     return found
 
 
+def check_output(notebook: Path, output: Path) -> None:
+    """Raises StudyError where the executed copy, or that of a failed run, would overwrite what cannot be made anew."""
+    for path in (output, _failed(output)):
+        if path.is_dir():
+            raise StudyError(f"{_shown(path)} is a folder: --output is the file that the executed copy goes to")
+        if not os.path.lexists(path):
+            continue
+        if path.exists() and notebook.exists() and path.samefile(notebook):
+            raise StudyError(f"{_shown(path)} is the notebook itself and would be overwritten: choose another --output")
+        if not _is_executed(path):
+            raise StudyError(f"{_shown(path)} is no executed copy and would be overwritten: choose another --output")
+
+
+def _is_executed(path: Path) -> bool:
+    """Whether a file is an executed copy of a notebook, or holds nothing."""
+    try:
+        return path.stat().st_size == 0 or "papermill" in json.loads(path.read_text(encoding="utf-8"))["metadata"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _failed(output: Path) -> Path:
+    return output.with_suffix(".failed.ipynb")
+
+
 def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo) -> None:
     """Run the notebook; `output` is there afterwards if and only if every cell succeeded, or the notebook found that it
     has nothing to measure on this model.
@@ -150,13 +187,11 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo
     A run that did not finish is left beside it as `<name>.failed.ipynb`.
 
     Raises:
-        StudyError: a cell failed, the kernel died, the disk is full or cannot be written; one line, but for an
+        Unfinished: a cell failed, the kernel died, the disk is full or cannot be written; one line, but for an
             exception that is no StudyError, which brings its last lines.
         KeyboardInterrupt: the user stopped the run.
     """
-    failed = output.with_suffix(".failed.ipynb")
-    # With the process in its name, two runs of the same notebook at once do not write into each other's copy.
-    running = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
+    failed = _failed(output)
     started = time.time()
     cells = 0
 
@@ -165,50 +200,91 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo
         cells = cell_index + 1
         echo.status(f"{notebook.stem}: cell {cells}")
 
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.unlink(missing_ok=True)
-        failed.unlink(missing_ok=True)
-        papermill.execute_notebook(
-            _unformatted(notebook),
-            _unformatted(running),
-            parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            stdout_file=echo,
-            stderr_file=echo,
-            cwd=notebook.parent,
-            kernel_manager_class=ThisPython,
-            # The kernel's own log says nothing of the notebook, and a page of it when a run is interrupted.
-            extra_arguments=["--log-level=CRITICAL"],
-            on_cell_start=count,
-        )
-        # The copy is as old as the start of the run: what was edited meanwhile is newer, and make runs it again.
-        os.utime(running, (started, started))
-        running.replace(output)
-    except PapermillExecutionError as error:
-        if error.ename == NotApplicable.__name__:
-            echo.write(f"{notebook.stem}: left out: {error.evalue}\n")
+    interrupts.interrupt()
+    with _running(output) as running:
+        try:
+            output.unlink(missing_ok=True)
+            failed.unlink(missing_ok=True)
+            papermill.execute_notebook(
+                _unformatted(notebook),
+                _unformatted(running),
+                parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=echo,
+                stderr_file=echo,
+                cwd=notebook.parent,
+                kernel_manager_class=ThisPython,
+                # The kernel's own log says nothing of the notebook, and a page of it when a run is interrupted.
+                extra_arguments=["--log-level=CRITICAL"],
+                on_cell_start=count,
+            )
+            # The copy is as old as the start of the run: what was edited meanwhile is newer, and make runs it again.
             os.utime(running, (started, started))
             running.replace(output)
-            return
-        raise StudyError(_reason(error) + _kept(running, failed)) from error
-    except DeadKernelError as error:
-        reason = f"the kernel died in cell {cells} (out of memory?)"
-        raise StudyError(reason + _kept(running, failed)) from error
+        except PapermillExecutionError as error:
+            if error.ename == NotApplicable.__name__:
+                echo.write(f"{notebook.stem}: left out: {error.evalue}\n")
+                os.utime(running, (started, started))
+                running.replace(output)
+                return
+            raise Unfinished(_reason(error) + _kept(running, failed)) from error
+        except DeadKernelError as error:
+            reason = f"the kernel died in cell {cells} (out of memory?)"
+            raise Unfinished(reason + _kept(running, failed)) from error
+        except OSError as error:
+            raise Unfinished(_unwritten(output, error) + _kept(running, failed)) from error
+        except KeyboardInterrupt:
+            interrupts.hush()
+            echo.close()
+            typer.echo(f"{notebook.stem}: interrupted in cell {cells}" + _kept(running, failed), err=True)
+            raise
+
+
+@contextmanager
+def _running(output: Path) -> Iterator[Path]:
+    """The file of a run that is under way, locked as long as this process lives; removed if it was not renamed.
+
+    With the process in its name, two runs of the same notebook at once do not write into each other's copy. What killed
+    runs left is removed: whatever is locked is another live one's.
+    """
+    running = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for left in output.parent.iterdir():
+            if re.fullmatch(rf"\.{re.escape(output.stem)}\.\d+\.ipynb", left.name):
+                with suppress(OSError), left.open("rb") as file:
+                    _lock(file)
+                    left.unlink()
+        lock = running.open("ab")
     except OSError as error:
-        raise StudyError(
-            f"cannot write {_shown(output)}: {error.strerror or error}" + _kept(running, failed)
-        ) from error
-    except KeyboardInterrupt:
-        echo.close()
-        typer.echo(f"{notebook.stem}: interrupted in cell {cells}" + _kept(running, failed), err=True)
-        raise
+        raise StudyError(_unwritten(output, error)) from error
+    with lock:
+        with suppress(OSError):  # a file system without locks; nobody's copy is removed there
+            _lock(lock)
+        try:
+            yield running
+        finally:
+            with suppress(OSError):
+                running.unlink(missing_ok=True)
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Locks a file as long as it is open; raises OSError where another process has, or locks are not to be had."""
+    try:
+        import fcntl
+    except ImportError as error:  # Windows
+        raise OSError("no locks") from error
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _unwritten(output: Path, error: OSError) -> str:
+    return f"cannot write {_shown(output)}: {error.strerror or error}"
 
 
 def _reason(error: PapermillExecutionError) -> str:
     """What went wrong in a cell: the message of a StudyError, else the last lines of the exception."""
-    if error.ename == StudyError.__name__:
+    if error.ename in (StudyError.__name__, DoesNotFit.__name__):
         return error.evalue
     traceback = strip_color("\n".join(error.traceback)).splitlines()[-TRACEBACK_LINES:]
     place = f"cell {error.cell_index + 1} (In [{error.exec_count}]) failed"
@@ -218,8 +294,9 @@ def _reason(error: PapermillExecutionError) -> str:
 def _kept(running: Path, failed: Path) -> str:
     """Keep the partly executed copy under a name that cannot be taken for a finished one; says where it lies."""
     with suppress(OSError):
-        running.replace(failed)
-        return f"\n  partly executed copy: {_shown(failed)}"
+        if running.stat().st_size:
+            running.replace(failed)
+            return f"\n  partly executed copy: {_shown(failed)}"
     return ""
 
 
@@ -247,6 +324,9 @@ def main(
     parameters_text: Annotated[
         str, typer.Option("--parameters", help="Several name=value; those that this notebook lacks are left out.")
     ] = "",
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Exit with 0 also if it fails: run_summary says so, after the others.")
+    ] = False,
 ) -> None:
     """Execute a notebook with parameters; exits with 1 and says why when it does not finish."""
     echo = Echo(sys.stderr)
@@ -255,23 +335,28 @@ def main(
     os.environ["LAYER_REDUNDANCY_NOTEBOOK"] = notebook.stem  # the store's log of sweeps names it
     # Resolved before anything runs: papermill changes the working directory.
     notebook, output = notebook.absolute(), output.absolute()
+    reason = run_summary.reason_file(output)
     try:
+        check_output(notebook, output)
         model = absolute_model(model)
         profile = profiles.absolute_profile(profile)
         profiles.get(profile, model=model, revision=revision)
         given = {"profile": profile, "model": model, "revision": revision, "trust_remote_code": trust_remote_code}
         chosen = collect(known_parameters(notebook), given, parameter or [], parameters_text)
+        chosen = placed(chosen, model)
         started = time.monotonic()
         echo.write(f"{notebook.stem}: started ({', '.join(f'{k}={v}' for k, v in chosen.items() if v)})\n")
         execute(notebook, output, chosen, echo)
-    except StudyError as error:
+    except (StudyError, Unfinished) as error:
         echo.close()
         typer.echo(f"{notebook.stem}: {error}", err=True)
+        if keep_going and run_summary.note(reason, str(error)):
+            return
         raise typer.Exit(1) from error
+    reason.unlink(missing_ok=True)
     echo.write(f"{notebook.stem}: finished in {time.monotonic() - started:.0f} s\n")
 
 
 if __name__ == "__main__":
-    # What stops a batch job leaves no more behind than Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    doors.entered(doors.COMMAND)
     app()

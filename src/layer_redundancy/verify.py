@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from layer_redundancy.config import profiles
+from layer_redundancy.config.notebooks import chosen_notebooks, number
 from layer_redundancy.config.profiles import Profile
 from layer_redundancy.core import flags, paths
 from layer_redundancy.core.errors import StudyError
@@ -373,25 +374,9 @@ def _literal(name: ast.expr) -> list[str]:
     return []
 
 
-def chosen_notebooks(chosen: str = "") -> list[Path]:
-    """The study's notebooks, or those chosen by number or name, as make's NOTEBOOKS has them.
-
-    Raises:
-        StudyError: there is none of that name.
-    """
-    every = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
-    found = []
-    for name in (Path(word).name.removesuffix(".ipynb") for word in chosen.split()):
-        fitting = [path for path in every if path.stem == name or path.stem.startswith((f"{name}_", f"0{name}_"))]
-        if not fitting:
-            raise StudyError(f'no notebook "{name}": choose from {" ".join(path.stem for path in every)}')
-        found += fitting
-    return found if chosen.strip() else every
-
-
 def not_run(folder: str, of: Sequence[Path]) -> list[str]:
     """Numbers of the notebooks without an executed copy: their tables, if any, are of another run."""
-    return [path.stem.partition("_")[0] for path in of if not (paths.RUNS / folder / path.name).exists()]
+    return [number(path) for path in of if not (paths.RUNS / folder / path.name).exists()]
 
 
 def renewed(folder: Path, expected: Path, of: Sequence[Path]) -> str:
@@ -444,7 +429,7 @@ def verify_run(
     if not tables and len(skipped) == len(of):  # the tables that are there may be the expected ones themselves
         raise StudyError(f"no notebook of {run} was run here: make figures PROFILE={profile.name}, or give --tables")
     if tables and not tables.is_dir():
-        raise StudyError(f"{tables} does not exist")
+        raise StudyError(f"{tables} is no folder: give one with the tables of a run")
     names = [name for path in of for name in saved_tables(path)] if notebooks.strip() else None
     rules = Rules.read(paths.EXPECTED / "tolerances.toml", profile.name)
     verdicts = verify(tables or paths.FIGURES / run, wanted, rules, names)

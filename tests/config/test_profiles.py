@@ -214,7 +214,7 @@ def test_all_of_it_is_checked_with_the_standard_library_alone(written, tmp_path)
     name = written("budgets.healing.ratio = 7")
     command = [sys.executable, "-I", "-S", "-c"]
     code = f"import sys; sys.path.insert(0, {str(paths.PACKAGE.parent)!r}); "
-    code += "from layer_redundancy.config import run_folder; run_folder.main(*sys.argv[1:])"
+    code += "from layer_redundancy.config import run_folder; run_folder.main('PROFILE=' + sys.argv[1])"
     done = subprocess.run([*command, code, name], cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == (
         "mine.toml: budgets.healing.ratio must be above 0 and below 1, not 7.0\n",

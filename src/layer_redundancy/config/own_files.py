@@ -4,9 +4,12 @@ A relative path starts at the folder of the profile that names it or, if nothing
 """
 
 import os
+import re
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
-from layer_redundancy.core import paths
+from layer_redundancy.core import cache, paths
 from layer_redundancy.core.errors import StudyError
 
 CORPORA = ("wikipedia", "pg19", "c4", "alpaca")  # those that `data.corpora` knows by name
@@ -20,21 +23,33 @@ def shown(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+def place(name: str) -> Path:
+    """A path as the user writes it, with ~ for a home folder.
+
+    Raises:
+        StudyError: ~ and the name of nobody.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise StudyError(f"{name!r}: there is no home folder of {name.split('/')[0]}") from None
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file or folder is there, whatever the text that is asked for: also one that can be no path."""
+    try:
+        path.stat()
+    except (OSError, ValueError):  # a name that is too long, or has a null byte
+        return False
+    return True
+
+
 def _found(name: str, folder: Path | None) -> Path | None:
     """The file or folder of that name, absolute; None where there is none."""
     for base in (folder, paths.ROOT):
-        if name and base is not None and (path := _existing(base, name)) is not None:
+        if name and base is not None and is_there(path := base / place(name)):
             return path.resolve()
     return None
-
-
-def _existing(base: Path, name: str) -> Path | None:
-    """The path of that name, from a folder on, if something lies there."""
-    try:
-        path = base / Path(name).expanduser()
-        return path if path.exists() else None
-    except (OSError, RuntimeError):  # a name too long, a folder that may not be looked into, ~ of an unknown user
-        return None
 
 
 def find_text(name: str, folder: Path | None = None) -> tuple[Path, str]:
@@ -90,16 +105,64 @@ def task(name: str, folder: Path | None = None) -> str:
 
 def model(name: str, folder: Path | None = None) -> str:
     """A folder or file beside the profile by its absolute path; a hub id, or any other name, as it is."""
-    path = _existing(folder, name) if name and folder is not None else None
-    return name if path is None else str(path.resolve())
+    path = folder / place(name) if name and folder is not None else None
+    return name if path is None or not is_there(path) else str(path.resolve())
 
 
-def state(value: str) -> list[tuple[str, int, int]]:
-    """Names, sizes and times (ns) of the files behind a value with an absolute path; nothing for any other value."""
-    path = _existing(Path(), value) or _existing(Path(), value.rpartition("#")[0] or value)
-    if path is None or not path.is_absolute():
+def new_folder(name: str | Path, source: str = "") -> Path:
+    """Where a checkpoint is to be written, absolute; a relative path starts at the working directory.
+
+    Args:
+        name: the folder; it must not exist.
+        source: the model that it is made from, "" where that is not known.
+
+    Raises:
+        StudyError: something lies there, or nothing can be written there; told before hours are spent on it.
+    """
+    path = cache.new_path(name).absolute()
+    if source and is_there(Path(source)) and path.resolve().is_relative_to(Path(source).resolve()):
+        raise StudyError(f"cannot write {shown(path)}: it lies in the model's own folder, choose another")
+    return path
+
+
+def state(value: str) -> list[tuple[str, int, int, int]]:
+    """Names, sizes, times (ns) and inodes of the files behind an absolute path; nothing for any other value.
+
+    Of a folder these are all files in it; of a task's file those beside it, and those that it names.
+    """
+    path = Path(value if is_there(Path(value)) else value.rpartition("#")[0])
+    if not path.is_absolute() or not is_there(path):
         return []
-    # What a task's file reads lies beside it.
-    files = path.parent.iterdir() if is_own_task(value) else path.rglob("*") if path.is_dir() else [path]
-    stats = ((file, file.stat()) for file in sorted(files) if file.is_file())
-    return [(file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+    if is_own_task(value):
+        files = set(_beside(path))
+    elif path.is_dir():
+        files = {Path(folder) / name for folder, _, names in os.walk(path) for name in names}
+    else:
+        files = {path}
+    found = []
+    for file in sorted(files):
+        try:
+            known = file.stat()
+        except OSError:  # a link to nothing: the run will tell
+            continue
+        if stat.S_ISREG(known.st_mode):
+            found.append((str(file), known.st_size, known.st_mtime_ns, known.st_ino))
+    return found
+
+
+def _beside(task: Path, seen: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """What a task may read: the files in its folder, those that it names, and what these name if they are tasks too."""
+    try:
+        yield from list(task.parent.iterdir())
+        text = task.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):  # told when the task is read
+        return
+    for quotes in re.findall(r"""\"([^"\n]+)\"|'([^'\n]+)'|([^\s'",\[\]{}]+)""", text):
+        file = task.parent / "".join(quotes)
+        if not is_there(file):
+            continue
+        if is_own_task(str(file)) and file not in seen and file.is_file():
+            yield from _beside(file, seen | {task, file})
+        elif file.is_dir() and task.parent in file.parents:
+            yield from file.rglob("*")
+        yield file

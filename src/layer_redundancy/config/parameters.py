@@ -5,20 +5,19 @@ Standard library only: the Makefile asks, before there is an environment, which 
 
 import ast
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from layer_redundancy.core import doors
 from layer_redundancy.core.errors import StudyError
 
-# Parameters that every notebook has, and the variables of make that set them.
-VARIABLES = {
-    "profile": "PROFILE",
-    "model": "MODEL",
-    "revision": "REVISION",
-    "trust_remote_code": "TRUST_REMOTE_CODE",
-}
+# Parameters that every notebook has, and that are given by settings of their own.
+VARIABLES = ("profile", "model", "revision", "trust_remote_code")
+# Parameters that may name a folder or file: what is read, and what is written.
+READ, WRITTEN = ("beside", "ready"), ("export_to",)
 
 
 def known(notebook: Path) -> dict[str, str]:
@@ -36,7 +35,13 @@ def known(notebook: Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StudyError(f"{notebook} is no notebook that can be run: {reason}") from error
-    return {ast.unparse(line.targets[0]): ast.unparse(line.value) for line in lines if isinstance(line, ast.Assign)}
+    found = {}
+    for line in lines:
+        if isinstance(line, ast.Assign):
+            found[ast.unparse(line.targets[0])] = ast.unparse(line.value)
+        elif isinstance(line, ast.AnnAssign) and line.value is not None:
+            found[ast.unparse(line.target)] = ast.unparse(line.value)
+    return found
 
 
 def typed(name: str, text: str, default: str) -> Any:
@@ -50,15 +55,19 @@ def typed(name: str, text: str, default: str) -> Any:
     Raises:
         StudyError: `text` is no value of that type.
     """
-    wanted = type(ast.literal_eval(default))
+    try:
+        wanted = type(ast.literal_eval(default))
+    except (ValueError, SyntaxError):
+        raise StudyError(f"parameter {name} has no value of its own in the notebook, but {default}") from None
     if wanted is str:
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        value = float(value) if wanted is float and type(value) is int else value
+    except (ValueError, SyntaxError, OverflowError, MemoryError, RecursionError):
         value = None
-    if wanted is float and type(value) is int:
-        return float(value)
+    if type(value) is float and not math.isfinite(value):
+        raise StudyError(f"parameter {name}={text} must be a finite number")
     if type(value) is not wanted and wanted is not type(None):
         raise StudyError(f"parameter {name}={text} must be of type {wanted.__name__}, as its default {default} is")
     return value
@@ -68,8 +77,8 @@ def given(text: str) -> dict[str, str]:
     """The parameters in a text such as `limit=20 export_to='a folder'`, quoted as for a shell: name -> value as text.
 
     Raises:
-        StudyError: a part that is no name=value, a quote that is not closed, or a parameter that make has a variable
-            for.
+        StudyError: a part that is no name=value, a quote that is not closed, a parameter that is given twice or that
+            has a setting of its own.
     """
     try:
         parts = [part.partition("=") for part in shlex.split(text)]
@@ -79,8 +88,12 @@ def given(text: str) -> dict[str, str]:
         if not (equals and name):
             raise StudyError(f"parameter {name + value!r} must be written name=value, with quotes around spaces")
         if name in VARIABLES:
-            raise StudyError(f"parameter {name} is set by {VARIABLES[name]}=")
-    return {name: value for name, _, value in parts}
+            raise StudyError(f"parameter {name} is set by {doors.setting(name)}")
+    found = {name: value for name, _, value in parts}
+    if len(found) < len(parts):
+        twice = next(name for name in found if [part[0] for part in parts].count(name) > 1)
+        raise StudyError(f"parameter {twice} is given twice")
+    return found
 
 
 def by_notebook(text: str, notebooks: Sequence[Path]) -> dict[Path, dict[str, Any]]:
@@ -95,7 +108,7 @@ def by_notebook(text: str, notebooks: Sequence[Path]) -> dict[Path, dict[str, An
     of_notebook = {notebook: known(notebook) for notebook in notebooks}
     every = dict.fromkeys(name for names in of_notebook.values() for name in names if name not in VARIABLES)
     if unknown := [name for name in wanted if name not in every]:
-        known_ones = f"which know {', '.join(every)}" if every else "which have no parameters but make's own variables"
+        known_ones = f"which know {', '.join(every)}" if every else "which have no parameters of their own"
         raise StudyError(f"no parameter {', '.join(unknown)} in the chosen notebooks, {known_ones}")
     return {notebook: taken(wanted, names) for notebook, names in of_notebook.items()}
 

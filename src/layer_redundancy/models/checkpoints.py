@@ -296,7 +296,8 @@ def hub_errors(name: str, trust_remote_code: bool = True) -> Iterator[None]:
     except StudyError:
         raise
     except Exception as e:  # a config or weights that make no sense raise almost anything
-        if (line := hub.one_line(e, name, f"use MODEL={EMBEDDED_MODEL}, which needs no hub")) is not None:
+        instead = f"use {doors.setting('model', EMBEDDED_MODEL)}, which needs no hub"
+        if (line := hub.one_line(e, name, instead)) is not None:
             raise StudyError(line) from e
         text = " ".join(str(e).split())
         if config := re.search(

@@ -3,6 +3,11 @@
 `python -m layer_redundancy.models.smollm2` fetches and converts; everyone else calls `folder()`.
 """
 
+from layer_redundancy.core import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
 import hashlib
 import shutil
 import sys
@@ -143,11 +148,15 @@ def _target() -> Path:
 
 def main() -> int:
     """Makes the embedded model ready; the exit status is 1, with one line on stderr, if that fails."""
+    interrupts.interrupt()
     try:
         print(f"embedded model: {MODEL_NAME} ({revision()}, {MODEL_LICENSE}) in {folder()}")
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return interrupts.STATUS
     return 0
 
 

@@ -4,6 +4,11 @@ What is in the hub's cache is not downloaded again, and what broke off goes on w
 its tokens are counted for `make plan`.
 """
 
+from layer_redundancy.core import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
 import os
 import subprocess
 import sys
@@ -18,7 +23,7 @@ from tqdm import tqdm
 from layer_redundancy.config import own_files, profiles, sources
 from layer_redundancy.config.profiles import Profile, TaskBudget
 from layer_redundancy.config.sources import Amount
-from layer_redundancy.core import flags, log
+from layer_redundancy.core import doors, flags, log
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import corpora, hub
 from layer_redundancy.models import checkpoints, loading
@@ -119,7 +124,7 @@ def downloads(profile: Profile, needed: Mapping[str, Needs] | None = None) -> li
         size, pin = _asked_size(model, counts.revision(profile, model)), counts.revision(profile, model)
         note = ""
         if source is not None and source.gated:
-            note = f"gated: accept its licence on its hub page, or use MODEL={source.ungated}"
+            note = f"gated: accept its licence on its hub page, or use {doors.setting('model', source.ungated)}"
         if size is None:
             size = source.gigabytes if source else float("nan")
         licence = source.licence if source else "see its hub page"
@@ -259,6 +264,7 @@ def main(
 ) -> None:
     """Downloads all that a profile needs, once."""
     log.show()
+    interrupts.interrupt()
     try:
         chosen = profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code)
         if only_count:
@@ -273,8 +279,12 @@ def main(
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        print("interrupted: what was downloaded is kept, and the same command goes on from there", file=sys.stderr)
+        raise
     print("all is here: HF_HUB_OFFLINE=1 make figures needs no network")
 
 
 if __name__ == "__main__":
+    doors.entered(doors.COMMAND)
     app()

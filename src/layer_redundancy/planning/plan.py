@@ -319,7 +319,7 @@ def report(chosen: Profile, notebooks: str = "", alone: bool = False) -> None:
 
     Args:
         chosen: the profile, with the user's own model in place if there is one.
-        notebooks: only these, by number, with spaces between them; "" for all.
+        notebooks: only these, by number or name, with spaces between them; "" for all.
         alone: as if no other notebook had been run before.
 
     Raises:
@@ -348,6 +348,6 @@ def report(chosen: Profile, notebooks: str = "", alone: bool = False) -> None:
         print("tokens of benchmarks are estimates; `make prefetch` counts them")
     if found and not hub.answers():
         print("the hub was not asked (out of reach, or HF_HUB_OFFLINE): sizes are those this study knows")
-    path = paths.RESULTS / f"plan-{profiles.slug(profiles.artifact_folder(chosen))}.csv"
+    path = paths.RESULTS / f"plan-{profiles.artifact_folder(chosen).replace('/', '--')}.csv"
     write_whole({path: frame.to_csv(index=False).encode()})
     print(f"as a table: {os.path.relpath(path)}")

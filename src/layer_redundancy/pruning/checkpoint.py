@@ -224,6 +224,8 @@ def read(file: Path) -> dict[str, Any]:
     wrong = [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
     if wrong or not all(isinstance(block, int) for block in found["removed_blocks"]):
         raise StudyError(f"{file}: {(wrong or ['removed_blocks'])[0]} is none that `layer-redundancy prune` wrote")
+    if (found["healed"] is None) != (found["training"] is None):
+        raise StudyError(f"{file}: healed and training go together: give both, or null for both")
     return found
 
 

@@ -88,7 +88,8 @@ def _run_command(command: list[str], environment: dict[str, str]) -> None:
     done = subprocess.run(command, env=environment, cwd=paths.ROOT, capture_output=True, text=True)
     if done.returncode:
         last = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise StudyError(f"{' '.join(command[2:])} failed: " + "\n".join(last[-25:]))
+        print(*last[-25:], sep="\n", file=sys.stderr)
+        raise StudyError(f"{' '.join(command[2:])} failed, as its last lines above say")
 
 
 def _output(model: str, notebook: Path, folder: Path) -> Path:

@@ -22,10 +22,9 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Annotated, Any, TextIO
+from typing import Annotated, Any, TextIO
 
 # jsonschema, which nbformat imports, would spend most of a second on a grammar of addresses that no notebook holds; it
 # does without where that package is missing.
@@ -41,7 +40,7 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from layer_redundancy import run_summary
 from layer_redundancy.config import parameters, profiles
 from layer_redundancy.config.run_folder import absolute_model, placed
-from layer_redundancy.core import doors
+from layer_redundancy.core import cache, doors
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
 
 LOG_INTERVAL = 30.0  # seconds between two states of a progress bar in a log
@@ -201,7 +200,9 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo
         echo.status(f"{notebook.stem}: cell {cells}")
 
     interrupts.interrupt()
-    with _running(output) as running:
+    # Of a killed run nothing stays, and two runs of one notebook at once do not write into each other's copy.
+    with cache.scratch_beside(output) as scratch:
+        running = scratch / output.name
         try:
             output.unlink(missing_ok=True)
             failed.unlink(missing_ok=True)
@@ -241,43 +242,6 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo
             raise
 
 
-@contextmanager
-def _running(output: Path) -> Iterator[Path]:
-    """The file of a run that is under way, locked as long as this process lives; removed if it was not renamed.
-
-    With the process in its name, two runs of the same notebook at once do not write into each other's copy. What killed
-    runs left is removed: whatever is locked is another live one's.
-    """
-    running = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for left in output.parent.iterdir():
-            if re.fullmatch(rf"\.{re.escape(output.stem)}\.\d+\.ipynb", left.name):
-                with suppress(OSError), left.open("rb") as file:
-                    _lock(file)
-                    left.unlink()
-        lock = running.open("ab")
-    except OSError as error:
-        raise StudyError(_unwritten(output, error)) from error
-    with lock:
-        with suppress(OSError):  # a file system without locks; nobody's copy is removed there
-            _lock(lock)
-        try:
-            yield running
-        finally:
-            with suppress(OSError):
-                running.unlink(missing_ok=True)
-
-
-def _lock(file: IO[bytes]) -> None:
-    """Locks a file as long as it is open; raises OSError where another process has, or locks are not to be had."""
-    try:
-        import fcntl
-    except ImportError as error:  # Windows
-        raise OSError("no locks") from error
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def _unwritten(output: Path, error: OSError) -> str:
     return f"cannot write {_shown(output)}: {error.strerror or error}"
 
@@ -294,9 +258,8 @@ def _reason(error: PapermillExecutionError) -> str:
 def _kept(running: Path, failed: Path) -> str:
     """Keep the partly executed copy under a name that cannot be taken for a finished one; says where it lies."""
     with suppress(OSError):
-        if running.stat().st_size:
-            running.replace(failed)
-            return f"\n  partly executed copy: {_shown(failed)}"
+        running.replace(failed)
+        return f"\n  partly executed copy: {_shown(failed)}"
     return ""
 
 

@@ -1,7 +1,6 @@
-"""The runner of notebooks: what it may overwrite, what killed runs left, and what it says of a notebook that failed."""
+"""The runner of notebooks: what it may overwrite, and what it says of a notebook that failed."""
 
-import fcntl
-import os
+import io
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from typer.testing import CliRunner
 import one_line
 from layer_redundancy import run_notebook, run_summary
 from layer_redundancy.core import doors
+from layer_redundancy.core.errors import StudyError
 from test_run_notebook import EARLIER, printed, write_notebook
 
 
@@ -88,8 +88,9 @@ def test_what_was_executed_is_made_anew(notebook, output):
 
 @pytest.mark.parametrize("output", ["notes.txt/study.ipynb", "x" * 300 + ".ipynb"])
 def test_a_place_that_cannot_be_written_is_one_line(notebook, output):
-    running = run_notebook._running(notebook.parent / output)
-    assert one_line.refusal(running.__enter__).startswith("cannot write ")
+    with pytest.raises((StudyError, run_notebook.Unfinished)) as caught:
+        run_notebook.execute(notebook, notebook.parent / output, {}, run_notebook.Echo(io.StringIO()))
+    assert str(caught.value).startswith("cannot write ") and "\n" not in str(caught.value)
 
 
 MISTAKES = {
@@ -119,24 +120,6 @@ def test_a_mistake_is_one_line_before_anything_runs(tmp_path, monkeypatch, optio
 def test_a_default_that_is_computed_takes_no_value(tmp_path):
     notebook = write_notebook(tmp_path, parameters='profile = ""\nlimit = 2 * x')
     assert "parameter limit has no value of its own" in run(notebook, tmp_path / "o.ipynb", "-p", "limit=3").stderr
-
-
-def test_copies_of_dead_runs_go_and_those_of_live_ones_stay(tmp_path):
-    output = tmp_path / "study.ipynb"
-    left = [f".study.{number}.ipynb" for number in (1, os.getpid() + 1, 10**9)]
-    others = [".study.mine.ipynb", ".other.1.ipynb", ".study.2.txt", "study.1.ipynb"]
-    for name in [*left, *others]:
-        (tmp_path / name).write_text(EARLIER)
-    os.utime(tmp_path / left[2], (0, 0))
-    with (tmp_path / left[0]).open("rb") as live:
-        fcntl.flock(live, fcntl.LOCK_EX)
-        with run_notebook._running(output) as running:
-            assert running.exists()
-            there = {path.name for path in tmp_path.iterdir()}
-            assert there == {left[0], running.name, *others}
-            with run_notebook._running(output.with_name("beside.ipynb")):
-                assert running.exists()
-        assert not running.exists()
 
 
 @pytest.mark.slow

@@ -207,6 +207,8 @@ def read(file: Path) -> dict[str, Any]:
     """
     try:
         file = file / RECORD if file.is_dir() else file
+        if file.exists() and not file.is_file():
+            raise StudyError(f"{cache.shown(file)} is no {RECORD}: give a folder that `layer-redundancy prune` wrote")
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise StudyError(f"cannot read {cache.shown(file)}: {error.strerror or error}") from error

@@ -82,7 +82,7 @@ class Study:
     @flags.checked
     def open(
         cls,
-        profile: str | Path = "embedded",
+        profile: str = "embedded",
         model: str | Path = "",
         revision: str = "",
         trust_remote_code: bool = False,
@@ -101,7 +101,7 @@ class Study:
             StudyError: unknown profile, or a model that does not exist or cannot be reached.
         """
         found = profiles.get(
-            _text("profile", profile),
+            profile,
             model=absolute_model(_text("model", model)),
             revision=_text("revision", revision),
             trust_remote_code=trust_remote_code,

@@ -440,13 +440,10 @@ def test_a_folder_is_named_by_a_path_and_by_a_link(tiny, tmp_path):
         opened[0].identity, name=str(odd), source=str(odd)
     )
     (odd / WEIGHTS).write_bytes(b"")
-    assert "line" in refusal(lambda: identify(odd))
+    assert "line" in refusal(lambda: look(odd))
 
 
 OPENED = {
-    "no profile": ({"profile": None}, "profile must be a text or a path, not None"),
-    "a profile's number": ({"profile": 5}, "profile must be a text or a path, not 5"),
-    "a profile in capitals": ({"profile": "Smoke"}, "unknown profile 'Smoke'"),
     "a profile's file that is not there": ({"profile": Path("nope.toml")}, "no such file"),
     "no model": ({"model": None}, "model must be a text or a path, not None: leave it out"),
     "a list of models": ({"model": ["a"]}, "model must be a text or a path"),

@@ -84,7 +84,7 @@ class Study:
         cls,
         profile: str = "embedded",
         model: str | Path = "",
-        revision: str = "",
+        revision: str | None = "",
         trust_remote_code: bool = False,
         store: Path | None = None,
     ) -> "Study":
@@ -103,7 +103,7 @@ class Study:
         found = profiles.get(
             profile,
             model=absolute_model(_text("model", model)),
-            revision=_text("revision", revision),
+            revision="" if revision is None else _text("revision", revision),
             trust_remote_code=trust_remote_code,
         )
         return cls.of(found, store)

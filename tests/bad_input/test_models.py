@@ -434,6 +434,7 @@ def test_a_file_that_is_no_model_is_refused(name, content, words, tiny, tmp_path
 def test_a_folder_is_named_by_a_path_and_by_a_link(tiny, tmp_path):
     (tmp_path / "link").symlink_to(tiny)
     opened = [Study.open("smoke", model, store=tmp_path / "s.sqlite") for model in (tiny, str(tiny), tmp_path / "link")]
+    opened.append(Study.open("smoke", tiny, revision=None, store=tmp_path / "s.sqlite"))
     assert len({study.identity.fingerprint for study in opened}) == 1
     odd = shutil.copytree(tiny, tmp_path / "my mödel 'q' \"d\" $HOME `x`\nline")
     assert Study.open("smoke", odd, store=tmp_path / "s.sqlite").identity == replace(
@@ -669,7 +670,7 @@ def test_a_cache_that_cannot_be_written_costs_no_more_than_time(large, monkeypat
 
 NOTES = {
     "no JSON": "{",
-    "a list of numbers": "[5]",
+    "an empty list": "[]",
     "a number of removals": '{"steps": 5}',
     "words": '{"removed_blocks": "x"}',
 }

@@ -82,9 +82,9 @@ class Study:
     @flags.checked
     def open(
         cls,
-        profile: str | Path = "embedded",
+        profile: str = "embedded",
         model: str | Path = "",
-        revision: str = "",
+        revision: str | None = "",
         trust_remote_code: bool = False,
         store: Path | None = None,
     ) -> "Study":
@@ -101,9 +101,9 @@ class Study:
             StudyError: unknown profile, or a model that does not exist or cannot be reached.
         """
         found = profiles.get(
-            _text("profile", profile),
+            profile,
             model=absolute_model(_text("model", model)),
-            revision=_text("revision", revision),
+            revision="" if revision is None else _text("revision", revision),
             trust_remote_code=trust_remote_code,
         )
         return cls.of(found, store)

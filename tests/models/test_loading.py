@@ -40,7 +40,7 @@ def test_folder_without_config_or_with_broken_weights(tmp_path, profile):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(StudyError, match=r"model\.safetensors is cut off") as e:
-        checkpoints.identify(profile(tmp_path))
+        loading.load(checkpoints.identify(profile(tmp_path)))
     assert "\n" not in str(e.value)
 
 

@@ -197,7 +197,7 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 def _tokenizer_rules(tokenizer: Any) -> str:
     """Hash of what else than its vocabulary decides a tokenizer's tokens: its merges, what it puts around them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    around = [prepends_bos(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id]
+    around = [prepends_bos(tokenizer), tokenizer.bos_token_id, getattr(tokenizer, "eos_token_id", None)]
     return _digest(f"{around} {'' if backend is None else backend.to_str()}")
 
 

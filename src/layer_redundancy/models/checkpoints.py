@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -81,7 +81,10 @@ def identify(profile: Profile) -> ModelIdentity:
     revision = _hub_revision(weights.source, weights.revision)
     config = _config(weights.source, revision, profile.trust_remote_code)
     identity = identity_of(config, profile, *weights)
-    _check_count(identity, tensors(identity, pickled=False))
+    names: Iterable[str] = ()
+    with suppress(StudyError):  # a file that is damaged is told when it is loaded
+        names = tensors(identity, pickled=False)
+    _check_count(identity, names)
     return identity
 
 
@@ -231,7 +234,9 @@ def _folder_hash(folder: Path) -> str:
             f"{folder} holds an adapter ({weight_files.ADAPTER_CONFIG}): merge it into its model (merge_and_unload of "
             "peft), save that and give its folder; if the weights here are merged already, move that file away"
         )
-    return weight_files.fingerprint(folder, weight_files.weights(folder, settings.get("transformers_weights")))
+    names = weight_files.weights(folder, settings.get("transformers_weights"))
+    weight_files.check_pulled(folder / name for name in names)
+    return weight_files.fingerprint(folder, names)
 
 
 def check_unchanged(identity: ModelIdentity) -> None:

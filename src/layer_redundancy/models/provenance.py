@@ -62,7 +62,9 @@ def _noted(file: Path | None) -> tuple[dict[str, Any], list[list[int]]]:
     if file is None:
         return {}, []
     try:
-        before = dict(json.loads(file.read_text(encoding="utf-8")))
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(before, dict):
+            raise TypeError("it holds no table")
         first = before.get("removed_blocks", [])
         steps = [[int(i) for i in step] for step in before.get("steps", [first] if first else [])]
         dict(before.get("not_loaded", {}))

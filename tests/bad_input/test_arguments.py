@@ -371,13 +371,13 @@ def test_numbers(act, words):
     ("profile", "words"),
     rows(
         [
-            ("none", None, "unknown profile 'None': choose one of smoke, embedded, paper"),
-            ("a number", 5, "unknown profile '5'"),
-            ("an empty name", "", "unknown profile ''"),
+            ("none", None, "profile must be a text or a path, not None: leave it out for the default"),
+            ("a number", 5, "profile must be a text or a path, not 5"),
+            ("an empty name", "", "unknown profile '': choose one of smoke, embedded, paper"),
             ("another case", "Smoke", "unknown profile 'Smoke'"),
             ("a blank behind", "smoke ", "unknown profile 'smoke '"),
             ("a path that leads out", "../../etc", "unknown profile '../../etc'"),
-            ("a list", ["smoke"], "unknown profile"),
+            ("a list", ["smoke"], "profile must be a text or a path, not ['smoke']"),
         ]
     ),
 )
@@ -422,7 +422,7 @@ def test_only_figures_and_tables_are_saved(study, tmp_path):
             ("five bits", lambda s: Order("taylor", [1], bits=5), "cannot quantize to 5 bits"),
             ("a number of blocks", lambda s: ordered(s, "taylor", 3), "3 is no HowMany: give HowMany(remove=...)"),
             ("an order by name", lambda s: prune(s, "taylor", Path("x")), "'taylor' is no Order"),
-            ("a folder of no name", lambda s: prune(s, Order("taylor", [1]), ""), "no folder to write was named"),
+            ("a folder of no name", lambda s: prune(s, Order("taylor", [1]), ""), "cannot write to '': give a folder"),
             ("a folder that is there", lambda s: prune(s, Order("taylor", [1]), "."), ". exists: choose another"),
         ]
     ),

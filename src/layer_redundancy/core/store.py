@@ -255,6 +255,8 @@ class Store:
                 copy.execute("SELECT count(*) FROM results")
             found = f"all that it held is in {rescued.name} beside it; put back what you want to go on with"
         except (sqlite3.Error, OSError) as e:
+            with suppress(OSError):
+                rescued.unlink(missing_ok=True)
             found = f"what it held cannot be saved ({e}); put back what there is of it"
         raise StudyError(
             f"results store {self.path} was deleted or replaced while it was in use: {found}, and run again"

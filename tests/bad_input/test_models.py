@@ -604,6 +604,19 @@ def test_a_tokenizer_that_changed_in_place_gives_other_text_and_no_stored_result
     assert second[0] != first[0] and second[1] != first[1]
 
 
+def test_texts_that_a_tokenizer_is_read_from_count_where_it_has_no_file_of_its_own(model):
+    def fingerprint() -> str:
+        return weight_files.fingerprint(model, ["model.safetensors"])
+
+    whole = fingerprint()
+    (model / "merges.txt").write_text("a b")
+    assert fingerprint() == whole, "tokenizer.json has the merges"
+    (model / "tokenizer.json").unlink()
+    first = fingerprint()
+    (model / "merges.txt").write_text("b c")
+    assert fingerprint() != first != whole
+
+
 def test_tokens_in_the_cache_are_those_of_a_tokenizer_and_not_of_its_vocabulary_alone(model, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     texts = ["The First of All Texts " * 9, "And Another One " * 9]

@@ -20,6 +20,7 @@ INDEX = ".index.json"
 # In the order in which transformers looks for them.
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 HASHED = (".json", ".safetensors", ".bin", ".model", ".py")  # suffixes of files that may decide a number
+TOKENIZER_TEXTS = ("merges.txt", "vocab.txt")  # what a tokenizer is read from where there is no tokenizer.json
 POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -121,6 +122,8 @@ def fingerprint(folder: Path, names: Iterable[str]) -> str:
     """
     digest = hashlib.sha256()
     files = sorted(path.name for path in folder.iterdir() if path.suffix in HASHED and path.is_file())
+    if "tokenizer.json" not in files:
+        names = {*names, *(name for name in TOKENIZER_TEXTS if (folder / name).is_file())}
     for name in [*files, *sorted({*names} - {*files})]:
         try:
             digest.update(f"{name}:{cache.known_sha256(folder / name)};".encode())

@@ -49,7 +49,7 @@ def _run(file: Path, root: Path, output: Path, parameters: dict[str, object]) ->
             importlib.reload(paths)
             log.show()  # as in a kernel
             cells = parameterize_notebook(load_notebook_node(str(file)), parameters).cells
-            names = {"__name__": "__main__"}
+            names = {"__name__": "__main__", "display": print}  # what a kernel has besides
             for number, cell in enumerate(cells):
                 if cell.cell_type == "code":
                     exec(compile(cell.source, f"{file.name}, cell {number}", "exec"), names)

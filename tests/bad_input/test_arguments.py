@@ -371,13 +371,13 @@ def test_numbers(act, words):
     ("profile", "words"),
     rows(
         [
-            ("none", None, "profile must be a text or a path, not None: leave it out for the default"),
-            ("a number", 5, "profile must be a text or a path, not 5"),
+            ("none", None, "unknown profile 'None'|choose one of smoke, embedded, paper"),
+            ("a number", 5, "unknown profile '5'"),
             ("an empty name", "", "unknown profile '': choose one of smoke, embedded, paper"),
             ("another case", "Smoke", "unknown profile 'Smoke'"),
             ("a blank behind", "smoke ", "unknown profile 'smoke '"),
             ("a path that leads out", "../../etc", "unknown profile '../../etc'"),
-            ("a list", ["smoke"], "profile must be a text or a path, not ['smoke']"),
+            ("a list", ["smoke"], "unknown profile|['smoke']"),
         ]
     ),
 )

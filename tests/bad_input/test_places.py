@@ -103,8 +103,9 @@ def test_a_place_that_only_looks_odd_is_written_to(place, model, target):
 RECORD = {"base_fingerprint": "a", "measure": "b", "removed_blocks": [1], "healed": None, "training": None,
           "quantized_to_bits": None, "profile": {}}  # fmt: skip
 RECORDS = {
+    "a pipe that nobody writes to": (os.mkfifo, "is no pruning.json: give a folder that"),
     "none": (None, "No such file"),
-    "a folder": (Path.mkdir, "Is a directory"),
+    "a folder": (Path.mkdir, "is no pruning.json: give a folder that"),
     "a link that leads nowhere": (lambda file: file.symlink_to("/not there"), "No such file"),
     "a link to itself": (lambda file: file.symlink_to(file), "Too many levels"),
     "empty": (b"", "is no pruning.json"),

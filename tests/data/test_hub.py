@@ -55,7 +55,7 @@ def test_gated_names_what_asks_for_no_account(served, tmp_path):
     served.troubles[LLAMA] = Trouble("gated")
     (told,) = client(served, tmp_path, TOLD + f"told([load({LLAMA!r})])")
     assert told.startswith(f"{LLAMA} is gated: accept its licence") and "\n" not in told
-    assert "MODEL=NousResearch/Llama-2-7b-hf" in told and "hf auth login" in told
+    assert "model='NousResearch/Llama-2-7b-hf'" in told and "hf auth login" in told
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_a_raw_file_that_breaks_off_goes_on_where_it_was(served, tmp_path):
 def test_out_of_reach_with_nothing_in_the_cache(served, tmp_path):
     told = client(served, tmp_path, TOLD + f"told([load({LLAMA!r}), line(paper_benchmarks.c3)])", offline=True)
     assert all("is not in the local cache and the hub cannot be reached" in line for line in told)
-    assert "MODEL=smollm2-135m-instruct" in told[0]
+    assert "model='smollm2-135m-instruct'" in told[0]
     assert not served.requests
 
 

@@ -10,7 +10,7 @@ from layer_redundancy.config import paper_tables, profiles
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data.corpora import TokenBlocks
-from layer_redundancy.experiments import depth_curves
+from layer_redundancy.experiments import depth_curves, few_blocks
 from layer_redundancy.experiments import rwkv_redundancy as recurrent
 from layer_redundancy.models import smollm2
 from layer_redundancy.study import Study
@@ -155,5 +155,7 @@ def test_transformers_own_recurrent_models_are_measured_as_rwkv5_is(tmp_path, ow
         assert bits == pytest.approx(per_token, rel=0.1)
         assert sorted(found.greedy) == list(range(study.num_blocks))
         assert set(found.curves["metric"]) == set(found.accuracy["metric"])
-        assert np.isfinite(found.summary).all()
+        a_block = [few_blocks.is_a_block(study.num_blocks, ratio) for ratio in depth_curves.RATIOS]
+        assert not all(a_block), "a tenth of four blocks is none"
+        assert (np.isfinite(found.summary).sum(1) == found.summary.shape[1] - a_block.count(False)).all()
         assert study.deviation([study.dense, (0, 2, 3)]) < 1e-5

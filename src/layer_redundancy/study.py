@@ -147,9 +147,24 @@ class Study:
         """The model's tokenizer."""
         return self.inputs.tokenizer
 
-    @cached_property
+    @property
     def stack(self) -> DecoderStack:
-        """The model, loaded and taken apart. Nothing asks for it when the store has all results."""
+        """The model, loaded and taken apart. Nothing asks for it when the store has all results.
+
+        Raises:
+            StudyError: as `loading.load`; somebody has taken blocks out of the model in memory.
+        """
+        if "stack" not in vars(self):
+            vars(self)["stack"] = self._loaded()
+        found = vars(self)["stack"]
+        if len(found) != self.num_blocks:
+            raise StudyError(
+                f"the model in memory has {len(found)} of its {self.num_blocks} blocks: name the others in a variant "
+                "(variants.without), or end the removal first (Study.unload loads it anew)"
+            )
+        return found
+
+    def _loaded(self) -> DecoderStack:
         logger.info(f"loading {self.identity.name} ({self.identity.revision}), {self.profile.dtype}")
         if self.healing is not None:
             return decoder_stack(healing.build(self.healing))

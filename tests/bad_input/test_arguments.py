@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -519,6 +520,21 @@ def test_what_is_pruned_of_a_trained_model_is_that_model_without_the_blocks(othe
     assert loss(pruned) == pytest.approx(loss(healed, (1, 2, 3)), abs=1e-5)
     assert len(pruned.stack) == 3 and pruned.healing is None
     told(refusal(lambda: healed.with_profile(dtype="bfloat16")), "was made in float32: change the dtype of what it")
+
+
+def test_a_sweep_of_a_model_that_lacks_blocks_would_go_by_the_names_of_others(other):
+    whole = loss(other, (0, 1, 2, 3))
+    with surgery.without_layers(other.stack.model, [0]):
+        line = refusal(lambda: loss(other, (0, 1, 2)))
+        told(line, "the model in memory has 4 of its 5 blocks|end the removal first (Study.unload loads it anew)")
+    assert loss(other, (0, 1, 2)) != whole
+
+
+def test_a_model_whose_folder_goes_away_meanwhile(tmp_path):
+    gone = Study.open("smoke", str(checkpoint(tmp_path / "gone")), store=tmp_path / "s.sqlite")
+    shutil.rmtree(tmp_path / "gone")
+    for act in (lambda: gone.tokenizer, lambda: gone.stack, lambda: gone.healed([0], RECIPE, BUDGET)):
+        told(refusal(act), "gone is gone since the study was opened: put it back")
 
 
 @pytest.mark.parametrize("method", ["partial", "full"])

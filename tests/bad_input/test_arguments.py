@@ -203,6 +203,7 @@ def test_orders_and_heads(act, words):
             ("no examples", {"batch": 0}, "batch must be at least 1, not 0"),
             ("blocks of no token", {"block_length": 0}, "block_length must be at least 2, not 0"),
             ("blocks of one token", {"block_length": 1}, "block_length must be at least 2, not 1"),
+            ("blocks longer than the model takes", {"block_length": 4096}, "takes 2048 tokens, the blocks to train on"),
             ("fewer held out than none", {"held_out": -1}, "held_out must be at least 0, not -1"),
             ("a warmup of less than none", {"warmup": -1}, "warmup must be at least 0, not -1"),
             ("a schedule that is none", {"schedule": "frob"}, "schedule must be one of linear, cosine"),

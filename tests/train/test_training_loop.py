@@ -134,6 +134,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
     fit(tmp_path / "b")
     (last,) = (tmp_path / "b").glob("checkpoint-*")
     assert training_loop.last_checkpoint(tmp_path / "b") == last
+    (tmp_path / "b" / "checkpoint-4-copy").mkdir()
     broken = tmp_path / "b" / "checkpoint-8"
     broken.mkdir()
     (broken / training_loop.WEIGHTS).write_bytes(b"half")

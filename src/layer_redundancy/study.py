@@ -102,7 +102,7 @@ class Study:
             StudyError: unknown profile, or a model that does not exist or cannot be reached.
         """
         found = profiles.get(
-            _text("profile", profile),
+            profile,
             model=absolute_model(_text("model", model)),
             revision="" if revision is None else _text("revision", revision),
             trust_remote_code=trust_remote_code,

@@ -35,13 +35,17 @@ class Inputs:
 
     def text(self, split: corpora.Split, **changes: Any) -> TokenBlocks:
         """A split of the profile's corpus in blocks, with some fields of the profile's text budget changed."""
-        length, limit = self.profile.text.block_length, self.identity.max_length
+        self._check_length(self.profile.text.block_length, f"the {self.profile.name} profile's blocks of text", "text")
+        return self.token_blocks(replace(self.profile.text, **changes), split)
+
+    def _check_length(self, length: int, what: str, table: str) -> None:
+        """Raises StudyError for blocks of text that are longer than the model takes."""
+        limit = self.identity.max_length
         if limit is not None and length > limit:
             raise StudyError(
-                f"{self.identity.name} takes {limit} tokens, the {self.profile.name} profile's blocks of text have "
-                f"{length}: set a smaller block_length under [text] in a profile of your own"
+                f"{self.identity.name} takes {limit} tokens, {what} have {length}: set a smaller block_length under "
+                f"[{table}] in a profile of your own"
             )
-        return self.token_blocks(replace(self.profile.text, **changes), split)
 
     @cached_property
     def token_blocks(self) -> Callable[[TextBudget, corpora.Split], TokenBlocks]:
@@ -91,6 +95,7 @@ class Inputs:
         return cache(self._training_text)
 
     def _training_text(self, budget: TrainingBudget) -> TokenBlocks:
+        self._check_length(budget.block_length, "the blocks to train on", "budgets.healing.training")
         count = budget.steps * budget.batch + budget.held_out
         return self._packed_blocks(budget.corpus or self.profile.text.corpus, "calibration", budget.block_length, count)
 

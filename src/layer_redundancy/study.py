@@ -27,7 +27,7 @@ from layer_redundancy.config.profiles import Profile, Recipe, TaskBudget, Traini
 from layer_redundancy.config.run_folder import absolute_model
 from layer_redundancy.config.sources import Amount
 from layer_redundancy.core import cache, devices, flags, log, paths, stats, variants
-from layer_redundancy.core.arguments import shown, whole
+from layer_redundancy.core.arguments import LARGEST_SEED, shown, whole
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
 from layer_redundancy.core.variants import Variant
@@ -53,6 +53,7 @@ ACTIVATIONS_VERSION = 1  # raise it when ActivationSums means something else
 SCORES_VERSION = 1  # raise it when a score from weights or gradients means something else
 TRAINING_VERSION = 1  # raise it when what is kept of a training means something else
 PRUNED_VERSION = 1  # raise it when a pruned checkpoint is written in another way
+OF_MODEL = ("model", "revision", "trust_remote_code")  # what of a profile says which model is studied
 VALIDATIONS = 11  # times that a training measures its loss on held-out text, the first before any step
 
 
@@ -132,6 +133,11 @@ class Study:
         return self.identity.num_hidden_layers
 
     @property
+    def is_made(self) -> bool:
+        """Whether the model was made here of another one: quantized, pruned or trained."""
+        return self.identity.name != self.profile.model
+
+    @property
     def dense(self) -> Variant:
         """The whole model as a variant."""
         return variants.dense(self.num_blocks)
@@ -141,9 +147,24 @@ class Study:
         """The model's tokenizer."""
         return self.inputs.tokenizer
 
-    @cached_property
+    @property
     def stack(self) -> DecoderStack:
-        """The model, loaded and taken apart. Nothing asks for it when the store has all results."""
+        """The model, loaded and taken apart. Nothing asks for it when the store has all results.
+
+        Raises:
+            StudyError: as `loading.load`; somebody has taken blocks out of the model in memory.
+        """
+        if "stack" not in vars(self):
+            vars(self)["stack"] = self._loaded()
+        found = vars(self)["stack"]
+        if len(found) != self.num_blocks:
+            raise StudyError(
+                f"the model in memory has {len(found)} of its {self.num_blocks} blocks: name the others in a variant "
+                "(variants.without), or end the removal first (Study.unload loads it anew)"
+            )
+        return found
+
+    def _loaded(self) -> DecoderStack:
         logger.info(f"loading {self.identity.name} ({self.identity.revision}), {self.profile.dtype}")
         if self.healing is not None:
             return decoder_stack(healing.build(self.healing))
@@ -195,14 +216,36 @@ class Study:
 
     def of_model(self, model: str) -> "Study":
         """The study of another model on the same profile: the same store and folder of figures, inputs of its own."""
+        if not _text("model", model):
+            raise StudyError("model must be given, not empty: a folder, or an id of the hub")
         profile = profiles.with_model(self.profile, absolute_model(_text("model", model)))
         identity = checkpoints.identify(profile)
         return type(self)(profile, identity, self.store, Inputs(profile, identity), self.figures)
 
     def with_profile(self, **changes: Any) -> "Study":
-        """This study of the same model with some fields of its profile changed; errors as `profiles.changed`."""
+        """This study of the same model with some fields of its profile changed.
+
+        Raises:
+            StudyError: as `profiles.changed`; another model, or another dtype of one that was made from another.
+        """
         profile = profiles.changed(self.profile, **changes)
-        return replace(self, profile=profile, inputs=replace(self.inputs, profile=profile))
+        if other := [name for name in OF_MODEL if getattr(profile, name) != getattr(self.profile, name)]:
+            raise StudyError(f"{other[0]} says which model is studied: open another study (Study.of_model, Study.open)")
+        devices.use_threads(profile.threads)
+        identity = self.identity if profile.dtype == self.profile.dtype else self._in_dtype(profile)
+        healing = self.healing and replace(self.healing, device=profile.device)
+        return replace(
+            self, profile=profile, identity=identity, inputs=replace(self.inputs, profile=profile), healing=healing
+        )
+
+    def _in_dtype(self, profile: Profile) -> ModelIdentity:
+        """The identity of the same weights in a profile's dtype."""
+        if self.is_made:
+            raise StudyError(
+                f"{self.identity.name} was made in {self.profile.dtype}: change the dtype of what it was made of, "
+                "and make it again"
+            )
+        return checkpoints.identify(profile)
 
     def with_budget(self, experiment: str, **changes: Any) -> "Study":
         """This study with other values in one experiment's budget; values of None are left as they are.
@@ -257,7 +300,7 @@ class Study:
     def _of_checkpoint(self, folder: Path, name: str) -> "Study":
         """A study with the same texts, tasks and store for a model that was made from this one."""
         identity = checkpoints.identify(replace(self.profile, model=str(folder), revision=None))
-        return replace(self, identity=replace(identity, name=name))
+        return replace(self, identity=replace(identity, name=name), healing=None)
 
     def healed(self, removed: Sequence[int], recipe: Recipe, budget: TrainingBudget, seed: int = 0) -> "Study":
         """This study of what is left of the same model without some blocks, trained: the same texts, tasks and store.
@@ -271,12 +314,13 @@ class Study:
             seed: seed of the order of text and of new weights.
 
         Raises:
-            StudyError: as `variants.without`; no text to train on; a model that is not on disk; no recipe, budget or
-                seed.
+            StudyError: as `variants.without` and `healing.check`; no text to train on; a model that is not on disk; no
+                recipe, budget or seed.
         """
         self._check_on_disk("healed again")
         recipe, budget = profiles.valid(Recipe, recipe), profiles.valid(TrainingBudget, budget)
-        seed = whole(seed, "a seed", 0)
+        healing.check(recipe, self.identity.name, self.quantization_method())
+        seed = whole(seed, "a seed", 0, LARGEST_SEED)
         kept = variants.without(self.num_blocks, removed)
         gone = variants.removed_blocks(self.num_blocks, kept)
         text = self.inputs.training_text(budget)
@@ -295,7 +339,7 @@ class Study:
         folder = cache.made_once(
             "trained", settings, lambda target: surgery.export(self.stack.model, self.tokenizer, [], target)
         )
-        return replace(self._of_checkpoint(folder, self.identity.name), healing=None)
+        return self._of_checkpoint(folder, self.identity.name)
 
     def _healing(self) -> Healing:
         if self.healing is None:
@@ -617,7 +661,9 @@ class Study:
 
     def export_results(self) -> Path:
         """Writes this model's stored results as CSV, for people; left out where neither they nor the CSV can be."""
-        path = paths.RESULTS / f"{profiles.artifact_folder(self.profile)}.csv"
+        name = profiles.artifact_folder(self.profile)
+        made = f"-{self.identity.fingerprint[:8]}" if self.is_made else ""  # beside those of the model it was made of
+        path = paths.RESULTS / f"{name}{made}.csv"
         try:
             self.store.export_csv(path, model=self.identity.fingerprint)
         except StudyError as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +11,18 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 
+import tiny_models
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Recipe, TaskBudget, TextBudget, TrainingBudget
 from layer_redundancy.core import paths, stats, variants
 from layer_redundancy.core.store import Store, settings_text
 from layer_redundancy.data import benchmark_items, corpora
+from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate.generate import PromptLengths
 from layer_redundancy.evaluate.scoring import Perplexity
-from layer_redundancy.measures import greedy, importance
+from layer_redundancy.measures import gradients, greedy, importance
 from layer_redundancy.models import surgery
 from layer_redundancy.models.quantize import Scheme
 from layer_redundancy.pruning.checkpoint import Order, ordered, prune
@@ -41,6 +45,10 @@ def study(tmp_path_factory):
 def rows(table):
     """A table of (what it is, input..., words) as parameters whose ids are sentences."""
     return [pytest.param(*row[1:], id=row[0]) for row in table]
+
+
+def blocks(count, length):
+    return TokenBlocks(torch.ones(count, length, dtype=torch.long), "made up", "calibration", False)
 
 
 def told(line, words):
@@ -182,6 +190,7 @@ def test_orders_and_heads(act, words):
             ("layers that are none", {"targets": "x"}, "targets must be one of all, mlp, not 'x'"),
             ("a rate that is no number", {"learning_rate": float("nan")}, "learning_rate must be a finite number"),
             ("an infinite rate", {"learning_rate": float("inf")}, "learning_rate must be a finite number"),
+            ("a rate beyond all floats", {"learning_rate": 10**400}, "learning_rate must be a finite number, not 1000"),
             ("a negative rate", {"learning_rate": -1.0}, "learning_rate must be above 0, not -1.0"),
             ("a rate of nothing", {"learning_rate": 0}, "learning_rate must be above 0, not 0"),
             ("a rate that is a text", {"learning_rate": "1e-3"}, "learning_rate must be a number, not '1e-3'"),
@@ -194,6 +203,7 @@ def test_orders_and_heads(act, words):
             ("no examples", {"batch": 0}, "batch must be at least 1, not 0"),
             ("blocks of no token", {"block_length": 0}, "block_length must be at least 2, not 0"),
             ("blocks of one token", {"block_length": 1}, "block_length must be at least 2, not 1"),
+            ("blocks longer than the model takes", {"block_length": 4096}, "takes 2048 tokens, the blocks to train on"),
             ("fewer held out than none", {"held_out": -1}, "held_out must be at least 0, not -1"),
             ("a warmup of less than none", {"warmup": -1}, "warmup must be at least 0, not -1"),
             ("a schedule that is none", {"schedule": "frob"}, "schedule must be one of linear, cosine"),
@@ -214,6 +224,8 @@ def test_trainings(study, changes, words):
             ("a recipe by name", lambda s: s.healed([0], "lora", BUDGET), "'lora' is no Recipe: give"),
             ("a budget in tokens", lambda s: s.healed([0], RECIPE, 4096), "4096 is no TrainingBudget"),
             ("a negative seed", lambda s: s.healed([0], RECIPE, BUDGET, -1), "a seed must be a whole number from 0"),
+            ("a seed that numpy takes none of", lambda s: s.healed([0], RECIPE, BUDGET, 2**32), "from 0 to 4294967295"),
+            ("a profile's seed alike", lambda s: s.with_profile(seed=2**32), "seed must be at most 4294967295"),
             ("a scheme in bits", lambda s: s.quantized(4), "4 is no Scheme"),
             ("the training of a model as it is", lambda s: s.training(), "was not trained here: ask the study that"),
             ("lengths of prompts by number", lambda s: s.continuations([s.dense], 4), "4 is no PromptLengths"),
@@ -225,11 +237,26 @@ def test_trainings(study, changes, words):
             ("a field that is none", lambda s: s.with_profile(sed=1), "unknown key sed: did you mean seed?"),
             ("a seed that is a text", lambda s: s.with_profile(seed="a"), "seed must be a whole number, not 'a'"),
             ("no threads", lambda s: s.with_profile(threads=0), "threads must be at least 1, not 0"),
+            ("threads that no machine has", lambda s: s.with_profile(threads=2**31), "threads must be at most 1024"),
+            (
+                "another model by the way",
+                lambda s: s.with_profile(model="x"),
+                "model says which model is studied: open",
+            ),
+            ("a revision by the way", lambda s: s.with_profile(revision="x"), "revision says which model is studied"),
+            (
+                "leave by the way",
+                lambda s: s.with_profile(trust_remote_code=True),
+                "trust_remote_code says which model",
+            ),
+            ("another model of no name", lambda s: s.of_model(""), "model must be given, not empty"),
+            ("settings that are paths", lambda s: s.key("x", 1, settings={"a": Path("x")}), "cannot be stored: give"),
             ("tasks by name", lambda s: s.with_profile(tasks="mmlu_dev"), "tasks must be a list"),
             ("a dtype of torch", lambda s: s.with_profile(dtype=torch.float32), "dtype must be a text"),
             ("a device that is none", lambda s: s.with_profile(device="gpu"), "device must be one of cpu, cuda, auto"),
             ("leave in words", lambda s: s.with_profile(trust_remote_code="no"), "must be True or False, not 'no'"),
             ("a budget of no notebook", lambda s: s.with_budget("heal", ratio=0.2), "did you mean healing?"),
+            ("a budget of nothing", lambda s: s.with_budget(None, ratio=0.2), "unknown key budgets.None: choose from"),
             ("a budget's key that is none", lambda s: s.with_budget("healing", steps=1), "unknown key"),
             ("a share above all", lambda s: s.with_budget("healing", ratio=2), "must be above 0 and below 1, not 2"),
             ("a measure that is a list", lambda s: s.order(["taylor"]), "unknown importance measure ['taylor']"),
@@ -351,6 +378,7 @@ GRID = importance.angular_grid(SUMS)
             ("a proportion of nothing", lambda: stats.accuracy_interval(0, 0), "0 of 0 is no proportion"),
             ("more right than there are", lambda: stats.accuracy_interval(4, 3), "4 of 3 is no proportion"),
             ("a share in words", lambda: greedy.removal_order(4, list, "0.5"), "greedy shortlist must be a finite"),
+            ("a ratio beyond all floats", lambda: HowMany(ratio=10**400), "--ratio must be a finite number"),
             ("a ratio in words", lambda: HowMany(ratio="0.25"), "--ratio must be a finite number, not '0.25'"),
             ("a ratio that is no number", lambda: HowMany(ratio=float("nan")), "--ratio must be a finite number"),
             ("a ratio above all", lambda: HowMany(ratio=2), "--ratio 2 is out of range"),
@@ -417,6 +445,14 @@ def test_only_figures_and_tables_are_saved(study, tmp_path):
     rows(
         [
             ("a perplexity of no text", lambda s: Perplexity("wikipedia"), "'wikipedia' is no text in tokens"),
+            ("a perplexity of no block", lambda s: Perplexity(blocks(0, 8)), "0 blocks of 8 tokens predict nothing"),
+            ("a perplexity of one token", lambda s: Perplexity(blocks(2, 1)), "2 blocks of 1 tokens predict nothing"),
+            ("a perplexity by number", lambda s: Perplexity(blocks(2, 8), 5), "name must be a text, not 5"),
+            (
+                "a folder for its study",
+                lambda s: prune("model", Order("taylor", [1]), "x"),
+                "'model' is no Study: open",
+            ),
             ("a recipe by name", lambda s: Order("taylor", [1], "lora"), "'lora' is no Recipe"),
             ("a recipe without its budget", lambda s: Order("taylor", [1], RECIPE), "None is no TrainingBudget"),
             ("five bits", lambda s: Order("taylor", [1], bits=5), "cannot quantize to 5 bits"),
@@ -435,6 +471,84 @@ def test_an_export_names_blocks_as_everything_does(tmp_path):
     told(
         refusal(lambda: surgery.export(None, None, 3, tmp_path / "out")), "blocks must be a list such as [3, 4], not 3"
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "tokenizer", "words"),
+    rows(
+        [
+            ("a folder", "model", None, "'model' is no model of transformers: give one such as study.stack.model"),
+            ("a list of blocks", nn.ModuleList(), None, "is no model of transformers"),
+            ("a tokenizer by name", tiny_models.build("llama"), "gpt2", "'gpt2' is no tokenizer: give one such as"),
+        ]
+    ),
+)
+def test_only_models_are_exported(tmp_path, model, tokenizer, words):
+    told(refusal(lambda: surgery.export(model, tokenizer, [1], tmp_path / "out")), words)
+
+
+def test_gradients_of_tokens_that_the_model_does_not_have():
+    text = replace(blocks(1, 4), input_ids=torch.tensor([[5, 6, 97, 8]]))
+    told(refusal(lambda: gradients.taylor(tiny_models.build("llama"), text)), "token 97 is beyond the model's 97")
+
+
+# ------------------------------------------------------------------------------------------------ what is made of it
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A study of the same model in a store of its own, which is loaded."""
+    folder = tmp_path_factory.mktemp("made")
+    return Study.open("smoke", str(checkpoint(folder / "model")), store=folder / "s.sqlite").with_profile(tasks=())
+
+
+def loss(study, variant=None):
+    variant = variant or study.dense
+    return study.sweep([variant], [study.perplexity], progress=False)["perplexity"][variant].summary["nll"]
+
+
+def test_another_dtype_is_another_model_in_the_store(other):
+    half = other.with_profile(dtype="bfloat16")
+    assert half.identity.fingerprint != other.identity.fingerprint
+    assert half.with_profile(dtype="float32").identity == other.identity
+    assert loss(half) != loss(other) == pytest.approx(loss(half), rel=1e-3)
+    assert half.stack.model.dtype == torch.bfloat16
+
+
+def test_what_is_pruned_of_a_trained_model_is_that_model_without_the_blocks(other):
+    healed = other.healed([1], RECIPE, BUDGET)
+    pruned = healed.pruned([0])
+    assert loss(pruned) == pytest.approx(loss(healed, (1, 2, 3)), abs=1e-5)
+    assert len(pruned.stack) == 3 and pruned.healing is None
+    told(refusal(lambda: healed.with_profile(dtype="bfloat16")), "was made in float32: change the dtype of what it")
+
+
+def test_a_sweep_of_a_model_that_lacks_blocks_would_go_by_the_names_of_others(other):
+    whole = loss(other, (0, 1, 2, 3))
+    with surgery.without_layers(other.stack.model, [0]):
+        line = refusal(lambda: loss(other, (0, 1, 2)))
+        told(line, "the model in memory has 4 of its 5 blocks|end the removal first (Study.unload loads it anew)")
+    assert loss(other, (0, 1, 2)) != whole
+
+
+def test_a_model_whose_folder_goes_away_meanwhile(tmp_path):
+    gone = Study.open("smoke", str(checkpoint(tmp_path / "gone")), store=tmp_path / "s.sqlite")
+    shutil.rmtree(tmp_path / "gone")
+    for act in (lambda: gone.tokenizer, lambda: gone.stack, lambda: gone.healed([0], RECIPE, BUDGET)):
+        told(refusal(act), "gone is gone since the study was opened: put it back")
+
+
+@pytest.mark.parametrize("method", ["partial", "full"])
+def test_quantized_weights_are_not_trained_themselves(other, method):
+    quantized = other.quantized(Scheme(8, "rtn"))
+    line = refusal(lambda: quantized.healed([0], Recipe(method, 1e-3), BUDGET))
+    told(line, "has quantized weights (compressed-tensors), which take no gradient: train adapters (lora)")
+
+
+def test_results_of_what_was_made_lie_beside_the_models_own(other, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    assert other.export_results() != other.pruned([0]).export_results()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_figures_can_be_drawn_where_results_cannot_be_written(study, tmp_path, monkeypatch, remarks):

@@ -6,7 +6,10 @@ import os
 import platform
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,11 @@ from one_line import refusal
 KEY = Key("model", "0,1", "perplexity", "data")
 OTHER = replace(KEY, variant="0")
 RESULT = Result({"perplexity": 23.25}, {"nll": np.arange(3.0)})
+SWEEPS_BEFORE = (
+    "finished TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, notebook TEXT NOT NULL, model_name TEXT NOT NULL, variants "
+    "INTEGER NOT NULL, block_tokens_naive INTEGER NOT NULL, block_tokens_shared INTEGER NOT NULL, head_tokens INTEGER "
+    "NOT NULL, seconds_estimated REAL NOT NULL, seconds REAL NOT NULL"
+)
 
 
 @pytest.fixture
@@ -148,6 +156,64 @@ def test_a_store_that_was_cut_short_is_one_line(path, left):
     line = refusal(read)
     assert "is damaged or no results store" in line and "move it away" in line and ".recover" in line
     assert path.stat().st_size == left
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        pytest.param(Result({"a": Path("x")}), id="a path"),
+        pytest.param(Result({}, {"a": np.array([{}])}), id="an array of tables"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_stored(path, result):
+    with Store(path) as one:
+        assert "cannot be stored" in refusal(lambda: one.put(KEY, "model", result))
+        assert one.get(KEY) is not None, "what was stored before is lost"
+
+
+@pytest.mark.parametrize(
+    ("table", "columns"),
+    [
+        pytest.param("sweeps", SWEEPS_BEFORE, id="an estimate that must be given"),
+        pytest.param("sweeps", "a INTEGER", id="sweeps"),
+        pytest.param("claims", "work TEXT PRIMARY KEY, owner TEXT", id="claims"),
+        pytest.param("partial", "model TEXT, outputs TEXT", id="parts"),
+        pytest.param("work", "notebook TEXT", id="work"),
+    ],
+)
+def test_notes_of_an_earlier_version_are_put_aside_and_its_results_are_read(path, table, columns):
+    tables(path, f"DROP TABLE {table}; CREATE TABLE {table} ({columns})")
+    with Store(path) as one:
+        assert one.get(KEY) is not None and one.claim("w")
+        one.put_partial({KEY: {0: [1.0]}})
+        one.log_work("", "m", "pass", 1)
+        one.log_sweep(
+            notebook="", model_name="m", variants=1, block_tokens_naive=1, block_tokens_shared=1, head_tokens=1,
+            seconds_estimated=None, seconds=1.0,
+        )  # fmt: skip
+        assert len(one.sweeps()) == len(one.work()) == 1
+    with closing(sqlite3.connect(path)) as db:
+        names = [name for (name,) in db.execute("SELECT name FROM sqlite_master")]
+    assert sum(name.startswith(f"{table}_before_") for name in names) == 1
+    with Store(path):
+        pass  # and only once
+
+
+def _refused(one, connection):
+    connection.send([refusal(lambda: one.get(KEY)), refusal(lambda: one.put(KEY, "m", Result({})))])
+
+
+def test_a_store_is_used_by_the_process_and_the_thread_that_opened_it(path):
+    here, there = multiprocessing.Pipe()
+    with Store(path) as one, ThreadPoolExecutor(1) as thread:
+        line = thread.submit(refusal, lambda: one.get(KEY)).result()
+        assert "it was opened in another thread: open a study of its own in each thread" in line
+        fork = multiprocessing.get_context("fork").Process(target=_refused, args=(one, there))
+        fork.start()
+        assert here.poll(20)
+        assert all("was opened in another process, of which this one is a fork" in line for line in here.recv())
+        fork.join()
+        assert one.get(KEY) is not None
 
 
 def test_numbers_of_numpy_are_stored_as_numbers(path):

@@ -134,6 +134,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
     fit(tmp_path / "b")
     (last,) = (tmp_path / "b").glob("checkpoint-*")
     assert training_loop.last_checkpoint(tmp_path / "b") == last
+    (tmp_path / "b" / "checkpoint-4-copy").mkdir()
     broken = tmp_path / "b" / "checkpoint-8"
     broken.mkdir()
     (broken / training_loop.WEIGHTS).write_bytes(b"half")
@@ -219,6 +220,9 @@ def test_what_cannot_be_trained_is_one_line(tmp_path):
         fit(tmp_path / "a", loss=diverges)
     with pytest.raises(StudyError, match="no weight is to be trained"):
         fit(tmp_path / "b", built=model("nothing"))
+    small = Optimization(8, batch=4, learning_rate=1e-8, schedule="polynomial")
+    with pytest.raises(StudyError, match="a polynomial schedule ends at 1e-07: choose a higher rate"):
+        training_loop.fit(model(), EXAMPLES, small, tmp_path / "d")
     with pytest.raises(StudyError, match="no examples to train on"):
         training_loop.fit(model(), [], Optimization(1, 1, 1e-3), tmp_path)
 

@@ -51,6 +51,11 @@ def at_least(least: float) -> Check:
     return Check(lambda value: value >= least, f"at least {least}")
 
 
+def at_most(most: float) -> Check:
+    """Numbers up to `most`."""
+    return Check(lambda value: value <= most, f"at most {most}")
+
+
 def above(least: float) -> Check:
     """Numbers greater than `least`."""
     return Check(lambda value: value > least, f"above {least}")

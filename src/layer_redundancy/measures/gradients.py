@@ -11,7 +11,7 @@ from layer_redundancy.core import devices
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.measures.weights import matrices
-from layer_redundancy.models.stack import decoder_stack
+from layer_redundancy.models.stack import check_tokens, decoder_stack
 from layer_redundancy.train import training_loop
 
 
@@ -30,10 +30,11 @@ def taylor(model: nn.Module, text: TokenBlocks, batch_tokens: int | None = 2048)
         (L,) float64, nats a token.
 
     Raises:
-        StudyError: text that layers are judged on, or no memory for one sequence.
+        StudyError: text that layers are judged on, as `check_tokens`, or no memory for one sequence.
     """
     if text.split != "calibration":
         raise StudyError(f"blocks are not selected on the {text.split} text, on which they are judged")
+    check_tokens(model, text.input_ids)
     blocks = decoder_stack(model).blocks
     weights = [w for block in blocks for w in matrices(block)]
     rows = max(1, (batch_tokens or 2048) // text.input_ids.shape[1])

@@ -240,10 +240,15 @@ def _folder_hash(folder: Path) -> str:
 
 
 def check_unchanged(identity: ModelIdentity) -> None:
-    """Raises StudyError where a folder has changed since it was identified: results would go by its old name."""
+    """Raises StudyError where a folder has changed since it was identified, or is gone: results would go by its old
+    name, and a hub would be asked for it."""
     place, _, start = identity.revision.partition(", sha256 ")
+    if place not in _PLACES:
+        return
     folder = Path(identity.source)
-    if place in _PLACES and folder.is_dir() and not _folder_hash(folder).startswith(start):
+    if not folder.is_dir():
+        raise StudyError(f"{identity.name}: folder {folder} is gone since the study was opened: put it back")
+    if not _folder_hash(folder).startswith(start):
         raise StudyError(f"{identity.name}: its files have changed since the study was opened: open it anew")
 
 

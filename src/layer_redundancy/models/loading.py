@@ -100,6 +100,7 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
 
     devices.keep_freed_memory()
     device = devices.resolve(device)
+    checkpoints.check_unchanged(identity)
     found = checkpoints.tensors(identity)
     # Straight to where it goes, so that a large model need not fit in the host's memory first.
     sharded = len(devices.every(device)) > 1

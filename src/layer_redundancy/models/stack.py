@@ -123,12 +123,7 @@ class DecoderStack:
         Raises:
             StudyError: a token that the model has no embedding for.
         """
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        if input_ids.max() >= vocabulary:  # on CUDA, looking it up would end the process
-            raise StudyError(
-                f"token {input_ids.max().item()} is beyond the model's {vocabulary} embeddings: its tokenizer belongs "
-                "to another model"
-            )
+        check_tokens(self.model, input_ids)
         options: dict[str, Any] = {"use_cache": False}
         if past is not None or real is not None:
             real = torch.ones_like(input_ids, dtype=torch.bool) if real is None else real
@@ -276,6 +271,16 @@ def _shaped_like(output: Any) -> Callable[[Tensor], Any]:
         return lambda first: first
     kind, rest = type(output), output[1:]
     return lambda first: kind([first, *rest])
+
+
+def check_tokens(model: nn.Module, input_ids: Tensor) -> None:
+    """Raises StudyError for a token that the model has no embedding for; on CUDA, looking it up ends the process."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if input_ids.max() >= vocabulary:
+        raise StudyError(
+            f"token {input_ids.max().item()} is beyond the model's {vocabulary} embeddings: its tokenizer belongs to "
+            "another model"
+        )
 
 
 def decoder_stack(model: nn.Module) -> DecoderStack:

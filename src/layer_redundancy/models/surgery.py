@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from layer_redundancy.core import cache, variants
-from layer_redundancy.core.arguments import whole
+from layer_redundancy.core.arguments import shown, whole
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import architectures, checkpoints, packing, provenance, pruned_config
 from layer_redundancy.models.stack import decoder_stack, head_slice, output_projection, prepare, renumber
@@ -142,6 +142,10 @@ def export(
             those of a ready GPTQ checkpoint; transformers cannot write such a model.
     """
     folder, removed = cache.new_path(folder), variants.indices(removed)
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise StudyError(f"{shown(model)} is no model of transformers: give one such as study.stack.model")
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise StudyError(f"{shown(tokenizer)} is no tokenizer: give one such as study.tokenizer, or None")
     method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "")
     if method in ("gptq", "awq"):  # their libraries rearrange the weights for the device when they load them
         raise StudyError(

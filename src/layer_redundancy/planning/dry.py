@@ -288,9 +288,8 @@ class DryStudy(Study):
     def _made(self, name: str, key: Key, blocks: int) -> "DryStudy":
         """A study of a model that is made of this one."""
         fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()
-        return replace(
-            self, identity=replace(self.identity, name=name, fingerprint=fingerprint, num_hidden_layers=blocks)
-        )
+        identity = replace(self.identity, name=name, fingerprint=fingerprint, num_hidden_layers=blocks)
+        return replace(self, identity=identity, healing=None)
 
     # ------------------------------------------------------------------------------------------------ work
 

@@ -148,6 +148,8 @@ def prune(study: Study, order: Order, folder: Path) -> dict[str, Any]:
     Raises:
         StudyError: the folder exists or cannot be written; as `Study.healed`, `Study.quantized`, `surgery.export`.
     """
+    if not isinstance(study, Study):
+        raise StudyError(f"{shown(study)} is no Study: open one with Study.open")
     if not isinstance(order, Order):
         raise StudyError(f"{shown(order)} is no Order: give Order(by, removed)")
     folder = cache.new_path(folder)

@@ -26,7 +26,7 @@ from layer_redundancy.core.store import Result
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.models import checkpoints, loading, surgery
 from layer_redundancy.models.checkpoints import ModelIdentity
-from layer_redundancy.models.stack import DecoderStack, decoder_stack
+from layer_redundancy.models.stack import DecoderStack, check_tokens, decoder_stack
 from layer_redundancy.train import adapters, training_loop
 from layer_redundancy.train.adapters import linear_layers, round_to_4_bits, round_trip_4_bits
 
@@ -196,6 +196,16 @@ def _last(stack: DecoderStack, recipe: Recipe) -> list[nn.Module]:
     return list(stack.blocks)[max(0, len(stack) - recipe.last_blocks) :]
 
 
+def check(recipe: Recipe, name: str, method: str | None) -> None:
+    """Raises NotApplicable for a recipe that trains weights themselves, of a model of that name, where these are
+    quantized by a method."""
+    if method is not None and recipe.method in ("full", "partial"):
+        raise NotApplicable(
+            f"{name} has quantized weights ({method}), which take no gradient: train adapters (lora), or its "
+            "full-precision model"
+        )
+
+
 def possible(identity: ModelIdentity, recipe: Recipe) -> Recipe:
     """The recipe, or LoRA beside full-precision weights in QLoRA's place where these have no 4-bit form (GPT-2)."""
     if recipe.method == "qlora":
@@ -266,6 +276,7 @@ def _fit(work: Healing, model: nn.Module, folder: Path) -> training_loop.Fitted:
             f"corpus {work.text.corpus!r} has {len(work.text.input_ids)} blocks of {budget.block_length} tokens, "
             f"{budget.held_out} of them held out: nothing is left to train on"
         )
+    check_tokens(model, work.text.input_ids)
     held_out = work.text.input_ids[trained_on:].to(device)
 
     def validate(model: nn.Module) -> float:

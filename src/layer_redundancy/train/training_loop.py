@@ -29,6 +29,7 @@ from layer_redundancy.core.errors import StudyError
 logger = logging.getLogger(__name__)
 
 WEIGHTS, STATE, OPTIMIZER = "trained.safetensors", "trainer_state.json", "optimizer.pt"  # the last two are Trainer's
+POLYNOMIAL_END = 1e-7  # transformers' last learning rate of that schedule
 TRAINER = "process.txt"  # in a training's folder: who is at it
 
 Example = Mapping[str, Tensor]
@@ -177,6 +178,10 @@ def fit(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise StudyError(f"{label}: no weight is to be trained")
+    if optimization.schedule == "polynomial" and optimization.learning_rate <= POLYNOMIAL_END:
+        raise StudyError(
+            f"{label}: a polynomial schedule ends at {POLYNOMIAL_END}: choose a higher rate, or another one"
+        )
     if not len(examples):
         raise StudyError(f"{label}: there are no examples to train on")
     dtypes = {name: p.dtype for name, p in trained.items()}
@@ -221,7 +226,8 @@ def fit(
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that can be read; one that was being written when its process was killed cannot be."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
+    numbered = [path for path in folder.glob("checkpoint-*") if path.name.partition("-")[2].isdecimal()]
+    for checkpoint in sorted(numbered, key=lambda path: -int(path.name.partition("-")[2])):
         try:
             json.loads((checkpoint / STATE).read_text())
             load_file(checkpoint / WEIGHTS)

@@ -28,7 +28,7 @@ help: ## show this
 
 OURS := PROFILE DEVICE MODEL REVISION TRUST_REMOTE_CODE PARAMS NOTEBOOKS VENV PYTHON
 # On the command line, but none of ours: a slip of the pen, or meant for the environment.
-OTHERS := $(foreach name,$(filter-out $(OURS),$(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),$(name)))
+OTHERS := $(strip $(foreach name,$(filter-out $(OURS),$(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),$(name))))
 GIVEN := $(foreach name,$(OURS),$(if $(findstring command line,$(origin $(name))),$(name)))
 # From here on they are texts, whatever is in them: `$` and what make or a shell would make of it included.
 $(foreach name,$(OURS),$(eval override $(name) := $$(value $(name))))

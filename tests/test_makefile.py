@@ -363,6 +363,11 @@ def test_a_python_that_is_missing_is_one_line(study):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("goal", ["help", "clean"])
+def test_what_takes_no_python_asks_for_none(study, goal):
+    assert study.make(goal, python="no-such-python", VENV="nowhere").returncode == 0
+
+
 def test_setup_is_done_once(ready):
     assert ready.make("setup").returncode == 0
     assert ready.calls() == []

@@ -356,6 +356,13 @@ def test_a_study_without_notebooks_does_not_pass(study):
     assert "no notebooks in notebooks/" in done.stderr
 
 
+def test_make_that_starts_elsewhere_is_one_line(study, tmp_path):
+    command = ["make", "-f", study.root / "Makefile", "figures"]
+    done = subprocess.run(command, cwd=tmp_path, env=bare(), capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "make -C FOLDER" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_a_python_that_is_missing_is_one_line(study):
     done = study.make("setup", python="no-such-python")
     assert done.returncode != 0

@@ -73,6 +73,7 @@ def given() -> Check:
 
 Count = Annotated[int, at_least(1)]
 Whole = Annotated[int, at_least(0)]
+Seed = Annotated[int, Check(lambda value: value >= 0, "at least 0"), Check(lambda value: value < 2**32, "below 2**32")]
 Rate = Annotated[float, above(0)]
 Share = Annotated[float, between(0, 1)]
 Bits = Annotated[int, one_of(8, 4, 3)]  # those of `models.quantize`

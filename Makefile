@@ -4,6 +4,8 @@
 # the results store decides what to compute. Variables are set on the command line, `make figures PROFILE=smoke`, or in
 # the environment.
 
+$(if $(wildcard src/layer_redundancy),,$(error the study is not in this folder: give its folder, make -C FOLDER))
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -28,7 +30,7 @@ help: ## show this
 
 OURS := PROFILE DEVICE MODEL REVISION TRUST_REMOTE_CODE PARAMS NOTEBOOKS VENV PYTHON
 # On the command line, but none of ours: a slip of the pen, or meant for the environment.
-OTHERS := $(foreach name,$(filter-out $(OURS),$(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),$(name)))
+OTHERS := $(strip $(foreach name,$(filter-out $(OURS),$(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),$(name))))
 GIVEN := $(foreach name,$(OURS),$(if $(findstring command line,$(origin $(name))),$(name)))
 # From here on they are texts, whatever is in them: `$` and what make or a shell would make of it included.
 $(foreach name,$(OURS),$(eval override $(name) := $$(value $(name))))
@@ -156,8 +158,8 @@ $(RUNS): notebooks/$$(@F) $(CODE) $$(@D)/.$$(basename $$(@F)).settings $(READY) 
 
 # Touched only when the digest changes.
 $(foreach run,$(RUNS),$(dir $(run)).$(basename $(notdir $(run))).settings): FORCE
-	@mkdir -p $(@D) && echo $(filter $(patsubst data/runs/%,%,$(@D))/$(patsubst .%.settings,%,$(@F)):%,$(ASKED)) > $@.new && \
-	  if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+	@mkdir -p $(@D) && set -- $(filter $(patsubst data/runs/%,%,$(@D))/$(patsubst .%.settings,%,$(@F)):%,$(ASKED)) && \
+	  { [ "$$(cat $@ 2>/dev/null)" = "$$*" ] || printf '%s\n' "$$*" > $@; }
 
 endif
 

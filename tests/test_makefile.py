@@ -356,11 +356,23 @@ def test_a_study_without_notebooks_does_not_pass(study):
     assert "no notebooks in notebooks/" in done.stderr
 
 
+def test_make_that_starts_elsewhere_is_one_line(study, tmp_path):
+    command = ["make", "-f", study.root / "Makefile", "figures"]
+    done = subprocess.run(command, cwd=tmp_path, env=bare(), capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "make -C FOLDER" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_a_python_that_is_missing_is_one_line(study):
     done = study.make("setup", python="no-such-python")
     assert done.returncode != 0
     assert "No Python 3.11 to 3.13 by the name of no-such-python" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("goal", ["help", "clean"])
+def test_what_takes_no_python_asks_for_none(study, goal):
+    assert study.make(goal, python="no-such-python", VENV="nowhere").returncode == 0
 
 
 def test_setup_is_done_once(ready):

@@ -405,7 +405,13 @@ def _open(profile: "str | Profile", model: str, revision: str, device: str, trus
 
 
 def _profile_for(models: list[str], profile: str) -> "str | Profile":
-    """The profile asked for, else the one that the first pruned folder among some models was made with."""
+    """The profile asked for, else the one that the first pruned folder among some models was made with.
+
+    Raises:
+        StudyError: a model is "", which a variable of a shell is that was not set; it would be the profile's own.
+    """
+    if "" in models:
+        raise StudyError("a model is empty: give a hub id, a folder, or smollm2-135m-instruct")
     if profile:
         return profile
     from layer_redundancy.config import own_files

@@ -71,6 +71,8 @@ MISTAKES = {
     "rank a model in nobody's home": ("rank ~nobody-here/x", "there is no home folder of ~nobody-here"),
     "rank a path that is not there": ("rank a/b/c", "no such folder"),
     "evaluate a folder without a model": ("evaluate full", "has no config.json"),
+    "evaluate nothing": ("evaluate ''", "a model is empty"),
+    "compare with nothing": ("compare M ''", "a model is empty"),
     "evaluate a model in nobody's home": ("evaluate ~nobody-here/x", "there is no home folder of ~nobody-here"),
     "compare with a path that is not there": ("compare M ./nowhere", "no such folder"),
     "sweep over nothing": ("sweep M --remove ''", "write a number, a range such as 1..10, or 2,4,8"),

@@ -277,6 +277,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         tensors(lambda found: {f"base.{name}": x for name, x in found.items()} | {"x.lora_B.weight": torch.ones(2)}),
         "holds an adapter that is not merged",
     ),
+    "an adapter as peft writes it": (
+        both(gone("config.json", WEIGHTS), text("adapter_config.json", "{}")),
+        "holds an adapter .*merge it",
+    ),
     "the config of an adapter beside the weights": (text("adapter_config.json", "{}"), "holds an adapter .*merge it"),
     "a bias that the model has no place for": (more(**{f"{Q}bias": torch.ones(32)}), "has no place for .*q_proj.bias"),
     "a scale that the model has no place for": (
@@ -305,6 +309,14 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "no head in the weights, and none tied": (
         only(lambda name: "lm_head" not in name),
         "the output head, .*tie_word_embeddings",
+    ),
+    "no head in the weights, and no embedding either": (
+        both(config(tie_word_embeddings=True), only(lambda name: "lm_head" not in name and "embed" not in name)),
+        "the output head, which would be random: give one that is whole$",
+    ),
+    "names of a model that was trained on several devices": (
+        tensors(lambda found: {f"module.{name}": x for name, x in found.items()}),
+        "none of its tensors .first: module.lm_head.weight. has the name of a weight of LlamaForCausalLM",
     ),
     "a norm is missing": (only(lambda name: name != "model.norm.weight"), "lacks model.norm.weight"),
     # the tokenizer

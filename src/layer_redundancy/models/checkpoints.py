@@ -224,16 +224,16 @@ def _folder_hash(folder: Path) -> str:
     Raises:
         StudyError: it is not whole, or its weights are not used as they are.
     """
-    settings = weight_files.settings(folder / weight_files.CONFIG)
-    _check_settings(settings, str(folder))
-    if (written := folder / "generation_config.json").is_file():
-        weight_files.settings(written)  # transformers would go on without one that is damaged
     if (folder / weight_files.ADAPTER_CONFIG).is_file():
         # transformers would load the model that the adapter names, and put the adapter into it.
         raise StudyError(
             f"{folder} holds an adapter ({weight_files.ADAPTER_CONFIG}): merge it into its model (merge_and_unload of "
             "peft), save that and give its folder; if the weights here are merged already, move that file away"
         )
+    settings = weight_files.settings(folder / weight_files.CONFIG)
+    _check_settings(settings, str(folder))
+    if (written := folder / "generation_config.json").is_file():
+        weight_files.settings(written)  # transformers would go on without one that is damaged
     names = weight_files.weights(folder, settings.get("transformers_weights"))
     weight_files.check_pulled(folder / name for name in names)
     return weight_files.fingerprint(folder, names)

@@ -145,10 +145,10 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
 
 @contextmanager
 def _no_report() -> Iterator[None]:
-    """Keeps back transformers' table of weights that do not fit, since what matters of it is told in one line."""
+    """Keeps back what transformers says of weights that do not fit, since what matters of it is told in one line."""
 
     def is_none(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in str(record.msg)
+        return not any(words in str(record.msg) for words in ("LOAD REPORT", "This checkpoint seem corrupted"))
 
     library = logging.getLogger("transformers.modeling_utils")
     library.addFilter(is_none)
@@ -182,7 +182,7 @@ def _check_weights(
     path, blocks = checkpoints.blocks_path(model), len(decoder_stack(model))
     if missing := sorted(loading["missing_keys"]):
         # transformers only warns, and goes on with random weights in their place.
-        raise StudyError(f"{identity.name}: {_lacking(missing, model, path)}")
+        raise StudyError(f"{identity.name}: {_lacking(missing, model, path, sorted(loading['unexpected_keys']))}")
     if mismatched := sorted(loading["mismatched_keys"]):
         raise StudyError(f"{identity.name}: {_other_shapes(mismatched, model)}")
     paths = path, _path_in_file(model, path, found)
@@ -289,8 +289,20 @@ def _path_in_file(model: nn.Module, path: str, found: Iterable[str]) -> str:
     return max(shared, key=shared.__getitem__, default=path)
 
 
-def _lacking(missing: list[str], model: nn.Module, path: str) -> str:
-    """What is to be said of weights that a checkpoint lacks, in one line."""
+def _lacking(missing: list[str], model: nn.Module, path: str, beyond: list[str]) -> str:
+    """What is to be said of weights that a checkpoint lacks, in one line.
+
+    Args:
+        missing: their names.
+        model: the model, with random weights in their place.
+        path: what the names of its blocks' weights begin with.
+        beyond: names in the checkpoint that the model has no place for.
+    """
+    if beyond and {*missing} >= {name for name, _ in model.named_parameters()}:
+        return (
+            f"none of its tensors (first: {beyond[0]}) has the name of a weight of {type(model).__name__} (first: "
+            f"{missing[0]}): save the language model itself by save_pretrained, and not what is wrapped around it"
+        )
     weights = f"{len(missing)} weights (first: {missing[0]})" if len(missing) > 1 else missing[0]
     gone = {block for name in missing if (block := checkpoints.block_of(name, path)) is not None}
     whole = [i for i in gone if {n for n, _ in model.named_parameters() if n.startswith(f"{path}.{i}.")} <= {*missing}]
@@ -299,6 +311,7 @@ def _lacking(missing: list[str], model: nn.Module, path: str) -> str:
     names = {module: f"{name}.weight" for name, module in model.named_modules()}
     if names[model.get_output_embeddings()] in missing:
         remedy = ", or set tie_word_embeddings to true in its config.json if the head is the embedding"
+        remedy = "" if getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", False) else remedy
         return f"the checkpoint lacks {weights}, the output head, which would be random: give one that is whole{remedy}"
     what = f"of block {min(gone)}" if gone else "outside the blocks"
     if names[model.get_input_embeddings()] in missing:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from children import as_at_a_terminal
 from layer_redundancy.config import profiles, run_folder
 from layer_redundancy.core import paths
 
@@ -334,7 +335,11 @@ def test_make_that_is_stopped_stops_its_notebooks_and_starts_no_other(ready, who
         )
     )
     process = subprocess.Popen(
-        ["make", "figures", f"PYTHON={ready.python}"], cwd=ready.root, env=bare(), start_new_session=True
+        ["make", "figures", f"PYTHON={ready.python}"],
+        cwd=ready.root,
+        env=bare(),
+        start_new_session=True,
+        preexec_fn=as_at_a_terminal,
     )
     started = ready.root / "data" / "runs" / "embedded" / "01_first.ipynb.started"
     while not started.exists():

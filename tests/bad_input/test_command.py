@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import one_line
+from children import as_at_a_terminal
 from layer_redundancy import cli
 from layer_redundancy.config import profiles
 from layer_redundancy.core import doors, paths
@@ -206,7 +207,13 @@ def amid_imports(tmp_path, module: str, which: signal.Signals, before: str = "")
     (tmp_path / f"{FIRST[module]}.py").write_text(text)
     command = f'{before}exec "$0" -m {module}'
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    return subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, text=True, env=environment)
+    return subprocess.run(
+        ["sh", "-c", command, sys.executable],
+        capture_output=True,
+        text=True,
+        env=environment,
+        preexec_fn=as_at_a_terminal,
+    )
 
 
 @pytest.mark.slow

@@ -373,6 +373,14 @@ def test_a_downloaded_file_is_read_with_its_hash(network, url, monkeypatch, cont
     assert "is not in the local cache and the hub cannot be reached" in refusal(lambda: hub.file(url))
 
 
+def test_what_came_from_a_mirror_stays_when_the_mirror_is_not_named_any_more(network, url, monkeypatch):
+    monkeypatch.setenv("RAW_FILES", f"{hub.RAW_FILES}/mirror")
+    network.append(("text/plain", b'[["of the mirror"]]'))
+    hub.file(url)
+    monkeypatch.delenv("RAW_FILES")
+    assert hub.file(url).read_bytes() == b'[["of the mirror"]]'
+
+
 def test_every_single_file_has_a_published_hash():
     for name in ("C3_URL", "CHID_URL", "CHID_DEV_URL", "CLUEWSC_URL"):
         url = getattr(paper_benchmarks, name)

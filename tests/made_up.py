@@ -1,4 +1,4 @@
-"""Results, sums and checkpoints made by hand, for tests of several modules."""
+"""Results, sums, checkpoints and a task made by hand, for tests of several modules."""
 
 from pathlib import Path
 
@@ -9,6 +9,20 @@ import transformers as tf
 from layer_redundancy.core.store import Result
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.models import smollm2
+
+# An lm-eval task of the user's own, as its file has it.
+CHOOSE = """
+task: colours
+dataset_path: json
+dataset_kwargs: {data_files: {test: colours.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}} is"
+doc_to_choice: "{{choices}}"
+doc_to_target: answer
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+"""
 
 
 def nll_result(values):

@@ -1,14 +1,18 @@
 """A measurement on given sequences, and what it must come to by plain forwards."""
 
+import time
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
 
-from layer_redundancy.core.store import Result, settings_text
+from layer_redundancy.core import variants
+from layer_redundancy.core.store import Result, Store, settings_text
+from layer_redundancy.evaluate import sweep
 from layer_redundancy.evaluate.scoring import ScoredSequence
 from layer_redundancy.models import surgery
 from layer_redundancy.models.checkpoints import ModelIdentity
+from layer_redundancy.models.stack import DecoderStack
 
 
 class Continuations:
@@ -68,3 +72,27 @@ def silenced(model, variant):
 
 def identity(name="tiny", fingerprint="f"):
     return ModelIdentity(name, name, "", fingerprint, 5)
+
+
+class Fixed(Continuations):
+    def __init__(self):
+        super().__init__(ragged_sequences())
+        self.data = "the same in every process"
+
+
+FIXED = Fixed()
+
+
+def sweep_slowly(stack, path, connection):
+    """A sweep with pauses, in a process of its own."""
+
+    class Slow(DecoderStack):
+        def run_block(self, *arguments):
+            time.sleep(0.01)
+            return super().run_block(*arguments)
+
+    connection.send("ready")
+    with Store(path) as store:
+        sweep.run(
+            identity(), lambda: Slow(**vars(stack)), variants.single_removal(5), [FIXED], store, 8, progress=False
+        )

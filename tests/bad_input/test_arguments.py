@@ -425,7 +425,7 @@ def test_devices(device, monkeypatch):
     told(refusal(lambda: Study.open("smoke")), f"unknown device {device!r}: choose cpu, cuda or auto")
 
 
-@pytest.mark.parametrize("name", ["../escaped", "/tmp/absolute", "a/b", "", ".", "..", None, 5, "a\0b", "a\nb"])
+@pytest.mark.parametrize("name", ["../escaped", "/absolute", "a/b", "", ".", "..", None, 5, "a\0b", "a\nb"])
 def test_names_of_figures_and_tables_stay_in_their_folder(study, tmp_path, name):
     inside = replace(study, figures=tmp_path / "figures")
     table = pd.DataFrame({"a": [1]})

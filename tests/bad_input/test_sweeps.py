@@ -15,9 +15,9 @@ from layer_redundancy.core import variants, waiting
 from layer_redundancy.core.store import Store
 from layer_redundancy.evaluate import sweep
 from layer_redundancy.models import loading
-from layer_redundancy.models.stack import DecoderStack, decoder_stack
+from layer_redundancy.models.stack import decoder_stack
 from layer_redundancy.train import training_loop
-from measurements import Continuations, identity, ragged_sequences
+from measurements import FIXED, Continuations, identity, ragged_sequences, sweep_slowly
 from one_line import refusal
 
 MEASUREMENT = Continuations(ragged_sequences()[:3])
@@ -153,30 +153,6 @@ def test_a_sweep_waits_for_no_claim_for_ever_and_says_whose_it_is(run, remarks, 
     assert len(found[MEASUREMENT.name]) == 5
     said = [line for line in remarks().splitlines() if "waiting for" in line]
     assert len(said) == 1 and said[0].startswith(f"continuations: waiting for {whom}, which is at it"), said
-
-
-class Fixed(Continuations):
-    def __init__(self):
-        super().__init__(ragged_sequences())
-        self.data = "the same in every process"
-
-
-FIXED = Fixed()
-
-
-def sweep_slowly(stack, path, connection):
-    """A sweep with pauses, in a process of its own."""
-
-    class Slow(DecoderStack):
-        def run_block(self, *arguments):
-            time.sleep(0.01)
-            return super().run_block(*arguments)
-
-    connection.send("ready")
-    with Store(path) as store:
-        sweep.run(
-            identity(), lambda: Slow(**vars(stack)), variants.single_removal(5), [FIXED], store, 8, progress=False
-        )
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from layer_redundancy.core import paths
 from layer_redundancy.data import benchmark_items, corpora, hub
 from layer_redundancy.data.corpora import packed_blocks, token_blocks
 from layer_redundancy.models import smollm2
+from made_up import CHOOSE
 from one_line import refusal
 
 
@@ -189,18 +190,6 @@ def test_a_text_that_only_looks_odd_is_read(folder, tokenizer, make):
 
 # ------------------------------------------------------------------------------------------------ tasks
 
-CHOOSE = """
-task: colours
-dataset_path: json
-dataset_kwargs: {data_files: {test: colours.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}} is"
-doc_to_choice: "{{choices}}"
-doc_to_target: answer
-metric_list:
-  - {metric: acc, aggregation: mean, higher_is_better: true}
-"""
 ITEM = {"question": "The sky", "choices": ["blue", "loud"], "answer": 0}
 ASKS = CHOOSE.replace('"{{question}} is"', "!function own.text")
 

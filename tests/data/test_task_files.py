@@ -12,19 +12,8 @@ from layer_redundancy.data import benchmark_items, task_files
 from layer_redundancy.evaluate import generative_tasks
 from layer_redundancy.models import smollm2
 from layer_redundancy.planning import counts
+from made_up import CHOOSE
 
-CHOOSE = """
-task: colours
-dataset_path: json
-dataset_kwargs: {data_files: {test: colours.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}} is"
-doc_to_choice: "{{choices}}"
-doc_to_target: answer
-metric_list:
-  - {metric: acc, aggregation: mean, higher_is_better: true}
-"""
 ITEMS = [
     {"question": "The sky", "choices": ["blue", "loud"], "answer": 0},
     {"question": "Grass", "choices": ["late", "green"], "answer": 1},

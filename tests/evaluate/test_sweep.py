@@ -21,7 +21,7 @@ from layer_redundancy.evaluate.trie import num_block_runs, trie
 from layer_redundancy.models import loading
 from layer_redundancy.models.checks import check_stack
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
-from measurements import Continuations, identity, plain, ragged_sequences, silenced
+from measurements import FIXED, Continuations, identity, plain, ragged_sequences, silenced, sweep_slowly
 
 
 @pytest.mark.parametrize("name", tiny_models.CONFIGS)
@@ -220,29 +220,6 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tmp_path):
         run(store)
 
 
-class Fixed(Continuations):
-    def __init__(self):
-        super().__init__(ragged_sequences())
-        self.data = "the same in every process"
-
-
-FIXED = Fixed()
-
-
-def run_slowly(model, path, conn):
-    """A sweep with pauses, in a process of its own."""
-
-    class Slow(DecoderStack):
-        def run_block(self, *args):
-            time.sleep(0.01)
-            return super().run_block(*args)
-
-    stack = Slow(**vars(decoder_stack(model)))
-    conn.send("ready")
-    with Store(path) as store:
-        sweep.run(identity(), lambda: stack, variants.single_removal(5), [FIXED], store, 8, progress=False)
-
-
 def num_partial(path):
     with Store(path) as store:
         return store._db.execute("SELECT count(*) FROM partial").fetchone()[0]
@@ -256,7 +233,9 @@ def test_killed_at_random_moments_ends_with_the_same_table(tmp_path):
     kept = [0]
     for attempt in range(6):
         ours, theirs = multiprocessing.Pipe()
-        process = multiprocessing.get_context("fork").Process(target=run_slowly, args=(model, path, theirs))
+        process = multiprocessing.get_context("fork").Process(
+            target=sweep_slowly, args=(decoder_stack(model), path, theirs)
+        )
         process.start()
         assert ours.recv() == "ready"
         if attempt < 5:

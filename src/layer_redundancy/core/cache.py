@@ -164,14 +164,19 @@ def damaged(made: Path, reason: str) -> StudyError:
 
 
 @contextmanager
-def reading(made: Path) -> Iterator[None]:
-    """Turns what is raised while a folder or file of the cache is read into the line that says what to delete."""
+def reading(made: Path, told: Callable[[Path, str], StudyError] = damaged) -> Iterator[None]:
+    """Turns what is raised while a file that was made or downloaded is read into the line that says what to delete.
+
+    Args:
+        made: the file, or its folder.
+        told: gives the line, of the file and the reason.
+    """
     try:
         yield
     except (StudyError, RuntimeError, MemoryError):  # the last two where there is no memory for it
         raise
     except Exception as error:  # a damaged file raises almost anything in the library that reads it
-        raise damaged(made, " ".join(str(error).split())[:160] or type(error).__name__) from error
+        raise told(made, " ".join(str(error).split())[:160] or type(error).__name__) from error
 
 
 def _sums(made: Path) -> Path:
@@ -197,16 +202,9 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
     Raises:
         StudyError: the cache cannot be written, or the disk is full; whatever failed inside.
     """
-    try:
-        paths.CACHE.mkdir(parents=True, exist_ok=True)
-        with _scratch(paths.CACHE, purpose) as folder:
-            yield folder
-    except StudyError:
-        raise
-    except Exception as error:
-        if (reason := of_the_disk(error)) is None:
-            raise
-        raise StudyError(f"cannot write to {paths.CACHE} ({reason}): it needs 1 GB of free disk") from error
+    line = f"cannot write to {paths.CACHE} ({{reason}}): it needs 1 GB of free disk"
+    with _told(line), _scratch(paths.CACHE, purpose) as folder:
+        yield folder
 
 
 @contextmanager
@@ -216,16 +214,21 @@ def scratch_beside(target: Path) -> Iterator[Path]:
     Raises:
         StudyError: nothing can be written there, or the disk is full.
     """
+    with _told(f"cannot write {shown(target)}: {{reason}}"), _scratch(target.parent, "export") as folder:
+        yield folder
+
+
+@contextmanager
+def _told(line: str) -> Iterator[None]:
+    """Turns what the disk has against a write into one line, with its words in the place of {reason}."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _scratch(target.parent, "export") as folder:
-            yield folder
+        yield
     except StudyError:
         raise
     except Exception as error:
         if (reason := of_the_disk(error)) is None:
             raise
-        raise StudyError(f"cannot write {shown(target)}: {reason}") from error
+        raise StudyError(line.replace("{reason}", reason)) from error
 
 
 def of_the_disk(error: Exception) -> str | None:
@@ -242,6 +245,7 @@ def of_the_disk(error: Exception) -> str | None:
 @contextmanager
 def _scratch(base: Path, purpose: str) -> Iterator[Path]:
     """A new folder in `base`, held by this process: the system lets go of it when the process ends, however it does."""
+    base.mkdir(parents=True, exist_ok=True)
     while True:
         folder = Path(tempfile.mkdtemp(dir=base, prefix=f".tmp-{purpose}@{platform.node()}."))
         with suppress(OSError):  # before it was held, another process took it for a leftover
@@ -356,7 +360,6 @@ def write_whole(files: Mapping[Path, bytes]) -> list[Path]:
     try:
         with ExitStack() as stack:
             for path, content in files.items():
-                path.parent.mkdir(parents=True, exist_ok=True)
                 if path.parent not in scratch:
                     scratch[path.parent] = stack.enter_context(_scratch(path.parent, "write"))
                 (scratch[path.parent] / path.name).write_bytes(content)

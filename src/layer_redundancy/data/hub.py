@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -259,15 +259,9 @@ def snapshot(repository: str, revision: str | None, patterns: list[str], kind: s
     return folder
 
 
-@contextmanager
-def reading(file: Path) -> Iterator[None]:
+def reading(file: Path) -> AbstractContextManager[None]:
     """Turns what is raised while a file of the hub's cache is read into the line that says what to delete."""
-    try:
-        yield
-    except (StudyError, RuntimeError, MemoryError):  # the last two where there is no memory for it
-        raise
-    except Exception as error:  # a damaged file raises almost anything in the library that reads it
-        raise _damaged(file.resolve(), " ".join(str(error).split())[:160] or type(error).__name__) from error
+    return cache.reading(file.resolve(), _damaged)
 
 
 def _damaged(file: Path, reason: str) -> StudyError:

@@ -179,3 +179,11 @@ def test_kendalls_tau_of_many_rankings_is_scipys():
     tied = rng.integers(0, 5, 30)
     expected = [scipy.stats.kendalltau(tied, other).statistic for other in others]
     np.testing.assert_allclose(stats.kendall_taus(tied, others), expected, rtol=0, atol=1e-14)
+
+
+def test_a_statement_without_a_number_is_not_made():
+    def statements(mean):
+        return [("of nothing", np.nan, 1.0, False), ("of something", mean[0], 0.0, mean[0] > 0)]
+
+    table = stats.claim(statements, np.ones((4, 1)), 10, seed=0)
+    assert table["statement"].tolist() == ["of something"] and table.index.tolist() == [0]

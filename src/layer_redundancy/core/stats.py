@@ -130,7 +130,7 @@ def claim(
         seed: the seed of the resampling.
 
     Returns:
-        statement, measured, threshold, holds, certainty (share of the resamples in which it holds too).
+        statement, measured, threshold, holds, certainty (share of the resamples in which it holds too); as `stated`.
     """
     whole = statements(values.mean(0))
     again = [statements(mean) for mean in bootstrap_means(values, resamples, seed)]
@@ -144,7 +144,12 @@ def claim(
         }
         for i, (name, value, threshold, holds) in enumerate(whole)
     ]
-    return pd.DataFrame(rows, columns=CLAIM)
+    return stated(pd.DataFrame(rows, columns=CLAIM))
+
+
+def stated(claims: pd.DataFrame) -> pd.DataFrame:
+    """A table of statements without those of which there is no number: such a one neither holds nor fails."""
+    return claims.dropna(subset=["measured", "threshold"]).reset_index(drop=True)
 
 
 # ------------------------------------------------------------------------------------- several kinds of unit resampled

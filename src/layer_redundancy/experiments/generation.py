@@ -428,7 +428,7 @@ def _claim_rows(dense: Variant, variant: Variant, statements: Sequence[tuple], c
     columns = ["statement", "measured", "threshold", "holds"]
     table = pd.DataFrame(statements, columns=columns).assign(certainty=certainty)
     table.insert(0, "removed", len(variants.removed_blocks(len(dense), variant)))
-    return table
+    return stats.stated(table)
 
 
 def first_to_suffer(

@@ -30,7 +30,7 @@ from layer_redundancy.core import cache, variants
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.data.corpora import TokenBlocks
-from layer_redundancy.models import checkpoints, loading, packing, provenance, surgery, weight_files
+from layer_redundancy.models import checkpoints, linear, loading, packing, provenance, surgery, weight_files
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import decoder_stack
 
@@ -225,7 +225,8 @@ def _write(
     theirs.model_max_length = max(theirs.model_max_length, ids.shape[1])
     while True:
         # Anew at each try: a run that broke off half-way has changed some weights.
-        model = loading.load(identity, dtype, "cpu")  # llm-compressor itself moves one block at a time to a GPU
+        # llm-compressor itself moves one block at a time to a GPU. It knows layers by the name of their class.
+        model = linear.by_torch(loading.load(identity, dtype, "cpu"))
         size = group_size(widths(model), scheme.group_size)
         try:
             with surgery.without_layers(model, removed), _without_head(model), _config_at_hand(model):

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.models import architectures, rotary
+from layer_redundancy.models import architectures, linear, rotary
 from layer_redundancy.models.architectures import Architecture
 from layer_redundancy.models.attributes import attributes
 
 
 def prepare(model: nn.Module) -> nn.Module:
-    """Eval mode, no gradients, and blocks that are the model's (`Architecture.prepare`), in place."""
+    """Eval mode, no gradients, fast linear layers and the model's own blocks (`Architecture.prepare`), in place."""
     model.eval().requires_grad_(False)
+    linear.by_onednn(model)
     rotary.forget_lengths(model)
     architectures.find(model.config).prepare(model)
     return model

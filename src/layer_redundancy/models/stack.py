@@ -127,8 +127,8 @@ class DecoderStack:
         check_tokens(self.model, input_ids)
         options: dict[str, Any] = {"use_cache": False}
         if past is not None or real is not None:
-            real = torch.ones_like(input_ids, dtype=torch.bool) if real is None else real
-            whole = real if past is None else torch.cat([past, real], dim=1)  # (batch, P + tokens)
+            real = torch.ones_like(input_ids, dtype=torch.bool) if real is None else real.to(input_ids.device)
+            whole = real if past is None else torch.cat([past.to(real.device), real], dim=1)  # (batch, P + tokens)
             positions = (whole.long().cumsum(1) - 1).clamp_min(0)[:, -input_ids.shape[1] :]
             options = {
                 "use_cache": True,

@@ -33,8 +33,9 @@ def test_shared_prefixes_run_once(name):
     assert runs == [(0, (2, 20)), (0, (4, 7)), (0, (2, 1))]
     states = batch.run_block(3, states, {})
     expected = plain(model, chosen, [1, 2, 4])
-    ran = [chosen[i] for i in batch.in_order]
-    outputs = dict(zip(batch.in_order, scoring.score(stack, batch.select(states), ran), strict=True))
+    targets = scoring.Targets([chosen[i] for i in batch.in_order])
+    (of_ran,) = scoring.score(stack, batch.select(states), targets)()
+    outputs = dict(zip(batch.in_order, of_ran, strict=True))
     got = [output for i in range(len(chosen)) for output in outputs[i]]
     np.testing.assert_allclose([o[0] for o in got], [e[0] for e in expected], atol=2e-5)
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,32 @@ def synchronize(device: torch.device | str) -> None:
     """Waits until everything that was asked of the device is done."""
     if is_gpu(device):
         torch.cuda.synchronize(device)
+
+
+def sent(device: torch.device, *arrays: np.ndarray) -> tuple[Tensor, ...]:
+    """Arrays as tensors on a device; those for a GPU are under way while the program goes on."""
+    tensors = tuple(map(torch.from_numpy, arrays))
+    return tuple(x.pin_memory().to(device, non_blocking=True) for x in tensors) if is_gpu(device) else tensors
+
+
+def fetched(*tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """Asks for tensors of one device on the processor.
+
+    Returns:
+        A function that gives them there: it waits for them, but not for what the device is asked for meanwhile.
+    """
+    device = tensors[0].device
+    if not is_gpu(device):
+        return lambda: tensors
+    copies = tuple(x.to("cpu", non_blocking=True) for x in tensors)
+    done = torch.cuda.Event(blocking=True)
+    done.record(torch.cuda.current_stream(device))
+
+    def wait() -> tuple[Tensor, ...]:
+        done.synchronize()
+        return copies
+
+    return wait
 
 
 def seconds(call: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from torch import Tensor, cat, tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from layer_redundancy.core import devices
 from layer_redundancy.core.variants import Element
 from layer_redundancy.evaluate import scoring
 from layer_redundancy.evaluate.prefixes import shared_prefixes
@@ -148,6 +149,14 @@ class Batch:
             states.append(hidden)
             self.forwards.append((calls, owners, part))
         self.start = tuple(states)
+        # Of each forward, the scored positions among its states; where it is on the device, no block waits for it.
+        self._scored = [
+            devices.sent(
+                hidden.device,
+                scoring.scored_rows([sequences[i] for i in part], hidden.shape[1], [prefixes[i] for i in part]),
+            )[0]
+            for (_, _, part), hidden in zip(self.forwards, states, strict=True)
+        ]
 
     def run_block(self, element: Element, states: tuple[Tensor, ...], shared: dict) -> tuple[Tensor, ...]:
         """A block, or a block without some of its heads, on the prefixes and on what follows them.
@@ -180,11 +189,9 @@ class Batch:
     def select(self, states: tuple[Tensor, ...]) -> Tensor:
         """What the head needs of the states after the last block: (N, hidden size), for `in_order`'s sequences."""
         parts: list[Tensor] = []
-        for (_, _, part), hidden in zip(self.forwards, states, strict=True):
+        for (_, _, part), rows, hidden in zip(self.forwards, self._scored, states, strict=True):
             if part:
-                chosen = [self.sequences[i] for i in part], [self.prefixes[i] for i in part]
-                rows = scoring.select(self.stack, hidden, *chosen)
-                parts.append(rows if not parts else rows.to(parts[0].device))
+                parts.append(hidden.flatten(0, 1).index_select(0, rows.to(hidden.device)))
         return cat(parts)
 
     @property

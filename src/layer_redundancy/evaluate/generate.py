@@ -163,7 +163,7 @@ def read(
         hidden, calls = stack.start(ids[rows])
         for i in range(len(stack)):
             hidden = stack.run_block(i, hidden, calls)
-        logprobs = stack.logits(hidden[:, first_scored:]).log_softmax(-1)
+        logprobs = stack.logits(hidden[:, first_scored:]).log_softmax(-1, dtype=torch.float32)
         if not torch.isfinite(logprobs.amax(-1)).all():
             raise StudyError("logits are NaN or infinite; use dtype float32 or check the weights")
         nll = -logprobs.gather(-1, wanted[rows, :, None].to(logprobs.device))[..., 0]

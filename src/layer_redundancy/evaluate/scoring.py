@@ -1,14 +1,16 @@
 """Hidden states -> log-likelihoods of tokens; the head runs only where something is scored."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from layer_redundancy.core import devices
 from layer_redundancy.core.arguments import shown
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result, settings_text
@@ -18,7 +20,8 @@ if TYPE_CHECKING:  # lm-eval takes seconds to import, and only the tasks need it
     from layer_redundancy.data.benchmark_items import TaskItems
     from layer_redundancy.data.corpora import TokenBlocks
 
-HEAD_ROWS = 512  # positions that go through the head at once: 512 x 50k vocabulary x 4 bytes = 100 MB
+HEAD_ROWS = 512  # positions that go through the head at once, at least: more are no faster on a processor
+GPU_LOGITS = 2**29  # bytes of logits at once on a GPU, where a few milliseconds of Python go with each call of the head
 
 
 @dataclass(frozen=True)
@@ -70,68 +73,121 @@ class Measurement(Protocol):
         """Outputs of all sequences -> what is stored."""
 
 
-def select(
-    stack: DecoderStack, hidden: Tensor, sequences: Sequence[ScoredSequence], skipped: Sequence[int] | None = None
-) -> Tensor:
-    """The residual stream at scored positions: what the head needs of a forward.
+def scored_rows(sequences: Sequence[ScoredSequence], width: int, skipped: Sequence[int] | None = None) -> np.ndarray:
+    """Where the scored positions of a forward are: what the head needs of it.
 
     Args:
-        stack: the model taken apart.
-        hidden: (B, T, hidden size) X_L of the sequences, padded on the right.
-        sequences: the B sequences.
-        skipped: B lengths of prefixes whose states `hidden` does not hold; none if not given.
+        sequences: the B sequences of the forward, padded on the right.
+        width: T, positions of each sequence in the forward.
+        skipped: B lengths of prefixes whose states the forward does not hold; none if not given.
 
     Returns:
-        (N, hidden size), those of the first sequence first.
+        int64 (N,), indices of rows of the (B * T, hidden size) states; those of the first sequence first.
     """
-    rows: list[int] = []
-    columns: list[int] = []
+    parts = [np.empty(0, np.int64)]
     for b, sequence in enumerate(sequences):
-        end = len(sequence.input_ids) - (skipped[b] if skipped is not None else 0)
-        columns += range(end - sequence.num_scored, end)
-        rows += [b] * sequence.num_scored
-    return hidden[torch.tensor(rows), torch.tensor(columns)]
+        end = b * width + len(sequence.input_ids) - (skipped[b] if skipped is not None else 0)
+        parts.append(np.arange(end - sequence.num_scored, end))
+    return np.concatenate(parts)
+
+
+class Targets:
+    """The targets of some sequences in terms of their scored positions: the same for every variant, so found once.
+
+    Attributes:
+        num_rows: N, scored positions of all sequences.
+        rows: int64 (n,), ascending: of every target token, the scored position that predicts it.
+        tokens: int64 (n,), the tokens.
+        owners: int64 (n,), which target each belongs to, of all sequences' in order.
+        counts: number of targets of each sequence.
+    """
+
+    def __init__(self, sequences: Sequence[ScoredSequence]):
+        self.counts = [len(sequence.targets) for sequence in sequences]
+        targets = [target for sequence in sequences for target in sequence.targets]
+        ends = np.cumsum([sequence.num_scored for sequence in sequences])
+        self.num_rows = int(ends[-1])
+        lengths = [len(target) for target in targets]
+        starts = np.repeat(ends, self.counts) - lengths
+        rows = np.concatenate([np.arange(start, start + k) for start, k in zip(starts, lengths, strict=True)])
+        order = np.argsort(rows, kind="stable")
+        self.rows = rows[order]
+        self.tokens = np.fromiter((token for target in targets for token in target), np.int64, len(rows))[order]
+        self.owners = np.repeat(np.arange(len(targets)), lengths)[order]
+
+
+def head_rows(stack: DecoderStack) -> int:
+    """Positions that go through the head at once."""
+    if not devices.is_gpu(stack.device):
+        return HEAD_ROWS
+    embedding = stack.model.get_input_embeddings().weight
+    room = min(GPU_LOGITS, devices.total_memory(stack.device) // 64)
+    return max(HEAD_ROWS, room // (embedding.shape[0] * embedding.element_size()))
+
+
+def slab_bytes(device: torch.device) -> int:
+    """Bytes of float32 log-probabilities at once; on a processor, what its cache holds."""
+    return 2**28 if devices.is_gpu(device) else 2**24
+
+
+def head_bytes(stack: DecoderStack, vocabulary: int) -> int:
+    """Memory that the head takes, roughly: its logits, twice where the model scales them, and log-probabilities."""
+    element = stack.model.get_input_embeddings().weight.element_size()
+    return 2 * element * head_rows(stack) * vocabulary + slab_bytes(stack.device)
 
 
 @torch.no_grad()
-def score(stack: DecoderStack, states: Tensor, sequences: Sequence[ScoredSequence]) -> list[Outputs]:
-    """Log-likelihoods of every target.
+def score(
+    stack: DecoderStack, states: Tensor, targets: Targets, variants: int = 1
+) -> Callable[[], list[list[Outputs]]]:
+    """Log-likelihoods of every target. On a GPU it is only asked for them, and goes on meanwhile.
 
     Args:
         stack: the model taken apart.
-        states: (N, hidden size) from `select`; those of several forwards one after the other.
-        sequences: the sequences of these states, in the same order.
+        states: (variants * N, hidden size): the residual stream after the last block at `scored_rows`.
+        targets: those of the sequences that the states are of.
+        variants: how many forwards of these sequences the states are from, one after the other.
 
     Returns:
-        For each sequence and target: the float32 sum of log-probabilities (natural log), and whether every token of the
-        target is the most likely one, as lm-eval defines is_greedy.
+        A function that waits for the result. For each variant, sequence and target: the sum of log-probabilities
+        (natural log; float32 of the model's own logits), and whether every token of the target is the most likely one,
+        as lm-eval defines is_greedy.
     """
-    wanted, offset = [], 0  # (row of `states`, token) of every target token, in order
-    for sequence in sequences:
-        offset += sequence.num_scored
-        for target in sequence.targets:
-            wanted += [(offset - len(target) + k, token) for k, token in enumerate(target)]
-    position, token = torch.tensor(wanted).T
-    logprob, greedy = torch.empty(len(wanted)), torch.empty(len(wanted), dtype=torch.bool)
-    for start in range(0, len(states), HEAD_ROWS):
-        logits = stack.logits(states[start : start + HEAD_ROWS])
-        here = (position >= start) & (position < start + HEAD_ROWS)
-        at, which = position[here].to(logits.device) - start, token[here].to(logits.device)
-        # argmax is slow on CPU and needed only where the target reaches the maximum, to break ties as lm-eval does.
-        top = logits[at, which] == logits.amax(-1)[at]
-        top[top.clone()] = logits[at[top]].argmax(-1) == which[top]
-        greedy[here] = top.cpu()
-        # log_softmax is one fused pass; logsumexp, though it returns less, takes three times as long on CPU.
-        logprob[here] = logits.log_softmax(-1)[at, which].cpu()
-    outputs: list[Outputs] = []
-    offset = 0
-    for sequence in sequences:
-        outputs.append([])
-        for target in sequence.targets:
-            part = slice(offset, offset + len(target))
-            outputs[-1].append((logprob[part].sum().item(), bool(greedy[part].all())))
-            offset += len(target)
+    rows = (np.arange(variants)[:, None] * targets.num_rows + targets.rows).ravel()
+    row, token = devices.sent(states.device, rows, np.tile(targets.tokens, variants))
+    found: list[tuple[Tensor, Tensor]] = []
+    start = 0  # of a slab, in `states`
+    for chunk in states.tensor_split(-(-len(states) // head_rows(stack))):
+        logits = stack.logits(chunk)  # (R, vocabulary)
+        row, token = row.to(logits.device), token.to(logits.device)
+        for slab in logits.split(max(1, slab_bytes(logits.device) // (4 * logits.shape[-1]))):
+            low, high = np.searchsorted(rows, [start, start + len(slab)])
+            if low < high:
+                found.append(_of_tokens(slab, row[low:high] - start, token[low:high]))
+            start += len(slab)
+    wait = devices.fetched(*map(torch.cat, zip(*found, strict=True)))
+
+    def outputs() -> list[list[Outputs]]:
+        logprob, greedy = (x.numpy() for x in wait())
+        num = sum(targets.counts)
+        owners = (np.arange(variants)[:, None] * num + targets.owners).ravel()
+        sums, missed = (np.bincount(owners, weights, variants * num) for weights in (logprob, ~greedy))
+        of_targets = zip(sums.tolist(), (missed == 0).tolist(), strict=True)
+        return [[list(islice(of_targets, count)) for count in targets.counts] for _ in range(variants)]
+
     return outputs
+
+
+def _of_tokens(logits: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (R, vocabulary), rows and tokens (n,) -> float32 log-probabilities, and whether a row's first maximum."""
+    # log_softmax is one fused pass; logsumexp, though it returns less, takes three times as long on CPU.
+    logprob = logits.log_softmax(-1, dtype=torch.float32)[row, token]
+    if devices.is_gpu(logits.device):
+        return logprob, logits.argmax(-1)[row] == token
+    # argmax is slow on CPU and needed only where the target reaches the maximum, to break ties as lm-eval does.
+    greedy = logits[row, token] == logits.amax(-1)[row]
+    greedy[greedy.clone()] = logits[row[greedy]].argmax(-1) == token[greedy]
+    return logprob, greedy
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,9 +331,6 @@ class RandomSequences:
         return Result({}, {"loglikelihood": np.array([o[0] for targets in outputs for o in targets])})
 
 
-def check_finite(outputs: Iterable[Outputs], what: str) -> None:
-    """Raises StudyError if a log-likelihood is NaN or infinite."""
-    for targets in outputs:
-        for logprob, _ in targets:
-            if not np.isfinite(logprob):
-                raise StudyError(f"{what}: logits are NaN or infinite; use dtype float32 or check the weights")
+def finite(outputs: Iterable[Outputs]) -> bool:
+    """Whether no log-likelihood is NaN or infinite."""
+    return bool(np.isfinite([logprob for targets in outputs for logprob, _ in targets]).all())

@@ -292,10 +292,12 @@ class _BatchRun:
         prefixes = measuring.arranged.prefixes[low:high]
         self._batch = Batch(measuring.shared.stack, sequences, prefixes, measuring.batch_tokens)
         self._ran = self._batch.in_order
+        self._targets = scoring.Targets([sequences[i] for i in self._ran])
+        self._head_rows = scoring.head_rows(measuring.shared.stack)
         # Variants whose states wait for the head: it is fast on many rows only.
         self._waiting: list[tuple[Variant, Tensor]] = []
-        # Outputs that the store does not have yet.
-        self._fresh: dict[Variant, dict[int, Outputs]] = {}
+        # Variants that the head was asked for, and what gives their outputs.
+        self._asked: list[tuple[list[Variant], Callable[[], list[list[Outputs]]]]] = []
         self._kept = time.monotonic()
 
     def run(self) -> None:
@@ -304,17 +306,19 @@ class _BatchRun:
         try:
             for variant, states in depth_first(trie(self._variants), self._batch.start, self._run_block):
                 waiting.append((variant, self._batch.select(states)))
-                if len(waiting) * len(waiting[0][1]) > scoring.HEAD_ROWS - len(waiting[0][1]):
+                if (len(waiting) + 1) * self._targets.num_rows > self._head_rows:
                     self._score()
             self._score()
         finally:
             self._keep()
 
     def _run_block(self, element: Element, states: tuple[Tensor, ...], shared: dict) -> tuple[Tensor, ...]:
+        due = time.monotonic() - self._kept > KEEP_SECONDS
+        if due:
+            self._score()
         out = self._batch.run_block(element, states, shared)
         self._measuring.shared.bar.update(self._batch.num_tokens)
-        if time.monotonic() - self._kept > KEEP_SECONDS:
-            self._score()
+        if due:  # only now, so that a GPU has the block to run while the store is written
             self._keep()
             self._measuring.claim(self._places)
         return out
@@ -323,21 +327,31 @@ class _BatchRun:
         """The head on the states that wait for it."""
         if not self._waiting:
             return
-        stack = self._measuring.shared.stack
-        sequences = [self._batch.sequences[i] for i in self._ran] * len(self._waiting)
-        outputs = iter(scoring.score(stack, cat([states for _, states in self._waiting]), sequences))
-        for variant, _ in self._waiting:
-            of_variant = {self._order[i]: next(outputs) for i in self._ran}
-            what = f"{self._measuring.measurement.name}, {describe(len(stack), variant)}"
-            scoring.check_finite(of_variant.values(), what)
-            self._fresh[variant] = of_variant
+        variants, states = zip(*self._waiting, strict=True)
         self._waiting.clear()
+        # A variant's last block may be on another device than the next one's.
+        together = cat([x.to(states[0].device) for x in states])
+        wait = scoring.score(self._measuring.shared.stack, together, self._targets, len(variants))
+        self._asked.append((list(variants), wait))
 
     def _keep(self) -> None:
-        """Fresh outputs go to the measurement's and to the store."""
-        measuring = self._measuring
-        for variant, outputs in self._fresh.items():
-            measuring.outputs[variant].update(outputs)
-        measuring.shared.store.put_partial({measuring.keys[v]: outputs for v, outputs in self._fresh.items()})
-        self._fresh.clear()
+        """Outputs that the head was asked for go to the measurement's and to the store.
+
+        Raises:
+            StudyError: some are NaN or infinite; the others were kept.
+        """
+        measuring, fresh, refused = self._measuring, dict[Key, dict[int, Outputs]](), []
+        asked, self._asked = self._asked, []
+        for variants, wait in asked:
+            for variant, of_sequences in zip(variants, wait(), strict=True):
+                outputs = {self._order[i]: output for i, output in zip(self._ran, of_sequences, strict=True)}
+                if scoring.finite(outputs.values()):
+                    measuring.outputs[variant].update(outputs)
+                    fresh[measuring.keys[variant]] = outputs
+                else:
+                    refused.append(variant)
+        measuring.shared.store.put_partial(fresh)
         self._kept = time.monotonic()
+        if refused:
+            what = f"{measuring.measurement.name}, {describe(len(measuring.shared.stack), refused[0])}"
+            raise StudyError(f"{what}: logits are NaN or infinite; use dtype float32 or check the weights")

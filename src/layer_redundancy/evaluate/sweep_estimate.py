@@ -103,7 +103,7 @@ def estimate_missing(stack: DecoderStack, missing: Sequence[Missing], batch_toke
         states = max(states, (num_held(root) + 2) * held)
     weights = sum(p.numel() * p.element_size() for p in stack.model.parameters())
     vocabulary = stack.model.get_input_embeddings().weight.shape[0]
-    forward = batch_tokens * workspace(stack) + 3 * 4 * scoring.HEAD_ROWS * vocabulary
+    forward = batch_tokens * workspace(stack) + scoring.head_bytes(stack, vocabulary)
     return SweepEstimate(
         **amounts(missing),
         seconds=seconds,
@@ -152,8 +152,8 @@ def _rates(stack: DecoderStack, batch: Batch) -> tuple[float, float]:
     middle = len(stack) // 2
     block = devices.seconds(lambda: batch.run_block(middle, batch.start, {}), stack.device)
     # A sequence that asks for every position, so that the head's share of scoring is what is timed.
-    rows = min(scoring.HEAD_ROWS, batch.start[-1].shape[1])
-    probe = ScoredSequence((0,) * rows, ((0,) * rows,))
-    states = scoring.select(stack, batch.start[-1][:1, :rows], [probe])
-    head = devices.seconds(lambda: scoring.score(stack, states, [probe]), stack.device)
+    states = batch.start[-1].flatten(0, 1)[: scoring.head_rows(stack)]
+    rows = len(states)
+    targets = scoring.Targets([ScoredSequence((0,) * rows, ((0,) * rows,))])
+    head = devices.seconds(lambda: scoring.score(stack, states, targets)(), stack.device)
     return batch.num_tokens / block, rows / head

@@ -77,7 +77,7 @@ def _by_hand(stack: DecoderStack, ids: Tensor, kept: Sequence[int]) -> Tensor:
     hidden, calls = stack.start(ids)
     for i in kept:
         hidden = stack.run_block(i, hidden, calls)
-    return stack.logits(hidden)
+    return stack.logits(hidden).float()
 
 
 def _gap(model: nn.Module, one: Tensor, other: Tensor, same_shape: bool = True) -> float | None:
@@ -223,7 +223,7 @@ def _prefix_fault(stack: DecoderStack) -> str | None:
         keys.rows = torch.arange(2)
         states = stack.run_block(i, states, calls, keys)
     wanted = torch.stack([whole[i, part] for i, part in enumerate(rest)])
-    gap = _gap(stack.model, wanted, stack.logits(states), same_shape=False)
+    gap = _gap(stack.model, wanted, stack.logits(states).float(), same_shape=False)
     return None if gap is None else f"after a shared one its logits differ by {gap:.3g}"
 
 

@@ -244,7 +244,7 @@ class DecoderStack:
             hidden: (..., hidden size), not normalised.
 
         Returns:
-            float32 (..., vocabulary).
+            (..., vocabulary), in the dtype that the model gives.
         """
         rows = hidden.reshape(-1, 1, hidden.shape[-1])  # each a sequence of one token
         # Any token will do; one of the first is often padding, which some models warn of.
@@ -259,7 +259,7 @@ class DecoderStack:
         stands = [passing(block, None if i else rows) for i, block in enumerate(self.blocks)]
         with attributes(*((block, "forward", stand) for block, stand in zip(self.blocks, stands, strict=True))):
             out = self.model(input_ids=ids, use_cache=False).logits
-        return out.reshape(*hidden.shape[:-1], -1).float()
+        return out.reshape(*hidden.shape[:-1], -1)
 
 
 # What a block of a class that leaves given states returns; learnt from the first block of the class that runs.

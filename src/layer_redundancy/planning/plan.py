@@ -97,7 +97,7 @@ def peak_bytes_of(sweeps: Sequence[Sweep], speed: Speed) -> float:
     element = speed.stack.model.get_input_embeddings().weight.element_size()
     state = speed.batch_tokens * config.hidden_size * element * batches.PREFIX_BATCHES
     held = max((s.held for s in sweeps), default=0) + 2
-    logits = 3 * 4 * scoring.HEAD_ROWS * config.vocab_size
+    logits = scoring.head_bytes(speed.stack, config.vocab_size)
     return (
         speed.weight_bytes(speed.blocks)
         + held * state

@@ -19,7 +19,7 @@ from layer_redundancy.config.profiles import EMBEDDED_MODEL, EMBEDDED_RWKV, Prof
 from layer_redundancy.core import doors, flags, paths
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.data import hub
-from layer_redundancy.models import architectures, smollm2, weight_files
+from layer_redundancy.models import architectures, packing, smollm2, weight_files
 from layer_redundancy.models.stack import decoder_stack, heads_of
 
 _PLACES = ("in data/models", "local file", "local folder")  # of folders that are known by the hash of their files
@@ -489,8 +489,6 @@ def quantization_options(identity: ModelIdentity) -> dict[str, Any]:
     Raises:
         StudyError: it takes a library that is not there.
     """
-    from transformers import CompressedTensorsConfig
-
     method = quantization_method(identity)
     needed, remedy = _QUANTIZATION_PACKAGES.get(method or "", ((), ""))
     if missing := [package for package in needed if find_spec(package) is None]:
@@ -498,5 +496,4 @@ def quantization_options(identity: ModelIdentity) -> dict[str, Any]:
             f"{identity.name} holds {str(method).upper()} weights, which take the package{'s' * (len(missing) > 1)} "
             f"{' and '.join(missing)}: {remedy}"
         )
-    # Unpacked once, not at every forward, and every matrix is there to be read.
-    return {"quantization_config": CompressedTensorsConfig(dequantize=True)} if method == "compressed-tensors" else {}
+    return packing.unpacked() if method == "compressed-tensors" else {}

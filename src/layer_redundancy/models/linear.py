@@ -5,6 +5,8 @@ on one of AMD with AVX-512, oneDNN is 2.2 times as fast. The layers stay what th
 weights; only the product is another library's, rounded otherwise in the last digits.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +34,19 @@ def by_torch(model: nn.Module) -> nn.Module:
     """Undoes `by_onednn`."""
     _retype(model, Linear, nn.Linear)
     return model
+
+
+@contextmanager
+def of_torch(model: nn.Module) -> Iterator[None]:
+    """A model with torch's own linear layers for as long as a library looks at their class."""
+    ours = [module for module in model.modules() if type(module) is Linear]
+    for module in ours:
+        module.__class__ = nn.Linear
+    try:
+        yield
+    finally:
+        for module in ours:
+            module.__class__ = Linear
 
 
 def _retype(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:

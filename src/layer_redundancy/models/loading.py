@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -43,6 +42,8 @@ _ADAPTER = re.compile(r"(^|[._])lora_|\.base_layer\.|\.ia3_|\.oft_|\.vera_lambda
 _BUFFERS = re.compile(r"(^|\.)(rotary\w*\..*|inv_freq|masked_bias|causal_mask|rope_freqs|alibi|position_ids)$")
 _MASK = re.compile(r"(^|\.)(attn|attention|self_attention|crossattention)\.(bias|mask)$")
 
+_taken_apart: set[str] = set()  # fingerprints of the models that this process has checked
+
 
 def load_tokenizer(identity: ModelIdentity) -> Any:
     """The model's tokenizer. Raises StudyError where it cannot be loaded."""
@@ -80,7 +81,7 @@ def _check_tokenizer_files(folder: Path) -> None:
 
 
 def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -> nn.Module:
-    """Loads the weights and checks that the model can be taken apart.
+    """Loads the weights and checks, once in a process, that the model can be taken apart.
 
     Args:
         identity: the model's identity, from `identify`.
@@ -105,12 +106,10 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
     # Straight to where it goes, so that a large model need not fit in the host's memory first.
     sharded = len(devices.every(device)) > 1
     quantization = checkpoints.quantization_options(identity)
-    quiet = packing.no_bars() if quantization else nullcontext()
+    quiet = packing.quietly() if quantization else nullcontext()
     hub_errors = checkpoints.hub_errors(identity.name, identity.trust_remote_code)
     # What loads GPTQ's weights would have every library tell all it does, such as each glyph of a figure.
-    with hub_errors, quiet, log.undisturbed(), _no_report(), warnings.catch_warnings():
-        # It warns that our settings are used although the checkpoint has settings of its own.
-        warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+    with hub_errors, quiet, log.undisturbed(), _no_report():
         model, loading = AutoModelForCausalLM.from_pretrained(
             identity.source,
             output_loading_info=True,
@@ -130,10 +129,14 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
                 "(merge_and_unload of peft), save it and give its folder"
             )
         checkpoints.check_unchanged(identity)
+        if packing.layers(model) and not sharded:
+            packing.plain(model)
         prepare(model)
         found = found or checkpoints.tensors(identity)  # of the hub, and downloaded only now
         _check_weights(identity, loading, model, found)
-        check_stack(model)
+        if identity.fingerprint not in _taken_apart:
+            check_stack(model)
+            _taken_apart.add(identity.fingerprint)
     model.not_loaded = _not_loaded(loading, model, found)
     if model.not_loaded:
         parts = [f"{part} ({count} tensor{'s' * (count > 1)})" for part, count in model.not_loaded.items()]

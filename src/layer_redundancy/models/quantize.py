@@ -240,6 +240,7 @@ def _write(
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
             raise StudyError(f"{identity.name}: {name} is not finite after {scheme}: use more calibration text")
+    linear.by_onednn(packing.plain(model))
     del model.save_pretrained  # llm-compressor's, which would write the config as it was before blocks were removed
     surgery.export(model, tokenizer, removed, target)
     file = target / provenance.NOTE
@@ -292,10 +293,20 @@ def _without_head(model: nn.Module) -> Iterator[None]:
 
 def _store_as_16_bits(model: nn.Module) -> None:
     """Rounds scales, and weights that are not quantized, to what a checkpoint of 16 bits holds (in place)."""
-    with packing.packed(model, restore=False):
-        for tensor in model.state_dict().values():
-            if tensor.dtype == torch.float32:
-                tensor.copy_(tensor.half())
+    from compressed_tensors import quantization
+
+    rounded = set()
+    for module in packing.layers(model):
+        scheme, zero_point = module.quantization_scheme.weights, getattr(module, "weight_zero_point", None)
+        weight, scale = module.weight.data, module.weight_scale.data
+        # As `packing.packed` finds them; the weights that go with a rounded scale are those that are loaded again.
+        steps = quantization.quantize(weight.float(), scale.float(), zero_point, scheme)
+        scale = scale.half().to(scale.dtype) if scale.dtype == torch.float32 else scale
+        weight.copy_(quantization.dequantize(steps, scale, zero_point, scheme))
+        rounded.add(weight.data_ptr())
+    for tensor in model.state_dict().values():
+        if tensor.dtype == torch.float32 and tensor.data_ptr() not in rounded:
+            tensor.copy_(tensor.half())
 
 
 def _run(model: nn.Module, tokenizer: Any, scheme: Scheme, size: int, ids: Tensor, batch_size: int, title: str) -> None:

@@ -4,7 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -251,7 +251,13 @@ def _check_export(model: nn.Module, folder: Path) -> None:
     sharded = len(set(getattr(model, "hf_device_map", {}).values())) > 1
     place = "auto" if sharded else {"": stack.device}
     with checkpoints.hub_errors(f"the exported checkpoint of {type(model).__name__}"):
-        reloaded = prepare(type(model).from_pretrained(folder, dtype=model.dtype, device_map=place))
+        quantized = packing.layers(model)
+        options = packing.unpacked() if quantized else {}
+        with packing.quietly() if quantized else nullcontext():
+            reloaded = type(model).from_pretrained(folder, dtype=model.dtype, device_map=place, **options)
+        if quantized and not sharded:  # as the model in memory is: rounding is the same in both
+            packing.plain(reloaded)
+        prepare(reloaded)
         with torch.no_grad():
             ours, theirs = (m(input_ids=ids, use_cache=False).logits.float().cpu() for m in (model, reloaded))
     if not torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4):

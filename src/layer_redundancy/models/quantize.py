@@ -320,8 +320,9 @@ def _run(model: nn.Module, tokenizer: Any, scheme: Scheme, size: int, ids: Tenso
         from compressed_tensors.offload import remove_dispatch
         from datasets import Dataset
         from llmcompressor import oneshot
-        from llmcompressor.modifiers.gptq import GPTQModifier
         from llmcompressor.modifiers.quantization import QuantizationModifier
+
+        from layer_redundancy.models.gptq import GPTQ
 
     inside = set(widths(model))
     outside = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in inside]
@@ -339,7 +340,7 @@ def _run(model: nn.Module, tokenizer: Any, scheme: Scheme, size: int, ids: Tenso
         oneshot(
             model=model,
             tokenizer=tokenizer,
-            recipe=GPTQModifier(config_groups=groups, ignore=outside),
+            recipe=GPTQ(config_groups=groups, ignore=outside),
             dataset=rows,
             num_calibration_samples=len(ids),
             max_seq_length=ids.shape[1],

@@ -141,20 +141,29 @@ space := $(subst ,, )
 further = $(subst %25,%,$(subst %20,$(space),$(patsubst $(1):%,%,$(filter $(1):%,$(call answered,of)))))
 model = $(call quoted,$(or $(call further,$(patsubst data/runs/%,%,$(1))),$(MODEL)))
 
+# Executes the runs $(1), by make's -j so many at a time; else as many as the machine is good for.
+jobs = $(patsubst -j%,%,$(filter-out -j,$(filter -j%,$(MAKEFLAGS))))
+execute = $(TALK) $(OFFLINE) $(PY) -m layer_redundancy.run_notebooks --profile $(call quoted,$(PROFILE)) \
+  --revision $(call quoted,$(REVISION)) $(TRUST) $(if $(PARAMS),--parameters $(call quoted,$(PARAMS))) \
+  $(if $(jobs),--jobs $(jobs)) $(KEEP_GOING) \
+  $(foreach run,$(1),$(call quoted,notebooks/$(notdir $(run)):$(run):)$(call model,$(patsubst %/,%,$(dir $(run)))))
+
 # A notebook that fails keeps none of the others from being run: they go on, and the summary ends it all.
 figures: $(RUNS)
+	@$(if $(STALE),$(call execute,$(STALE)))
 	@$(if $(EXPECTED),$(VERIFY) --notebooks $(call quoted,$(NOTEBOOKS)) --brief $(NO_FAIL); )compared=$$?; \
 	  $(PY) -m layer_redundancy.run_summary $(RUNS) && exit $$compared
 ifneq ($(filter figures,$(MAKECMDGOALS)),)
 MAKEFLAGS += --keep-going
 KEEP_GOING := --keep-going
+# Put down here, and executed together: they share what they import.
+STALE :=
+stale = $(eval STALE += $@)
 endif
 
 .SECONDEXPANSION:
 $(RUNS): notebooks/$$(@F) $(CODE) $$(@D)/.$$(basename $$(@F)).settings $(READY) $$(call redraw,$$(@D))
-	@$(TALK) $(OFFLINE) $(PY) -m layer_redundancy.run_notebook $< --output $@ --profile $(call quoted,$(PROFILE)) \
-	  --model $(call model,$(@D)) --revision $(call quoted,$(REVISION)) $(TRUST) \
-	  $(if $(PARAMS),--parameters $(call quoted,$(PARAMS))) $(KEEP_GOING)
+	@$(if $(KEEP_GOING),$(stale),$(call execute,$@))
 
 # Touched only when the digest changes.
 $(foreach run,$(RUNS),$(dir $(run)).$(basename $(notdir $(run))).settings): FORCE
@@ -190,9 +199,9 @@ $(GPTQ)/ready: data/requirements-gptq.txt $(READY)
 	$(PY) -m pip install --disable-pip-version-check --no-deps --target $(GPTQ) -r data/requirements-gptq.txt
 	@mkdir -p $(GPTQ) && touch $@
 
-# Two at a time: most of what so small a run takes is starting Python and drawing figures.
+# On one thread each: most of what so small a run takes is starting Python and drawing figures.
 smoke: ## every notebook in small: does it run, and give what it gave?
-	@exec env OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 figures PROFILE=smoke NO_FAIL=
+	@exec env OMP_NUM_THREADS=1 $(MAKE) --no-print-directory figures PROFILE=smoke NO_FAIL=
 
 rwkv-train: $(READY) ## train the small RWKV anew (an hour on two cores; stopped, it goes on where it was)
 	@$(PY) -m tools.rwkv.train

@@ -20,22 +20,33 @@ from layer_redundancy.config import profiles, run_folder
 from layer_redundancy.core import paths
 
 # In place of a Python: makes environments that hold itself, pretends to install and to execute, fails at what the file
-# `fail` names, and leaves to the real Python what the Makefile asks, and the summary.
+# `fail` names, and leaves to the real Python what the Makefile asks, and the summary. Of notebooks that are executed
+# together it writes a line each: `- run NOTEBOOK COPY MODEL` and the options.
 STAND_IN = f"""#!/bin/sh
 case "$*" in
   "-c "*) exit 0 ;;
   "-m layer_redundancy.config.run_folder"* | "-m layer_redundancy.run_summary"*) exec "{sys.executable}" "$@" ;;
+  "-m layer_redundancy.run_notebooks "*)
+    options= failed=0
+    shift 2
+    while [ "${{1#notebooks/}}" = "$1" ]; do options="$options $1"; shift; done
+    for run; do
+      notebook="${{run%%:*}}" rest="${{run#*:}}"
+      copy="${{rest%%:*}}" model="${{rest#*:}}"
+      line="- run $notebook $copy --model $model$options"
+      printf '%s\\n' "$line" >> calls
+      if [ -e fail ] && echo "$line" | grep -q -e "$(cat fail)"; then
+        echo "a cell failed" > "$(dirname "$copy")/.$(basename "$copy" .ipynb).failed"; failed=1
+      else
+        touch "$copy"; rm -f "$(dirname "$copy")/.$(basename "$copy" .ipynb).failed"
+      fi
+    done
+    case "$options" in *" --keep-going"*) exit 0 ;; *) exit $failed ;; esac ;;
 esac
 printf '%s\\n' "$*" >> calls
-if [ -e fail ] && echo "$*" | grep -q -e "$(cat fail)"; then
-  case "$*" in
-    *" --keep-going") echo "a cell failed" > "$(dirname "$5")/.$(basename "$5" .ipynb).failed"; exit 0 ;;
-  esac
-  exit 1
-fi
+if [ -e fail ] && echo "$*" | grep -q -e "$(cat fail)"; then exit 1; fi
 case "$*" in
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && touch "$3/pyvenv.cfg" ;;
-  "-m layer_redundancy.run_notebook "*) touch "$5"; rm -f "$(dirname "$5")/.$(basename "$5" .ipynb).failed" ;;
 esac
 """
 LONG_AGO = 1_000_000_000
@@ -78,7 +89,7 @@ class Study:
         return subprocess.run(command, cwd=self.root, env=bare() | variables, capture_output=True, text=True)
 
     def calls(self) -> list[str]:
-        """What the stand-in was asked since the last look, each as its first words."""
+        """What the stand-in was asked since the last look, each as its first words; `run NOTEBOOK` for a notebook."""
         log = self.root / "calls"
         lines = log.read_text().splitlines() if log.exists() else []
         log.unlink(missing_ok=True)
@@ -86,7 +97,7 @@ class Study:
 
     def executed(self) -> list[str]:
         """The notebooks executed since the last look."""
-        return [Path(call.split()[1]).stem for call in self.calls() if call.startswith("layer_redundancy.run_notebook")]
+        return [Path(call.split()[1]).stem for call in self.calls() if call.startswith("run ")]
 
     def edit(self, name: str) -> None:
         time.sleep(0.02)  # a file system's clock ticks every few milliseconds
@@ -184,7 +195,7 @@ def test_a_profiles_further_models_come_after_its_own(ready):
         "meta-llama/Llama-2-13b-hf",
         "baichuan-inc/Baichuan2-7B-Base",
     ]
-    expected = [(first, "--revision"), (second, "--revision")]  # no model: the profile's own
+    expected = [(first, "--profile"), (second, "--profile")]  # no model: the profile's own
     for model in further:
         expected += [(first, model.model)] if "01" in model.notebooks else []
         expected += [(second, model.model)] if "02" in model.notebooks else []
@@ -297,7 +308,7 @@ def test_any_text_is_taken_as_it_is(ready, monkeypatch, way):
         assert not log.exists()
         return
     ran, planned, fetched, verified = log.read_text().splitlines()
-    assert f"--profile {ODD}.toml --model models/{ODD} --revision  --parameters {given['PARAMS']} --keep-going" in ran
+    assert f"--model models/{ODD} --profile {ODD}.toml --revision  --parameters {given['PARAMS']} --keep-going" in ran
     assert f"plan {ODD}.toml --model models/{ODD} --revision  --notebooks 02" in planned
     assert f"downloads {ODD}.toml --model models/{ODD} --revision" in fetched
     assert f"verify {ODD}.toml --model models/{ODD} --revision  --notebooks 02" in verified
@@ -307,7 +318,7 @@ def test_a_further_model_of_any_name_is_run(ready):
     name = "my models/o'br$ien 100%20"
     (ready.root / "own.toml").write_text(f'extends = "smoke"\nfurther = [{{ model = "{name}", notebooks = ["01"] }}]')
     assert ready.make("figures", "PROFILE=own.toml", "NOTEBOOKS=01").returncode == 0
-    assert f"--model {name} --revision" in (ready.root / "calls").read_text().splitlines()[1]
+    assert f"--model {name} --profile" in (ready.root / "calls").read_text().splitlines()[1]
 
 
 def test_a_python_in_a_folder_with_odd_characters_builds_the_environment(study):
@@ -330,8 +341,7 @@ def test_make_that_is_stopped_stops_its_notebooks_and_starts_no_other(ready, who
     waiting = ready.root / ".venv" / "bin" / "python"
     waiting.write_text(
         waiting.read_text().replace(
-            '  "-m layer_redundancy.run_notebook "*) touch',
-            '  "-m layer_redundancy.run_notebook "*) touch "$5.started"; exec sleep 60 ;;\n  "-m never"*) touch',
+            "    for run; do\n", '    touch started; echo "- run together" >> calls; exec sleep 60\n    for run; do\n'
         )
     )
     process = subprocess.Popen(
@@ -341,13 +351,13 @@ def test_make_that_is_stopped_stops_its_notebooks_and_starts_no_other(ready, who
         start_new_session=True,
         preexec_fn=as_at_a_terminal,
     )
-    started = ready.root / "data" / "runs" / "embedded" / "01_first.ipynb.started"
+    started = ready.root / "started"
     while not started.exists():
         assert process.poll() is None
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGTERM) if whom == "make" else os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=30) != 0
-    assert ready.executed() == ["01_first"]
+    assert ready.calls() == ["run together"]
     with pytest.raises(ProcessLookupError):  # nobody of the group is left
         for _ in range(100):
             os.killpg(process.pid, 0)
@@ -409,7 +419,7 @@ def test_a_setup_interrupted_while_the_model_is_fetched_goes_on(study):
     study.calls()
     study.fail_at(None)
     assert study.make("figures", "NOTEBOOKS=01").returncode == 0
-    assert study.calls() == [*SETUP[1:], "layer_redundancy.run_notebook notebooks/01_first.ipynb", VERIFY]
+    assert study.calls() == [*SETUP[1:], "run notebooks/01_first.ipynb", VERIFY]
 
 
 def test_a_half_made_environment_is_built_anew(study):
@@ -445,7 +455,7 @@ def test_the_active_python_can_be_used_instead(study, monkeypatch):
     shutil.copy(study.python, tools / "python")
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
     assert study.make("figures", "VENV=", "NOTEBOOKS=02").returncode == 0
-    assert study.calls() == [*SETUP[1:], "layer_redundancy.run_notebook notebooks/02_second.ipynb", VERIFY]
+    assert study.calls() == [*SETUP[1:], "run notebooks/02_second.ipynb", VERIFY]
     assert not (study.root / ".venv").exists()
     study.make("figures", "VENV=", "NOTEBOOKS=02")
     assert study.calls() == [VERIFY]
@@ -504,7 +514,9 @@ def given(study: Study) -> dict[str, str]:
     """Executed notebook -> the parameters that it was given, since the last look."""
     lines = (study.root / "calls").read_text().splitlines()
     study.calls()
-    found = [line.removesuffix(" --keep-going").partition(" --parameters ") for line in lines if "run_notebook" in line]
+    found = [
+        line.removesuffix(" --keep-going").partition(" --parameters ") for line in lines if line.startswith("- run ")
+    ]
     return {line.split()[2]: parameters for line, _, parameters in found}
 
 
@@ -534,7 +546,7 @@ def test_parameters_that_a_further_models_notebooks_lack_are_no_mistake(ready):
     assert done.returncode == 0, done.stderr
     lines = (ready.root / "calls").read_text().splitlines()
     models = [line.split("--model ")[1].split()[0] for line in lines if "02_second" in line]
-    assert models == ["--revision", "org/two"] and len(lines) == 2, "those that have the parameter, and no others"
+    assert models == ["--profile", "org/two"] and len(lines) == 2, "those that have the parameter, and no others"
 
 
 def test_a_profile_of_ones_own_is_executed_again_when_it_or_its_text_changes(ready):
@@ -604,7 +616,7 @@ def test_one_notebook_by_its_copys_name_fails_make(ready):
 
 def test_test_runs_the_unit_tests_and_then_every_notebook_in_small(ready):
     assert ready.make("test").returncode == 0
-    expected = [f"layer_redundancy.run_notebook notebooks/{name}.ipynb" for name in ("01_first", "02_second")]
+    expected = [f"run notebooks/{name}.ipynb" for name in ("01_first", "02_second")]
     rehearsed = ["pip install", "rehearsal.run --notebooks"]
     calls = ready.calls()
     # Notebooks two at a time, and the rehearsal beside them: the parts between the tests come in any order.

@@ -22,6 +22,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -69,11 +70,16 @@ class Echo:
 
     A progress bar is a line that is rewritten after a carriage return. A terminal shows each of its states, cut to the
     terminal's width; a log gets one every LOG_INTERVAL seconds and the last.
+
+    Args:
+        stream: where it goes.
+        prefix: stands before each line, of which others may be among them: none is rewritten then, as in a log.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, prefix: str = "") -> None:
         self._stream = stream
-        self._terminal = stream.isatty()
+        self._prefix = prefix
+        self._terminal = stream.isatty() and not prefix
         self._line = ""  # what stands since the last line end
         self._shown = time.monotonic()  # when a log last got a state
 
@@ -108,8 +114,8 @@ class Echo:
             self._emit(f"{text}\n")
 
     def _emit(self, text: str) -> None:
-        erase = "\r\x1b[K" if self._terminal else ""
-        self._stream.write(erase + (text if self._terminal else strip_color(text)))
+        before = "\r\x1b[K" if self._terminal else self._prefix if text else ""
+        self._stream.write(before + (text if self._terminal else strip_color(text)))
         self._stream.flush()
         self._shown = time.monotonic()
 
@@ -179,9 +185,17 @@ def _failed(output: Path) -> Path:
     return output.with_suffix(".failed.ipynb")
 
 
-def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo) -> None:
-    """Run the notebook; `output` is there afterwards if and only if every cell succeeded, or the notebook found that it
-    has nothing to measure on this model.
+def execute(
+    notebook: Path,
+    output: Path,
+    parameters: dict[str, Any],
+    echo: Echo,
+    kernel: type[AsyncKernelManager] = ThisPython,
+) -> None:
+    """Run the notebook in a kernel of its own.
+
+    `output` is there afterwards if and only if every cell succeeded, or the notebook found that it has nothing to
+    measure on this model.
 
     A run that did not finish is left beside it as `<name>.failed.ipynb`.
 
@@ -215,7 +229,7 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], echo: Echo
                 stdout_file=echo,
                 stderr_file=echo,
                 cwd=notebook.parent,
-                kernel_manager_class=ThisPython,
+                kernel_manager_class=kernel,
                 # The kernel's own log says nothing of the notebook, and a page of it when a run is interrupted.
                 extra_arguments=["--log-level=CRITICAL"],
                 on_cell_start=count,
@@ -292,32 +306,62 @@ def main(
     ] = False,
 ) -> None:
     """Execute a notebook with parameters; exits with 1 and says why when it does not finish."""
-    echo = Echo(sys.stderr)
-    # tqdm, imported by libraries, asks in every notebook for widgets that an executed copy could not show.
+    quieten()
+    given = {"profile": profile, "model": model, "revision": revision, "trust_remote_code": trust_remote_code}
+    if not run(notebook, output, given, Echo(sys.stderr), parameter or [], parameters_text, keep_going):
+        raise typer.Exit(1)
+
+
+def quieten() -> None:
+    """In this process and its kernels: tqdm, imported by libraries, asks in every notebook for widgets that an executed
+    copy could not show."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
+
+
+def run(
+    notebook: Path,
+    output: Path,
+    given: dict[str, Any],
+    echo: Echo,
+    parameter: Sequence[str] = (),
+    parameters_text: str = "",
+    keep_going: bool = False,
+    kernel: type[AsyncKernelManager] = ThisPython,
+) -> bool:
+    """Execute a notebook; says when it starts and ends, or why it does not finish.
+
+    Args:
+        given: profile, model, revision and trust_remote_code.
+        echo: where it says so, and what the cells print.
+        parameter, parameters_text: as the command has them.
+        keep_going: a failure is written down for `run_summary`.
+        kernel: manages its kernel.
+
+    Returns:
+        Whether it finished, or failed and that was written down.
+    """
     os.environ["LAYER_REDUNDANCY_NOTEBOOK"] = notebook.stem  # the store's log of sweeps names it
     # Resolved before anything runs: papermill changes the working directory.
     notebook, output = notebook.absolute(), output.absolute()
     reason = run_summary.reason_file(output)
     try:
         check_output(notebook, output)
-        model = absolute_model(model)
-        profile = profiles.absolute_profile(profile)
-        profiles.get(profile, model=model, revision=revision)
-        given = {"profile": profile, "model": model, "revision": revision, "trust_remote_code": trust_remote_code}
-        chosen = collect(known_parameters(notebook), given, parameter or [], parameters_text)
+        model = absolute_model(given["model"])
+        profile = profiles.absolute_profile(given["profile"])
+        profiles.get(profile, model=model, revision=given["revision"])
+        resolved = given | {"profile": profile, "model": model}
+        chosen = collect(known_parameters(notebook), resolved, list(parameter), parameters_text)
         chosen = placed(chosen, model)
         started = time.monotonic()
         echo.write(f"{notebook.stem}: started ({', '.join(f'{k}={v}' for k, v in chosen.items() if v)})\n")
-        execute(notebook, output, chosen, echo)
+        execute(notebook, output, chosen, echo, kernel)
     except (StudyError, Unfinished) as error:
         echo.close()
         typer.echo(f"{notebook.stem}: {error}", err=True)
-        if keep_going and run_summary.note(reason, str(error)):
-            return
-        raise typer.Exit(1) from error
+        return keep_going and run_summary.note(reason, str(error))
     reason.unlink(missing_ok=True)
     echo.write(f"{notebook.stem}: finished in {time.monotonic() - started:.0f} s\n")
+    return True
 
 
 if __name__ == "__main__":

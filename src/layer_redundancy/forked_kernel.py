@@ -16,7 +16,7 @@ from ipykernel.kernelapp import IPKernelApp
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
-from layer_redundancy.core import interrupts
+from layer_redundancy.core import interrupts, sampling
 from layer_redundancy.run_notebook import ThisPython
 
 
@@ -100,6 +100,7 @@ def _become_kernel(receiver: Connection, sender: Connection) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    sampling.start(os.environ["LAYER_REDUNDANCY_NOTEBOOK"])
     start = command.index("-m")
     sys.argv = command[start + 1 :]
     try:

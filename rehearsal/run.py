@@ -23,6 +23,7 @@ from layer_redundancy.config import profiles
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Store
+from layer_redundancy.core.wording import counted
 from rehearsal import local_hub, made_up_data, tiny_models
 
 PROFILE = str(Path(__file__).with_name("rehearsal.toml"))
@@ -97,21 +98,17 @@ def _output(model: str, notebook: Path, folder: Path) -> Path:
     return folder / "data" / "runs" / profiles.artifact_folder(profile) / notebook.name
 
 
-def _run(of_model: list[tuple[str, Path]], folder: Path) -> list[tuple[str, str, float]]:
-    """One model's notebooks, in order; (model, notebook, seconds) of each."""
-    spent = []
-    for model, notebook in of_model:
-        start, output = time.monotonic(), _output(model, notebook, folder)
-        arguments = [str(notebook), "--output", str(output), "--profile", PROFILE, "--model", model]
-        environment = _environment(folder, HF_HUB_OFFLINE="1")
-        if notebook.name.startswith(GPTQ_NOTEBOOK):
-            environment = _with_gptq(environment)
-        _call("run_notebook", *arguments, environment=environment)
-        seconds = time.monotonic() - start
-        name = model or profiles.load(PROFILE).model
-        spent.append((name, notebook.name[:2], seconds))
-        print(f"{notebook.stem} on {name}: {seconds:.0f} s", flush=True)
-    return spent
+def _run(of_model: list[tuple[str, Path]], folder: Path) -> None:
+    """One model's notebooks, in order: one may take what another has stored."""
+    start, environment = time.monotonic(), _environment(folder, HF_HUB_OFFLINE="1")
+    with_gptq = [run for run in of_model if run[1].name.startswith(GPTQ_NOTEBOOK)]
+    others = [run for run in of_model if run not in with_gptq]
+    for together, variables in ((others, environment), (with_gptq, _with_gptq(environment))):
+        words = [f"{notebook}:{_output(model, notebook, folder)}:{model}" for model, notebook in together]
+        if words:
+            _call("run_notebooks", "--profile", PROFILE, "--jobs", "1", *words, environment=variables)
+    model = of_model[0][0] or profiles.load(PROFILE).model
+    print(f"{counted(len(of_model), 'notebook')} on {model}: {time.monotonic() - start:.0f} s", flush=True)
 
 
 def compare(

@@ -39,9 +39,20 @@ from layer_redundancy.core.errors import StudyError
 FORKS = sys.platform == "linux"
 context: Any = multiprocessing.get_context("fork" if FORKS else "spawn")
 
-# Those that take longest on the embedded profile come first, so that none of them is left alone at the end.
-LONGEST = ("11", "12", "10", "07", "05")
+# The order in which several at a time end soonest on the embedded profile: those that train and quantize take longest,
+# and beside the longest run, one after the other, those that sweep the same texts and take over each other's results.
+ORDER = ("11", "04", "02", "03", "08", "12", "10", "07", "05", "06", "09", "01")
 SEVERAL = {2: 2, 8: 4}  # from so many cores on, so many notebooks at a time
+# What a kernel imports, and models on their way in.
+COMMON = (
+    "ipykernel.kernelapp",
+    "ipykernel.ipkernel",
+    "ipykernel.debugger",
+    "pdb",
+    "layer_redundancy.models.baichuan",
+    "layer_redundancy.models.rwkv5",
+    "transformers.models.llama.modeling_llama",
+)
 BYTES_EACH = 4 * 2**30  # what a notebook on the embedded model takes at most, and some
 
 
@@ -104,12 +115,14 @@ def preload(notebooks: Sequence[Path]) -> None:
     warnings.filterwarnings("ignore", "IProgress not found")
     # As a kernel sets it before matplotlib is imported.
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    # Its debugger would warn of how this Python was started, which only a debugger minds.
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     # Asked without it whether there is a GPU, CUDA would start, and no fork could use it.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     names = [notebook.stem.partition("_")[2] for notebook in notebooks]
     ours = [f"layer_redundancy.{part}.{name}" for part in ("experiments", "figures") for name in names]
-    for name in ("ipykernel.kernelapp", *ours):
-        with suppress(ImportError):
+    for name in (*COMMON, *ours):
+        with suppress(ImportError, OSError, RuntimeError):
             importlib.import_module(name)
 
 
@@ -120,7 +133,7 @@ def execute(runs: Sequence[Run], jobs: int, options: argparse.Namespace) -> bool
     """
     waiting, running, good = list(runs), list[BaseProcess](), True
     if jobs > 1:
-        waiting.sort(key=lambda run: LONGEST.index(number(run.notebook)) if number(run.notebook) in LONGEST else 99)
+        waiting.sort(key=lambda run: ORDER.index(number(run.notebook)) if number(run.notebook) in ORDER else len(ORDER))
     interrupts.interrupt()
     try:
         while waiting or running:

@@ -18,11 +18,11 @@ forks = pytest.mark.skipif(not run_notebooks.FORKS, reason="kernels are forks on
 
 
 def started(folder: Path, *cells: tuple[str, ...], jobs: int = 2) -> tuple[subprocess.Popen, list[Path]]:
-    """Executes notebooks of these cells, called 01, 02 and so on; the process, and where their copies go."""
+    """Executes notebooks of these cells, called 91, 92 and so on; the process, and where their copies go."""
     words, copies = [], []
     for place, code in enumerate(cells, 1):
         (folder / f"{place}").mkdir()
-        notebook = write_notebook(folder / f"{place}", *code).rename(folder / f"0{place}_study.ipynb")
+        notebook = write_notebook(folder / f"{place}", *code).rename(folder / f"9{place}_study.ipynb")
         copies.append(folder / "out" / notebook.name)
         words.append(f"{notebook}:{copies[-1]}:")
     return subprocess.Popen(
@@ -44,10 +44,10 @@ def test_each_has_a_kernel_of_its_own_and_one_that_fails_or_dies_stops_no_other(
     )
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 0, said
-    assert printed(good) == f"False True {tmp_path}\n01_study 1 False\n"
-    assert f"01 | False True {tmp_path}\n01 | 01_study 1 False\n" in said and "01 | 01_study: finished in" in said
-    assert "02_study: cell 4 (In [4]) failed with ZeroDivisionError" in said
-    assert "03_study: the kernel died in cell 4 (out of memory?)" in said
+    assert printed(good) == f"False True {tmp_path}\n91_study 1 False\n"
+    assert f"91 | False True {tmp_path}\n91 | 91_study 1 False\n" in said and "91 | 91_study: finished in" in said
+    assert "92_study: cell 4 (In [4]) failed with ZeroDivisionError" in said
+    assert "93_study: the kernel died in cell 4 (out of memory?)" in said
     assert not failing.exists() and not dying.exists()
     assert "ZeroDivisionError" in run_summary.reason_file(failing).read_text()
 
@@ -71,7 +71,7 @@ def test_a_stopped_run_stops_what_it_started_and_keeps_what_is_finished(tmp_path
     _, left = psutil.wait_procs(begun, timeout=30)
     assert not left
     assert process.returncode == (-how if how == signal.SIGKILL else 130)
-    assert "02_study: interrupted in cell 3" in said and "03_study: interrupted in cell 3" in said
+    assert "92_study: interrupted in cell 3" in said and "93_study: interrupted in cell 3" in said
     assert first.exists() and not second.exists() and second.with_suffix(".failed.ipynb").exists()
 
 
@@ -86,7 +86,7 @@ def test_one_that_is_killed_takes_its_kernel_with_it_and_no_other(tmp_path):
     os.kill(runner, signal.SIGKILL)
     said = process.stderr.read()
     assert process.wait(timeout=60) == 1
-    assert "02_study: finished" in said and other.exists()
+    assert "92_study: finished" in said and other.exists()
     assert psutil.wait_procs([kernel], timeout=10)[0]
 
 

@@ -16,6 +16,7 @@ import argparse
 import ctypes
 import gc
 import importlib
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -43,12 +44,9 @@ context: Any = multiprocessing.get_context("fork" if FORKS else "spawn")
 # and beside the longest run, one after the other, those that sweep the same texts and take over each other's results.
 ORDER = ("11", "04", "02", "03", "08", "12", "10", "07", "05", "06", "09", "01")
 SEVERAL = {2: 2, 8: 4}  # from so many cores on, so many notebooks at a time
-# What a kernel imports, and models on their way in.
-COMMON = (
-    "ipykernel.kernelapp",
-    "ipykernel.ipkernel",
-    "ipykernel.debugger",
-    "pdb",
+KERNELS = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.debugger", "pdb")  # what every kernel imports
+# What the study's notebooks import later on, when they load a model.
+MODELS = (
     "layer_redundancy.models.baichuan",
     "layer_redundancy.models.rwkv5",
     "transformers.models.llama.modeling_llama",
@@ -119,9 +117,11 @@ def preload(notebooks: Sequence[Path]) -> None:
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     # Asked without it whether there is a GPU, CUDA would start, and no fork could use it.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    names = [notebook.stem.partition("_")[2] for notebook in notebooks]
-    ours = [f"layer_redundancy.{part}.{name}" for part in ("experiments", "figures") for name in names]
-    for name in (*COMMON, *ours):
+    stems = [notebook.stem.partition("_")[2] for notebook in notebooks]
+    names = [name for name in stems if name.isidentifier()]
+    of_notebooks = [f"layer_redundancy.{part}.{name}" for part in ("experiments", "figures") for name in names]
+    ours = [name for name in of_notebooks if importlib.util.find_spec(name)]
+    for name in (*KERNELS, *ours, *(MODELS if ours else ())):
         with suppress(ImportError, OSError, RuntimeError):
             importlib.import_module(name)
 

@@ -11,9 +11,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,19 +31,15 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.evaluate import sweep_estimate
-from layer_redundancy.evaluate.sweep_estimate import SweepEstimate
+from layer_redundancy.evaluate.batches import arrange
+from layer_redundancy.evaluate.sweep_estimate import Missing
 from layer_redundancy.figures import saving, table_pictures
 from layer_redundancy.measures import activations, importance
 from layer_redundancy.models.checkpoints import ModelIdentity
+from layer_redundancy.models.checks import sharing
 from layer_redundancy.models.stack import DecoderStack
 
-# What runs without a GPU, and with one: there with random weights, on which speed does not depend.
-CPU_JOB = {"model": EMBEDDED_MODEL, "dtype": "float32", "device": "cpu", "batch_tokens": 2048}
-LLAMA_2_7B = {
-    "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
-}  # fmt: skip
-CUDA_JOB = {"config": LLAMA_2_7B, "dtype": "bfloat16", "device": "cuda", "batch_tokens": 16384}
+JOB = {"model": EMBEDDED_MODEL, "dtype": "float32", "device": "cpu", "batch_tokens": 2048}
 ORDERS = ("block_influence", "relative_magnitude", "hidden_norm", "sequential", "reverse_order")
 
 PEER_FOLDER = paths.ROOT / "build" / "short-transformers"
@@ -59,8 +55,9 @@ class Case:
         name: the case's letter.
         title: what is run.
         ours: the library's side, a key of `worker.SIDES`.
-        peers: another side's key, or "short_transformers" -> the ratio peer / ours to reach; less than 1 for a floor.
-        cpu, cuda: what to measure on, see `worker.measurement`; calibration text for importance measures.
+        peers: another side's key, or "short_transformers" -> the ratio peer / ours to reach; less than 1 for a floor;
+            None for `OF_ALLOWED` of what sharing alone allows, where that is what bounds the ratio.
+        on: what to measure on, see `worker.measurement`; calibration text for importance measures.
         share: block-tokens of ours / naive that are not to be exceeded.
         sampled: variants that a peer runs in each pair, its time then scaled to all of them; 0: all.
     """
@@ -68,42 +65,37 @@ class Case:
     name: str
     title: str
     ours: str
-    peers: dict[str, float]
-    cpu: dict[str, Any] = field(default_factory=dict)
-    cuda: dict[str, Any] = field(default_factory=dict)
+    peers: dict[str, float | None]
+    on: dict[str, Any]
     share: float | None = None
     sampled: int = 0
 
 
-def _text(blocks: int, length: int) -> dict[str, Any]:
-    return {
-        "kind": "perplexity", "corpus": "wikipedia", "block_length": length, "calibration_blocks": 0,
-        "evaluation_blocks": blocks,
-    }  # fmt: skip
-
-
+TEXT = {"kind": "perplexity", "corpus": "wikipedia", "block_length": 257, "calibration_blocks": 0,
+        "evaluation_blocks": 1}  # fmt: skip
 CASES = (
     Case(
-        "a", "single removal and five orders at every depth, perplexity", "shared", {"plain": 1.5, "hflm": 2.0},
-        _text(1, 257), {"kind": "random", "count": 8, "prefix": 0, "length": 2048, "targets": 1}, share=0.55,
+        "a", "single removal and five orders at every depth, perplexity", "shared",
+        {"plain": None, "compiled": None, "hflm": None}, TEXT, share=0.55, sampled=12,
     ),
     Case(
-        "b", "the same on 50 five-shot questions", "shared", {"plain": 3.0, "hflm": 5.0},
-        {"kind": "task", "name": "mmlu_dev_fewshot", "limit": 50},
-        {"kind": "random", "count": 64, "prefix": 640, "length": 96, "targets": 4}, sampled=3,
+        "b", "the same on 25 five-shot questions", "shared", {"plain": 3.0, "compiled": 3.0, "hflm": 5.0},
+        {"kind": "task", "name": "mmlu_dev_fewshot", "limit": 25}, sampled=3,
     ),
     Case(
-        "c", "single heads of ten blocks, perplexity", "shared", {"plain": 1.6, "hflm": 1.6},
-        _text(1, 257), {"kind": "random", "count": 8, "prefix": 0, "length": 2048, "targets": 1}, share=0.55,
+        "c", "single heads of ten blocks, perplexity", "shared", {"plain": None, "compiled": None, "hflm": None}, TEXT,
+        share=0.55, sampled=12,
     ),
     Case(
         "d", "every importance measure and the angular grid", "every_measure",
-        {"bare": 1 / 1.25, "short_transformers": 1.0},
-        {"block_length": 512, "calibration_blocks": 8}, {"block_length": 2048, "calibration_blocks": 16},
+        {"bare": 1 / 1.25, "short_transformers": 1.0}, {"block_length": 512, "calibration_blocks": 8},
     ),
 )  # fmt: skip
+OF_ALLOWED = 0.9  # share of the ratio that sharing alone allows, where no more can be asked for
+FLOOR = "bare_blocks"
 PEERS = {
     "plain": "a plain forward a variant",
+    "compiled": "the same, blocks compiled",
     "hflm": "an lm-eval (HFLM) evaluation a variant",
     "bare": "bare forward (floor)",
     "short_transformers": "short-transformers 1.0.0, one measure",
@@ -140,6 +132,11 @@ def sample(plan: Sequence[Variant], count: int, pair: int) -> list[int]:
         order[int(low + (place if k % 2 == 0 else 1 - place) * (high - low) * (1 - 1e-9))]
         for k, (low, high) in enumerate(pairwise(edges))
     ]
+
+
+def sides_of(case: Case) -> list[str]:
+    """The sides that take turns: ours, the peers, and the blocks alone where a plan is run."""
+    return [case.ours, *case.peers, *([FLOOR] if case.ours == "shared" else [])]
 
 
 class Side:
@@ -194,7 +191,7 @@ def measure(
         side -> the answers of its runs, one a pair; those of sampled variants also have `scale`, variants in the plan a
         variant run, and `chosen`.
     """
-    sides = [case.ours, *case.peers]
+    sides = sides_of(case)
     jobs = {side: {**job, **extra, "side": side, "variants": plan} for side in sides}
     answers: dict[str, list[dict]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder, _closing() as opened:
@@ -202,7 +199,8 @@ def measure(
             for side in sides if pair % 2 == 0 else reversed(sides):
                 data = hashlib.sha256(json.dumps([jobs[side], _code()], sort_keys=True).encode()).hexdigest()
                 key = Key(job.get("model", "random"), side, f"bench/{case.name}", data, json.dumps({"pair": pair}))
-                chosen = sample(plan, case.sampled, pair) if case.sampled and side != case.ours else None
+                sampled = case.sampled and side not in (case.ours, FLOOR)
+                chosen = sample(plan, case.sampled, pair) if sampled else None
                 found = store.get(key)
                 if found is None:
                     bar.set_description(f"({case.name}) {side}")
@@ -235,16 +233,20 @@ def _code() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def summarise(case: Case, answers: dict[str, list[dict]], cost: dict[str, float]) -> list[dict]:
+def summarise(case: Case, answers: dict[str, list[dict]], cost: dict[str, float], rate: float) -> list[dict]:
     """A row a peer.
 
     Args:
         answers: side -> answers, from `measure`.
-        cost: block_share, head_share (of ours in naive), flops (of ours), rate (floating-point operations a second).
+        cost: what a plan runs, the fields of `SweepEstimate` that count tokens; empty where no plan is run.
+        rate: floating-point operations a second of matrix products; `flops` of ours are in `cost`.
     """
     ours = answers[case.ours]
+    seconds = median(ours, "seconds")
+    planned = "block_tokens_naive" in cost
+    floor, naive = floors(answers[FLOOR], cost) if planned else (np.nan, np.nan)
     rows = []
-    for peer, target in case.peers.items():
+    for peer, asked in case.peers.items():
         theirs = answers[peer]
         ratios = [b["seconds"] * b["scale"] / a["seconds"] for a, b in zip(ours, theirs, strict=True)]
         differences = []
@@ -252,37 +254,54 @@ def summarise(case: Case, answers: dict[str, list[dict]], cost: dict[str, float]
             mine = a["values"] if b["chosen"] is None else a["values"][b["chosen"]]
             if b["values"].size:
                 differences.append(np.nanmax(np.abs(_comparable(mine, b["values"]))))
-
-        def median(rows: Sequence[dict], name: str) -> float:
-            return float(np.median([row[name] * row["scale"] for row in rows]))
-
-        ratio = float(np.median(ratios))
+        ratio, target = float(np.median(ratios)), OF_ALLOWED * naive / floor if asked is None else asked
         rows.append(
             {
                 "case": case.name,
                 "plan": case.title,
                 "peer": PEERS[peer],
                 "pairs": len(ratios),
-                "ours_s": median(ours, "seconds"),
+                "ours_s": seconds,
                 "peer_s": median(theirs, "seconds"),
                 "ratio": ratio,
                 "ratio_low": min(ratios),
                 "ratio_high": max(ratios),
                 "target": target,
                 "met": ratio >= target,
-                "block_share": cost["block_share"],
+                "allowed": naive / floor,
+                "floor_s": floor,
+                "share_of_floor": floor / seconds,
+                "block_share": cost["block_tokens_shared"] / cost["block_tokens_naive"] if planned else 1.0,
                 "block_share_target": case.share,
-                "head_share": cost["head_share"],
-                "ours_head_s": median(ours, "head_seconds") if cost["block_share"] < 1 else np.nan,
-                "peer_head_s": median(theirs, "head_seconds") if cost["block_share"] < 1 else np.nan,
+                "head_share": cost["head_tokens"] / cost["head_tokens_naive"] if planned else np.nan,
+                "ours_head_s": median(ours, "head_seconds") if planned else np.nan,
+                "peer_head_s": median(theirs, "head_seconds") if planned else np.nan,
                 "ours_gb": max(a["peak_bytes"] for a in ours) / 1e9,
                 "peer_gb": max(b["peak_bytes"] for b in theirs) / 1e9,
                 "difference": max(differences, default=np.nan),
-                "share_of_matmul_rate": cost["flops"] / median(ours, "seconds") / cost["rate"],
+                "share_of_matmul_rate": cost["flops"] / seconds / rate,
                 "peer_variants_run": len(theirs[0]["chosen"]) if theirs[0]["chosen"] else None,
             }
         )
     return rows
+
+
+def median(answers: Sequence[dict], name: str) -> float:
+    """The median of what answers have under a name, scaled to the whole plan."""
+    return float(np.median([one[name] * one["scale"] for one in answers]))
+
+
+def floors(answers: Sequence[dict], cost: Mapping[str, float]) -> tuple[float, float]:
+    """Seconds of a plan's blocks and head alone, at the rates of `worker.bare_blocks`: shared, and naive.
+
+    Their ratio is what sharing alone allows: nothing but the blocks that it spares, and the positions of the head.
+    """
+    blocks = float(np.median([(a["seconds"] - a["head_seconds"]) / a["values"][0] for a in answers]))
+    head = float(np.median([a["head_seconds"] / a["values"][1] for a in answers]))
+    return (
+        blocks * cost["block_tokens_shared"] + head * cost["head_tokens"],
+        blocks * cost["block_tokens_naive"] + head * cost["head_tokens_naive"],
+    )
 
 
 def _comparable(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -300,16 +319,14 @@ def older_checkpoint(stack: DecoderStack) -> Path:
     return folder
 
 
-def operations(stack: DecoderStack, expected: SweepEstimate | None, tokens: int) -> float:
+def operations(stack: DecoderStack, cost: Mapping[str, float]) -> float:
     """Floating-point operations of the linear layers that a plan runs; attention's own are left out."""
 
     def weights(module: torch.nn.Module) -> int:
         return sum(p.numel() for p in module.parameters() if p.dim() == 2)
 
     block = np.mean([weights(b) for b in stack.blocks])
-    if expected is None:
-        return 2 * block * len(stack) * tokens
-    return 2 * (block * expected.block_tokens_shared + weights(stack.head) * expected.head_tokens)
+    return 2 * (block * cost["block_tokens_shared"] + weights(stack.head) * cost["head_tokens"])
 
 
 @app.command()
@@ -335,32 +352,30 @@ def _run(names: str, pairs: int, peer: Path, config: dict | None) -> tuple[list[
     chosen = [known[name] for name in sorted(set(names))]
     if any("short_transformers" in case.peers for case in chosen) and not (peer / "short_transformers").is_dir():
         raise StudyError(f"short-transformers is not in {peer}: run `make bench`, which installs it there")
-    cuda = devices.found("auto") == "cuda"
-    job = dict(CUDA_JOB if cuda else CPU_JOB)
+    job = dict(JOB)
     if config is not None:
-        del job["config" if cuda else "model"]
+        del job["model"]
         job["config"] = config
+    if not can_compile(job.get("backend", "inductor")):
+        print("no C++ compiler works here, so plain forwards are not compiled")
+        without = [{peer: target for peer, target in case.peers.items() if peer != "compiled"} for case in chosen]
+        chosen = [replace(case, peers=peers) for case, peers in zip(chosen, without, strict=True)]
     identity, stack = worker.load(job)
     rate = devices.matmul_rate(next(stack.model.parameters()).dtype, job["device"])
     prepared = []
     for case in chosen:
-        spec = case.cuda if "config" in job else case.cpu
         todo = plan(case, stack, job, identity)
         if case.ours == "shared":
-            extra = {"measurement": spec}
+            extra = {"measurement": case.on}
             measured = worker.measurement({**job, **extra}, identity)
-            expected = sweep_estimate.estimate(stack, todo, [measured], job["batch_tokens"])
-            cost = {
-                "block_share": expected.block_tokens_shared / expected.block_tokens_naive,
-                "head_share": expected.head_tokens / expected.head_tokens_naive,
-            }
+            cost = sweep_estimate.amounts([Missing(arrange(measured.sequences, sharing(stack.model)), todo)])
+            cost["flops"] = operations(stack, cost)
         else:
-            extra, expected = {"calibration": {"corpus": "wikipedia", "evaluation_blocks": 0, **spec}}, None
-            cost = {"block_share": 1.0, "head_share": np.nan}
+            extra = {"calibration": {"corpus": "wikipedia", "evaluation_blocks": 0, **case.on}}
             ids = worker.calibration({**job, **extra}, identity, stack)
             extra["input_ids"] = ids.tolist()
-        tokens = spec.get("calibration_blocks", 0) * spec.get("block_length", 0)
-        prepared.append((case, todo, extra, {**cost, "rate": rate, "flops": operations(stack, expected, tokens)}))
+            cost = {"flops": operations(stack, {"block_tokens_shared": len(stack) * ids.numel(), "head_tokens": 0})}
+        prepared.append((case, todo, extra, cost))
     for case, _, extra, _ in prepared:
         if "short_transformers" in case.peers:
             extra["folder"] = str(older_checkpoint(stack))
@@ -368,49 +383,60 @@ def _run(names: str, pairs: int, peer: Path, config: dict | None) -> tuple[list[
     name, num_blocks = identity.name, len(stack)
     del stack
     path = paths.RESULTS / "bench.sqlite"
-    total = pairs * sum(1 + len(case.peers) for case in chosen)
+    total = pairs * sum(len(sides_of(case)) for case in chosen)
     rows = []
     with Store(path) as store, tqdm(total=total, unit="run") as bar:
         for case, todo, extra, cost in prepared:
-            rows += summarise(case, measure(case, job, todo, extra, peer, pairs, store, bar), cost)
-    where = devices.name(job["device"])
+            rows += summarise(case, measure(case, job, todo, extra, peer, pairs, store, bar), cost, rate)
     note = (
-        f"{name}, {num_blocks} blocks, {size / 1e6:.0f} M parameters, {job['dtype']}, on {where}. "
-        f"Ratio: the peer's seconds over ours, median, smallest and largest of {pairs} pairs. Measured rate of matrix "
-        f"products: {rate / 1e12:.3g} TFLOP/s"
+        f"{name}, {num_blocks} blocks, {size / 1e6:.0f} M parameters, {job['dtype']}, on {devices.name(job['device'])}"
+        f". Ratio: the peer's seconds over ours, median, smallest and largest of {pairs} pairs. Allowed: what sharing "
+        f"alone can bring, blocks and head at their own rates; floor: seconds of blocks and head alone. Measured rate "
+        f"of matrix products: {rate / 1e12:.3g} TFLOP/s"
     )
-    _save(rows, note, "cuda" if cuda else "cpu")
+    _save(rows, note)
     path.unlink()
     for suffix in ("-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     return rows, note
 
 
+def can_compile(backend: str) -> bool:
+    """Whether torch compiles here, for which it needs a C++ compiler."""
+    try:
+        torch.compile(torch.sin, backend=backend)(torch.ones(2))
+    except RuntimeError:  # whatever its compiler says
+        return False
+    return True
+
+
 def _short(table: pd.DataFrame) -> pd.DataFrame:
     """What a reader looks for; the CSV has the rest."""
     names = {
         "case": "case", "peer": "peer", "ours_s": "ours, s", "peer_s": "peer, s", "ratio": "ratio", "target": "target",
-        "block_share": "block-tokens, of naive", "head_share": "head-tokens, of naive", "ours_head_s": "head, ours, s",
+        "allowed": "allowed", "floor_s": "floor, s", "share_of_floor": "floor, of ours",
+        "block_share": "block-tokens, of naive", "head_share": "head-tokens, of naive",
+        "ours_head_s": "head, ours, s",
         "peer_head_s": "head, peer, s", "ours_gb": "ours, GB", "peer_gb": "peer, GB",
     }  # fmt: skip
     differences = [f"{x:.1e}" if np.isfinite(x) else "" for x in table["difference"]]
     return table[list(names)].rename(columns=names).assign(**{"largest difference": differences})
 
 
-def _save(rows: list[dict], note: str, device: str) -> None:
+def _save(rows: list[dict], note: str) -> None:
     table, folder = pd.DataFrame(rows), paths.FIGURES / "bench"
-    earlier = folder / f"speed_{device}.csv"
+    earlier = folder / "speed_cpu.csv"
     if earlier.is_file():  # keeps rows of cases that were not run this time
         kept = pd.read_csv(earlier)
         table = pd.concat([kept[~kept["case"].isin(table["case"])], table]).sort_values("case", kind="stable")
-    saving.save(pictures.speed_ratios(table), table, folder, f"speed_{device}", note)
+    saving.save(pictures.speed_ratios(table), table, folder, "speed_cpu", note)
     plans = "; ".join(f"({c}) {t}" for c, t in dict(zip(table["case"], table["plan"], strict=True)).items())
     legend = "Difference: log-likelihood a token, nats; (d): angular distance"
     for case, count in table.dropna(subset="peer_variants_run").groupby("case")["peer_variants_run"].first().items():
         legend += (
             f". ({case}): peers ran {count:.0f} variants a pair, spread over the depths; seconds are scaled to all"
         )
-    table_pictures.save_table(_short(table), folder, f"speed_{device}_table", f"{plans}. {note}. {legend}")
+    table_pictures.save_table(_short(table), folder, "speed_cpu_table", f"{plans}. {note}. {legend}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
 
 SEED = 0
+FLOOR_TOKENS = 4096  # that the blocks alone are timed on
 # Called with what is chosen of the variants; returns numbers that must agree between sides: the mean log-likelihood a
 # token of every target of every sequence, by variant; or distances.
 Run = Callable[[list[Variant]], np.ndarray]
@@ -83,7 +84,8 @@ def shared(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: "Cloc
         with clock.head():
             return original(*arguments)
 
-    scoring.score = score
+    if not devices.is_gpu(stack.device):  # a GPU works on while the next forward is prepared
+        scoring.score = score
 
     def run(variants: list[Variant]) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "store") as store:
@@ -110,6 +112,13 @@ def one_by_one(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: "
     return run
 
 
+def compiled(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: "Clock") -> Run:
+    """The same with every block compiled: what a user gets who asks torch for it and shares nothing."""
+    for block in stack.blocks:
+        block.compile(backend=job.get("backend", "inductor"))
+    return one_by_one(job, identity, stack, clock)
+
+
 def hflm(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: "Clock") -> Run:
     """One evaluation by lm-eval's HFLM for every variant, the model kept in memory."""
     import lm_eval
@@ -117,13 +126,13 @@ def hflm(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: "Clock"
     from lm_eval.tasks import TaskManager
 
     from layer_redundancy.core import paths
-    from layer_redundancy.models import smollm2
 
     measured = measurement(job, identity)
     clock.listen(stack.model.base_model)
     longest = max(len(s.input_ids) for s in measured.sequences)
-    # HFLM wants a tokenizer even for requests that are tokens already.
-    tokenizer = loading.load_tokenizer(identity) if identity.source else str(smollm2.folder())
+    # HFLM wants a tokenizer even for requests that are tokens already: any that is here.
+    of = identity if identity.source else checkpoints.identify(profiles.get("embedded", model=profiles.EMBEDDED_RWKV))
+    tokenizer = loading.load_tokenizer(of)
     lm = HFLM(pretrained=stack.model, tokenizer=tokenizer, batch_size=max(1, job["batch_tokens"] // longest))
 
     def evaluate_task() -> list[float]:
@@ -182,6 +191,29 @@ def bare_forward(job: dict, identity: ModelIdentity, stack: DecoderStack, clock:
     return run
 
 
+def bare_blocks(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: "Clock") -> Run:
+    """The blocks alone on a batch of whole sequences, and the head's product alone at as many positions.
+
+    Its seconds a token, by the tokens that a plan runs, are the least that the plan can take. What it returns are the
+    block-tokens and the head-tokens that it ran.
+    """
+    sequences = measurement(job, identity).sequences
+    longest = max(len(s.input_ids) for s in sequences)
+    ids = [torch.tensor(s.input_ids) for s in sequences if len(s.input_ids) == longest]
+    batch = torch.stack(ids[: max(1, job["batch_tokens"] // longest)]).to(stack.device)
+    times = -(-FLOOR_TOKENS // batch.numel())
+
+    def run(_: list[Variant]) -> np.ndarray:
+        for _ in range(times):
+            with torch.no_grad():
+                states = stack.model.base_model(input_ids=batch, use_cache=False)[0]
+                with clock.head():
+                    stack.head(states)
+        return times * batch.numel() * np.array([len(stack), 1])
+
+    return run
+
+
 def calibration(job: dict, identity: ModelIdentity, stack: DecoderStack) -> torch.Tensor:
     """Token ids (sequences, tokens) for the importance measures."""
     spec = job["calibration"]
@@ -195,7 +227,9 @@ def calibration(job: dict, identity: ModelIdentity, stack: DecoderStack) -> torc
 SIDES = {
     "shared": shared,
     "plain": one_by_one,
+    "compiled": compiled,
     "hflm": hflm,
+    "bare_blocks": bare_blocks,
     "every_measure": every_measure,
     "bare": bare_forward,
 }
@@ -223,7 +257,9 @@ class Clock:
         self.head_seconds += self.now() - started
 
     def listen(self, base: torch.nn.Module) -> None:
-        """Counts all but the time in this module as the head's."""
+        """Counts all but the time in this module as the head's; not on a GPU, which would have to wait for it."""
+        if devices.is_gpu(self.device):
+            return
         begun: list[float] = []
         self.base_seconds = 0.0
 

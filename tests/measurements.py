@@ -47,12 +47,13 @@ def ragged_sequences(seed=0):
     return sequences
 
 
-def plain(model, sequences, removed):
+def plain(model, sequences, removed, device="cpu"):
     """One plain forward of the pruned model a sequence: log-softmax of all logits, then slice."""
     answers = []
     with surgery.without_layers(model, removed), torch.no_grad():
         for s in sequences:
-            logits = model(input_ids=torch.tensor([s.input_ids]), use_cache=False).logits[0].float().log_softmax(-1)
+            ids = torch.tensor([s.input_ids], device=device)
+            logits = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1).cpu()
             for target in s.targets:
                 rows = logits[len(s.input_ids) - len(target) :]
                 at = torch.tensor(target)

@@ -24,8 +24,10 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     a, b, c, d = sweeps.CASES
-    d = replace(d, peers={"bare": 0.8}, cuda={"block_length": 32, "calibration_blocks": 3})
-    cases = (replace(a, cuda=TEXT), replace(b, cuda=QUESTIONS, sampled=2), replace(c, cuda=TEXT), d)
+    d = replace(d, peers={"bare": 0.8}, on={"block_length": 32, "calibration_blocks": 3})
+    b = replace(b, on=QUESTIONS, peers={"compiled": None}, sampled=2)
+    cases = (replace(a, on=TEXT), b, replace(c, on=TEXT), d)
+    monkeypatch.setattr(sweeps, "JOB", sweeps.JOB | {"backend": "eager"})
     monkeypatch.setattr(sweeps, "CASES", cases)
     return tmp_path
 
@@ -36,7 +38,7 @@ def test_an_interrupted_benchmark_continues_and_all_sides_agree(small, monkeypat
 
     def run(self, chosen):
         runs.append((self.name, chosen))
-        if len(runs) == 3:
+        if len(runs) == 2:
             raise KeyboardInterrupt
         return answer(self, chosen)
 
@@ -44,11 +46,14 @@ def test_an_interrupted_benchmark_continues_and_all_sides_agree(small, monkeypat
     with pytest.raises(KeyboardInterrupt):
         sweeps._run("bd", 1, small, CONFIG)
     rows, note = sweeps._run("bd", 1, small, CONFIG)
-    assert [name for name, _ in runs] == ["shared", "plain", "hflm", "hflm", "every_measure", "bare"]
-    assert runs[0][1] is None and len(runs[1][1]) == len(runs[2][1]) == 2
-    assert [row["peer"] for row in rows] == [sweeps.PEERS[name] for name in ("plain", "hflm", "bare")]
-    assert all(row["difference"] < 1e-5 for row in rows[:2])
+    sides = ["shared", "compiled", "compiled", "bare_blocks", "every_measure", "bare"]
+    assert [name for name, _ in runs] == sides
+    assert runs[0][1] is None and len(runs[1][1]) == len(runs[2][1]) == 2 and runs[3][1] is None
+    assert [row["peer"] for row in rows] == [sweeps.PEERS[name] for name in ("compiled", "bare")]
+    assert rows[0]["difference"] < 1e-5
     assert rows[0]["block_share"] < 0.4 and rows[0]["head_share"] < 0.1 and rows[0]["peer_head_s"] > 0
+    assert rows[0]["allowed"] > 2 and 0 < rows[0]["share_of_floor"] < 1
+    assert rows[0]["target"] == pytest.approx(0.9 * rows[0]["allowed"]) and rows[1]["target"] == 0.8
     assert all(row["ours_gb"] > 0.1 and row["ratio"] > 0 for row in rows)
     assert not (small / "results" / "bench.sqlite").exists(), "the next one starts anew"
     assert {path.suffix for path in (small / "figures" / "bench").iterdir()} == {".png", ".pdf", ".csv", ".md"}
@@ -56,7 +61,7 @@ def test_an_interrupted_benchmark_continues_and_all_sides_agree(small, monkeypat
 
 
 def test_plans_are_those_asked_for(small):
-    job = {**sweeps.CPU_JOB, "config": CONFIG}
+    job = {**sweeps.JOB, "config": CONFIG}
     del job["model"]
     identity, stack = sweeps.worker.load(job)
     a, _, c, d = (sweeps.plan(case, stack, job, identity) for case in sweeps.CASES)
@@ -74,7 +79,7 @@ def test_samples_are_spread_over_the_depths():
 
 
 def test_summary_by_hand():
-    case = replace(sweeps.CASES[0], peers={"plain": 1.5})
+    case = replace(sweeps.CASES[0], peers={"plain": 1.5, "hflm": None})
 
     def answer(seconds, values, chosen=None, scale=1.0):
         common = {"head_seconds": 1.0, "peak_bytes": 2e9, "chosen": chosen, "scale": scale}
@@ -83,14 +88,21 @@ def test_summary_by_hand():
     answers = {
         "shared": [answer(s, [[-1.0], [-2.0], [-3.0]]) for s in (10, 20, 10)],
         "plain": [answer(s, [[-3.5]], [2], 3.0) for s in (5, 9, 4)],
+        sweeps.FLOOR: [answer(s, [200, 50]) for s in (5, 3, 9)],  # four seconds of blocks, one of the head
     }
-    cost = {"block_share": 0.5, "head_share": 1.0, "flops": 1e12, "rate": 1e12}
-    (row,) = sweeps.summarise(case, answers, cost)
+    answers["hflm"] = answers["plain"]
+    cost = {"block_tokens_shared": 250, "block_tokens_naive": 500, "head_tokens": 100, "head_tokens_naive": 100}
+    row, other = sweeps.summarise(case, answers, cost | {"flops": 1e12}, rate=1e12)
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == pytest.approx((1.35, 1.2, 1.5))
     assert (row["ours_s"], row["peer_s"], row["difference"]) == pytest.approx((10, 15, 0.5))
     assert not row["met"] and row["share_of_matmul_rate"] == pytest.approx(0.1)
-    (floor,) = sweeps.summarise(replace(case, peers={"bare": 0.8}), answers | {"bare": answers["plain"]}, cost)
-    assert floor["target"] == 0.8 and floor["met"]
+    assert (row["floor_s"], row["share_of_floor"], row["allowed"]) == pytest.approx((7, 0.7, 12 / 7))
+    assert (row["block_share"], row["head_share"], row["ours_head_s"]) == (0.5, 1, 1)
+    assert other["target"] == pytest.approx(0.9 * 12 / 7) and not other["met"]
+    (floor,) = sweeps.summarise(
+        replace(case, peers={"bare": 0.8}), answers | {"bare": answers["plain"]}, {"flops": 1e12}, rate=1e12
+    )
+    assert floor["target"] == 0.8 and floor["met"] and floor["block_share"] == 1 and np.isnan(floor["allowed"])
 
 
 def test_user_mistakes_are_one_line(small):
@@ -113,7 +125,7 @@ def test_a_side_that_ends_is_one_line(tmp_path):
 
 def test_sides_answer_the_same_questions(tmp_path):
     checkpoint(tmp_path / "model")
-    job = {**sweeps.CPU_JOB, "model": str(tmp_path / "model")}
+    job = {**sweeps.JOB, "model": str(tmp_path / "model")}
     job["measurement"] = {"kind": "task", "name": "mmlu_dev_fewshot", "limit": 4}
     identity, stack = sweeps.worker.load(job)
     clock = sweeps.worker.Clock(stack.device)
@@ -125,6 +137,6 @@ def test_sides_answer_the_same_questions(tmp_path):
 
 
 def test_older_libraries_read_the_rotary_base(small):
-    _, stack = sweeps.worker.load({**sweeps.CPU_JOB, "config": CONFIG | {"rope_theta": 12345.0}})
+    _, stack = sweeps.worker.load({**sweeps.JOB, "config": CONFIG | {"rope_theta": 12345.0}})
     config = json.loads((sweeps.older_checkpoint(stack) / "config.json").read_text())
     assert config["rope_theta"] == 12345.0

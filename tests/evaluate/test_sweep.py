@@ -24,9 +24,16 @@ from layer_redundancy.models.stack import DecoderStack, decoder_stack
 from measurements import FIXED, Continuations, identity, plain, ragged_sequences, silenced, sweep_slowly
 
 
+def pytest_generate_tests(metafunc):
+    if "dtype" in metafunc.fixturenames:
+        on_gpu = devices.is_gpu(metafunc.config.getoption("--device"))
+        metafunc.parametrize("dtype", ["float32", "bfloat16"] if on_gpu else ["float32"])
+
+
 @pytest.mark.parametrize("name", tiny_models.CONFIGS)
-def test_sweep_equals_one_plain_forward_a_variant(name, tmp_path):
-    model = loading.prepare(tiny_models.build(name))
+def test_sweep_equals_one_plain_forward_a_variant(name, dtype, tmp_path, request, record_property):
+    device = request.config.getoption("--device")
+    model = loading.prepare(tiny_models.build(name).to(device, getattr(torch, dtype)))
     measurement = Continuations(ragged_sequences())
     plan = [*variants.single_removal(5), *variants.cumulative_removal(5, [3, 1, 4, 0, 2]), (1, 3)]
     with Store(tmp_path / "s") as store:
@@ -40,13 +47,16 @@ def test_sweep_equals_one_plain_forward_a_variant(name, tmp_path):
             progress=False,
         )[measurement.name]
     assert set(got) == set(plan)
+    tokens = np.array([len(t) for s in measurement.sequences for t in s.targets])
+    expected = {v: plain(model, measurement.sequences, variants.removed_blocks(5, v), device) for v in got}
+    apart = {v: got[v].arrays["logprob"] / tokens - np.array([e[0] for e in expected[v]]) / tokens for v in got}
+    record_property(dtype, max(np.abs(values).max() for values in apart.values()))
     for variant, result in got.items():
-        expected = plain(model, measurement.sequences, variants.removed_blocks(5, variant))
-        tokens = np.array([len(t) for s in measurement.sequences for t in s.targets])
-        np.testing.assert_allclose(
-            result.arrays["logprob"] / tokens, np.array([e[0] for e in expected]) / tokens, atol=1e-5
-        )
-        assert result.arrays["greedy"].tolist() == [e[1] for e in expected]
+        if dtype == "float32":
+            np.testing.assert_allclose(apart[variant], 0, atol=1e-5)
+            assert result.arrays["greedy"].tolist() == [e[1] for e in expected[variant]]
+        else:
+            np.testing.assert_allclose(apart[variant], 0, atol=FORMATS[dtype][1])
 
 
 def quantized(folder, **settings):

@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 import every_architecture
 import tiny_models
-from benchmarks import gpu
 from layer_redundancy import cli
 from layer_redundancy.config import profiles, sources
 from layer_redundancy.config.profiles import Recipe
@@ -27,10 +26,6 @@ from layer_redundancy.train import healing
 from rehearsal import run
 
 TINY = tiny_models.CONFIGS["llama"]()
-SHAPE = {
-    "model_type": "llama", "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 2048,
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -255,16 +250,6 @@ def test_what_ran_is_set_against_what_was_planned():
     assert not exact.loc[("02", "sweep"), "agrees"], "once orders are known, to the token"
     unplanned = run.compare(planned.iloc[2:3], swept[:1], []).iloc[0]
     assert unplanned["planned"] == 0 and not unplanned["agrees"]
-
-
-def test_the_benchmark_of_a_gpu_runs_without_one():
-    table = gpu.sweep_rows(SHAPE, "float32", "cpu", 2)
-    assert list(table["input"]) == list(gpu.KINDS) and table["seconds"].gt(0).all()
-    # Removal of the first block and of one in the order are among both plans: dense, 4 single, 2 and 3 removed.
-    assert set(table["variants"]) == {7}
-    assert table["block_tokens"].lt(table["block_tokens_naive"]).all()
-    assert table["share_of_matmul_rate"].between(0, 2).all()
-    assert AutoConfig.for_model(**SHAPE).num_hidden_layers == 4
 
 
 def test_a_rehearsals_gptq_packages_are_searched_where_they_are_whole(tmp_path, monkeypatch):

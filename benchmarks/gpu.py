@@ -135,6 +135,8 @@ def machine(setting: Setting) -> Measured:
     yield "TF32", torch.backends.cuda.matmul.allow_tf32
     dtype = checkpoints.DTYPES[setting.dtype]
     yield "matmul rate, TFLOP/s", devices.matmul_rate(dtype, setting.device) / 1e12
+    if devices.is_gpu(setting.device):
+        yield "matmul rate over three seconds, TFLOP/s", devices.matmul_rate(dtype, setting.device, 3.0) / 1e12
 
 
 def running_text(setting: Setting) -> Measured:
@@ -186,7 +188,7 @@ def _floor(
     """Seconds of blocks and head alone, and the ratio to the naive ones'."""
     if devices.is_gpu(setting.device):
         for block in stack.blocks:
-            block.compile()
+            block.compile(dynamic=True)
     clock = worker.Clock(stack.device)
     run = worker.SIDES[sweeps.FLOOR](job, identity, stack, clock)
     run([])
@@ -316,8 +318,18 @@ STEPS: dict[str, tuple[Callable[[Setting], Measured], int]] = {
 
 
 def _child(name: str, setting: Setting, path: Path) -> None:
-    """Runs a step in this process and writes a line of JSON for each thing that it measures."""
+    """A step's process."""
     os.setsid()  # so that whatever it starts can be ended with it
+    if torch.cuda._is_in_bad_fork():  # some import has asked CUDA for something: only a process of its own can
+        again = multiprocessing.get_context("spawn").Process(target=_measure, args=(name, setting, path))
+        again.start()
+        again.join()
+        sys.exit(again.exitcode)
+    _measure(name, setting, path)
+
+
+def _measure(name: str, setting: Setting, path: Path) -> None:
+    """Runs a step and writes a line of JSON for each thing that it measures."""
     with path.open("a", encoding="utf-8") as file:
         try:
             for what, value in STEPS[name][0](setting):
@@ -330,7 +342,7 @@ def _child(name: str, setting: Setting, path: Path) -> None:
 def run_step(name: str, setting: Setting, limit: float) -> tuple[dict[str, Any], str]:
     """Runs a step for `limit` seconds at most; what it measured, and why it ended early ("" where it did not).
 
-    It is a fork, which spares it the imports; so this process must never ask CUDA for anything.
+    It is a fork, which spares it the imports; so this process never asks CUDA for anything.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "measured"

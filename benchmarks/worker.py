@@ -115,7 +115,7 @@ def one_by_one(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: "
 def compiled(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: "Clock") -> Run:
     """The same with every block compiled: what a user gets who asks torch for it and shares nothing."""
     for block in stack.blocks:
-        block.compile(backend=job.get("backend", "inductor"))
+        block.compile(backend=job.get("backend", "inductor"), dynamic=True)  # as the sweeps' blocks are
     return one_by_one(job, identity, stack, clock)
 
 

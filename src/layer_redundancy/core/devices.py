@@ -126,17 +126,24 @@ def seconds(call: Callable[[], object], device: torch.device, at_least: float = 
     return min(times)
 
 
-def matmul_rate(dtype: torch.dtype, device: torch.device | str) -> float:
-    """Floating-point operations a second of a large square matrix product, the best of several."""
+def matmul_rate(dtype: torch.dtype, device: torch.device | str, sustained: float = 0.0) -> float:
+    """Floating-point operations a second of a large square matrix product.
+
+    Args:
+        dtype: of both matrices.
+        device: where it is computed.
+        sustained: 0 for the best of several products; else their mean over so many seconds, in which a GPU becomes
+            slower as it draws all the power that it may.
+    """
     size = 8192 if is_gpu(device) else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    times = []
-    for _ in range(8):
+    times: list[float] = []
+    while len(times) < 8 or sum(times) < sustained:
         start = time.perf_counter()
         a @ b
         synchronize(device)
         times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times)
+    return 2 * size**3 / (sum(times) / len(times) if sustained else min(times))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -25,10 +25,10 @@ def test_an_estimate_tells_what_will_run(tmp_path, remarks):
     assert expected.block_tokens_shared == 14 * arranged.num_tokens() < 14 * tokens
     assert 0 < expected.seconds < 60
     assert expected.peak_bytes > sum(p.numel() * 4 for p in model.parameters())
-    assert "5 variants" in str(expected) and "\n" not in str(expected) and "cache" not in str(expected)
+    assert "5 variants" in str(expected) and "\n" not in str(expected) and "prompt" not in str(expected)
     assert f"about {duration(expected.seconds)}, " in str(expected)
     mamba = decoder_stack(loading.prepare(tiny_models.build("mamba")))
-    assert "has no key-value cache" in str(sweep_estimate.estimate(mamba, plan, [measurement]))
+    assert "every item runs its whole prompt" in str(sweep_estimate.estimate(mamba, plan, [measurement]))
     with Store(tmp_path / "s") as store:
         sweep.run(identity(), lambda: stack, plan, [measurement], store)
         assert "5 variants" in remarks()

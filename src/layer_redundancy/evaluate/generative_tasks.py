@@ -36,7 +36,7 @@ from layer_redundancy.models import checks, rotary, throughput
 from layer_redundancy.models.attributes import attributes
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.checks import sharing
-from layer_redundancy.models.stack import DecoderStack
+from layer_redundancy.models.stack import DecoderStack, has_key_value_cache
 
 VERSION = 1  # raise it when stored answers mean something else
 ANSWERS_KEPT = 64  # how many answers are generated before they go to the store
@@ -263,9 +263,9 @@ def evaluate(
         task: the task, from `load`.
         store: where results are and go.
         batch_tokens: tokens a batch may hold, answers included; halved when memory runs out. None for as many as
-            `throughput` finds on this device. A model that shares no prefixes answers one prompt at a time: padding
-            would run through its state. So does one whose tokenizer has no token to pad with that it has an embedding
-            of.
+            `throughput` finds on this device. A model that keeps no keys and values answers one prompt at a time:
+            padding would run through its state. So does one whose tokenizer has no token to pad with that it has an
+            embedding of.
         run_generated_code: see `load`; asked for here too.
         progress: draw a progress bar with the time left, in variants.
         when_done: called for each variant that the store did not have.
@@ -308,7 +308,8 @@ def evaluate(
     def answered(variant: Variant) -> Result:
         stack = get_stack()
         rows = 1
-        if sharing(stack.model).prefixes and _can_pad(tokenizer, stack.model):
+        may_pad = has_key_value_cache(stack.model) and sharing(stack.model).prefixes
+        if may_pad and _can_pad(tokenizer, stack.model):
             rows = max(1, throughput.batch_tokens(stack, batch_tokens) // length)
         with plain_forwards.applied(stack, variant) as model, benchmark_items.quiet(), _code_allowed(task.runs_code):
             options = {"batch_size": rows, "max_length": identity.max_length}

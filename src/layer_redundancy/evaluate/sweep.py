@@ -24,8 +24,9 @@ from layer_redundancy.core.store import Key, Result, Store
 from layer_redundancy.core.variants import Element, Variant, describe, name
 from layer_redundancy.core.waiting import Wait
 from layer_redundancy.evaluate import scoring, sweep_estimate
-from layer_redundancy.evaluate.batches import Batch, arrange
+from layer_redundancy.evaluate.batches import arrange
 from layer_redundancy.evaluate.prefixes import shared_prefixes
+from layer_redundancy.evaluate.ragged_batches import batch_of
 from layer_redundancy.evaluate.scoring import Measurement, Outputs
 from layer_redundancy.evaluate.sweep_estimate import Missing
 from layer_redundancy.evaluate.trie import depth_first, num_block_runs, trie
@@ -105,7 +106,7 @@ def run(
     Outputs are stored every few seconds, so a run killed at any moment continues about where it was. Several processes
     may sweep one store: each takes batches that no other is at, and what one finishes the others do not run.
 
-    Tokens that sequences begin with in common run once a batch, where the model has a key-value cache; the rest shares
+    Tokens that sequences begin with in common run once a batch, where the model can go on from there; the rest shares
     batches by length. A batch that does not fit in memory is halved; where memory is known to be too little for
     `batch_tokens`, batches are smaller from the start.
 
@@ -290,7 +291,7 @@ class _BatchRun:
         self._order = measuring.arranged.order[low:high]
         sequences = [measuring.arranged.sequences[i] for i in self._order]
         prefixes = measuring.arranged.prefixes[low:high]
-        self._batch = Batch(measuring.shared.stack, sequences, prefixes, measuring.batch_tokens)
+        self._batch = batch_of(measuring.shared.stack, sequences, prefixes, measuring.batch_tokens)
         self._ran = self._batch.in_order
         self._targets = scoring.Targets([sequences[i] for i in self._ran])
         self._head_rows = scoring.head_rows(measuring.shared.stack)

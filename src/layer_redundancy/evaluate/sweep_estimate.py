@@ -9,6 +9,7 @@ from layer_redundancy.core.variants import Variant
 from layer_redundancy.core.wording import counted, duration
 from layer_redundancy.evaluate import scoring
 from layer_redundancy.evaluate.batches import PREFIX_BATCHES, ArrangedSequences, Batch, arrange
+from layer_redundancy.evaluate.ragged_batches import RaggedBatch, batch_of, may_be_ragged
 from layer_redundancy.evaluate.scoring import Measurement, ScoredSequence
 from layer_redundancy.evaluate.trie import Node, num_block_runs, num_held, trie
 from layer_redundancy.models import throughput
@@ -35,7 +36,7 @@ class SweepEstimate:
         head_tokens: positions that are scored, the only ones that go through the head here.
         seconds: estimated time, from a few blocks and one call of the head timed on this device.
         peak_bytes: estimated device memory: weights, states where paths branch, and one forward's workspace.
-        shares_prefixes: whether prompt prefixes run once; a model without a key-value cache runs them with every item.
+        shares_prefixes: whether prompt prefixes run once; a model that can start from none runs them with every item.
     """
 
     variants: int
@@ -56,7 +57,7 @@ class SweepEstimate:
             f"{self.peak_bytes / 1e9:.1f} GB of memory here"
         )
         if not self.shares_prefixes:
-            text += "; the model has no key-value cache, so every item runs its whole prompt"
+            text += "; the model cannot go on from what prompts share, so every item runs its whole prompt"
         return text
 
 
@@ -125,7 +126,8 @@ def fitting_batch(stack: DecoderStack, root: Node, batch_tokens: int) -> int:
     """
     size = stack.model.config.get_text_config().hidden_size
     state = size * stack.model.get_input_embeddings().weight.element_size() * PREFIX_BATCHES
-    token = (num_held(root) + 2) * state + workspace(stack)
+    forwards = PREFIX_BATCHES if may_be_ragged(stack) else 1  # in one
+    token = (num_held(root) + 2) * state + workspace(stack) * forwards
     return max(1, min(batch_tokens, devices.available(stack.device) // 2 // token))
 
 
@@ -134,20 +136,22 @@ def rates(stack: DecoderStack, sequences: Sequence[ScoredSequence], batch_tokens
     return _timed(stack, arrange(sequences, sharing(stack.model)), batch_tokens)[1]
 
 
-def _timed(stack: DecoderStack, arranged: ArrangedSequences, batch_tokens: int) -> tuple[Batch, tuple[float, float]]:
+def _timed(
+    stack: DecoderStack, arranged: ArrangedSequences, batch_tokens: int
+) -> tuple[Batch | RaggedBatch, tuple[float, float]]:
     """The first batch that fits in memory, and `_rates` on it."""
     high = arranged.batch_end(0, batch_tokens)
     while True:
         try:
             chosen = [arranged.sequences[i] for i in arranged.order[:high]]
-            batch = Batch(stack, chosen, arranged.prefixes[:high], batch_tokens)
+            batch = batch_of(stack, chosen, arranged.prefixes[:high], batch_tokens)
             return batch, _rates(stack, batch)
         except (MemoryError, RuntimeError) as e:
             longest = len(arranged.sequences[arranged.order[0]].input_ids)
             high = devices.halved(high, e, f"one sequence of {longest} tokens")
 
 
-def _rates(stack: DecoderStack, batch: Batch) -> tuple[float, float]:
+def _rates(stack: DecoderStack, batch: Batch | RaggedBatch) -> tuple[float, float]:
     """Block-tokens and head-tokens a second on this device."""
     middle = len(stack) // 2
     block = devices.seconds(lambda: batch.run_block(middle, batch.start, {}), stack.device)

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from layer_redundancy.core import devices, flags
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import surgery
+from layer_redundancy.models.ragged import Ragged
 from layer_redundancy.models.rotary import scaled_from
-from layer_redundancy.models.stack import DecoderStack, PrefixKeys, decoder_stack, has_key_value_cache
+from layer_redundancy.models.stack import DecoderStack, PrefixKeys, can_share_prefixes, decoder_stack
+from layer_redundancy.models.states import PrefixStates
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +155,7 @@ class Sharing:
     """What sequences of a model may share without changing each other's numbers.
 
     Attributes:
-        prefixes: keys and values of a common beginning.
+        prefixes: a common beginning, of which keys and values are kept, or the state after it.
         alike_up_to: a batch of several lengths, where none is longer than this; None for any lengths.
     """
 
@@ -162,6 +164,7 @@ class Sharing:
 
 
 _sharing: WeakKeyDictionary[nn.Module, Sharing] = WeakKeyDictionary()
+_ragged: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def sharing(model: nn.Module) -> Sharing:
@@ -178,7 +181,7 @@ def sharing(model: nn.Module) -> Sharing:
             f"{name}: a sequence of more than {alike} tokens has other numbers beside longer ones, so such sequences "
             "run whole, and in batches of one length"
         )
-    prefixes = has_key_value_cache(model)
+    prefixes = can_share_prefixes(model)
     if prefixes and alike != 0:
         try:
             fault = _prefix_fault(stack)
@@ -215,16 +218,56 @@ def _prefix_fault(stack: DecoderStack) -> str | None:
     real[1, :3] = False  # a prefix that is shorter than the other, padded on the left
     before = torch.stack([ids[0, :half], torch.cat([ids[1, :3], ids[1, : half - 3]])])
     rest = [slice(half, -3), slice(half - 3, -6)]  # what follows each prefix, as many tokens
-    prefixes, prefix_calls = stack.start(before, real=real)
-    states, calls = stack.start(torch.stack([ids[i, part] for i, part in enumerate(rest)]), past=real)
+    carries_state = stack.architecture.carries_state
+    if carries_state and not stack.architecture.masks_padding:
+        prefixes = [stack.start(before[:1]), stack.start(before[1:, 3:])]
+    else:
+        prefixes = [stack.start(before, real=real)]
+    after = torch.stack([ids[i, part] for i, part in enumerate(rest)])
+    states, calls = stack.start(after, past=None if carries_state else real)
     for i in range(len(stack)):
-        keys = PrefixKeys()
-        prefixes = stack.run_block(i, prefixes, prefix_calls, keys)
+        keys = PrefixStates() if carries_state else PrefixKeys()
+        prefixes = [(stack.run_block(i, hidden, their, keys), their) for hidden, their in prefixes]
         keys.rows = torch.arange(2)
         states = stack.run_block(i, states, calls, keys)
     wanted = torch.stack([whole[i, part] for i, part in enumerate(rest)])
     gap = _gap(stack.model, wanted, stack.logits(states).float(), same_shape=False)
     return None if gap is None else f"after a shared one its logits differ by {gap:.3g}"
+
+
+def runs_ragged(model: nn.Module) -> bool:
+    """Whether sequences of many lengths can run without padding (`models.ragged`): tried on a few tokens, once a model.
+
+    They cannot where attention is not one of those that transformers lets others take the place of (Bloom's, RWKV, most
+    mixed models), or more than attention looks at other tokens.
+    """
+    if model not in _ragged:
+        shared = sharing(model)
+        _ragged[model] = shared == Sharing(prefixes=True) and _runs_ragged(decoder_stack(model))
+    return _ragged[model]
+
+
+def _runs_ragged(stack: DecoderStack) -> bool:
+    ids = _some_tokens(stack, 2)
+    whole = _by_hand(stack, ids, range(len(stack)))
+    first, second = ids.tolist()
+    half = len(first) // 2
+    # Two prefixes of different length, two rests of different length that attend together, and one of a single token.
+    prefixes = [tuple(first[:half]), tuple(second[: half - 3])]
+    rests = [(0, slice(half, -1)), (1, slice(half - 3, None)), (0, slice(half, half + 1))]
+    try:
+        ragged = Ragged(
+            stack, prefixes, [tuple(ids[i, part].tolist()) for i, part in rests], [i for i, _ in rests], [[0, 1], [2]]
+        )
+        hidden = ragged.start
+        for i in range(len(stack)):
+            hidden = ragged.run_block(i, hidden)
+    except Exception as error:
+        if devices.lacks_memory(error):
+            raise
+        return False
+    wanted = torch.cat([whole[0, :half], whole[1, : half - 3], *(whole[i, part] for i, part in rests)])
+    return _gap(stack.model, wanted, stack.logits(hidden)[0], same_shape=False) is None
 
 
 @torch.no_grad()

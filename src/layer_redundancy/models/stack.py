@@ -19,6 +19,7 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import architectures, linear, rotary
 from layer_redundancy.models.architectures import Architecture
 from layer_redundancy.models.attributes import attributes
+from layer_redundancy.models.states import PrefixStates
 
 
 def prepare(model: nn.Module) -> nn.Module:
@@ -107,7 +108,11 @@ class DecoderStack:
 
     @torch.no_grad()
     def start(
-        self, input_ids: Tensor, past: Tensor | None = None, real: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        past: Tensor | None = None,
+        real: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, BlockCalls]:
         """Embeds tokens and records what every block is called with.
 
@@ -116,6 +121,8 @@ class DecoderStack:
             past: bool (batch, P): where the keys of a prefix of P positions, run before, are real; False is padding on
                 the left. `run_block` then needs the PrefixKeys. None: the tokens begin their sequences.
             real: bool (batch, tokens): likewise for tokens that are themselves prefixes, padded on the left.
+            positions: int64 (batch, tokens): positions of tokens of several sequences in a row; their attention masks
+                are for whoever runs the blocks to make.
 
         Returns:
             X_0 (batch, tokens, hidden size), the residual stream before block 0, after the embedding's own scale or
@@ -126,7 +133,12 @@ class DecoderStack:
         """
         check_tokens(self.model, input_ids)
         options: dict[str, Any] = {"use_cache": False}
-        if past is not None or real is not None:
+        if positions is not None:
+            nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)  # passed on as it is, and not used
+            options |= {"position_ids": positions.to(self.device), "attention_mask": nothing}
+        elif self.architecture.carries_state:
+            options["attention_mask"] = None if real is None or real.all() else real.long().to(self.device)
+        elif past is not None or real is not None:
             real = torch.ones_like(input_ids, dtype=torch.bool) if real is None else real.to(input_ids.device)
             whole = real if past is None else torch.cat([past.to(real.device), real], dim=1)  # (batch, P + tokens)
             positions = (whole.long().cumsum(1) - 1).clamp_min(0)[:, -input_ids.shape[1] :]
@@ -171,7 +183,7 @@ class DecoderStack:
         index: int,
         hidden: Tensor,
         calls: BlockCalls,
-        keys: PrefixKeys | None = None,
+        keys: PrefixKeys | PrefixStates | None = None,
         attention: "SharedAttention | None" = None,
     ) -> Tensor:
         """Block `index` alone: X (batch, tokens, hidden size) -> X of the same shape.
@@ -180,7 +192,8 @@ class DecoderStack:
             index: index of the block.
             hidden: X before it.
             calls: the block calls, from `start`.
-            keys: keeps or provides the keys and values of prefixes, where `start` was given any.
+            keys: keeps or provides the keys and values of prefixes, where `start` was given any; or states, of which
+                `start` knows nothing.
             attention: an object that keeps what `run_block_without_heads` needs.
 
         Raises:
@@ -190,6 +203,8 @@ class DecoderStack:
             with attention.listening(*_output_projection(self, index), keys):
                 return self.run_block(index, hidden, calls, keys)
         args, kwargs = calls.calls[index]
+        if isinstance(keys, PrefixStates):
+            return keys.run_block(self.architecture, self.blocks[index], hidden, args, kwargs)
         if calls.cache is not None:
             args = tuple(keys if value is calls.cache else value for value in args)
             kwargs = {name: keys if value is calls.cache else value for name, value in kwargs.items()}
@@ -324,6 +339,11 @@ def has_key_value_cache(model: nn.Module) -> bool:
     return architectures.find(model.config).keeps_keys_and_values(model)
 
 
+def can_share_prefixes(model: nn.Module) -> bool:
+    """Whether something of a prefix can be kept: keys and values, or a state that sequences can start from."""
+    return has_key_value_cache(model) or architectures.find(model.config).carries_state
+
+
 def renumber(blocks: Sequence[nn.Module]) -> list[tuple[nn.Module, str, int]]:
     """Gives every block, and what in it keeps the block's number, its new number (in place).
 
@@ -348,10 +368,12 @@ class SharedAttention:
     outputs: Tensor | None = None  # (batch, tokens, hidden size)
     # What attention returns, given what its projection does; None where it goes on after its projection.
     returned: Callable[[Tensor], Any] | None
-    keys: PrefixKeys | None  # for whoever runs the block again
+    keys: PrefixKeys | PrefixStates | None  # for whoever runs the block again
 
     @contextmanager
-    def listening(self, projection: nn.Module, module: nn.Module, keys: PrefixKeys | None) -> Iterator[None]:
+    def listening(
+        self, projection: nn.Module, module: nn.Module, keys: PrefixKeys | PrefixStates | None
+    ) -> Iterator[None]:
         """Keeps all of this while the block runs."""
         self.keys = copy.copy(keys)
 

@@ -16,7 +16,7 @@ from layer_redundancy.data import hub, task_files
 from layer_redundancy.evaluate.amounts import Training
 from layer_redundancy.experiments import registry
 from layer_redundancy.models import architectures, checkpoints, loading
-from layer_redundancy.models.stack import has_key_value_cache
+from layer_redundancy.models.stack import can_share_prefixes
 from layer_redundancy.planning import counts
 from layer_redundancy.planning.dry import DryStudy, Ledger, Needs, open_dry
 
@@ -114,9 +114,9 @@ class Planner:
 
 
 def keeps_prefixes(config: Any) -> bool:
-    """Whether a model of this config keeps prompt prefixes as keys and values."""
+    """Whether a model of this config runs the beginning that prompts share once."""
     with checkpoints.shapes_of(config) as model:
-        return has_key_value_cache(model)
+        return can_share_prefixes(model)
 
 
 def count_here(profile: Profile, model: str, budget: TaskBudget) -> Amount:

@@ -14,7 +14,7 @@ from layer_redundancy.evaluate import batches, sweep_estimate
 from layer_redundancy.evaluate.amounts import Training
 from layer_redundancy.evaluate.scoring import RandomSequences
 from layer_redundancy.models import architectures, checkpoints, loading, pruned_config, surgery
-from layer_redundancy.models.stack import DecoderStack, decoder_stack, has_key_value_cache
+from layer_redundancy.models.stack import DecoderStack, can_share_prefixes, decoder_stack
 from layer_redundancy.train import healing, training_loop
 
 PROBE_BLOCKS = 2
@@ -55,7 +55,7 @@ class Speed:
         """Block-tokens and head-tokens a second for inputs like a measurement's, found by running some."""
         length = max(2, round(amount.tokens / max(1, amount.sequences)))
         prefix = 0
-        if has_key_value_cache(self.stack.model) and amount.shared < amount.tokens:
+        if can_share_prefixes(self.stack.model) and amount.shared < amount.tokens:
             prefix = min(length - 1, round(length - amount.shared / max(1, amount.sequences)))
         return self._measured(_rounded(prefix), _rounded(length - prefix), amount.scored == amount.sequences)
 

@@ -67,6 +67,8 @@ class Architecture:
         corrected_prefixes: the same of values of sequences that share a beginning.
         whole_when_packed: weights that stay in their own dtype where a quantized checkpoint is written.
         file_suffixes: suffixes of single files in which its authors publish checkpoints; see `folder`.
+        carries_state: whether its blocks carry a state that sequences can start from; see `run_block_from`.
+        masks_padding: whether padding on the left that is masked leaves no trace in this state.
     """
 
     model_types: tuple[str, ...] = ()
@@ -75,6 +77,8 @@ class Architecture:
     corrected_prefixes: int = 0
     whole_when_packed: frozenset[str] = frozenset()
     file_suffixes: tuple[str, ...] = ()
+    carries_state: bool = False
+    masks_padding: bool = False
 
     def register(self) -> None:
         """Makes transformers know the family, where it does not by itself."""
@@ -145,6 +149,20 @@ class Architecture:
     def run_block(self, block: nn.Module, hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Calls a block on X (batch, tokens, hidden size); returns what it returns, X or a tuple that X is first in."""
         return block(hidden, *args, **kwargs)
+
+    def run_block_from(
+        self, block: nn.Module, hidden: Tensor, args: tuple, kwargs: dict[str, Any], state: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Calls a block on sequences that go on from a state; returns X after it, and the state after the last token.
+
+        Args:
+            block: the block.
+            hidden: X (batch, tokens, hidden size) before it; where the state after it matters, without padding, unless
+                the family `masks_padding`.
+            args, kwargs: what the block is called with besides, as for sequences that begin here.
+            state: what the block remembers of what came before, tensors (batch, ...); None at the beginning.
+        """
+        raise NotImplementedError(f"{type(self).__name__} carries_state, so it has to override run_block_from()")
 
     def replace_first_block(self, old: nn.Module, new: nn.Module) -> None:
         """Hands over (in place) what a model keeps in whichever block comes first."""

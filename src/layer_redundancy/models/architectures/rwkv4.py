@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from layer_redundancy.models.architectures.architecture import Architecture
@@ -36,6 +37,21 @@ class Rwkv4(Architecture):
         with attributes((block, "layer_id", -1)):  # `first_residual` has applied the norm
             return block(hidden, *args, **kwargs)
 
+    def run_block_from(
+        self, block: nn.Module, hidden: Tensor, args: tuple, kwargs: dict[str, Any], state: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if state is None:
+            shift = hidden.new_zeros(2, len(hidden), hidden.shape[-1])
+            sums = torch.zeros(3, len(hidden), block.attention.attention_hidden_size, device=hidden.device)
+            sums[2] -= 1e30  # the logarithm of nothing, as transformers begins
+            state = (*shift, *sums)
+        # Each block has a column of what the model keeps for all; here they are one and the same.
+        columns = [x[:, :, None].expand(-1, -1, block.attention.layer_id + 1) for x in state]
+        # transformers' step for a single token mixes up the sequences of a batch.
+        tokens = hidden if hidden.shape[1] > 1 else hidden.expand(-1, 2, -1)
+        out = self.run_block(block, tokens, args, kwargs | {"state": columns, "use_cache": True})
+        return out[0][:, : hidden.shape[1]], tuple(x[:, :, 0] for x in columns)
+
     def replace_first_block(self, old: nn.Module, new: nn.Module) -> None:
         if old is not new:
             new.pre_ln = old.pre_ln
@@ -44,4 +60,5 @@ class Rwkv4(Architecture):
 
 ARCHITECTURE = Rwkv4(
     model_types=("rwkv",),
+    carries_state=True,
 )

@@ -1,0 +1,71 @@
+"""Batches whose sequences are not padded, where a model's blocks can run like that."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, tensor
+
+from layer_redundancy.core.variants import Element
+from layer_redundancy.evaluate.batches import Batch, forwards
+from layer_redundancy.evaluate.scoring import ScoredSequence
+from layer_redundancy.models import checks
+from layer_redundancy.models.ragged import Ragged
+from layer_redundancy.models.stack import DecoderStack, SharedAttention
+
+
+class RaggedBatch:
+    """Sequences that run together, prefixes and what follows them in one forward of as many tokens as there are.
+
+    Args and attributes: as `batches.Batch`; states before and after blocks are one tensor (1, tokens, hidden size).
+    """
+
+    def __init__(
+        self, stack: DecoderStack, sequences: Sequence[ScoredSequence], prefixes: Sequence[int], batch_tokens: int
+    ):
+        self.sequences, self._prefixes = sequences, prefixes
+        heads = [s.input_ids[:n] for s, n in zip(sequences, prefixes, strict=True)]
+        tails = [s.input_ids[n:] for s, n in zip(sequences, prefixes, strict=True)]
+        row = {head: n for n, head in enumerate(dict.fromkeys(heads))} if any(prefixes) else {}
+        self.num_tokens = sum(map(len, row)) + sum(map(len, tails))
+        together = forwards(list(map(len, tails)), batch_tokens)
+        self._ragged = Ragged(stack, list(row), tails, [row[head] for head in heads] if row else [], together)
+        self.start = (self._ragged.start,)
+        self.in_order = list(range(len(sequences)))
+
+    def run_block(self, element: Element, states: tuple[Tensor, ...], shared: dict) -> tuple[Tensor, ...]:
+        """As `Batch.run_block`."""
+        block, *heads = element if isinstance(element, tuple) else (element,)
+        (hidden,) = states
+        if not heads:
+            return (self._ragged.run_block(block, hidden),)
+        if block not in shared:
+            shared[block] = SharedAttention()
+            self._ragged.run_block(block, hidden, shared[block])
+        return (self._ragged.run_block_without_heads(block, heads, hidden, shared[block]),)
+
+    def select(self, states: tuple[Tensor, ...]) -> Tensor:
+        """As `Batch.select`."""
+        places: list[int] = []
+        for sequence, prefix, first in zip(self.sequences, self._prefixes, self._ragged.firsts, strict=True):
+            end = first + len(sequence.input_ids) - prefix
+            places += range(end - sequence.num_scored, end)
+        return states[0][0, tensor(places)]
+
+
+def may_be_ragged(stack: DecoderStack) -> bool:
+    """Whether batches of several lengths run without padding.
+
+    On a GPU, forwards of few shapes are compiled, and padding is how there are few.
+    """
+    return stack.device.type == "cpu" and checks.runs_ragged(stack.model)
+
+
+def batch_of(
+    stack: DecoderStack, sequences: Sequence[ScoredSequence], prefixes: Sequence[int], batch_tokens: int
+) -> Batch | RaggedBatch:
+    """A batch without padding, where there would be any and the model can do without; else a padded one.
+
+    Args: as `batches.Batch`.
+    """
+    lengths = {len(s.input_ids) - n for s, n in zip(sequences, prefixes, strict=True)}
+    kind = RaggedBatch if (any(prefixes) or len(lengths) > 1) and may_be_ragged(stack) else Batch
+    return kind(stack, sequences, prefixes, batch_tokens)

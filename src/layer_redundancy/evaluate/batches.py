@@ -1,8 +1,9 @@
 """Which sequences run together, and what they share: batches of sequences with common prefixes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor, cat, tensor
@@ -14,12 +15,14 @@ from layer_redundancy.evaluate import scoring
 from layer_redundancy.evaluate.prefixes import shared_prefixes
 from layer_redundancy.evaluate.scoring import ScoredSequence
 from layer_redundancy.models.checks import Sharing
-from layer_redundancy.models.stack import BlockCalls, DecoderStack, PrefixKeys, SharedAttention
+from layer_redundancy.models.stack import BlockCalls, DecoderStack, PrefixKeys
 from layer_redundancy.models.states import PrefixStates
 
 PREFIX_BATCHES = 4  # forwards that one run of a prefix may serve
 # What a forward costs besides its tokens, as a share of the tokens that one may hold: 50 to 60 of 2048 on two cores.
 FORWARD_SHARE = 1 / 36
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -206,24 +209,23 @@ class Batch:
             shared: kept between calls with the same `states`: what heads of one block have in common.
         """
         block, *heads = element if isinstance(element, tuple) else (element,)
-        if heads and block not in shared:
-            shared[block] = self._run(block, states, [SharedAttention() for _ in states])
         if not heads:
-            return tuple(out for out, _ in self._run(block, states, [None] * len(states)))
+            return tuple(self._each(self.stack.run_block, block, states))
+        if block not in shared:
+            shared[block] = self._each(self.stack.attend, block, states)
         return tuple(
             self.stack.run_block_without_heads(block, heads, hidden, calls, attention)
-            for (calls, _, _), hidden, (_, attention) in zip(self.forwards, states, shared[block], strict=True)
+            for (calls, _, _), hidden, attention in zip(self.forwards, states, shared[block], strict=True)
         )
 
-    def _run(
-        self, block: int, states: tuple[Tensor, ...], attentions: Sequence[SharedAttention | None]
-    ) -> list[tuple[Tensor, SharedAttention | None]]:
+    def _each(self, run: Callable[..., _Made], block: int, states: tuple[Tensor, ...]) -> list[_Made]:
+        """What a method of the stack makes of a block in each forward, those of prefixes first."""
         keys = PrefixStates() if self._keeps_states else PrefixKeys()
-        out = []
-        for (calls, owners, _), hidden, attention in zip(self.forwards, states, attentions, strict=True):
+        made = []
+        for (calls, owners, _), hidden in zip(self.forwards, states, strict=True):
             keys.rows = owners
-            out.append((self.stack.run_block(block, hidden, calls, keys, attention), attention))
-        return out
+            made.append(run(block, hidden, calls, keys))
+        return made
 
     def select(self, states: tuple[Tensor, ...]) -> Tensor:
         """What the head needs of the states after the last block: (N, hidden size), for `in_order`'s sequences."""

@@ -9,7 +9,7 @@ from layer_redundancy.evaluate.batches import Batch, forwards
 from layer_redundancy.evaluate.scoring import ScoredSequence
 from layer_redundancy.models import checks
 from layer_redundancy.models.ragged import Ragged
-from layer_redundancy.models.stack import DecoderStack, SharedAttention
+from layer_redundancy.models.stack import DecoderStack
 
 
 class RaggedBatch:
@@ -38,8 +38,7 @@ class RaggedBatch:
         if not heads:
             return (self._ragged.run_block(block, hidden),)
         if block not in shared:
-            shared[block] = SharedAttention()
-            self._ragged.run_block(block, hidden, shared[block])
+            shared[block] = self._ragged.attend(block, hidden)
         return (self._ragged.run_block_without_heads(block, heads, hidden, shared[block]),)
 
     def select(self, states: tuple[Tensor, ...]) -> Tensor:

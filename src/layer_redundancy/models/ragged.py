@@ -80,10 +80,15 @@ class Ragged:
             own = firsts[len(prefixes) + torch.tensor(part)]
             self._rows.append(_rows(stack, [rests[i] for i in part], own, past))
 
-    def run_block(self, index: int, hidden: Tensor, attention: SharedAttention | None = None) -> Tensor:
+    def run_block(self, index: int, hidden: Tensor) -> Tensor:
         """As `DecoderStack.run_block`, on X (1, tokens, hidden size)."""
         with self._in_rows(index):
-            return self._stack.run_block(index, hidden, self._calls, None, attention)
+            return self._stack.run_block(index, hidden, self._calls)
+
+    def attend(self, index: int, hidden: Tensor) -> SharedAttention:
+        """As `DecoderStack.attend`, on X (1, tokens, hidden size)."""
+        with self._in_rows(index):
+            return self._stack.attend(index, hidden, self._calls)
 
     def run_block_without_heads(
         self, index: int, heads: Sequence[int], hidden: Tensor, attention: SharedAttention

@@ -184,7 +184,6 @@ class DecoderStack:
         hidden: Tensor,
         calls: BlockCalls,
         keys: PrefixKeys | PrefixStates | None = None,
-        attention: "SharedAttention | None" = None,
     ) -> Tensor:
         """Block `index` alone: X (batch, tokens, hidden size) -> X of the same shape.
 
@@ -194,14 +193,7 @@ class DecoderStack:
             calls: the block calls, from `start`.
             keys: keeps or provides the keys and values of prefixes, where `start` was given any; or states, of which
                 `start` knows nothing.
-            attention: an object that keeps what `run_block_without_heads` needs.
-
-        Raises:
-            StudyError: `attention` of a block that has none.
         """
-        if attention is not None:
-            with attention.listening(*_output_projection(self, index), keys):
-                return self.run_block(index, hidden, calls, keys)
         args, kwargs = calls.calls[index]
         if isinstance(keys, PrefixStates):
             return keys.run_block(self.architecture, self.blocks[index], hidden, args, kwargs)
@@ -210,6 +202,20 @@ class DecoderStack:
             kwargs = {name: keys if value is calls.cache else value for name, value in kwargs.items()}
         out = self.architecture.run_block(self.blocks[index], hidden, args, kwargs)
         return out[0] if isinstance(out, tuple | list) else out
+
+    @torch.no_grad()
+    def attend(
+        self, index: int, hidden: Tensor, calls: BlockCalls, keys: PrefixKeys | PrefixStates | None = None
+    ) -> "SharedAttention":
+        """Block `index` as far as its attention: what `run_block_without_heads` needs of it. Arguments as `run_block`.
+
+        Raises:
+            StudyError: the block has no attention.
+        """
+        attention = SharedAttention()
+        with attention.listening(*_output_projection(self, index), self.blocks[index], keys):
+            self.run_block(index, hidden, calls, keys)
+        return attention
 
     @torch.no_grad()
     def run_block_without_heads(
@@ -222,7 +228,7 @@ class DecoderStack:
 
         Args:
             heads: indices of the block's query heads to leave out.
-            attention: what `run_block` kept on the same `hidden`.
+            attention: what `attend` kept on the same `hidden`.
 
         Raises:
             StudyError: no such head.
@@ -361,6 +367,10 @@ def renumber(blocks: Sequence[nn.Module]) -> list[tuple[nn.Module, str, int]]:
     return changed
 
 
+class _Attended(Exception):
+    """A block's attention has run, and nothing of what follows in the block is needed."""
+
+
 class SharedAttention:
     """What a block's attention hands to its output projection, and what comes out of it."""
 
@@ -372,10 +382,12 @@ class SharedAttention:
 
     @contextmanager
     def listening(
-        self, projection: nn.Module, module: nn.Module, keys: PrefixKeys | PrefixStates | None
+        self, projection: nn.Module, module: nn.Module, block: nn.Module, keys: PrefixKeys | PrefixStates | None
     ) -> Iterator[None]:
-        """Keeps all of this while the block runs."""
+        """Keeps all of this while the block runs, and ends the block's run where it is there."""
         self.keys = copy.copy(keys)
+        # A block whose weights come and go with its run is let run to its end.
+        whole = any(hasattr(part, "_hf_hook") for part in block.modules())
 
         def keep(_: nn.Module, args: tuple, output: Tensor) -> None:
             self.inputs, self.outputs = args[0], output
@@ -384,10 +396,14 @@ class SharedAttention:
             first, own = output[0] if isinstance(output, tuple | list) else output, self.outputs
             same = own is not None and first.shape == own.shape and first.data_ptr() == own.data_ptr()
             self.returned = _shaped_like(output) if same else None
+            if same and not whole:
+                raise _Attended
 
         handles = [projection.register_forward_hook(keep), module.register_forward_hook(compare)]
         try:
             yield
+        except _Attended:
+            pass
         finally:
             for handle in handles:
                 handle.remove()

@@ -146,7 +146,8 @@ class DecoderStack:
                 "use_cache": True,
                 "past_key_values": _empty_cache(0 if past is None else past.shape[1]),
                 "position_ids": positions.to(self.device),
-                "attention_mask": None if whole.all() else whole.long().to(self.device),
+                # Of what continues a prefix, Moshi makes no causal mask unless it is given one.
+                "attention_mask": None if past is None and whole.all() else whole.long().to(self.device),
             }
             if not all(type(block) in _returned for block in self.blocks):
                 self.start(input_ids[:1, :1])

@@ -13,6 +13,7 @@ Importing this module makes AutoConfig, AutoModelForCausalLM and AutoTokenizer k
 named as in its ports on the hub, so those load without their own code. `rwkv5.checkpoints` reads the author's files.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +33,9 @@ from transformers.utils import ModelOutput
 from layer_redundancy.core.errors import StudyError
 
 VERSIONS = ("5.2", "5.1")
-CHUNK_LENGTH = 64  # the fastest of 16, 32, 64 and 128 on two cores, at N = 64 and at N = 32
+# (longest sequence, tokens of a chunk): the fastest of 8 to 64 on a processor, at N = 64 and at N = 32. Longer chunks would
+# be mostly padding where sequences are short.
+CHUNK_LENGTHS = ((64, 16), (math.inf, 32))
 GROUP_NORM_EPSILON = 64e-5  # epsilon of the norm by head; the trainer divides by 8 and adds 1e-5 instead
 
 
@@ -126,7 +129,7 @@ def chunked_time_mix(
     log_decay: Tensor,
     bonus: Tensor,
     state: Tensor | None = None,
-    chunk_length: int = CHUNK_LENGTH,
+    chunk_length: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same as `sequential_time_mix` by matrix products within and between chunks; time and memory O(T).
 
@@ -136,9 +139,10 @@ def chunked_time_mix(
     the token between them. No exponent is ever negative, so nothing overflows, whatever the decay, and what underflows
     is zero beside the rest.
 
-    Args and returns: as `sequential_time_mix`.
+    Args and returns: as `sequential_time_mix`; `chunk_length` is a power of two, that of CHUNK_LENGTHS if not given.
     """
     batch, length, heads, size = receptance.shape
+    chunk_length = chunk_length or next(chunk for longest, chunk in CHUNK_LENGTHS if length <= longest)
     chunk = min(chunk_length, 1 << (length - 1).bit_length())
     chunks = -(-length // chunk)
     pad = chunks * chunk - length

@@ -33,8 +33,8 @@ from transformers.utils import ModelOutput
 from layer_redundancy.core.errors import StudyError
 
 VERSIONS = ("5.2", "5.1")
-# (longest sequence, tokens of a chunk): the fastest of 8 to 64 on a processor, at N = 64 and at N = 32. Longer chunks would
-# be mostly padding where sequences are short.
+# (longest sequence, tokens of a chunk): the fastest of 8 to 64 on a processor, at N = 64 and at N = 32. Longer chunks
+# would be mostly padding where sequences are short.
 CHUNK_LENGTHS = ((64, 16), (math.inf, 32))
 GROUP_NORM_EPSILON = 64e-5  # epsilon of the norm by head; the trainer divides by 8 and adds 1e-5 instead
 

@@ -21,13 +21,16 @@ class RaggedBatch:
     def __init__(
         self, stack: DecoderStack, sequences: Sequence[ScoredSequence], prefixes: Sequence[int], batch_tokens: int
     ):
-        self.sequences, self._prefixes = sequences, prefixes
+        self.sequences = sequences
         heads = [s.input_ids[:n] for s, n in zip(sequences, prefixes, strict=True)]
         tails = [s.input_ids[n:] for s, n in zip(sequences, prefixes, strict=True)]
         row = {head: n for n, head in enumerate(dict.fromkeys(heads))} if any(prefixes) else {}
         self.num_tokens = sum(map(len, row)) + sum(map(len, tails))
         together = forwards(list(map(len, tails)), batch_tokens)
         self._ragged = Ragged(stack, list(row), tails, [row[head] for head in heads] if row else [], together)
+        ends = [first + len(tail) for first, tail in zip(self._ragged.firsts, tails, strict=True)]
+        places = [range(end - s.num_scored, end) for s, end in zip(sequences, ends, strict=True)]
+        self._scored = tensor([place for scored in places for place in scored])
         self.start = (self._ragged.start,)
         self.in_order = list(range(len(sequences)))
 
@@ -43,11 +46,7 @@ class RaggedBatch:
 
     def select(self, states: tuple[Tensor, ...]) -> Tensor:
         """As `Batch.select`."""
-        places: list[int] = []
-        for sequence, prefix, first in zip(self.sequences, self._prefixes, self._ragged.firsts, strict=True):
-            end = first + len(sequence.input_ids) - prefix
-            places += range(end - sequence.num_scored, end)
-        return states[0][0, tensor(places)]
+        return states[0][0].index_select(0, self._scored)
 
 
 def may_be_ragged(stack: DecoderStack) -> bool:

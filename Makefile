@@ -215,6 +215,9 @@ bench: $(READY) $(PEER)/ready ## time shared sweeps against what others do, with
 	@HF_HUB_OFFLINE=1 $(PY) -m benchmarks.sweeps --peer $(PEER)
 	@HF_HUB_OFFLINE=1 $(PY) -m benchmarks.rwkv_prefill
 
+bench-notebooks: $(READY) ## where the time of every notebook goes, from an empty store; PROFILE= and NOTEBOOKS= say which
+	@$(OFFLINE) $(PY) -m benchmarks.notebook_profile --profile $(call quoted,$(PROFILE)) --notebooks $(call quoted,$(NOTEBOOKS))
+
 # Asked by way of NVML whether there is a GPU, CUDA is not started by whatever asks while it is imported.
 bench-gpu: $(READY) ## on a GPU, in ten minutes: a Llama-2-7B's shape, plain forwards, the plan against the clock, all notebooks
 	@HF_HUB_OFFLINE=1 PYTORCH_NVML_BASED_CUDA_CHECK=1 $(PY) -m benchmarks.gpu

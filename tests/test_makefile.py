@@ -144,6 +144,7 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
         "rwkv-train",
         "gptq",
         "bench",
+        "bench-notebooks",
         "bench-gpu",
         "test",
         "test-fast",

@@ -516,6 +516,7 @@ class Study:
             self.store,
             batch_tokens=self.profile.batch_tokens,
             progress=progress,
+            compiled=self.profile.compiled,
         )
 
     def continuations(self, chosen: Sequence[Variant], lengths: PromptLengths) -> dict[Variant, Result]:

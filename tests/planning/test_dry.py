@@ -257,6 +257,7 @@ def test_a_plan_loads_no_model():
 # Switches that the rehearsal must leave: why.
 STAYS = {
     ("profile", "dtype"), ("profile", "device"), ("profile", "further"),  # the paper's are off the default
+    ("profile", "compiled"),  # takes a compiler
     ("profile", "own_model"), ("profile", "revision"), ("profile", "trust_remote_code"),  # the user's
     ("profile", "trust_tasks"), ("benchmarks", "ratio"), ("healing", "ratio"),  # likewise
     ("profile", "name"),

@@ -182,6 +182,9 @@ class Profile:
         quantization_blocks: blocks of calibration text that GPTQ reads; None for all.
         batch_tokens: tokens a forward may hold; halved when memory runs out. None ("auto"): found by timing a block of
             the model on the device at hand.
+        compiled: whether sweeps run compiled blocks (`models.compiled`), which round otherwise, so that their results
+            are kept apart. None ("auto"): on a GPU, where a measurement is large enough to pay for compiling, and as it
+            was begun where the store has some of it.
         bootstrap_resamples: resamples behind every confidence band of a score or an order.
         seed: seed of every random draw.
         max_items: the most items of any benchmark, for a quick look; None for as many as each budget says.
@@ -209,6 +212,7 @@ class Profile:
     greedy_shortlist: Annotated[float, Check(lambda value: 0 < value <= 1, "above 0 and at most 1")] = 1.0
     quantization_blocks: Annotated[int | None, at_least(1)] = None
     batch_tokens: Annotated[int | None, at_least(1)] = 2048
+    compiled: bool | None = None
     bootstrap_resamples: Count = 1000
     seed: Seed = 0
     max_items: Annotated[int | None, at_least(1)] = None

@@ -309,6 +309,12 @@ class Store:
         """The results that are stored, under the names of their keys, in the order of these."""
         return {name: result for name, key in keys.items() if (result := self.get(key)) is not None}
 
+    def has_begun(self, key: Key) -> bool:
+        """Whether there is a result, or a part of one, that differs from this key in variant and version at most."""
+        query = "SELECT 1 FROM {} WHERE model = ? AND measurement = ? AND data = ? AND settings = ? LIMIT 1"
+        values = (key.model, key.measurement, key.data, key.settings)
+        return any(self._fetched(query.format(table), values) for table in ("results", "partial"))
+
     def put(self, key: Key, model_name: str, result: Result) -> None:
         """Stores a result and drops what `put_partial` kept of it, in one transaction."""
         row = (*key.values(), model_name, _json(result.summary), _pack(result.arrays))

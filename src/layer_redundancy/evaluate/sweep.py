@@ -15,12 +15,12 @@ from typing import TypeVar
 from torch import Tensor, cat
 from tqdm import tqdm
 
-from layer_redundancy.core import flags
+from layer_redundancy.core import devices, flags
 from layer_redundancy.core import variants as named
 from layer_redundancy.core.arguments import listed, shown
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.core.store import Key, Result, Store
+from layer_redundancy.core.store import Key, Result, Store, settings_text
 from layer_redundancy.core.variants import Element, Variant, describe, name
 from layer_redundancy.core.waiting import Wait
 from layer_redundancy.evaluate import scoring, sweep_estimate
@@ -31,8 +31,10 @@ from layer_redundancy.evaluate.scoring import Measurement, Outputs
 from layer_redundancy.evaluate.sweep_estimate import Missing
 from layer_redundancy.evaluate.trie import depth_first, num_block_runs, trie
 from layer_redundancy.models import architectures, rotary, throughput
+from layer_redundancy.models import compiled as compiled_blocks
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.checks import sharing
+from layer_redundancy.models.compiled import CompiledStack
 from layer_redundancy.models.stack import DecoderStack
 
 logger = logging.getLogger(__name__)
@@ -43,16 +45,38 @@ _Measured = TypeVar("_Measured", bound=Measurement)
 POLL_SECONDS = 0.5  # how often to ask whether another process has finished what it is at
 
 
-def key(identity: ModelIdentity, variant: Variant, measurement: Measurement) -> Key:
-    """The store's key of one variant's measurement."""
+def key(identity: ModelIdentity, variant: Variant, measurement: Measurement, compiled: bool = False) -> Key:
+    """The store's key of one variant's measurement, by blocks as they are or compiled."""
     return Key(
         model=identity.fingerprint,
         variant=name(variant),
         measurement=measurement.name,
         data=measurement.data,
-        settings=measurement.settings,
+        settings=_settings(measurement, compiled),
         version=measurement.version + _corrections(identity, variant, measurement),
     )
+
+
+def _settings(measurement: Measurement, compiled: bool) -> str:
+    settings = measurement.settings
+    return settings_text({**json.loads(settings), "compiled": True}) if compiled else settings
+
+
+def is_compiled(
+    identity: ModelIdentity, measurement: Measurement, store: Store, compiled: bool | None = None
+) -> bool | None:
+    """Whether a measurement runs on compiled blocks: as asked, or else as it was begun; None where neither says.
+
+    Compiled kernels round otherwise, so that all variants of a model are measured alike: a measurement that the store
+    has of some of them goes on as those were made, whatever runs it.
+    """
+    if compiled is not None:
+        return compiled
+    for way in (False, True):
+        one = Key(identity.fingerprint, "", measurement.name, measurement.data, _settings(measurement, way))
+        if store.has_begun(one):
+            return way
+    return None
 
 
 def distinct(measurements: Iterable[_Measured]) -> list[_Measured]:
@@ -90,7 +114,7 @@ def _corrections(identity: ModelIdentity, variant: Variant, measurement: Measure
     return corrected
 
 
-# Seven parameters: what is measured of what, where from, where to, and two settings that most callers leave alone.
+# Eight parameters: what is measured of what, where from, where to, and three settings that most callers leave alone.
 @flags.checked
 def run(
     identity: ModelIdentity,
@@ -100,6 +124,7 @@ def run(
     store: Store,
     batch_tokens: int | None = 2048,
     progress: bool = True,
+    compiled: bool | None = None,
 ) -> dict[str, dict[Variant, Result]]:
     """Measures every variant, taking what the store has and storing the rest.
 
@@ -118,6 +143,8 @@ def run(
         store: where results are and go.
         batch_tokens: tokens a forward may hold; None for as many as `throughput` finds on this device.
         progress: log the estimate, and draw a progress bar with the time left, in block-tokens.
+        compiled: run compiled blocks (`models.compiled`); None for a measurement to go on as it was begun, and else
+            where it pays. Results of the two are kept apart.
 
     Returns:
         measurement name -> variant -> result.
@@ -128,39 +155,69 @@ def run(
     """
     variants, measurements = named.plan(identity.num_hidden_layers, variants), distinct(measurements)
     results: dict[str, dict[Variant, Result]] = {}
-    lacking: list[tuple[Measurement, list[Variant]]] = []
+    lacking: list[tuple[Measurement, list[Variant], bool | None]] = []
     for measurement in measurements:
-        found = store.present({v: key(identity, v, measurement) for v in variants})
+        way = is_compiled(identity, measurement, store, compiled)
+        found = store.present({v: key(identity, v, measurement, bool(way)) for v in variants})
         results[measurement.name] = found
         absent = [v for v in variants if v not in found]
         if absent:
-            lacking.append((measurement, absent))
+            lacking.append((measurement, absent, way))
     if lacking:
         store.tell_what_is_not_kept()
         stack = get_stack()
-        batch_tokens = throughput.batch_tokens(stack, batch_tokens)
         shared = sharing(stack.model)
-        missing = [Missing(arrange(measurement.sequences, shared), absent) for measurement, absent in lacking]
-        expected = sweep_estimate.estimate_missing(stack, missing, batch_tokens) if progress else None
-        if expected is not None:
-            logger.info(str(expected))
-        start, total = time.monotonic(), expected.block_tokens_shared if expected else 0
-        with tqdm(total=total, unit="block-token", unit_scale=True, disable=not progress, mininterval=1.0) as bar:
-            common = _Shared(identity, stack, store, batch_tokens, bar)
-            for (measurement, _), of_measurement in zip(lacking, missing, strict=True):
-                bar.set_description(measurement.name)
-                found = results[measurement.name] | _MeasurementRun(common, measurement, of_measurement).run()
-                results[measurement.name] = {v: found[v] for v in variants}
-        amounts = sweep_estimate.amounts(missing)
-        del amounts["head_tokens_naive"]
-        store.log_sweep(
-            notebook=os.environ.get("LAYER_REDUNDANCY_NOTEBOOK", ""),
-            model_name=identity.name,
-            **amounts,
-            seconds_estimated=expected.seconds if expected else None,
-            seconds=time.monotonic() - start,
-        )
+        parts: dict[bool, list[tuple[Measurement, Missing]]] = {False: [], True: []}
+        for measurement, absent, way in lacking:
+            missing = Missing(arrange(measurement.sequences, shared), absent)
+            if way is None:
+                way = compiled_blocks.pays(stack, missing.arranged.num_tokens())
+            elif way and compiled is None and not devices.is_gpu(stack.device):
+                raise StudyError(
+                    f"{measurement.name} of {identity.name} was measured with compiled blocks on a GPU, and some of it "
+                    "is missing: set compiled = true in the profile to go on like that on this device, or false to "
+                    "measure all of it anew"
+                )
+            parts[way].append((measurement, missing))
+        for way, part in parts.items():
+            if part:
+                run_by = compiled_blocks.compiled(stack) if way else stack
+                for which, found in _run(identity, run_by, part, store, batch_tokens, progress).items():
+                    results[which] = {v: (results[which] | found)[v] for v in variants}
     return results
+
+
+def _run(
+    identity: ModelIdentity,
+    stack: DecoderStack,
+    lacking: Sequence[tuple[Measurement, Missing]],
+    store: Store,
+    batch_tokens: int | None,
+    progress: bool,
+) -> dict[str, dict[Variant, Result]]:
+    """Measures what the store lacks, and stores it; arguments and errors as `run`."""
+    batch_tokens = throughput.batch_tokens(stack, batch_tokens)
+    missing = [of_measurement for _, of_measurement in lacking]
+    expected = sweep_estimate.estimate_missing(stack, missing, batch_tokens) if progress else None
+    if expected is not None:
+        logger.info(str(expected))
+    start, total = time.monotonic(), expected.block_tokens_shared if expected else 0
+    found: dict[str, dict[Variant, Result]] = {}
+    with tqdm(total=total, unit="block-token", unit_scale=True, disable=not progress, mininterval=1.0) as bar:
+        common = _Shared(identity, stack, store, batch_tokens, bar)
+        for measurement, of_measurement in lacking:
+            bar.set_description(measurement.name)
+            found[measurement.name] = _MeasurementRun(common, measurement, of_measurement).run()
+    amounts = sweep_estimate.amounts(missing)
+    del amounts["head_tokens_naive"]
+    store.log_sweep(
+        notebook=os.environ.get("LAYER_REDUNDANCY_NOTEBOOK", ""),
+        model_name=identity.name,
+        **amounts,
+        seconds_estimated=expected.seconds if expected else None,
+        seconds=time.monotonic() - start,
+    )
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +255,8 @@ class _MeasurementRun:
     def __init__(self, shared: _Shared, measurement: Measurement, missing: Missing):
         self.shared, self.measurement = shared, measurement
         self.arranged, self.variants = missing
-        self.keys = {v: key(shared.identity, v, measurement) for v in self.variants}
+        compiled = isinstance(shared.stack, CompiledStack)
+        self.keys = {v: key(shared.identity, v, measurement, compiled) for v in self.variants}
         self.results: dict[Variant, Result] = {}
         self.outputs: dict[Variant, dict[int, Outputs]] = {v: {} for v in self.variants}
         root = trie(self.variants)

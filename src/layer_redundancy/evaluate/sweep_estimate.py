@@ -154,7 +154,7 @@ def _timed(
 def _rates(stack: DecoderStack, batch: Batch | RaggedBatch) -> tuple[float, float]:
     """Block-tokens and head-tokens a second on this device."""
     middle = len(stack) // 2
-    block = devices.seconds(lambda: batch.run_block(middle, batch.start, {}), stack.device)
+    block = throughput.block_seconds(stack, lambda: batch.run_block(middle, batch.start, {}))
     # A sequence that asks for every position, so that the head's share of scoring is what is timed.
     states = batch.start[-1].flatten(0, 1)[: scoring.head_rows(stack)]
     rows = len(states)

@@ -43,6 +43,16 @@ class BlockCalls:
     calls: tuple[tuple[tuple, dict], ...]
     cache: Any = None
 
+    def arguments(self, index: int, keys: "PrefixKeys | None" = None) -> tuple[tuple, dict]:
+        """What block `index` is called with, `keys` in place of the stand-in."""
+        args, kwargs = self.calls[index]
+        if self.cache is None:
+            return args, kwargs
+        return (
+            tuple(keys if value is self.cache else value for value in args),
+            {name: keys if value is self.cache else value for name, value in kwargs.items()},
+        )
+
 
 class PrefixKeys:
     """Takes the place of a cache while one block runs: keeps the keys and values of prefixes, then hands them out.
@@ -195,12 +205,9 @@ class DecoderStack:
             keys: keeps or provides the keys and values of prefixes, where `start` was given any; or states, of which
                 `start` knows nothing.
         """
-        args, kwargs = calls.calls[index]
         if isinstance(keys, PrefixStates):
-            return keys.run_block(self.architecture, self.blocks[index], hidden, args, kwargs)
-        if calls.cache is not None:
-            args = tuple(keys if value is calls.cache else value for value in args)
-            kwargs = {name: keys if value is calls.cache else value for name, value in kwargs.items()}
+            return keys.run_block(self.architecture, self.blocks[index], hidden, *calls.calls[index])
+        args, kwargs = calls.arguments(index, keys)
         out = self.architecture.run_block(self.blocks[index], hidden, args, kwargs)
         return out[0] if isinstance(out, tuple | list) else out
 

@@ -4,19 +4,28 @@ On a GPU, few tokens leave it idle and many only take memory; from some number o
 depends on the model's width and on the device, so it is looked for with the model in memory, in a second or two.
 """
 
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from layer_redundancy.core import devices
+from layer_redundancy.models.compiled import CompiledStack
 from layer_redundancy.models.stack import DecoderStack
 
 FEWEST, MOST = 1024, 1 << 17  # tokens
 LENGTH = 512  # tokens of the sequences that are timed
 ENOUGH = 0.97  # share of the best rate: the smallest number of tokens that reaches it is taken
 
-_found: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_found: WeakKeyDictionary[nn.Module, dict[bool, int]] = WeakKeyDictionary()  # by whether its blocks are compiled
+
+
+def block_seconds(stack: DecoderStack, call: Callable[[], object]) -> float:
+    """Seconds of a call of the model's blocks, as they will run: what compiles them is not counted."""
+    if isinstance(stack, CompiledStack):
+        call()
+    return devices.seconds(call, stack.device)
 
 
 def rates(stack: DecoderStack, most: int = MOST) -> dict[int, float]:
@@ -35,7 +44,7 @@ def rates(stack: DecoderStack, most: int = MOST) -> dict[int, float]:
         free = devices.available(stack.device)
         try:
             hidden, calls = stack.start(ids)
-            spent = devices.seconds(lambda: stack.run_block(len(stack) // 2, hidden, calls), stack.device)  # noqa: B023
+            spent = block_seconds(stack, lambda: stack.run_block(len(stack) // 2, hidden, calls))  # noqa: B023
         except (MemoryError, RuntimeError) as error:
             if not devices.lacks_memory(error):
                 raise
@@ -56,8 +65,9 @@ def batch_tokens(stack: DecoderStack, asked: int | None = None) -> int:
     """Tokens a forward should hold: those asked for, or what `rates` shows to be enough; looked for once a model."""
     if asked is not None:
         return asked
-    if stack.model not in _found:
+    found, compiled = _found.setdefault(stack.model, {}), isinstance(stack, CompiledStack)
+    if compiled not in found:
         measured = rates(stack)
         best = max(measured.values(), default=0.0)
-        _found[stack.model] = next((n for n, rate in measured.items() if rate >= ENOUGH * best), FEWEST)
-    return _found[stack.model]
+        found[compiled] = next((n for n, rate in measured.items() if rate >= ENOUGH * best), FEWEST)
+    return found[compiled]

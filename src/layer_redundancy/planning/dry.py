@@ -333,7 +333,10 @@ class DryStudy(Study):
             measurements = [self.perplexity, *self.tasks]
         chosen = variants.plan(self.num_blocks, chosen)
         for measurement in sweep.distinct(measurements):
-            keys = {v: sweep.key(self.identity, v, measurement) for v in chosen}
+            compiled = self.profile.compiled
+            if self.store is not None:
+                compiled = sweep.is_compiled(self.identity, measurement, self.store, compiled)
+            keys = {v: sweep.key(self.identity, v, measurement, bool(compiled)) for v in chosen}
             fresh = tuple(v for v, key in keys.items() if self._fresh(key))
             if fresh:
                 amount = _amount(measurement)

@@ -178,12 +178,12 @@ class Batch:
             states.append(hidden)
             self.forwards.append((calls, None, ()))
         for part in forwards(list(map(len, tails)), batch_tokens):
-            owners = tensor([row[heads[i]] for i in part]) if row else None
+            owners = tensor([row[heads[i]] for i in part]) if row else None  # rows of the prefixes
             ids = pad_sequence([tensor(tails[i]) for i in part], batch_first=True)  # (B, T), padded on the right
             past = None if real is None or self._keeps_states else real[owners]
             hidden, calls = stack.start(ids, past=past)
             states.append(hidden)
-            self.forwards.append((calls, owners, tuple(part)))
+            self.forwards.append((calls, None if owners is None else owners.to(stack.device), tuple(part)))
         self.start = tuple(states)
         # Of each forward, the scored positions among its states; where it is on the device, no block waits for it.
         self._scored = [

@@ -1,5 +1,6 @@
 """One streaming pass over the residual stream: sums a sequence, never stored states."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from layer_redundancy.core import flags, stats
+from layer_redundancy.core import devices, flags, stats
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import throughput
@@ -127,16 +128,16 @@ def _batch_sums(stack: DecoderStack, input_ids: Tensor, lengths: Tensor) -> tupl
         "relative_magnitude": torch.zeros(batch, num - 1, dtype=torch.float64, device=device),
     }
     first: dict[str, Tensor] = {}
-    # A few hundred tokens at a time: the float64 copy of all depths would otherwise be the largest thing in memory.
-    step = max(1, 512 // batch)
+    step = _tokens_at_once(states, device)
+    # Filled again and again: the float64 copy of all tokens' states would otherwise be the largest thing in memory.
+    room = torch.empty(batch, step, num, hidden.shape[-1], dtype=torch.float64, device=device)
     last_angle = torch.zeros(batch, num, num, dtype=torch.float64, device=device)
     for first_token in range(0, width, step):
-        chunk = torch.stack(
-            [s[:, first_token : first_token + step].to(device, torch.float64) for s in states], dim=2
-        )  # (B,t,L+1,d)
         mask = real[:, first_token : first_token + step]
+        chunk = room[:, : mask.shape[1]]  # (B, t, L+1, d)
+        for depth, state in enumerate(states):
+            chunk[:, :, depth].copy_(state[:, first_token : first_token + step])
         gram = chunk @ chunk.transpose(-1, -2)  # (B, t, L+1, L+1)
-        del chunk
         if not torch.isfinite(gram[mask]).all():
             raise StudyError("the model's activations are NaN or infinite: try dtype float32, or check the weights")
         values = _token_values(gram)
@@ -151,6 +152,19 @@ def _batch_sums(stack: DecoderStack, input_ids: Tensor, lengths: Tensor) -> tupl
     tokens = lengths.to(torch.float64)
     ordered = (tokens, *out.values(), *(first[n] for n in out if n != "angle"), last_angle)
     return tuple(t.cpu().numpy() for t in ordered)
+
+
+def _tokens_at_once(states: Sequence[Tensor], device: torch.device) -> int:
+    """Tokens of each sequence of which all states (B, T, d) are held in float64 at once.
+
+    A few hundred in all on a processor, where more would leave its caches; a few thousand, or as many as a quarter of
+    the free memory holds, on a GPU, where fewer leave it idle.
+    """
+    batch, width, size = states[0].shape
+    most = 512
+    if devices.is_gpu(device):
+        most = min(2048, devices.available(device) // 4 // (8 * len(states) * size))
+    return min(width, max(1, most // batch))
 
 
 def _like(mask: Tensor, value: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from layer_redundancy.evaluate import sweep_estimate
 from layer_redundancy.evaluate.amounts import Pass, Quantization, Sweep, Training, Writing
 from layer_redundancy.experiments import healing as healing_experiment
 from layer_redundancy.experiments import quantization, registry
-from layer_redundancy.models import smollm2
+from layer_redundancy.models import compiled, smollm2
 from layer_redundancy.planning import counts, downloads, dry, plan, planner, rates
 from layer_redundancy.planning.downloads import Download
 from layer_redundancy.planning.planner import Planner
@@ -63,6 +63,22 @@ def test_more_work_takes_longer(speed):
     assert plan.seconds(page, {"m": speed}, amount) > plan.START_SECONDS
     assert plan.seconds(dry.Ledger(work=[("m", Pass(10**6))]), {"m": speed}, amount) > plan.START_SECONDS
     assert plan.seconds(dry.Ledger(loads={"m": 3}), {"m": speed}, amount) > plan.START_SECONDS
+
+
+def test_compiling_blocks_is_planned_once_for_all_sweeps_of_a_notebook(monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    speed = rates.Speed(rates.probe(TINY, "float32", "cpu"), 5, 256, compiled=True)
+    amount = Amount(8, 8, 240, 240, 240)
+    one, two = (Sweep(name, amount, ((0, 1),)) for name in ("perplexity", "other"))
+    both = dry.Ledger(work=[("m", one), ("m", two)])
+    seconds = plan.seconds(both, {"m": speed}, amount)
+    runs = sum(plan.sweep_seconds(sweep, speed) for sweep in (one, two))
+    assert speed.warm_up > 0 and seconds == pytest.approx(plan.START_SECONDS + runs + speed.warm_up)
+    passes = dry.Ledger(work=[("m", Pass(1000))])  # runs blocks as they are
+    assert plan.seconds(passes, {"m": speed}, amount) == pytest.approx(
+        plan.START_SECONDS + 1000 / speed.rates(amount)[0]
+    )
+    assert not rates.Speed(speed.stack, 5, 256).compiles(amount)  # on a processor
 
 
 RECIPES = [Recipe("lora", 1e-4), Recipe("qlora", 1e-4), Recipe("partial", 1e-4, last_blocks=3), Recipe("full", 1e-4)]

@@ -181,6 +181,8 @@ def run(
             parts[way].append((measurement, missing))
         for way, part in parts.items():
             if part:
+                if way:
+                    logger.info("blocks are compiled, which takes some seconds for each kind of them")
                 run_by = compiled_blocks.compiled(stack) if way else stack
                 for which, found in _run(identity, run_by, part, store, batch_tokens, progress).items():
                     results[which] = {v: (results[which] | found)[v] for v in variants}

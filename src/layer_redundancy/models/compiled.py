@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 BACKEND = "inductor"
 GRAPHS = 64  # kinds of blocks times kinds of calls, of all models that a process has run; then it ends with an error
-WORTH = 1e13  # operations of one block on a measurement: below, blocks run no faster in all than they take to compile
+WORTH = 2e13  # operations of one block on a measurement: below, a sweep gains less than compiling takes
 
 
 def pays(stack: DecoderStack, tokens: int) -> bool:

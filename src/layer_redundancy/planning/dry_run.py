@@ -46,6 +46,6 @@ def estimate(study: Study, ask: Callable[[Study], Any]) -> plan.Row | None:
         return None
     stack = probe(config, profile.dtype, devices.found(profile.device))
     tokens = throughput.batch_tokens(stack, profile.batch_tokens)
-    speed = Speed(stack, identity.num_hidden_layers, tokens)
+    speed = Speed(stack, identity.num_hidden_layers, tokens, profile.compiled)
     text = text_amount(profile.text.evaluation_blocks, profile.text.block_length)
     return plan.row_of(identity.name, "", dry.ledger, {identity.name: speed}, text)

@@ -44,7 +44,7 @@ def sweep_seconds(found: Sweep, speed: Speed) -> float:
     """How long a sweep's blocks and head run, in seconds."""
     if not found.variants:
         return 0.0
-    block_rate, head_rate = speed.rates(found.amount)
+    block_rate, head_rate = speed.rates(found.amount, speed.compiles(found.amount))
     return found.block_tokens / block_rate + found.head_tokens / head_rate
 
 
@@ -59,7 +59,9 @@ def seconds(page: Ledger, speeds: Mapping[str, Speed], text: Amount) -> float:
     total = START_SECONDS
     for model, times in page.loads.items():
         total += times * speeds[model].weight_bytes(speeds[model].blocks) / DISK_RATE
-    return total + sum(work_seconds(work, speeds[model], text) for model, work in page.work)
+    total += sum(work_seconds(work, speeds[model], text) for model, work in page.work)
+    compiled = {m for m, work in page.work if isinstance(work, Sweep) and speeds[m].compiles(work.amount)}
+    return total + sum(speeds[model].warm_up for model in compiled)
 
 
 def work_seconds(work: Work, speed: Speed, text: Amount) -> float:
@@ -171,7 +173,7 @@ def rows(
             tokens = throughput.batch_tokens(stack, profile.batch_tokens)
             num = architectures.num_blocks(config)
             assert num is not None, "a model of which there is a probe has blocks"
-            speeds[model] = Speed(stack, num, tokens)
+            speeds[model] = Speed(stack, num, tokens, profile.compiled)
         return speeds[model]
 
     there, _ = device_memory(profile)

@@ -1,7 +1,8 @@
 """How fast and how large a model is on a device, from two of its blocks with random weights, timed there."""
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ from layer_redundancy.evaluate import batches, sweep_estimate
 from layer_redundancy.evaluate.amounts import Training
 from layer_redundancy.evaluate.scoring import RandomSequences
 from layer_redundancy.models import architectures, checkpoints, loading, pruned_config, surgery
+from layer_redundancy.models import compiled as compiled_blocks
 from layer_redundancy.models.stack import DecoderStack, can_share_prefixes, decoder_stack
 from layer_redundancy.train import healing, training_loop
 
@@ -45,30 +47,51 @@ class Speed:
         stack: a probe of the model, from `probe`.
         blocks: number of blocks of the whole model.
         batch_tokens: tokens a forward holds.
+        compiled: whether sweeps run compiled blocks; None for where it pays.
+        warm_up: seconds in which the blocks of the sweeps that were asked for so far are compiled.
     """
 
     stack: DecoderStack
     blocks: int
     batch_tokens: int
+    compiled: bool | None = None
+    warm_up: float = field(default=0.0, init=False)
 
-    def rates(self, amount: Amount) -> tuple[float, float]:
-        """Block-tokens and head-tokens a second for inputs like a measurement's, found by running some."""
+    def compiles(self, amount: Amount) -> bool:
+        """Whether a sweep of such a measurement runs compiled blocks."""
+        return compiled_blocks.pays(self.stack, amount.shared) if self.compiled is None else self.compiled
+
+    def rates(self, amount: Amount, compiled: bool = False) -> tuple[float, float]:
+        """Block-tokens and head-tokens a second for inputs like a measurement's, found by running some.
+
+        Args:
+            amount: the measurement's.
+            compiled: by compiled blocks.
+        """
         length = max(2, round(amount.tokens / max(1, amount.sequences)))
         prefix = 0
         if can_share_prefixes(self.stack.model) and amount.shared < amount.tokens:
             prefix = min(length - 1, round(length - amount.shared / max(1, amount.sequences)))
-        return self._measured(_rounded(prefix), _rounded(length - prefix), amount.scored == amount.sequences)
+        return self._measured(_rounded(prefix), _rounded(length - prefix), amount.scored == amount.sequences, compiled)
 
     @cached_property
-    def _measured(self) -> Callable[[int, int, bool], tuple[float, float]]:
+    def _measured(self) -> Callable[[int, int, bool, bool], tuple[float, float]]:
         return cache(self._time)
 
-    def _time(self, prefix: int, tail: int, one: bool) -> tuple[float, float]:
+    def _time(self, prefix: int, tail: int, one: bool, as_compiled: bool) -> tuple[float, float]:
         vocabulary = self.stack.model.get_input_embeddings().weight.shape[0]
         many = batches.PREFIX_BATCHES if prefix and devices.is_gpu(self.stack.device) else 1
         rows = max(1, min(64, (self.batch_tokens * many - prefix) // max(1, tail)))
         sequences = RandomSequences(vocabulary, rows, prefix, tail, 4 if one or prefix else 1).sequences
-        return sweep_estimate.rates(self.stack, sequences, self.batch_tokens)
+        if not as_compiled:
+            return sweep_estimate.rates(self.stack, sequences, self.batch_tokens)
+        stack, times = compiled_blocks.compiled(self.stack), []
+        for _ in range(2):  # the first time they are compiled
+            start = time.perf_counter()
+            found = sweep_estimate.rates(stack, sequences, self.batch_tokens)
+            times.append(time.perf_counter() - start)
+        self.warm_up += max(0.0, times[0] - times[1])
+        return found
 
     @cached_property
     def writing(self) -> tuple[float, float]:

@@ -90,14 +90,14 @@ class CompiledStack(DecoderStack):
                 return _function(BACKEND)(self.architecture, block, hidden, args, kwargs)
         except dynamo.exc.FailOnRecompileLimitHit as error:
             raise StudyError(
-                f"{GRAPHS} graphs do not suffice for the blocks of {type(self.model).__name__}: set compile = false in "
+                f"{GRAPHS} graphs do not suffice for the blocks of {type(self.model).__name__}: set compiled = false in "
                 "the profile, so that they run as they are"
             ) from error
         except dynamo.exc.TorchDynamoException as error:
             inner = getattr(error, "inner_exception", error)
             if devices.lacks_memory(inner):
                 raise inner from error
-            self._refused[kind] = str(inner).strip().partition("\n")[0]
+            self._refused[kind] = f"{type(inner).__name__}: {inner}".strip().partition("\n")[0]
             logger.info(f"{type(block).__name__} is not compiled and runs as it is ({self._refused[kind]})")
             return self.run_block(index, hidden, calls, keys)
 

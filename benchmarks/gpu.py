@@ -102,7 +102,9 @@ class Setting:
     @property
     def job(self) -> dict[str, Any]:
         """As `worker` takes it."""
-        return {"config": self.config, "dtype": self.dtype, "device": self.device, "backend": self.backend}
+        job = {"config": self.config, "dtype": self.dtype, "device": self.device, "backend": self.backend}
+        # So few questions alone would not be worth compiling for.
+        return job | {"compiled": True if devices.is_gpu(self.device) else None}
 
     @cached_property
     def plan(self) -> list[Variant]:
@@ -241,11 +243,13 @@ def plan(setting: Setting) -> Measured:
     architectures.register()
     started = time.perf_counter()
     stack = rates.probe(AutoConfig.for_model(**setting.config), setting.dtype, setting.device)
-    speed = rates.Speed(stack, setting.config["num_hidden_layers"], throughput.batch_tokens(stack))
+    tokens = throughput.batch_tokens(stack)
+    speed = rates.Speed(stack, setting.config["num_hidden_layers"], tokens, setting.job["compiled"])
     for kind in setting.kinds:
         planned = Sweep(kind, setting.amount(kind), tuple(setting.plan))
         yield f"{kind}, seconds", planning.sweep_seconds(planned, speed)
         yield f"{kind}, peak, GB", planning.peak_bytes_of([planned], speed) / 1e9
+    yield "seconds to compile", speed.warm_up
     yield "seconds it took", time.perf_counter() - started
 
 

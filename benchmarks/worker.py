@@ -89,7 +89,9 @@ def shared(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: "Cloc
 
     def run(variants: list[Variant]) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "store") as store:
-            found = sweep.run(identity, lambda: stack, variants, [measured], store, job["batch_tokens"], progress=False)
+            found = sweep.run(
+                identity, lambda: stack, variants, [measured], store, job["batch_tokens"], False, job.get("compiled")
+            )
         arrays = [found[measured.name][v].arrays for v in variants]
         return np.array([-a["nll"] if "nll" in a else a["loglikelihood"] for a in arrays]) / num_tokens(measured)
 

@@ -8,6 +8,7 @@ from layer_redundancy.core.variants import Element
 from layer_redundancy.evaluate.batches import Batch, forwards
 from layer_redundancy.evaluate.scoring import ScoredSequence
 from layer_redundancy.models import checks
+from layer_redundancy.models.compiled import CompiledStack
 from layer_redundancy.models.ragged import Ragged
 from layer_redundancy.models.stack import DecoderStack
 
@@ -52,9 +53,10 @@ class RaggedBatch:
 def may_be_ragged(stack: DecoderStack) -> bool:
     """Whether batches of several lengths run without padding.
 
-    On a GPU, forwards of few shapes are compiled, and padding is how there are few.
+    On a GPU, forwards of few shapes are compiled, and padding is how there are few. Compiled blocks are traced with the
+    model's own attention.
     """
-    return stack.device.type == "cpu" and checks.runs_ragged(stack.model)
+    return stack.device.type == "cpu" and not isinstance(stack, CompiledStack) and checks.runs_ragged(stack.model)
 
 
 def batch_of(

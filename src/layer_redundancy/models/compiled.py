@@ -90,8 +90,8 @@ class CompiledStack(DecoderStack):
                 return _function(BACKEND)(self.architecture, block, hidden, args, kwargs)
         except dynamo.exc.FailOnRecompileLimitHit as error:
             raise StudyError(
-                f"{GRAPHS} graphs do not suffice for the blocks of {type(self.model).__name__}: set compiled = false in "
-                "the profile, so that they run as they are"
+                f"{GRAPHS} graphs do not suffice for the blocks of {type(self.model).__name__}: set compiled = false "
+                "in the profile, so that they run as they are"
             ) from error
         except dynamo.exc.TorchDynamoException as error:
             inner = getattr(error, "inner_exception", error)

@@ -12,6 +12,7 @@ from layer_redundancy.core.store import Store
 from layer_redundancy.evaluate import generate, plain_forwards, sweep
 from layer_redundancy.measures import activations
 from layer_redundancy.models import checks, stack, surgery
+from layer_redundancy.train import prompts as classifying
 from measurements import Continuations, identity, ragged_sequences
 
 
@@ -30,12 +31,14 @@ def figures(model, store):
     swept = sweep.run(of_two, lambda: taken, variants, [Continuations(sequences)], store, 256, progress=False)
     written = generate.continuations(model, prompts, 2)
     sums = activations.collect(taken, prompts, torch.tensor([6, 3]))
+    texts = [{"input_ids": ids, "label": torch.tensor(1)} for ids in (prompts[0], prompts[1, :4])]
     numbers = [
         *(swept["continuations"][variant].arrays["logprob"] for variant in variants),
         *(output[0] for targets in plain_forwards.score(model, sequences, 256) for output in targets),
         written,
         generate.read(model, prompts, written)[1],
         *sums.arrays().values(),
+        *classifying.judge(model, texts, torch.tensor([5, 9]), 64),
     ]
     return (checks.sharing(model), checks.writes_as_whole(model, rows=2)), np.concatenate(numbers, None)
 

@@ -61,18 +61,19 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
-        if not (_fits(input) and _fits(weight) and not torch.is_autocast_enabled("cpu")):
+        if not (fits(input) and fits(weight) and not torch.is_autocast_enabled("cpu")):
             return super().forward(input)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (input, weight, bias)):
             return _Differentiable.apply(input, weight, bias)
-        return _product(input, weight, bias)
+        return product(input, weight, bias)
 
 
-def _fits(x: Tensor) -> bool:
+def fits(x: Tensor) -> bool:
+    """Whether `product` takes it: float32, on the processor, not empty."""
     return x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
 
 
-def _product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """input @ weight.T + bias; float32 (..., in), (out, in), (out,) -> (..., out)."""
     return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
 
@@ -85,13 +86,13 @@ class _Differentiable(torch.autograd.Function):
         # What a gradient does not need is not kept, as torch does it.
         needs = ctx.needs_input_grad
         ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None)
-        return _product(input, weight, bias)
+        return product(input, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         input, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
-        of_input = None if weight is None else _product(grad, weight.T)
-        of_weight = None if input is None else _product(rows.T, input.reshape(-1, input.shape[-1]).T)
+        of_input = None if weight is None else product(grad, weight.T)
+        of_weight = None if input is None else product(rows.T, input.reshape(-1, input.shape[-1]).T)
         return of_input, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None

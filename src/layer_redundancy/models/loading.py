@@ -36,13 +36,16 @@ def _keep_back(library: str, words: str) -> None:
 _keep_back("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward")
 _keep_back("torchao", "Skipping import of cpp extensions")
 
+# Weights that were found fit to be taken apart, and where: what holds of them holds when they are loaded again, which
+# trainings do again and again.
+_checked: set[tuple[str, str, str]] = set()
+
 # Parts of the names of weights that an adapter adds to a model's own.
 _ADAPTER = re.compile(r"(^|[._])lora_|\.base_layer\.|\.ia3_|\.oft_|\.vera_lambda|\.modules_to_save\.")
 # Buffers that earlier versions of transformers wrote with the weights of a block: angles, and masks of its attention.
 _BUFFERS = re.compile(r"(^|\.)(rotary\w*\..*|inv_freq|masked_bias|causal_mask|rope_freqs|alibi|position_ids)$")
 _MASK = re.compile(r"(^|\.)(attn|attention|self_attention|crossattention)\.(bias|mask)$")
 
-_taken_apart: set[str] = set()  # fingerprints of the models that this process has checked
 
 
 def load_tokenizer(identity: ModelIdentity) -> Any:
@@ -134,9 +137,9 @@ def load(identity: ModelIdentity, dtype: str = "float32", device: str = "cpu") -
         prepare(model)
         found = found or checkpoints.tensors(identity)  # of the hub, and downloaded only now
         _check_weights(identity, loading, model, found)
-        if identity.fingerprint not in _taken_apart:
+        if (weights := (identity.fingerprint, dtype, device)) not in _checked:
             check_stack(model)
-            _taken_apart.add(identity.fingerprint)
+            _checked.add(weights)
     model.not_loaded = _not_loaded(loading, model, found)
     if model.not_loaded:
         parts = [f"{part} ({count} tensor{'s' * (count > 1)})" for part, count in model.not_loaded.items()]

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from layer_redundancy.core import devices, log
 from layer_redundancy.core.errors import NotApplicable, StudyError
-from layer_redundancy.models import checkpoints, matrices
+from layer_redundancy.models import checkpoints, linear, matrices
 from layer_redundancy.models.attributes import attributes
 from layer_redundancy.models.stack import decoder_stack
 
@@ -250,6 +251,14 @@ def round_to_4_bits(model: nn.Module) -> None:
     """
     import bitsandbytes as bnb
 
+    class Linear4bit(bnb.nn.Linear4bit):
+        """bitsandbytes' layer, which computes on a processor by the library that other linear layers use there."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            if linear.available() and linear.fits(x) and self.compute_dtype == torch.float32:
+                return _By4Bits.apply(x, self.weight, self.bias)
+            return super().forward(x)
+
     found = places(model)
     check_4_bits(model, found.layers)
     full = found.left_out | {name: model.get_parameter(name).numel() for name in found.stacks}
@@ -259,7 +268,7 @@ def round_to_4_bits(model: nn.Module) -> None:
     for name in found.layers:
         parent, _, child = name.rpartition(".")
         old = model.get_submodule(name)
-        new = bnb.nn.Linear4bit(
+        new = Linear4bit(
             old.in_features,
             old.out_features,
             bias=old.bias is not None,
@@ -275,6 +284,27 @@ def round_to_4_bits(model: nn.Module) -> None:
         # On processors with AVX-512 BF16 a forward without gradients would round the scales to bfloat16 for good.
         new.support_avx512bf16_for_cpu = False
         setattr(model.get_submodule(parent), child, new.to(old.weight.device))
+
+
+class _By4Bits(torch.autograd.Function):
+    """The product with a frozen weight of 4 bits, which is unpacked for it and, for the gradient, once more."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.packed = packed
+        return linear.product(input, _unpacked(packed), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return linear.product(grad, _unpacked(ctx.packed).T), None, None
+
+
+def _unpacked(packed: Tensor) -> Tensor:
+    """The values of a bitsandbytes weight, float32 (out, in)."""
+    import bitsandbytes as bnb
+
+    return bnb.functional.dequantize_4bit(packed.data, packed.quant_state)
 
 
 def round_trip_4_bits(model: nn.Module) -> None:

@@ -4,7 +4,6 @@ A healed model is kept as what was trained (adapters, or the trained weights the
 model when it is needed: without some blocks, with 4-bit weights where they were trained beside such, adapters merged.
 """
 
-import gc
 import hashlib
 import json
 import logging
@@ -279,8 +278,19 @@ def _fit(work: Healing, model: nn.Module, folder: Path) -> training_loop.Fitted:
     check_tokens(model, work.text.input_ids)
     held_out = work.text.input_ids[trained_on:].to(device)
 
+    rows = 2 * budget.batch  # without gradients they take less memory than half of them with
+
     def validate(model: nn.Module) -> float:
-        return float(np.mean([training_loop.causal_loss(model, {"input_ids": row[None]}).item() for row in held_out]))
+        nonlocal rows
+        while True:
+            try:  # blocks are of one length: the mean over a part's tokens is that over its blocks
+                losses = [
+                    len(part) * training_loop.causal_loss(model, {"input_ids": part}).item()
+                    for part in held_out.split(rows)
+                ]
+                return sum(losses) / len(held_out)
+            except (RuntimeError, MemoryError) as error:
+                rows = devices.halved(min(rows, len(held_out)), error, "one held-out block")
 
     return training_loop.fit(
         model,
@@ -312,7 +322,6 @@ def check_memory(model: nn.Module, recipe: Recipe) -> None:
 def _pruned(work: Healing) -> nn.Module:
     model = loading.load(work.identity, work.dtype, work.device)
     surgery.cut(model, work.removed)
-    gc.collect()
     return model
 
 

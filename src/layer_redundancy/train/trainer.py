@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,14 +99,20 @@ class Training(Trainer):
         self.model_accepts_loss_kwargs = False  # so that it divides by the accumulated batches, whatever the loss
         self._loss = loss
         self.watched: Watch
+        # It would collect garbage before the first step, which takes a third of a second; an accelerator is new here.
+        self.accelerator.free_memory = lambda *objects: objects
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         with _quiet():
             return super().train(*args, **kwargs)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        # As Trainer's own on one device; that one puts every module into training mode again, at every step.
         try:
-            return super().training_step(*args, **kwargs)
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, self._prepare_inputs(inputs)) / self.current_gradient_accumulation_steps
+            self.accelerator.backward(loss)
+            return loss.detach()
         except StudyError:
             raise
         except Exception as error:
@@ -118,6 +125,9 @@ class Training(Trainer):
     ) -> Tensor:
         with self.watched.counting():
             return self._loss(model, inputs)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # nobody asks, and Trainer would walk through all weights at every step to tell
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # Kept in the trainer's state, and so in checkpoints.
@@ -151,7 +161,9 @@ class Watch(TrainerCallback):
     """Shows a training's progress while it runs, and measures what it takes."""
 
     def __init__(self, trainer: Training, validate: Validate | None, validate_every: int, label: str) -> None:
-        self._trainer, self._validate, self._every, self._label = trainer, validate, validate_every, label
+        # Weakly: nothing of a training may wait for the garbage collector, and that is slow where much is imported.
+        self._trainer = weakref.proxy(trainer)
+        self._validate, self._every, self._label = validate, validate_every, label
         self.spent, self.peak = 0.0, 0
         self._step_start = self._saved = time.monotonic()
         self._counted = self.stepped = False
@@ -167,6 +179,7 @@ class Watch(TrainerCallback):
         self.bar.n = state.global_step
         self.bar.refresh()
         devices.reset_peak(args.device)
+        self._trainer.model.train()
         if self._every and not state.global_step:
             self._validate_now()
 

@@ -1,3 +1,6 @@
+from dataclasses import replace
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +24,69 @@ def test_targets_may_lie_across_the_heads_chunks(tmp_path, monkeypatch):
     whole, chunks = (r[measurement.name][0, 3].arrays for r in results)
     np.testing.assert_allclose(whole["logprob"], chunks["logprob"], atol=1e-5)
     assert whole["greedy"].tolist() == chunks["greedy"].tolist()
+
+
+def by_definition(stack, states, sequences):
+    """Log-softmax in float64 of the model's own logits, row by row; the first of equal maxima is the greedy one."""
+    logits, expected, end = stack.logits(states).double(), [], 0
+    for sequence in sequences:
+        end += sequence.num_scored
+        expected.append([])
+        for target in sequence.targets:
+            rows = logits[end - len(target) : end]
+            logprob = sum((row - row.logsumexp(0))[token].item() for row, token in zip(rows, target, strict=True))
+            first = [row.tolist().index(row.max().item()) for row in rows]
+            expected[-1].append((logprob, first == list(target)))
+    return expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3"])  # gemma2 caps its logits
+def test_scores_are_those_of_the_definition(name, dtype, monkeypatch):
+    stack, sequences = decoder_stack(loading.prepare(tiny_models.build(name).to(dtype))), ragged_sequences()
+    variants, num_rows = 3, sum(s.num_scored for s in sequences)
+    states = torch.randn(variants, num_rows, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    # Where every other target is what the model would say, some are greedy.
+    first = stack.logits(states[0]).argmax(-1).tolist()
+    ends = np.cumsum([s.num_scored for s in sequences])
+    for i in range(0, len(sequences), 2):
+        said = tuple(first[ends[i] - sequences[i].num_scored : ends[i]])
+        sequences[i] = replace(sequences[i], targets=(said, *sequences[i].targets))
+    targets = scoring.Targets(sequences)
+    expected = [by_definition(stack, rows, sequences) for rows in states]
+    assert len({greedy for of_variant in expected for outputs in of_variant for _, greedy in outputs}) == 2
+    # All at once; chunks whose borders lie within sequences; slabs of one row.
+    for rows, slab in ((512, 2**24), (7, 4 * 97 * 5), (10, 1)):
+        monkeypatch.setattr(scoring, "HEAD_ROWS", rows)
+        monkeypatch.setattr(scoring, "slab_bytes", lambda _, slab=slab: slab)
+        got = scoring.score(stack, states.flatten(0, 1), targets, variants)()
+        for of_variant, wanted in zip(got, expected, strict=True):
+            assert [len(outputs) for outputs in of_variant] == [len(s.targets) for s in sequences]
+            for (logprob, greedy), (by_hand, first_maximum), target in zip(
+                chain(*of_variant), chain(*wanted), (t for s in sequences for t in s.targets), strict=True
+            ):
+                assert logprob == pytest.approx(by_hand, abs=2e-6 * len(target), rel=1e-6)
+                assert greedy == first_maximum
+
+
+def test_the_first_of_equal_maxima_is_the_greedy_one():
+    logits = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0], [0.0, 1.0, 5.0]])
+    row, token = torch.tensor([0, 0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 2, 0, 2, 1, 2])
+    for of_tokens in (scoring._of_tokens, scoring._fused):
+        for dtype in (torch.float32, torch.bfloat16):
+            logprob, greedy = of_tokens(logits.to(dtype), row, token)
+            assert greedy.tolist() == [False, True, False, True, False, False, True]
+            torch.testing.assert_close(logprob, logits.log_softmax(-1)[row, token])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_is_told(value):
+    logits = torch.zeros(2, 5)
+    logits[1, 3] = value
+    row, token = torch.tensor([0, 1]), torch.tensor([2, 3])
+    for of_tokens in (scoring._of_tokens, scoring._fused):
+        first, second = of_tokens(logits, row, token)[0].tolist()
+        assert scoring.finite([[(first, True)]]) and not scoring.finite([[(0.0, True)], [(second, False)]])
 
 
 def test_perplexity_by_hand():

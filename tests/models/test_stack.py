@@ -5,10 +5,12 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny_models
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import loading
+from layer_redundancy.models.checks import sharing
 from layer_redundancy.models.stack import decoder_stack
 
 
@@ -50,6 +52,29 @@ def test_first_residual_is_after_the_embeddings_scale_and_norm():
     rwkv = loading.prepare(tiny_models.build("rwkv"))
     hidden, _ = decoder_stack(rwkv).start(tiny_models.tokens())
     torch.testing.assert_close(hidden, rwkv.rwkv.blocks[0].pre_ln(rwkv.rwkv.embeddings(tiny_models.tokens())))
+
+
+class Reads(TorchDispatchMode):
+    """Counts what a program waits for: numbers and shapes that a device has yet to find."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        waits = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        self.count += function in waits
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "gpt2", "baichuan", "rwkv5", "mamba"])
+def test_neither_blocks_nor_the_head_wait_for_the_device(name):
+    stack = decoder_stack(loading.prepare(tiny_models.build(name)))
+    hidden, calls = stack.start(tiny_models.tokens())
+    before = stack.logits(hidden)
+    sharing(stack.model)
+    with Reads() as reads:
+        after = stack.logits(stack.run_block(1, hidden, calls))
+    assert reads.count == 0 and after.shape == before.shape
+    torch.testing.assert_close(stack.logits(hidden), before, atol=0, rtol=0)
 
 
 def test_start_leaves_no_trace_in_the_model():

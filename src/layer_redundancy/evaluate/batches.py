@@ -183,7 +183,8 @@ class Batch:
             past = None if real is None or self._keeps_states else real[owners]
             hidden, calls = stack.start(ids, past=past)
             states.append(hidden)
-            self.forwards.append((calls, None if owners is None else owners.to(stack.device), tuple(part)))
+            owners = None if owners is None else owners.to(hidden.device)  # once, not in every block
+            self.forwards.append((calls, owners, tuple(part)))
         self.start = tuple(states)
         # Of each forward, the scored positions among its states; where it is on the device, no block waits for it.
         self._scored = [

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -155,15 +155,15 @@ def score(
     """
     rows = (np.arange(variants)[:, None] * targets.num_rows + targets.rows).ravel()
     row, token = devices.sent(states.device, rows, np.tile(targets.tokens, variants))
+    of_tokens = _compiled() if stack.compiled and len(states) >= HEAD_ROWS else _of_tokens
     found: list[tuple[Tensor, Tensor]] = []
     start = 0  # of a slab, in `states`
-    for chunk in states.tensor_split(-(-len(states) // head_rows(stack))):
+    for chunk in _cut(states, head_rows(stack)):
         logits = stack.logits(chunk)  # (R, vocabulary)
         row, token = row.to(logits.device), token.to(logits.device)
-        for slab in logits.split(max(1, slab_bytes(logits.device) // (4 * logits.shape[-1]))):
+        for slab in _cut(logits, slab_bytes(logits.device) // (4 * logits.shape[-1])):
             low, high = np.searchsorted(rows, [start, start + len(slab)])
-            if low < high:
-                found.append(_of_tokens(slab, row[low:high] - start, token[low:high]))
+            found.append(of_tokens(slab, row[low:high] - start, token[low:high]))
             start += len(slab)
     wait = devices.fetched(*map(torch.cat, zip(*found, strict=True)))
 
@@ -178,6 +178,11 @@ def score(
     return outputs
 
 
+def _cut(rows: Tensor, most: int) -> tuple[Tensor, ...]:
+    """Parts of about the same number of rows, `most` at most, one at least."""
+    return rows.tensor_split(-(-len(rows) // max(1, most)))
+
+
 def _of_tokens(logits: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (R, vocabulary), rows and tokens (n,) -> float32 log-probabilities, and whether a row's first maximum."""
     # log_softmax is one fused pass; logsumexp, though it returns less, takes three times as long on CPU.
@@ -188,6 +193,26 @@ def _of_tokens(logits: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tens
     greedy = logits[row, token] == logits.amax(-1)[row]
     greedy[greedy.clone()] = logits[row[greedy]].argmax(-1) == token[greedy]
     return logprob, greedy
+
+
+def _fused(logits: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_of_tokens`, in operations that become one kernel when they are compiled: each logit is then read once."""
+    exact = logits.float()
+    top = exact.amax(-1)
+    total = (exact - top[:, None]).exp().sum(-1).log() + top
+    return exact[row, token] - total[row], logits.argmax(-1)[row] == token
+
+
+@cache
+def _compiled() -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """`_fused` as one kernel, whatever the numbers of rows and tokens; as it is where it does not compile."""
+    compiled = torch.compile(_fused, dynamic=True)
+
+    def of_tokens(logits: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        with torch._dynamo.config.patch(suppress_errors=True):
+            return compiled(logits, row, token)
+
+    return of_tokens
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,14 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import surgery
 from layer_redundancy.models.ragged import Ragged
 from layer_redundancy.models.rotary import scaled_from
-from layer_redundancy.models.stack import DecoderStack, PrefixKeys, can_share_prefixes, decoder_stack
+from layer_redundancy.models.stack import (
+    DecoderStack,
+    PrefixKeys,
+    can_share_prefixes,
+    decoder_stack,
+    has_key_value_cache,
+    takes_cache,
+)
 from layer_redundancy.models.states import PrefixStates
 
 logger = logging.getLogger(__name__)
@@ -190,6 +197,8 @@ def sharing(model: nn.Module) -> Sharing:
         if fault is not None:
             logger.warning(f"{name}: no prefix is shared, every sequence runs whole ({fault})")
         prefixes = fault is None
+        if prefixes and has_key_value_cache(model):
+            takes_cache.add(model)
     _sharing[model] = Sharing(prefixes and alike != 0, alike)
     return _sharing[model]
 

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,8 @@ class CompiledStack(DecoderStack):
     Blocks run as they are while something listens to them or takes their place (removed heads, hooks, weights kept
     elsewhere), where they need gradients, and where their kind does not compile, which a line in the log says.
     """
+
+    compiled: ClassVar[bool] = True
 
     _refused: dict[tuple, str] = field(default_factory=dict, compare=False)  # kind of call -> why it does not compile
 

@@ -47,7 +47,6 @@ _BUFFERS = re.compile(r"(^|\.)(rotary\w*\..*|inv_freq|masked_bias|causal_mask|ro
 _MASK = re.compile(r"(^|\.)(attn|attention|self_attention|crossattention)\.(bias|mask)$")
 
 
-
 def load_tokenizer(identity: ModelIdentity) -> Any:
     """The model's tokenizer. Raises StudyError where it cannot be loaded."""
     from transformers import AutoTokenizer

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,7 @@ class DecoderStack:
         final: the norm beside the blocks (and OPT's projection), for whoever trains or counts them.
         head: hidden size -> vocabulary.
         architecture: the model's family.
+        compiled: whether small operations are to be compiled into fewer kernels, which takes some seconds at first.
     """
 
     model: nn.Module
@@ -104,6 +106,7 @@ class DecoderStack:
     final: tuple[nn.Module, ...]
     head: nn.Module
     architecture: Architecture
+    compiled: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -284,13 +287,20 @@ class DecoderStack:
             shaped = _returned.get(type(block), _shaped_like(rows))
             return lambda hidden_states, *_, **__: shaped(hidden_states if out is None else out)
 
+        # With a cache, even an empty one, transformers does not look at positions for several sequences in a row: the
+        # answer would be waited for until a GPU has done all that it was asked for before.
+        options: dict[str, Any] = {"use_cache": False}
+        if self.model in takes_cache:
+            options = {"use_cache": True, "past_key_values": _empty_cache(0)}
         # The first block's stand-in ignores what the embedding gives.
         stands = [passing(block, None if i else rows) for i, block in enumerate(self.blocks)]
         with attributes(*((block, "forward", stand) for block, stand in zip(self.blocks, stands, strict=True))):
-            out = self.model(input_ids=ids, use_cache=False).logits
+            out = self.model(input_ids=ids, **options).logits
         return out.reshape(*hidden.shape[:-1], -1)
 
 
+# Models that were seen to take a cache of transformers' usual kind (`checks.sharing`).
+takes_cache: WeakSet[nn.Module] = WeakSet()
 # What a block of a class that leaves given states returns; learnt from the first block of the class that runs.
 _returned: dict[type, Callable[[Tensor], Any]] = {}
 

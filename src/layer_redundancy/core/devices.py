@@ -126,6 +126,22 @@ def seconds(call: Callable[[], object], device: torch.device, at_least: float = 
     return min(times)
 
 
+def steady_seconds(call: Callable[[], object], device: torch.device, during: float = 0.5) -> float:
+    """Time of one of many runs, one after the other, as a long computation has it; on a processor as `seconds`.
+
+    A GPU is never waited for in between, and becomes slower as it draws all the power that it may.
+    """
+    one = seconds(call, device)
+    if not is_gpu(device):
+        return one
+    runs = max(2, round(during / one))
+    start = time.perf_counter()
+    for _ in range(runs):
+        call()
+    synchronize(device)
+    return (time.perf_counter() - start) / runs
+
+
 def matmul_rate(dtype: torch.dtype, device: torch.device | str, sustained: float = 0.0) -> float:
     """Floating-point operations a second of a large square matrix product.
 

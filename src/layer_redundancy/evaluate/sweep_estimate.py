@@ -1,6 +1,6 @@
 """What a sweep will take: tokens, seconds and memory, from a few blocks timed on this device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -132,12 +132,12 @@ def fitting_batch(stack: DecoderStack, root: Node, batch_tokens: int) -> int:
 
 
 def rates(stack: DecoderStack, sequences: Sequence[ScoredSequence], batch_tokens: int) -> tuple[float, float]:
-    """Block-tokens and head-tokens a second for sequences like these, timed on a batch of them."""
-    return _timed(stack, arrange(sequences, sharing(stack.model)), batch_tokens)[1]
+    """Block-tokens and head-tokens a second for many batches like these sequences, timed on one of them."""
+    return _timed(stack, arrange(sequences, sharing(stack.model)), batch_tokens, devices.steady_seconds)[1]
 
 
 def _timed(
-    stack: DecoderStack, arranged: ArrangedSequences, batch_tokens: int
+    stack: DecoderStack, arranged: ArrangedSequences, batch_tokens: int, seconds: Callable = devices.seconds
 ) -> tuple[Batch | RaggedBatch, tuple[float, float]]:
     """The first batch that fits in memory, and `_rates` on it."""
     high = arranged.batch_end(0, batch_tokens)
@@ -145,16 +145,16 @@ def _timed(
         try:
             chosen = [arranged.sequences[i] for i in arranged.order[:high]]
             batch = batch_of(stack, chosen, arranged.prefixes[:high], batch_tokens)
-            return batch, _rates(stack, batch)
+            return batch, _rates(stack, batch, seconds)
         except (MemoryError, RuntimeError) as e:
             longest = len(arranged.sequences[arranged.order[0]].input_ids)
             high = devices.halved(high, e, f"one sequence of {longest} tokens")
 
 
-def _rates(stack: DecoderStack, batch: Batch | RaggedBatch) -> tuple[float, float]:
+def _rates(stack: DecoderStack, batch: Batch | RaggedBatch, seconds: Callable) -> tuple[float, float]:
     """Block-tokens and head-tokens a second on this device."""
     middle = len(stack) // 2
-    block = throughput.block_seconds(stack, lambda: batch.run_block(middle, batch.start, {}))
+    block = throughput.block_seconds(stack, lambda: batch.run_block(middle, batch.start, {}), seconds)
     # A sequence that asks for every position, so that the head's share of scoring is what is timed.
     states = batch.start[-1].flatten(0, 1)[: scoring.head_rows(stack)]
     rows = len(states)
@@ -165,5 +165,5 @@ def _rates(stack: DecoderStack, batch: Batch | RaggedBatch) -> tuple[float, floa
 
     if stack.compiled:
         score()  # what compiles it is not counted
-    head = devices.seconds(score, stack.device)
+    head = seconds(score, stack.device)
     return batch.num_tokens / block, rows / head

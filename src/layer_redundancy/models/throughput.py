@@ -21,11 +21,17 @@ ENOUGH = 0.97  # share of the best rate: the smallest number of tokens that reac
 _found: WeakKeyDictionary[nn.Module, dict[bool, int]] = WeakKeyDictionary()  # by whether its blocks are compiled
 
 
-def block_seconds(stack: DecoderStack, call: Callable[[], object]) -> float:
-    """Seconds of a call of the model's blocks, as they will run: what compiles them is not counted."""
+def block_seconds(stack: DecoderStack, call: Callable[[], object], seconds: Callable = devices.seconds) -> float:
+    """Seconds of a call of the model's blocks, as they will run: what compiles them is not counted.
+
+    Args:
+        stack: the model taken apart.
+        call: what runs blocks.
+        seconds: `devices.seconds`, or another that times a call on a device.
+    """
     if isinstance(stack, CompiledStack):
         call()
-    return devices.seconds(call, stack.device)
+    return seconds(call, stack.device)
 
 
 def rates(stack: DecoderStack, most: int = MOST) -> dict[int, float]:

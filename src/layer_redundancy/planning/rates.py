@@ -160,11 +160,9 @@ class Speed:
 
 
 def _rounded(length: int) -> int:
-    """The length rounded, so that inputs of similar length are timed once."""
-    for step in (0, 16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048):
-        if length <= step:
-            return step
-    return length
+    """The length to four binary digits, so that inputs of similar length are timed once."""
+    step = 1 << max(0, length.bit_length() - 4)
+    return round(length / step) * step
 
 
 def _seconds_a_token(model: nn.Module, device: torch.device, rows: int = 4, prompt: int = 64) -> float:

@@ -18,7 +18,6 @@ import tempfile
 import time
 import xml.etree.ElementTree
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +39,7 @@ from layer_redundancy.evaluate import sweep_estimate
 from layer_redundancy.evaluate.amounts import Sweep
 from layer_redundancy.evaluate.batches import arrange
 from layer_redundancy.evaluate.sweep_estimate import Missing
-from layer_redundancy.models import architectures, checkpoints, throughput
+from layer_redundancy.models import architectures, checkpoints, smollm2, throughput
 from layer_redundancy.models.checks import sharing
 from layer_redundancy.models.stack import DecoderStack
 from layer_redundancy.planning import plan as planning
@@ -282,27 +281,37 @@ def notebooks(setting: Setting) -> Measured:
     """Seconds of a profile's notebooks, four at a time, from an empty store."""
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"LAYER_REDUNDANCY_WORK": folder, "LAYER_REDUNDANCY_DEVICE": setting.device}
+        begun = time.monotonic()
+        smollm2.folder()
+        yield "making the embedded model ready, seconds", time.monotonic() - begun
         cache = Path(folder) / "data" / "cache"
-        cache.parent.mkdir(parents=True)
-        cache.symlink_to(paths.CACHE)  # downloads and conversions are there already
-
-        def execute(notebook: Path) -> tuple[str, float, str]:
-            started = time.monotonic()
-            output = Path(folder) / "data" / "runs" / notebook.name
-            command = [sys.executable, "-m", "layer_redundancy.run_notebook", str(notebook), "--output", str(output)]
-            command += ["--profile", setting.profile]
-            done = subprocess.run(command, env=environment, cwd=paths.ROOT, capture_output=True, text=True)
-            said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1] if done.returncode else ""
-            return notebook.stem, time.monotonic() - started, said
-
-        started, failed = time.monotonic(), []
-        with ThreadPoolExecutor(4) as pool:
-            for name, seconds, said in pool.map(execute, sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))):
-                yield f"{name}, seconds", seconds
-                failed += [f"{name}: {said}"] if said else []
+        cache.mkdir(parents=True)
+        for entry in paths.CACHE.iterdir():  # what was downloaded, and nothing that a notebook makes
+            if not entry.name.startswith(("quantized-", "pruned-", "training-")):
+                (cache / entry.name).symlink_to(entry)
+        sources_of = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
+        runs = {notebook: Path(folder) / "data" / "runs" / notebook.name for notebook in sources_of}
+        command = [sys.executable, "-m", "layer_redundancy.run_notebooks", "--profile", setting.profile, "--jobs", "4"]
+        command += [f"{notebook}:{output}" for notebook, output in runs.items()]
+        started = time.monotonic()
+        process = subprocess.Popen(command, env=environment, cwd=paths.ROOT)
+        left = list(runs.values())
+        while left:
+            ended = process.poll() is not None
+            for output in [output for output in left if ended or _duration(output)]:
+                left.remove(output)
+                yield f"{output.stem}, seconds", _duration(output)
+            time.sleep(0.5)
+        if process.wait():
+            raise StudyError("a notebook failed")
         yield "all, seconds", time.monotonic() - started
-    if failed:
-        raise StudyError("; ".join(failed))
+
+
+def _duration(executed: Path) -> float | None:
+    """Seconds that a notebook took, once it has ended."""
+    if not executed.is_file():
+        return None
+    return json.loads(executed.read_text(encoding="utf-8"))["metadata"].get("papermill", {}).get("duration")
 
 
 # Name -> step, and how many seconds it may take.

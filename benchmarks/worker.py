@@ -29,6 +29,7 @@ from layer_redundancy.evaluate import plain_forwards, scoring, sweep
 from layer_redundancy.evaluate.scoring import ChoiceTask, Outputs, Perplexity, RandomSequences
 from layer_redundancy.measures import activations, importance
 from layer_redundancy.models import checkpoints, loading
+from layer_redundancy.models import compiled as compiled_blocks
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
 
@@ -202,15 +203,18 @@ def bare_blocks(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: 
     sequences = measurement(job, identity).sequences
     longest = max(len(s.input_ids) for s in sequences)
     ids = [torch.tensor(s.input_ids) for s in sequences if len(s.input_ids) == longest]
-    batch = torch.stack(ids[: max(1, job["batch_tokens"] // longest)]).to(stack.device)
+    batch = torch.stack(ids[: max(1, job["batch_tokens"] // longest)])
     times = -(-FLOOR_TOKENS // batch.numel())
+    stack = compiled_blocks.compiled(stack) if job.get("compiled") else stack
+    first, calls = stack.start(batch)
 
     def run(_: list[Variant]) -> np.ndarray:
         for _ in range(times):
-            with torch.no_grad():
-                states = stack.model.base_model(input_ids=batch, use_cache=False)[0]
-                with clock.head():
-                    stack.head(states)
+            states = first
+            for block in range(len(stack)):
+                states = stack.run_block(block, states, calls)
+            with clock.head(), torch.no_grad():
+                stack.head(states)
         return times * batch.numel() * np.array([len(stack), 1])
 
     return run

@@ -25,14 +25,16 @@ from measurements import FIXED, Continuations, identity, plain, ragged_sequences
 
 
 def pytest_generate_tests(metafunc):
-    if "dtype" in metafunc.fixturenames:
-        on_gpu = devices.is_gpu(metafunc.config.getoption("--device"))
-        metafunc.parametrize("dtype", ["float32", "bfloat16"] if on_gpu else ["float32"])
+    if "way" in metafunc.fixturenames:
+        names, ways = list(tiny_models.CONFIGS), [(name, "float32") for name in tiny_models.CONFIGS]
+        if devices.is_gpu(metafunc.config.getoption("--device")):
+            ways += [(name, "bfloat16") for name in names]
+            ways += [(name, f"{dtype} compiled") for name in ("llama", "gemma2") for dtype in ("float32", "bfloat16")]
+        metafunc.parametrize(("name", "way"), ways)
 
 
-@pytest.mark.parametrize("name", tiny_models.CONFIGS)
-def test_sweep_equals_one_plain_forward_a_variant(name, dtype, tmp_path, request, record_property):
-    device = request.config.getoption("--device")
+def test_sweep_equals_one_plain_forward_a_variant(name, way, tmp_path, request, record_property):
+    device, (dtype, *compiled) = request.config.getoption("--device"), way.split()
     model = loading.prepare(tiny_models.build(name).to(device, getattr(torch, dtype)))
     measurement = Continuations(ragged_sequences())
     plan = [*variants.single_removal(5), *variants.cumulative_removal(5, [3, 1, 4, 0, 2]), (1, 3)]
@@ -45,12 +47,13 @@ def test_sweep_equals_one_plain_forward_a_variant(name, dtype, tmp_path, request
             store,
             batch_tokens=64,
             progress=False,
+            compiled=bool(compiled),
         )[measurement.name]
     assert set(got) == set(plan)
     tokens = np.array([len(t) for s in measurement.sequences for t in s.targets])
     expected = {v: plain(model, measurement.sequences, variants.removed_blocks(5, v), device) for v in got}
     apart = {v: got[v].arrays["logprob"] / tokens - np.array([e[0] for e in expected[v]]) / tokens for v in got}
-    record_property(dtype, max(np.abs(values).max() for values in apart.values()))
+    record_property(way, max(np.abs(values).max() for values in apart.values()))
     for variant, result in got.items():
         if dtype == "float32":
             np.testing.assert_allclose(apart[variant], 0, atol=1e-5)

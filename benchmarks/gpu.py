@@ -303,9 +303,12 @@ def notebooks(setting: Setting) -> Measured:
                 left.remove(output)
                 yield f"{output.stem}, seconds", _duration(output)
             time.sleep(0.5)
-        if process.wait():
-            raise StudyError("a notebook failed")
+        failed = process.wait()
         yield "all, seconds", time.monotonic() - started
+        verify = [sys.executable, "-m", "layer_redundancy.cli", "verify", setting.profile, "--brief", "--no-fail"]
+        subprocess.run(verify, env=environment, cwd=paths.ROOT)
+        if failed:
+            raise StudyError("a notebook failed")
 
 
 def _duration(executed: Path) -> float | None:
@@ -458,13 +461,14 @@ def main(
     sequences: Annotated[int, typer.Option(help="of each kind", min=1)] = 64,
     steps: Annotated[str, typer.Option(help=f"some of {', '.join(STEPS)}, with commas between; all if empty")] = "",
     out: Annotated[Path, typer.Option(help="folder for the table")] = paths.FIGURES / "bench",
+    seconds: Annotated[float, typer.Option(help="that all steps may take together", min=1)] = TOTAL_SECONDS,
 ) -> None:
     """Measures on a GPU, in ten minutes at most; writes figures/bench/gpu_cuda.csv."""
     chosen = [step.strip() for step in steps.split(",")] if steps else list(STEPS)
     if unknown := [step for step in chosen if step not in STEPS]:
         raise SystemExit(f"error: unknown step {unknown[0]!r}: choose from {', '.join(STEPS)}")
     setting = Setting(json.loads(config) if config else dict(sources.LLAMA_2_7B), dtype, device, sequences)
-    rows = run(setting, chosen, out)
+    rows = run(setting, chosen, out, seconds)
     for step, of_step in rows[rows["target"].fillna("") != ""].groupby("step", sort=False):
         print(f"{step}:", shown(of_step), sep="\n")
 

@@ -16,13 +16,14 @@ def speed_ratios(rows: pd.DataFrame) -> Figure:
 
     Args:
         rows: one row a (case, peer): case, plan, peer, ratio (the peer's seconds over ours, median), ratio_low,
-            ratio_high (of the pairs), target.
+            ratio_high (of the pairs), target, allowed (by sharing alone; NaN where that is not known).
     """
     figure, axes = plt.subplots(figsize=(WIDTH, 1.3 + 0.46 * len(rows)), layout="constrained")
     y = np.arange(len(rows))[::-1]
     axes.hlines(y, rows["ratio_low"], rows["ratio_high"], color=BLUE, lw=2.5, alpha=0.45)
     axes.plot(rows["ratio"], y, "o", color=BLUE, ms=6, label="median of the pairs; line: smallest to largest")
     axes.plot(rows["target"], y, "|", color=VERMILLION, ms=15, mew=2, label="target: not below")
+    axes.plot(rows["allowed"], y, "D", color=ORANGE, ms=6, mfc="none", mew=1.5, label="what sharing alone allows")
     axes.axvline(1, color=GREY, ls="--", lw=1, label="as fast")
     for place, row in zip(y, rows.itertuples(), strict=True):
         axes.annotate(

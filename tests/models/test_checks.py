@@ -73,7 +73,9 @@ def test_a_model_that_wants_text_in_another_form_is_one_line():
     [
         ("llama", Sharing(prefixes=True)),
         ("bloom", Sharing(prefixes=True)),
-        ("mamba", Sharing(prefixes=False)),
+        ("mamba", Sharing(prefixes=False)),  # its scan starts from nothing
+        ("mamba2", Sharing(prefixes=True)),
+        ("rwkv", Sharing(prefixes=True)),
         ("lfm2", Sharing(prefixes=False)),  # its convolutions' state would be lost
         ("minimax", Sharing(prefixes=False)),  # wants a cache of its own
         ("roberta", Sharing(prefixes=False)),  # numbers positions in its own way

@@ -20,7 +20,7 @@ class Sweep:
         measurement: "perplexity" or a task's name.
         amount: what a variant puts through the model.
         variants: the variants that were not measured before.
-        keeps_prefixes: whether prompt prefixes run once, kept as keys and values; else they run with every item.
+        keeps_prefixes: whether prompt prefixes run once; else they run with every item.
     """
 
     measurement: str

@@ -104,7 +104,7 @@ def estimate_missing(stack: DecoderStack, missing: Sequence[Missing], batch_toke
         states = max(states, (num_held(root) + 2) * held)
     weights = sum(p.numel() * p.element_size() for p in stack.model.parameters())
     vocabulary = stack.model.get_input_embeddings().weight.shape[0]
-    forward = batch_tokens * workspace(stack) + scoring.head_bytes(stack, vocabulary)
+    forward = _forward_bytes(stack, batch_tokens) + scoring.head_bytes(stack, vocabulary)
     return SweepEstimate(
         **amounts(missing),
         seconds=seconds,
@@ -119,6 +119,11 @@ def workspace(stack: DecoderStack) -> int:
     return 4 * element * max(config.hidden_size, getattr(config, "intermediate_size", 0) or 4 * config.hidden_size)
 
 
+def _forward_bytes(stack: DecoderStack, batch_tokens: int) -> int:
+    """Bytes that a block's forward takes at most; without padding, what would be several forwards runs in one."""
+    return batch_tokens * workspace(stack) * (PREFIX_BATCHES if may_be_ragged(stack) else 1)
+
+
 def fitting_batch(stack: DecoderStack, root: Node, batch_tokens: int) -> int:
     """`batch_tokens`, or as many as half of the free memory holds of states where paths branch and of workspace.
 
@@ -126,8 +131,7 @@ def fitting_batch(stack: DecoderStack, root: Node, batch_tokens: int) -> int:
     """
     size = stack.model.config.get_text_config().hidden_size
     state = size * stack.model.get_input_embeddings().weight.element_size() * PREFIX_BATCHES
-    forwards = PREFIX_BATCHES if may_be_ragged(stack) else 1  # in one
-    token = (num_held(root) + 2) * state + workspace(stack) * forwards
+    token = (num_held(root) + 2) * state + _forward_bytes(stack, 1)
     return max(1, min(batch_tokens, devices.available(stack.device) // 2 // token))
 
 

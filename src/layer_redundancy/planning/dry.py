@@ -218,7 +218,7 @@ class DryStudy(Study):
     Attributes:
         ledger: the ledger that it counts in.
         shape_of: the model whose shape the work has; models made of it have fewer blocks.
-        keeps_prefixes: whether prompt prefixes run once (kept as keys and values), or with every item.
+        keeps_prefixes: whether prompt prefixes run once, or with every item.
         other: opens a dry study of another model, with this one's profile and ledger.
         fits: whether the device's memory suffices for a training.
         skips_stored: whether what the store has already is not counted.

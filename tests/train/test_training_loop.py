@@ -1,11 +1,13 @@
 """Training on tiny random models: what is trained, and going on after a kill, a lack of memory, a broken checkpoint."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,18 @@ def test_it_is_adamw_on_the_same_examples_by_hand(tmp_path):
     assert equal(trained, by_hand, atol=1e-5)
     assert fitted.trainable == sum(p.numel() for p in trained.parameters())
     assert not trained.training and not any(p.requires_grad for p in trained.parameters())
+
+
+def test_nothing_of_a_training_waits_for_the_garbage_collector(tmp_path):
+    gc.collect()
+    gc.disable()
+    try:
+        built, _ = fit(tmp_path / "a", steps=1)
+        left = weakref.ref(built), weakref.ref(built.get_input_embeddings().weight)
+        del built
+        assert [one() for one in left] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_only_what_requires_a_gradient_is_trained_and_counted(tmp_path):

@@ -1,6 +1,7 @@
 """A model that classifies texts by the word it would write next: its first blocks, virtual tokens, loss and answers."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.data import classification_sets
 from layer_redundancy.models import surgery
 from layer_redundancy.models.stack import decoder_stack
+
+PADDED = 1.25  # the longest text of a batch, in lengths of its shortest, where padding costs time
 
 
 def first_blocks_of(model: nn.Module, kept: int) -> nn.Module:
@@ -108,11 +111,16 @@ def judge(
     """
     device = model.get_input_embeddings().weight.device
     order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))  # little padding
+    # A processor computes padding like text; a GPU waits for its next batch rather.
+    padded = math.inf if devices.is_gpu(device) else PADDED
     correct, gold = np.zeros(len(examples), bool), np.zeros(len(examples), np.float32)
     done = 0
     while done < len(order):
         high = done + 1
-        while high < len(order) and (high + 1 - done) * len(examples[order[high]]["input_ids"]) <= batch_tokens:
+        longest = padded * len(examples[order[done]]["input_ids"])
+        while high < len(order) and (length := len(examples[order[high]]["input_ids"])) <= longest:
+            if (high + 1 - done) * length > batch_tokens:
+                break
             high += 1
         places = order[done:high]
         batch = {n: t.to(device) for n, t in classification_sets.collate([examples[i] for i in places]).items()}

@@ -514,3 +514,12 @@ def test_values_that_were_wrong_have_a_new_version_and_no_others(name, prefix, l
     identity = checkpoints.identity_of(config, profiles.get("smoke", model=name), "", "", "")
     variant = variants.without_head(6, 2, 1) if heads else variants.dense(6)
     assert sweep.key(identity, variant, RandomSequences(97, 2, prefix, length, 4)).version == version
+
+
+@pytest.mark.parametrize("settings", ["{}", '{"num_fewshot": 5}'])
+def test_results_of_compiled_blocks_have_a_mark_and_others_none(settings):
+    measurement, identity = RandomSequences(97, 2, 0, 10, 4), SimpleNamespace(fingerprint="model", config=None)
+    measurement.settings = settings
+    plain, marked = (sweep.key(identity, (0, 1), measurement, compiled) for compiled in (False, True))
+    assert plain == sweep.key(identity, (0, 1), measurement) and plain.settings == settings
+    assert marked == replace(plain, settings='{"compiled": true' + settings[1:].replace('"num', ', "num'))

@@ -172,7 +172,7 @@ def _execute(run: Run, among_others: bool, options: argparse.Namespace) -> None:
     }
     prefix = f"{number(run.notebook)} | " if among_others else ""
     echo = run_notebook.Echo(sys.stderr, prefix)
-    with forked_kernel.forked() if FORKS else nullcontext(run_notebook.ThisPython) as kernel:
+    with forked_kernel.forked() if FORKS and not _lost_gpu() else nullcontext(run_notebook.ThisPython) as kernel:
         try:
             good = run_notebook.run(
                 run.notebook,
@@ -186,6 +186,12 @@ def _execute(run: Run, among_others: bool, options: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             sys.exit(interrupts.STATUS)
     sys.exit(0 if good else 1)
+
+
+def _lost_gpu() -> bool:
+    """Whether something asked CUDA before this process was forked: only a new process can use it then."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda._is_in_bad_fork()
 
 
 def _end_with_parent() -> None:

@@ -1,5 +1,6 @@
 """Variants and measurements that cannot be, told before a model is loaded; and waits for others, told after a while."""
 
+import hashlib
 import json
 import multiprocessing
 import platform
@@ -128,12 +129,14 @@ def test_two_measurements_of_one_name_would_lose_one(run):
     assert list(run([(0,)], [MEASUREMENT, MEASUREMENT, same])) == ["continuations"], "the same one counts once"
 
 
-def claim_all(run, owner, renewed):
-    """Claims of somebody else on every batch that a sweep of single removal wants."""
-    key = sweep.key(identity(), variants.single_removal(5)[0], MEASUREMENT)
+def claim_all(run, chosen, owner, renewed):
+    """Claims of somebody else on every batch that a sweep of these variants wants, for the same ones."""
+    key = sweep.key(identity(), chosen[0], MEASUREMENT)
+    names = hashlib.sha256(" ".join(sorted(map(variants.name, chosen))).encode()).hexdigest()[:16]
     for first in range(len(MEASUREMENT.sequences)):
-        work = json.dumps([key.model, key.measurement, key.data, key.settings, key.version, first])
-        run.store._db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (work, owner, renewed))
+        batch = [key.model, key.measurement, key.data, key.settings, key.version, first]
+        for work in (json.dumps(batch), json.dumps([*batch, names])):
+            run.store._db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (work, owner, renewed))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def claim_all(run, owner, renewed):
     ],
 )
 def test_a_sweep_waits_for_no_claim_for_ever_and_says_whose_it_is(run, remarks, monkeypatch, owner, whom):
-    claim_all(run, owner, time.time() + 3600)
+    claim_all(run, variants.single_removal(5), owner, time.time() + 3600)
     monkeypatch.setattr(stores, "CLAIM_SECONDS", 0.3)
     monkeypatch.setattr(waiting, "SILENT_SECONDS", 0.1)
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0.05)
@@ -153,6 +156,12 @@ def test_a_sweep_waits_for_no_claim_for_ever_and_says_whose_it_is(run, remarks, 
     assert len(found[MEASUREMENT.name]) == 5
     said = [line for line in remarks().splitlines() if "waiting for" in line]
     assert len(said) == 1 and said[0].startswith(f"continuations: waiting for {whom}, which is at it"), said
+
+
+def test_a_sweep_waits_for_nobody_who_measures_other_variants(run, monkeypatch):
+    claim_all(run, [(0, 1)], "elsewhere 4711", time.time())
+    monkeypatch.setattr(sweep, "POLL_SECONDS", None)  # a wait would fail
+    assert len(run([(0, 2)])[MEASUREMENT.name]) == 1
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ A measurement's sequences run in batches, each on all variants, as a trie of wha
 the store as they come, and several processes may share a sweep.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -129,7 +130,8 @@ def run(
     """Measures every variant, taking what the store has and storing the rest.
 
     Outputs are stored every few seconds, so a run killed at any moment continues about where it was. Several processes
-    may sweep one store: each takes batches that no other is at, and what one finishes the others do not run.
+    may sweep one store: each takes batches that no other is at, and what one finishes the others do not run. None waits
+    for another that measures other variants.
 
     Tokens that sequences begin with in common run once a batch, where the model can go on from there; the rest shares
     batches by length. A batch that does not fit in memory is halved; where memory is known to be too little for
@@ -265,16 +267,21 @@ class _MeasurementRun:
         self.batch_tokens = sweep_estimate.fitting_batch(shared.stack, root, shared.batch_tokens)
         self._block_runs = num_block_runs(root)
         self._finished_block_tokens = 0
+        self._digest = hashlib.sha256(" ".join(sorted(map(name, self.variants))).encode()).hexdigest()[:16]
 
     def run(self) -> dict[Variant, Result]:
-        """Runs every batch that no other process is at, waits for the others, and stores the results."""
+        """Runs every batch, first those that no other process is at, and stores the results.
+
+        Where others are at all that is left, it runs beside them what they do for other variants, and waits for those
+        that do it for the same ones.
+        """
         store, bar = self.shared.store, self.shared.bar
         pending, bar_start = self.arranged.batches(self.batch_tokens), self.shared.bar.n
         store.changed()
         self._read_store()
         wait = None
         while pending:
-            places = next((p for p in pending if self.claim(p)), None)
+            places = next((p for beside in (False, True) for p in pending if self.claim(p, beside)), None)
             if places is None:
                 wait = wait or Wait()
                 wait.say(lambda: self._waiting(pending))
@@ -304,20 +311,29 @@ class _MeasurementRun:
                 if (found := self.shared.store.get(self.keys[v])) is not None:
                     self.results[v] = found
 
-    def claim(self, places: Places) -> bool:
-        """Claims a batch, or renews the claim; False if another process is at it."""
-        return self.shared.store.claim(self._claim_name(places))
+    def claim(self, places: Places, beside: bool = False) -> bool:
+        """Claims a batch, or renews the claim; False if another process is at it.
+
+        Args:
+            beside: also where another is at it, unless that is for the same variants.
+        """
+        store, (batch, own) = self.shared.store, self._claim_names(places)
+        free = store.claim(batch)
+        if (free or beside) and store.claim(own):
+            return True
+        store.release(batch)
+        return False
 
     def _waiting(self, pending: Sequence[Places]) -> str:
         """For whom the last batches wait."""
-        whom = self.shared.store.claimant(self._claim_name(pending[0]))
+        whom = self.shared.store.claimant(self._claim_names(pending[0])[1])
         return f"{self.measurement.name}: waiting for {whom}"
 
-    def _claim_name(self, places: Places) -> str:
-        """Name of what a process claims: these sequences of this measurement, whatever the variants."""
+    def _claim_names(self, places: Places) -> tuple[str, str]:
+        """Names of what a process claims: these sequences of this measurement, and the same for its variants."""
         one = self.keys[self.variants[0]]
-        first = self.arranged.order[places[0]]
-        return json.dumps([one.model, one.measurement, one.data, one.settings, one.version, first])
+        batch = [one.model, one.measurement, one.data, one.settings, one.version, self.arranged.order[places[0]]]
+        return json.dumps(batch), json.dumps([*batch, self._digest])
 
     def _run_claimed(self, places: Places) -> list[Places]:
         """Runs a batch on the variants that lack some of its outputs, and releases the claim.
@@ -339,7 +355,8 @@ class _MeasurementRun:
             self._finished_block_tokens += self._block_runs * self.arranged.num_tokens(low, high)
             return []
         finally:
-            self.shared.store.release(self._claim_name(places))
+            for name in self._claim_names(places):
+                self.shared.store.release(name)
 
 
 class _BatchRun:
@@ -381,7 +398,7 @@ class _BatchRun:
         self._measuring.shared.bar.update(self._batch.num_tokens)
         if due:  # only now, so that a GPU has the block to run while the store is written
             self._keep()
-            self._measuring.claim(self._places)
+            self._measuring.claim(self._places, beside=True)
         return out
 
     def _score(self) -> None:

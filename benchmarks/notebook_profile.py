@@ -44,6 +44,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "blocks": (BLUE, (r"/models/stack\.py:", r"/evaluate/batches\.py:", r"/transformers/", r"/torch/nn/")),
     "other": (BLACK, (r"",)),
 }
+MADE = ("pruned-", "quantized-", "trained-", "training-")  # what notebooks put into the cache; all else was downloaded
 IDLE = re.compile(r"/selectors\.py:select$")  # between two cells
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -92,9 +93,10 @@ def measure(profile: str, notebooks: list[Path], jobs: int | None = None) -> tup
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cache, samples = folder / "data" / "cache", folder / "samples"
-        cache.parent.mkdir(parents=True)
-        paths.CACHE.mkdir(parents=True, exist_ok=True)
-        cache.symlink_to(paths.CACHE)  # downloads and conversions are there already
+        cache.mkdir(parents=True)
+        for entry in paths.CACHE.iterdir() if paths.CACHE.is_dir() else ():
+            if not entry.name.startswith(MADE):
+                (cache / entry.name).symlink_to(entry)
         runs = [f"{notebook}:{folder / 'data' / 'runs' / notebook.name}:" for notebook in notebooks]
         command = [sys.executable, "-m", "layer_redundancy.run_notebooks", "--profile", profile]
         command += ["--jobs", str(jobs)] if jobs else []

@@ -199,9 +199,9 @@ $(GPTQ)/ready: data/requirements-gptq.txt $(READY)
 	$(PY) -m pip install --disable-pip-version-check --no-deps --target $(GPTQ) -r data/requirements-gptq.txt
 	@mkdir -p $(GPTQ) && touch $@
 
-# On one thread each: most of what so small a run takes is starting Python and drawing figures.
+# Two at a time whatever the machine, since they take little memory.
 smoke: ## every notebook in small: does it run, and give what it gave?
-	@exec env OMP_NUM_THREADS=1 $(MAKE) --no-print-directory figures PROFILE=smoke NO_FAIL=
+	@exec env OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 figures PROFILE=smoke NO_FAIL=
 
 rwkv-train: $(READY) ## train the small RWKV anew (an hour on two cores; stopped, it goes on where it was)
 	@$(PY) -m tools.rwkv.train

@@ -288,7 +288,7 @@ def notebooks(setting: Setting) -> Measured:
         cache = Path(folder) / "data" / "cache"
         cache.mkdir(parents=True)
         for entry in paths.CACHE.iterdir():  # what was downloaded, and nothing that a notebook makes
-            if not entry.name.startswith(("quantized-", "pruned-", "training-")):
+            if not entry.name.startswith(("healed-", "pruned-", "quantized-", "trained-", "training-")):
                 (cache / entry.name).symlink_to(entry)
         sources_of = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
         runs = {notebook: Path(folder) / "data" / "runs" / notebook.name for notebook in sources_of}

@@ -44,7 +44,13 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "blocks": (BLUE, (r"/models/stack\.py:", r"/evaluate/batches\.py:", r"/transformers/", r"/torch/nn/")),
     "other": (BLACK, (r"",)),
 }
-MADE = ("pruned-", "quantized-", "trained-", "training-")  # what notebooks put into the cache; all else was downloaded
+MADE = (
+    "healed-",
+    "pruned-",
+    "quantized-",
+    "trained-",
+    "training-",
+)  # what notebooks put into the cache; all else was downloaded
 IDLE = re.compile(r"/selectors\.py:select$")  # between two cells
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

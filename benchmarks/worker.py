@@ -26,7 +26,7 @@ from layer_redundancy.core.store import Store
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.data import benchmark_items, corpora
 from layer_redundancy.evaluate import plain_forwards, scoring, sweep
-from layer_redundancy.evaluate.scoring import ChoiceTask, Outputs, Perplexity, RandomSequences
+from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity, RandomSequences
 from layer_redundancy.measures import activations, importance
 from layer_redundancy.models import checkpoints, loading
 from layer_redundancy.models import compiled as compiled_blocks
@@ -81,7 +81,7 @@ def shared(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: "Cloc
     """This library's sweep, from an empty store."""
     measured, original = measurement(job, identity), scoring.score
 
-    def score(*arguments: Any) -> list[Outputs]:
+    def score(*arguments: Any) -> Any:
         with clock.head():
             return original(*arguments)
 

@@ -53,12 +53,13 @@ def score(model: nn.Module, sequences: Sequence[ScoredSequence], batch_tokens: i
             rows = min(rows, sum(len(sequences[i].input_ids) == longest for i in waiting))
         part, waiting = waiting[:rows], waiting[rows:]
         ids = pad_sequence([tensor(sequences[i].input_ids) for i in part], batch_first=True)
-        logprobs = model(input_ids=ids.to(device), use_cache=False).logits.float().log_softmax(-1)
+        logits = model(input_ids=ids.to(device), use_cache=False).logits
         for row, i in enumerate(part):
             end = len(sequences[i].input_ids)
+            logprobs = logits[row, end - sequences[i].num_scored : end].log_softmax(-1, dtype=torch.float32)
             outputs[i] = []
             for target in sequences[i].targets:
-                here, wanted = logprobs[row, end - len(target) : end], tensor(target, device=logprobs.device)
+                here, wanted = logprobs[len(logprobs) - len(target) :], tensor(target, device=logits.device)
                 chosen = here.gather(1, wanted[:, None])
                 outputs[i].append((chosen.sum().item(), bool((here.argmax(-1) == wanted).all())))
     return [outputs[i] for i in range(len(sequences))]

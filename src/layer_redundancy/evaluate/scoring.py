@@ -156,22 +156,24 @@ def score(
     rows = (np.arange(variants)[:, None] * targets.num_rows + targets.rows).ravel()
     row, token = devices.sent(states.device, rows, np.tile(targets.tokens, variants))
     of_tokens = _compiled() if stack.compiled and len(states) >= HEAD_ROWS else _of_tokens
-    found: list[tuple[Tensor, Tensor]] = []
+    # Made beforehand: a small tensor that lies where logits were would leave no room for the next ones.
+    logprob = torch.empty(len(rows), device=states.device)
+    greedy = torch.empty(len(rows), device=states.device, dtype=torch.bool)
     start = 0  # of a slab, in `states`
     for chunk in _cut(states, head_rows(stack)):
         logits = stack.logits(chunk)  # (R, vocabulary)
         row, token = row.to(logits.device), token.to(logits.device)
         for slab in _cut(logits, slab_bytes(logits.device) // (4 * logits.shape[-1])):
             low, high = np.searchsorted(rows, [start, start + len(slab)])
-            found.append(of_tokens(slab, row[low:high] - start, token[low:high]))
+            logprob[low:high], greedy[low:high] = of_tokens(slab, row[low:high] - start, token[low:high])
             start += len(slab)
-    wait = devices.fetched(*map(torch.cat, zip(*found, strict=True)))
+    wait = devices.fetched(logprob, greedy)
 
     def outputs() -> list[list[Outputs]]:
-        logprob, greedy = (x.numpy() for x in wait())
+        found, first = (x.numpy() for x in wait())
         num = sum(targets.counts)
         owners = (np.arange(variants)[:, None] * num + targets.owners).ravel()
-        sums, missed = (np.bincount(owners, weights, variants * num) for weights in (logprob, ~greedy))
+        sums, missed = (np.bincount(owners, weights, variants * num) for weights in (found, ~first))
         of_targets = zip(sums.tolist(), (missed == 0).tolist(), strict=True)
         return [[list(islice(of_targets, count)) for count in targets.counts] for _ in range(variants)]
 

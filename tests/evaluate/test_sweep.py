@@ -53,7 +53,7 @@ def test_sweep_equals_one_plain_forward_a_variant(name, way, tmp_path, request, 
     tokens = np.array([len(t) for s in measurement.sequences for t in s.targets])
     expected = {v: plain(model, measurement.sequences, variants.removed_blocks(5, v), device) for v in got}
     apart = {v: got[v].arrays["logprob"] / tokens - np.array([e[0] for e in expected[v]]) / tokens for v in got}
-    record_property(way, max(np.abs(values).max() for values in apart.values()))
+    record_property(way, float(max(np.abs(values).max() for values in apart.values())))
     for variant, result in got.items():
         if dtype == "float32":
             np.testing.assert_allclose(apart[variant], 0, atol=1e-5)

@@ -182,7 +182,9 @@ def score(
 
 def _cut(rows: Tensor, most: int) -> tuple[Tensor, ...]:
     """Parts of about the same number of rows, `most` at most, one at least."""
-    return rows.tensor_split(-(-len(rows) // max(1, most)))
+    most = max(1, most)
+    even = -(-len(rows) // -(-len(rows) // most))
+    return rows.split(min(most, -(-even // 64) * 64))  # products of an odd number of rows are a tenth slower
 
 
 def _of_tokens(logits: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:

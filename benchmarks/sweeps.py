@@ -35,6 +35,7 @@ from layer_redundancy.evaluate.batches import arrange
 from layer_redundancy.evaluate.sweep_estimate import Missing
 from layer_redundancy.figures import saving, table_pictures
 from layer_redundancy.measures import activations, importance
+from layer_redundancy.models import linear
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.checks import sharing
 from layer_redundancy.models.stack import DecoderStack
@@ -361,7 +362,8 @@ def _run(names: str, pairs: int, peer: Path, config: dict | None) -> tuple[list[
         without = [{peer: target for peer, target in case.peers.items() if peer != "compiled"} for case in chosen]
         chosen = [replace(case, peers=peers) for case, peers in zip(chosen, without, strict=True)]
     identity, stack = worker.load(job)
-    rate = devices.matmul_rate(next(stack.model.parameters()).dtype, job["device"])
+    product = linear.product if linear.available() else torch.matmul
+    rate = devices.matmul_rate(next(stack.model.parameters()).dtype, job["device"], product=product)
     prepared = []
     for case in chosen:
         todo = plan(case, stack, job, identity)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from layer_redundancy.data import benchmark_items, corpora
 from layer_redundancy.evaluate import plain_forwards, scoring, sweep
 from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity, RandomSequences
 from layer_redundancy.measures import activations, importance
-from layer_redundancy.models import checkpoints, loading
+from layer_redundancy.models import checkpoints, linear, loading
 from layer_redundancy.models import compiled as compiled_blocks
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
@@ -117,9 +118,27 @@ def one_by_one(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: "
 
 def compiled(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: "Clock") -> Run:
     """The same with every block compiled: what a user gets who asks torch for it and shares nothing."""
+    if linear.available():
+        linear.product = opaque_product()
     for block in stack.blocks:
         block.compile(backend=job.get("backend", "inductor"), dynamic=True)  # as the sweeps' blocks are
     return one_by_one(job, identity, stack, clock)
+
+
+@cache
+def opaque_product() -> Callable[..., torch.Tensor]:
+    """The product of our linear layers on a processor, as torch's compiler takes it: it knows it for constants only."""
+    product = linear.product
+
+    @torch.library.custom_op("benchmarks::product", mutates_args=())
+    def opaque(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return product(input, weight, bias)
+
+    @opaque.register_fake
+    def _(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+    return opaque
 
 
 def hflm(job: dict, identity: ModelIdentity, stack: DecoderStack, clock: "Clock") -> Run:

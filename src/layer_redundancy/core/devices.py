@@ -142,7 +142,12 @@ def steady_seconds(call: Callable[[], object], device: torch.device, during: flo
     return (time.perf_counter() - start) / runs
 
 
-def matmul_rate(dtype: torch.dtype, device: torch.device | str, sustained: float = 0.0) -> float:
+def matmul_rate(
+    dtype: torch.dtype,
+    device: torch.device | str,
+    sustained: float = 0.0,
+    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
+) -> float:
     """Floating-point operations a second of a large square matrix product.
 
     Args:
@@ -150,13 +155,14 @@ def matmul_rate(dtype: torch.dtype, device: torch.device | str, sustained: float
         device: where it is computed.
         sustained: 0 for the best of several products; else their mean over so many seconds, in which a GPU becomes
             slower as it draws all the power that it may.
+        product: what multiplies the two matrices.
     """
     size = 8192 if is_gpu(device) else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     times: list[float] = []
     while len(times) < 8 or sum(times) < sustained:
         start = time.perf_counter()
-        a @ b
+        product(a, b)
         synchronize(device)
         times.append(time.perf_counter() - start)
     return 2 * size**3 / (sum(times) / len(times) if sustained else min(times))

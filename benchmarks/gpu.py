@@ -427,7 +427,7 @@ def run(setting: Setting, steps: Sequence[str], folder: Path, seconds: float = T
     """
     path = folder / f"gpu_{setting.device}.csv"
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = pd.read_csv(path) if path.is_file() else None
+    earlier = pd.read_csv(path).fillna({"text": "", "target": "", "met": ""}) if path.is_file() else None
     found: dict[str, dict[str, Any]] = {}
     stopped: dict[str, str] = {}
     started = time.monotonic()
@@ -471,7 +471,7 @@ def main(
         raise SystemExit(f"error: unknown step {unknown[0]!r}: choose from {', '.join(STEPS)}")
     setting = Setting(json.loads(config) if config else dict(sources.LLAMA_2_7B), dtype, device, sequences)
     rows = run(setting, chosen, out, seconds)
-    for step, of_step in rows[rows["target"].fillna("") != ""].groupby("step", sort=False):
+    for step, of_step in rows[rows["target"] != ""].groupby("step", sort=False):
         print(f"{step}:", shown(of_step), sep="\n")
 
 

@@ -71,6 +71,7 @@ def test_what_a_step_measured_before_it_ended_stays(tmp_path, monkeypatch):
     again = gpu.run(SMALL, ["never"], tmp_path, seconds=0).set_index(["step", "what"])
     assert again.text["never", "ended early"] == "no time was left"
     assert again.value["refusing", "before"] == 2, "what an earlier run measured stays"
+    assert "  before: 2" in gpu.shown(again.loc[["refusing"]].reset_index())
 
 
 @pytest.mark.slow

@@ -293,24 +293,25 @@ def notebooks(setting: Setting) -> Measured:
             if not entry.name.startswith(("healed-", "pruned-", "quantized-", "trained-", "training-")):
                 (cache / entry.name).symlink_to(entry)
         sources_of = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
-        runs = {notebook: Path(folder) / "data" / "runs" / notebook.name for notebook in sources_of}
+        runs = {notebook: Path(folder) / "data" / "runs" / setting.profile / notebook.name for notebook in sources_of}
         command = [sys.executable, "-m", "layer_redundancy.run_notebooks", "--profile", setting.profile, "--jobs", "4"]
         command += [f"{notebook}:{output}" for notebook, output in runs.items()]
         started = time.monotonic()
         process = subprocess.Popen(command, env=environment, cwd=paths.ROOT)
-        left = list(runs.values())
-        while left:
+        left, ended = list(runs.values()), False
+        while left and not ended:
             ended = process.poll() is not None
-            for output in [output for output in left if ended or _duration(output)]:
+            for output in [output for output in left if _duration(output)]:
                 left.remove(output)
                 yield f"{output.stem}, seconds", _duration(output)
             time.sleep(0.5)
-        failed = process.wait()
-        yield "all, seconds", time.monotonic() - started
+        process.wait()
+        if not left:  # the time of some is no time of all
+            yield "all, seconds", time.monotonic() - started
         verify = [sys.executable, "-m", "layer_redundancy.cli", "verify", setting.profile, "--brief", "--no-fail"]
         subprocess.run(verify, env=environment, cwd=paths.ROOT)
-        if failed:
-            raise StudyError("a notebook failed")
+        if left:
+            raise StudyError(f"not finished: {', '.join(output.stem for output in left)}")
 
 
 def _duration(executed: Path) -> float | None:

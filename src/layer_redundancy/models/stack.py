@@ -365,7 +365,7 @@ def has_key_value_cache(model: nn.Module) -> bool:
 
 def can_share_prefixes(model: nn.Module) -> bool:
     """Whether something of a prefix can be kept: keys and values, or a state that sequences can start from."""
-    return has_key_value_cache(model) or architectures.find(model.config).carries_state
+    return has_key_value_cache(model) or architectures.find(model.config).starts_from_states(model)
 
 
 def renumber(blocks: Sequence[nn.Module]) -> list[tuple[nn.Module, str, int]]:

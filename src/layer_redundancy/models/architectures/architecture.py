@@ -142,6 +142,10 @@ class Architecture:
         """Whether a prefix can be kept as keys and values; False where the model carries a state instead."""
         return not getattr(model, "_is_stateful", False)
 
+    def starts_from_states(self, model: nn.Module) -> bool:
+        """Whether sequences of this model can start from a state, where it is."""
+        return self.carries_state
+
     def first_residual(self, first_block: nn.Module, hidden: Tensor) -> Tensor:
         """X_0 (batch, tokens, hidden size), made of what the model's own forward hands to its first block."""
         return hidden

@@ -28,6 +28,10 @@ class Rwkv4(Architecture):
             base.training = False
         model.config.rescale_every = 0
 
+    def starts_from_states(self, model: nn.Module) -> bool:
+        # On a GPU transformers takes a kernel of its own, whose sweeps were not equal to plain forwards on an H100.
+        return model.device.type == "cpu"
+
     def first_residual(self, first_block: nn.Module, hidden: Tensor) -> Tensor:
         return first_block.pre_ln(hidden)
 

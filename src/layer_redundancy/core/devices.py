@@ -37,6 +37,17 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Lets torch compute on so many threads of the processor for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def found(choice: str) -> str:
     """The kind of device that a choice comes to here: "cuda" where it allows a GPU and there is one, else "cpu"."""
     return "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"

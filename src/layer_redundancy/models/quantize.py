@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from layer_redundancy.config import profiles
 from layer_redundancy.config.checks import at_least
-from layer_redundancy.core import cache, variants
+from layer_redundancy.core import cache, devices, variants
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.data.corpora import TokenBlocks
@@ -38,6 +38,9 @@ Method = Literal["gptq", "rtn"]
 METHODS: dict[Method, str] = {"gptq": "GPTQ", "rtn": "round to nearest"}
 BITS = (8, 4, 3)
 GROUP_SIZES = (128, 64, 32, 16)  # tried in turn; 128 is that of the paper's checkpoint
+# Of the processor, whatever the rest may use: sums in another order round otherwise, and GPTQ's choices, each of which
+# decides on the next, then come out otherwise.
+THREADS = 2
 BATCH_SIZE = 8  # blocks of calibration text a forward; halved when memory runs out
 RULES_VERSION = 1  # part of the copy's name: raise it when the same settings give another checkpoint
 
@@ -229,7 +232,12 @@ def _write(
         model = linear.by_torch(loading.load(identity, dtype, "cpu"))
         size = group_size(widths(model), scheme.group_size)
         try:
-            with surgery.without_layers(model, removed), _without_head(model), _config_at_hand(model):
+            with (
+                devices.threads(THREADS),
+                surgery.without_layers(model, removed),
+                _without_head(model),
+                _config_at_hand(model),
+            ):
                 _run(model, theirs, scheme, size, ids, batch_size, f"{identity.name}: {scheme}")
             break
         except StudyError:

@@ -41,7 +41,7 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from layer_redundancy import run_summary
 from layer_redundancy.config import parameters, profiles
 from layer_redundancy.config.run_folder import absolute_model, placed
-from layer_redundancy.core import cache, doors
+from layer_redundancy.core import cache, doors, flags
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
 
 LOG_INTERVAL = 30.0  # seconds between two states of a progress bar in a log
@@ -318,6 +318,7 @@ def quieten() -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
 
 
+@flags.checked
 def run(
     notebook: Path,
     output: Path,

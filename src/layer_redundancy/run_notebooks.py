@@ -34,7 +34,7 @@ import psutil
 
 from layer_redundancy.config import profiles
 from layer_redundancy.config.notebooks import number
-from layer_redundancy.core import doors
+from layer_redundancy.core import doors, flags
 from layer_redundancy.core.errors import StudyError
 
 FORKS = sys.platform == "linux"
@@ -73,6 +73,7 @@ class Run:
 # How many at a time
 
 
+@flags.checked
 def jobs_and_threads(runs: int, jobs: int | None, threads: int | None, small: bool) -> tuple[int, int]:
     """Notebooks to execute at a time, and threads of each.
 

@@ -98,7 +98,7 @@ def test_the_head_runs_on_one_position_a_text():
 
 
 def test_running_out_of_memory_halves_the_batch(monkeypatch):
-    model, asked, sizes = tiny_models.build("llama"), examples(5, 6, 7, 8, 9), []
+    model, asked, sizes = tiny_models.build("llama"), examples(8, 8, 9, 9, 10), []
     real = prompts.label_logits
 
     def limited(model, batch, words):

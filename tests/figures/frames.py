@@ -84,7 +84,14 @@ def ratio_frame(rows: int) -> pd.DataFrame:
     ratios = np.geomspace(0.9, 14, rows)
     columns = {"case": list("abcd" * rows)[:rows], "plan": "x", "peer": "an lm-eval (HFLM) evaluation a variant"}
     return pd.DataFrame(
-        {"ratio": ratios, "ratio_low": ratios / 1.1, "ratio_high": ratios * 1.2, "target": 1.5, **columns}
+        {
+            "ratio": ratios,
+            "ratio_low": ratios / 1.1,
+            "ratio_high": ratios * 1.2,
+            "target": 1.5,
+            "allowed": 1.6,
+            **columns,
+        }
     )
 
 

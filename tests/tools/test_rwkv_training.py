@@ -196,7 +196,7 @@ def test_shipped_log_is_of_a_whole_run():
 def test_weights_of_the_best_step_are_kept(tmp_path):
     """Training on one text and validating on noise: what is learnt late makes validation worse, and is not kept."""
     long = dataclasses.replace(TINY, steps=500, dropout=0.0)
-    noise = [np.random.default_rng(0).integers(32, 127, 400).astype(np.uint8).tobytes().decode()]
+    noise = [np.random.default_rng(3).integers(32, 127, 400).astype(np.uint8).tobytes().decode()]
     model, tokenizer, log = rwkv_training.train(long, SOURCES, noise, tmp_path)
     judged = {row["step"]: row["bits_per_byte"] for row in log if row["bits_per_byte"] != ""}
     assert list(judged) == [250, 500] and judged[250] < judged[500]

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, cat, tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from layer_redundancy.core import devices
+from layer_redundancy.core import devices, flags
 from layer_redundancy.core.variants import Element
 from layer_redundancy.evaluate import scoring
 from layer_redundancy.evaluate.prefixes import shared_prefixes
@@ -110,6 +110,7 @@ def arrange(sequences: Sequence[ScoredSequence], sharing: Sharing) -> ArrangedSe
     )
 
 
+@flags.checked
 def forwards(lengths: Sequence[int], batch_tokens: int, padded: bool = True) -> list[list[int]]:
     """Which sequences share a forward, so that padding and the number of forwards cost least together.
 

@@ -46,6 +46,7 @@ _Measured = TypeVar("_Measured", bound=Measurement)
 POLL_SECONDS = 0.5  # how often to ask whether another process has finished what it is at
 
 
+@flags.checked
 def key(identity: ModelIdentity, variant: Variant, measurement: Measurement, compiled: bool = False) -> Key:
     """The store's key of one variant's measurement, by blocks as they are or compiled."""
     return Key(

@@ -29,7 +29,7 @@ import torch
 import typer
 from transformers import AutoConfig
 
-from benchmarks import sweeps, worker
+from benchmarks import empty_store, sweeps, worker
 from layer_redundancy.config import sources
 from layer_redundancy.config.sources import Amount
 from layer_redundancy.core import devices, paths, variants
@@ -263,7 +263,8 @@ def equality(setting: Setting) -> Measured:
         report = Path(folder) / "report.xml"
         chosen = "equals_one_plain_forward" + (f" and ({setting.tests})" if setting.tests else "")
         where = [str(paths.ROOT / "tests" / "evaluate" / "test_sweep.py"), "--device", setting.device, "-k", chosen]
-        ended = pytest.main([*where, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"])
+        # Each by name, as it ends: a step that is cut off has said which failed.
+        ended = pytest.main([*where, "-v", "-p", "no:cacheprovider", f"--junitxml={report}"])
         if not report.is_file():
             raise StudyError(f"pytest ended with {ended!r}")
         cases = list(xml.etree.ElementTree.parse(report).iter("testcase"))
@@ -282,18 +283,13 @@ def equality(setting: Setting) -> Measured:
 
 def notebooks(setting: Setting) -> Measured:
     """Seconds of a profile's notebooks, four at a time, from an empty store."""
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"LAYER_REDUNDANCY_WORK": folder, "LAYER_REDUNDANCY_DEVICE": setting.device}
-        begun = time.monotonic()
-        smollm2.folder()
-        yield "making the embedded model ready, seconds", time.monotonic() - begun
-        cache = Path(folder) / "data" / "cache"
-        cache.mkdir(parents=True)
-        for entry in paths.CACHE.iterdir():  # what was downloaded, and nothing that a notebook makes
-            if not entry.name.startswith(("healed-", "pruned-", "quantized-", "trained-", "training-")):
-                (cache / entry.name).symlink_to(entry)
+    begun = time.monotonic()
+    smollm2.folder()
+    yield "making the embedded model ready, seconds", time.monotonic() - begun
+    with empty_store.work_folder() as (folder, environment):
+        environment["LAYER_REDUNDANCY_DEVICE"] = setting.device
         sources_of = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
-        runs = {notebook: Path(folder) / "data" / "runs" / setting.profile / notebook.name for notebook in sources_of}
+        runs = {notebook: folder / "data" / "runs" / setting.profile / notebook.name for notebook in sources_of}
         command = [sys.executable, "-m", "layer_redundancy.run_notebooks", "--profile", setting.profile, "--jobs", "4"]
         command += [f"{notebook}:{output}" for notebook, output in runs.items()]
         started = time.monotonic()

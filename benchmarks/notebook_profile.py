@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,6 +19,7 @@ import pandas as pd
 import typer
 from matplotlib.figure import Figure
 
+from benchmarks import empty_store
 from layer_redundancy import run_notebooks
 from layer_redundancy.config.notebooks import chosen_notebooks, number
 from layer_redundancy.core import paths, sampling
@@ -44,13 +44,6 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "blocks": (BLUE, (r"/models/stack\.py:", r"/evaluate/batches\.py:", r"/transformers/", r"/torch/nn/")),
     "other": (BLACK, (r"",)),
 }
-MADE = (
-    "healed-",
-    "pruned-",
-    "quantized-",
-    "trained-",
-    "training-",
-)  # what notebooks put into the cache; all else was downloaded
 IDLE = re.compile(r"/selectors\.py:select$")  # between two cells
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -96,17 +89,12 @@ def measure(profile: str, notebooks: list[Path], jobs: int | None = None) -> tup
     """
     if not run_notebooks.FORKS:
         raise StudyError("kernels are watched on Linux only")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        cache, samples = folder / "data" / "cache", folder / "samples"
-        cache.mkdir(parents=True)
-        for entry in paths.CACHE.iterdir() if paths.CACHE.is_dir() else ():
-            if not entry.name.startswith(MADE):
-                (cache / entry.name).symlink_to(entry)
+    with empty_store.work_folder() as (folder, environment):
+        samples = folder / "samples"
         runs = [f"{notebook}:{folder / 'data' / 'runs' / notebook.name}:" for notebook in notebooks]
         command = [sys.executable, "-m", "layer_redundancy.run_notebooks", "--profile", profile]
         command += ["--jobs", str(jobs)] if jobs else []
-        environment = os.environ | {"LAYER_REDUNDANCY_WORK": name, sampling.VARIABLE: str(samples)}
+        environment[sampling.VARIABLE] = str(samples)
         started = time.monotonic()
         done = subprocess.run([*command, *runs], env=environment, cwd=paths.ROOT)
         spent = time.monotonic() - started

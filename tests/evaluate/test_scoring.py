@@ -4,11 +4,12 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import tiny_models
 from layer_redundancy.core.store import Store
 from layer_redundancy.evaluate import scoring, sweep
-from layer_redundancy.models import loading
+from layer_redundancy.models import compiled, loading
 from layer_redundancy.models.stack import decoder_stack
 from measurements import Continuations, identity, ragged_sequences
 
@@ -77,6 +78,37 @@ def test_the_first_of_equal_maxima_is_the_greedy_one():
             logprob, greedy = of_tokens(logits.to(dtype), row, token)
             assert greedy.tolist() == [False, True, False, True, False, False, True]
             torch.testing.assert_close(logprob, logits.log_softmax(-1)[row, token])
+
+
+def test_compiled_log_softmax_is_one_graph_for_all_lengths_and_as_it_is_where_there_is_none(monkeypatch, caplog):
+    torch._dynamo.reset()
+    counted = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(compiled, "BACKEND", counted)
+    monkeypatch.setattr(scoring, "_refused", [])
+    generator = torch.Generator().manual_seed(0)
+
+    def compare(rows, tokens):
+        logits = torch.randn(rows, 31, generator=generator)
+        row, token = (torch.randint(0, most, (tokens,), generator=generator) for most in (rows, 31))
+        for got, wanted in zip(
+            scoring._at_once(logits, row, token), scoring._of_tokens(logits, row, token), strict=True
+        ):
+            torch.testing.assert_close(got, wanted)
+
+    for rows, tokens in ((7, 9), (12, 5), (5, 5)):
+        compare(rows, tokens)
+    assert counted.frame_count == 1 and not scoring._refused
+
+    def broken(*_):
+        raise RuntimeError("no such compiler\nreally")
+
+    monkeypatch.setattr(compiled, "BACKEND", broken)
+    with caplog.at_level("INFO"):
+        compare(7, 9)
+        compare(8, 9)
+    (line,) = [record.message for record in caplog.records if "not compiled" in record.message]
+    assert "log-softmax" in line and "\n" not in line
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

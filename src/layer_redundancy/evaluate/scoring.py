@@ -1,8 +1,9 @@
 """Hidden states -> log-likelihoods of tokens; the head runs only where something is scored."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,11 +15,14 @@ from layer_redundancy.core import devices
 from layer_redundancy.core.arguments import shown
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result, settings_text
+from layer_redundancy.models import compiled
 from layer_redundancy.models.stack import DecoderStack
 
 if TYPE_CHECKING:  # lm-eval takes seconds to import, and only the tasks need it
     from layer_redundancy.data.benchmark_items import TaskItems
     from layer_redundancy.data.corpora import TokenBlocks
+
+logger = logging.getLogger(__name__)
 
 HEAD_ROWS = 512  # positions that go through the head at once, at least: more are no faster on a processor
 GPU_LOGITS = 2**29  # bytes of logits at once on a GPU, where a few milliseconds of Python go with each call of the head
@@ -155,7 +159,7 @@ def score(
     """
     rows = (np.arange(variants)[:, None] * targets.num_rows + targets.rows).ravel()
     row, token = devices.sent(states.device, rows, np.tile(targets.tokens, variants))
-    of_tokens = _compiled() if stack.compiled and len(states) >= HEAD_ROWS else _of_tokens
+    of_tokens = _at_once if stack.compiled and len(states) >= HEAD_ROWS else _of_tokens
     # Made beforehand: a small tensor that lies where logits were would leave no room for the next ones.
     logprob = torch.empty(len(rows), device=states.device)
     greedy = torch.empty(len(rows), device=states.device, dtype=torch.bool)
@@ -207,16 +211,19 @@ def _fused(logits: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
     return exact[row, token] - total[row], logits.argmax(-1)[row] == token
 
 
-@cache
-def _compiled() -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """`_fused` as one kernel, whatever the numbers of rows and tokens; as it is where it does not compile."""
-    compiled = torch.compile(_fused, dynamic=True)
+def _at_once(logits: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_of_tokens`, by one kernel, whatever the numbers of rows and tokens; where there is none, as it is."""
+    if not _refused:
+        try:
+            with compiled.compiling("the logarithms of the head's probabilities"):
+                return compiled.function(_fused, compiled.BACKEND)(logits, row, token)
+        except compiled.NotCompiled as error:
+            _refused.append(str(error))
+            logger.info(f"the head's log-softmax is not compiled and runs as it is ({error})")
+    return _of_tokens(logits, row, token)
 
-    def of_tokens(logits: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-        with torch._dynamo.config.patch(suppress_errors=True):
-            return compiled(logits, row, token)
 
-    return of_tokens
+_refused: list[str] = []  # why `_fused` is not compiled in this process
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ Compiled kernels round otherwise than the operations one by one, in 16 bits by a
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
@@ -30,6 +31,45 @@ logger = logging.getLogger(__name__)
 BACKEND = "inductor"
 GRAPHS = 64  # kinds of blocks times kinds of calls, of all models that a process has run; then it ends with an error
 WORTH = 2e13  # operations of one block on a measurement: below, a sweep gains less than compiling takes
+
+
+class NotCompiled(Exception):
+    """A function that torch cannot compile: why, in one line."""
+
+
+@cache
+def function(plain: Callable, backend: str | Callable) -> Callable:
+    """A function compiled, once for all; what of it cannot be traced is an error, and never run as it is unseen."""
+    return torch.compile(plain, backend=backend, fullgraph=True, dynamic=True)
+
+
+@contextmanager
+def compiling(what: str) -> Iterator[None]:
+    """Lets a compiled `function` be called: one graph for all lengths, and so many graphs.
+
+    Raises:
+        StudyError: `what` takes more graphs than there may be.
+        NotCompiled: it cannot be compiled.
+        Exception: memory ran out while it was.
+    """
+    # Imported where they are needed: they take long.
+    from torch import _dynamo as dynamo
+    from torch.fx.experimental import _config as shapes
+
+    lengths = shapes.patch(use_duck_shape=False)  # lengths that are equal in one call need not be in the next
+    limits = dynamo.config.patch(recompile_limit=GRAPHS, accumulated_recompile_limit=GRAPHS)
+    try:
+        with lengths, limits:
+            yield
+    except dynamo.exc.FailOnRecompileLimitHit as error:
+        raise StudyError(
+            f"{GRAPHS} graphs do not suffice for {what}: set compiled = false in the profile, so that none are"
+        ) from error
+    except dynamo.exc.TorchDynamoException as error:
+        inner = getattr(error, "inner_exception", error)
+        if devices.lacks_memory(inner):
+            raise inner from error
+        raise NotCompiled(f"{type(inner).__name__}: {inner}".strip().partition("\n")[0]) from error
 
 
 def pays(stack: DecoderStack, tokens: int) -> bool:
@@ -67,7 +107,7 @@ class CompiledStack(DecoderStack):
 
     compiled: ClassVar[bool] = True
 
-    _refused: dict[tuple, str] = field(default_factory=dict, compare=False)  # kind of call -> why it does not compile
+    _refused: set[tuple] = field(default_factory=set, compare=False)  # kinds of calls that do not compile
 
     def run_block(
         self,
@@ -81,26 +121,12 @@ class CompiledStack(DecoderStack):
         if isinstance(keys, PrefixStates) or kind in self._refused or not compiles(self) or not _is_plain(block):
             return super().run_block(index, hidden, calls, keys)
         args, kwargs = calls.arguments(index, keys)
-        # Imported where they are needed: they take long.
-        from torch import _dynamo as dynamo
-        from torch.fx.experimental import _config as shapes
-
-        lengths = shapes.patch(use_duck_shape=False)  # lengths that are equal in one call need not be in the next
-        limits = dynamo.config.patch(recompile_limit=GRAPHS, accumulated_recompile_limit=GRAPHS)
         try:
-            with torch.no_grad(), lengths, limits:
-                return _function(BACKEND)(self.architecture, block, hidden, args, kwargs)
-        except dynamo.exc.FailOnRecompileLimitHit as error:
-            raise StudyError(
-                f"{GRAPHS} graphs do not suffice for the blocks of {type(self.model).__name__}: set compiled = false "
-                "in the profile, so that they run as they are"
-            ) from error
-        except dynamo.exc.TorchDynamoException as error:
-            inner = getattr(error, "inner_exception", error)
-            if devices.lacks_memory(inner):
-                raise inner from error
-            self._refused[kind] = f"{type(inner).__name__}: {inner}".strip().partition("\n")[0]
-            logger.info(f"{type(block).__name__} is not compiled and runs as it is ({self._refused[kind]})")
+            with torch.no_grad(), compiling(f"the blocks of {type(self.model).__name__}"):
+                return function(_run, BACKEND)(self.architecture, block, hidden, args, kwargs)
+        except NotCompiled as error:
+            self._refused.add(kind)
+            logger.info(f"{type(block).__name__} is not compiled and runs as it is ({error})")
             return self.run_block(index, hidden, calls, keys)
 
 
@@ -110,12 +136,6 @@ def _is_plain(block: nn.Module) -> bool:
         module.training or module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
         for module in block.modules()
     )
-
-
-@cache
-def _function(backend: str | Callable) -> Callable[[Architecture, nn.Module, Tensor, tuple, dict[str, Any]], Tensor]:
-    """The compiled function. A part of a block that cannot be traced is an error, and never run as it is unseen."""
-    return torch.compile(_run, backend=backend, fullgraph=True, dynamic=True)
 
 
 def _run(architecture: Architecture, block: nn.Module, hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:

@@ -26,7 +26,7 @@ from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile, Recipe, TaskBudget, TrainingBudget
 from layer_redundancy.config.run_folder import absolute_model
 from layer_redundancy.config.sources import Amount
-from layer_redundancy.core import cache, devices, flags, log, paths, stats, variants
+from layer_redundancy.core import cache, devices, flags, log, paths, stats, variants, verdicts
 from layer_redundancy.core.arguments import LARGEST_SEED, shown, whole
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
@@ -659,6 +659,21 @@ class Study:
             return data
         table_pictures.save_table(data, self.figures, name, self.caption(*caption))
         return data
+
+    def save_verdicts(self, table: pd.DataFrame, name: str, *caption: str) -> pd.DataFrame:
+        """Writes a notebook's statements and their verdicts to the run's folder; returns what people read of them.
+
+        Args:
+            table: from `verdicts.verdicts`; its file has all columns, its picture those of `verdicts.shown`.
+        """
+        shown = verdicts.shown(table)
+        if len(table):
+            note = (
+                "Difference: measured less threshold (within: from none). Detectable: the smallest that is found with "
+                "a probability of 0.8. p: two-sided, corrected for all statements here (Holm)"
+            )
+            table_pictures.save_table(table, self.figures, name, self.caption(*caption, note), shown)
+        return shown
 
     def export_results(self) -> Path:
         """Writes this model's stored results as CSV, for people; left out where neither they nor the CSV can be."""

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.verdicts import shown as shown_verdicts
 from tools.docs.tables import Accuracy, Check, Row, Tables, compare
 
 TEMPLATES = paths.ROOT / "docs" / "templates"
@@ -53,6 +55,7 @@ def render(template: str, tables: Tables | None = None, folder: Path = TEMPLATES
         "rows": tables.rows,
         "holds": tables.holds,
         "fails": tables.fails,
+        "verdict": tables.verdict,
         "compare": compare,
         "finding": finding,
         "verdicts": lambda name: verdicts(tables, name),
@@ -93,6 +96,8 @@ def finding(name: str, *checks: Check, caller: Callable[[], str]) -> str:
 
 def verdicts(tables: Tables, name: str) -> str:
     """The statements of a claim's table and what became of them, folded."""
+    if "verdict" in tables.table(name):
+        return _verdicts(tables.table(name))
     lines = ["| statement | measured | threshold | holds | certainty |", "| --- | --- | --- | --- | --- |"]
     found = tables.rows(name)
     for row in found:
@@ -103,6 +108,15 @@ def verdicts(tables: Tables, name: str) -> str:
     held = sum(bool(row.holds) for row in found)
     summary = f"<details><summary>Statements that were tested: {held} of {len(found)} hold</summary>"
     return "\n".join([summary, "", *lines, "", "</details>"])
+
+
+def _verdicts(table: pd.DataFrame) -> str:
+    shown = shown_verdicts(table)
+    head, rule = "| " + " | ".join(shown.columns) + " |", "| " + " | ".join("---" for _ in shown.columns) + " |"
+    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in shown.to_numpy()]
+    counts = table["verdict"].value_counts()
+    summary = ", ".join(f"{number} {verdict}" for verdict, number in counts.items())
+    return "\n".join([f"<details><summary>Statements: {summary}</summary>", "", head, rule, *lines, "", "</details>"])
 
 
 def _plain(value: Any) -> str:

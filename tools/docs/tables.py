@@ -156,6 +156,23 @@ class Tables:
         """That a statement of a claim's table does not hold; see `holds`."""
         return self._verdict(False, table, statement, certain, where)
 
+    def verdict(self, table: str, statement: str, verdict: str, **where: Any) -> Check:
+        """That the data say so of a statement.
+
+        Args:
+            table: name of a table of verdicts.
+            statement: its statement, word for word.
+            verdict: supported, refuted, undecided or not testable here.
+            where: what else names the row.
+        """
+        row = self.row(table, statement=statement, **where)
+        return Check(
+            f"{statement!r} is {verdict}",
+            row.verdict == verdict,
+            f"{table}.csv{f' ({_named(where)})' if where else ''}: {row.verdict}, difference {row.difference:g} "
+            f"({row.low:g} to {row.high:g}), p {row.p:g}",
+        )
+
     def _verdict(self, expected: bool, table: str, statement: str, certain: bool | None, where: Mapping) -> Check:
         row = self.row(table, statement=statement, **where)
         agree = row.certainty if row.holds else 1 - row.certainty  # of the resamples, with the verdict

@@ -75,6 +75,69 @@ def _checked(num: int, resamples: int, least: int = 1) -> None:
         raise StudyError("there is nothing to resample: no block of text, item, prompt or seed was measured")
 
 
+# ------------------------------------------------------------------------------------------ intervals from resamples
+
+
+def standard_error(draws: np.ndarray, units: int) -> float:
+    """The standard error of a figure from its bootstrap resamples; NaN for a single unit, which varies in none.
+
+    Args:
+        draws: (R,) the figure in each resample.
+        units: N, how many were resampled. Resampling shows (N - 1) / N of the variance, which is made up for here.
+    """
+    return float(np.std(draws) * np.sqrt(units / (units - 1))) if units > 1 else np.nan
+
+
+def combined(errors: Sequence[float], units: Sequence[int]) -> tuple[float, float]:
+    """The standard error of a figure that several independent kinds of unit make uncertain, and its degrees of freedom.
+
+    Args:
+        errors: the standard error that each kind makes.
+        units: how many units there are of each kind.
+
+    Returns:
+        The root of the sum of squares, and Welch and Satterthwaite's degrees of freedom: those of the kind that matters
+        most, where one does. NaN and 0 where a kind has a single unit.
+    """
+    squares, degrees = np.square(errors), np.array(units) - 1
+    if (degrees < 1).any():
+        return np.nan, 0.0
+    total = squares.sum()
+    return float(np.sqrt(total)), float(total**2 / (squares**2 / degrees).sum()) if total > 0 else float(degrees.min())
+
+
+def interval(estimate: float, draws: np.ndarray, units: int) -> tuple[float, float]:
+    """95 % interval of a figure from its bootstrap resamples: Student's t times their standard error on either side.
+
+    The percentiles of the resamples are too narrow where units are few: those of the mean of 4 normal values hold it in
+    81 % of the cases instead of 95, of 8 in 89 %.
+
+    Args:
+        estimate: the figure on all data.
+        draws: (R,) the figure in each resample.
+        units: N, how many were resampled.
+
+    Returns:
+        NaN for a single unit.
+    """
+    if units < 2:
+        return np.nan, np.nan
+    half = student_t.ppf(0.975, units - 1) * standard_error(draws, units)
+    return float(estimate - half), float(estimate + half)
+
+
+def crossed_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of (S, N) values of S seeds or draws on N units, where both could have been others.
+
+    The variances of the means of either kind, added: what belongs to single cells counts twice, to the safe side.
+    """
+    kinds = values.mean(1), values.mean(0)
+    errors = [means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else np.nan for means in kinds]
+    error, degrees = combined(errors, values.shape)
+    half = student_t.ppf(0.975, degrees) * error if degrees >= 1 else np.nan
+    return float(values.mean() - half), float(values.mean() + half)
+
+
 # --------------------------------------------------------------------------------------- one kind of unit resampled
 
 

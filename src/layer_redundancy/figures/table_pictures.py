@@ -14,20 +14,24 @@ from layer_redundancy.figures.saving import check_name, save
 from layer_redundancy.figures.style import BLACK, WIDTH, settings, text_width
 
 
-def save_table(data: pd.DataFrame, folder: Path, name: str, caption: str) -> list[Path]:
+def save_table(
+    data: pd.DataFrame, folder: Path, name: str, caption: str, shown_as: pd.DataFrame | None = None
+) -> list[Path]:
     """Writes a table as <name>.csv (all digits that count), .md (for the README), .png and .pdf (drawn).
 
     In .md and images, numbers have about four significant digits, a column the same decimals, and NaN is a dash.
-    Arguments, paths returned and errors raised are those of `saving.save`.
+    Arguments, paths returned and errors raised are those of `saving.save`; `shown_as` is the table for .md and images,
+    where people need less than the file has.
     """
     check_name(name)
     if not isinstance(data, pd.DataFrame):
         raise StudyError(f"{shown(data)} is no table: give a pandas DataFrame")
-    cells, numeric = _cells(data), _numeric(data)
+    seen = data if shown_as is None else shown_as
+    cells, numeric = _cells(seen), _numeric(seen)
     with settings():
-        figure = _table_figure(cells, right=[column in numeric for column in data.columns])
+        figure = _table_figure(cells, right=[column in numeric for column in seen.columns])
     plt.close(figure)
-    rows = [list(cells.columns), ["--:" if c in numeric else ":--" for c in data.columns], *cells.to_numpy().tolist()]
+    rows = [list(cells.columns), ["--:" if c in numeric else ":--" for c in seen.columns], *cells.to_numpy().tolist()]
     rows = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
     markdown = "\n".join([*rows, "", f"*{caption}*", ""])
     return save(figure, data, folder, name, caption, markdown)

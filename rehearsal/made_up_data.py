@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import yaml
 from datasets import Features
 
-from layer_redundancy.data import corpora, own_tasks, paper_benchmarks
+from layer_redundancy.data import capability_tasks, corpora, paper_benchmarks
 from rehearsal.local_hub import place
 
 Row = dict[str, Any]
@@ -145,8 +145,8 @@ def _paragraphs(split: corpora.Split = "evaluation") -> tuple[str, ...]:
 @cache
 def _sentences() -> tuple[str, ...]:
     """English sentences of ordinary length."""
-    found = [s for paragraph in _paragraphs()[:600] for s in own_tasks.sentences(paragraph)]
-    return tuple(s for s in found if len(s.split()) in own_tasks.SENTENCE_WORDS)
+    found = [s for paragraph in _paragraphs()[:600] for s in capability_tasks.sentences(paragraph)]
+    return tuple(s for s in found if len(s.split()) in capability_tasks.SENTENCE_WORDS)
 
 
 def _cloze(rng: random.Random, options: int = 4) -> tuple[str, list[str], int]:

@@ -239,21 +239,21 @@ def test_limit_is_for_benchmarks(tmp_path):
     built = Study.open("smoke", str(checkpoint(tmp_path / "model", "llama")), store=tmp_path / "s.sqlite")
     found = benchmarks.measure(built, limit=2)
     assert built.profile.tasks == profiles.get("smoke").tasks
-    assert [task.items.num_items for task in found.tasks] == [2, 2]
+    assert [task.items.num_items for task in found.tasks] == [2, 2, 2, 2]
     assert benchmarks.note(built, found, 2).endswith("A quick look: 2 items a benchmark")
 
 
 @pytest.mark.slow
 def test_heads_are_tried_on_the_items_in_turn(study):
-    tasks = (profiles.TaskBudget("passage_continuation", limit=5),)
+    tasks = (profiles.TaskBudget("copying", limit=5),)
     budget = {"evaluation_blocks": 2, "block_length": 20, "items": 2, "random_sets": 1}
     built = study(budgets={"width_vs_depth": budget}, tasks=tasks)
     measured = width_vs_depth.measure(built).perplexity.blocks.input_ids
     assert measured.tolist() == built.evaluation.input_ids[:2, :20].tolist()
     heads = variants.single_heads(5, 4, block_step=2)
-    tried = width_vs_depth.single_heads(built, heads, items=2)["passage_continuation"]
+    tried = width_vs_depth.single_heads(built, heads, items=2)["copying"]
     assert list(tried) and set(tried) == set(heads)
-    whole = built.sweep([built.dense, *heads.values()], built.tasks)["task/passage_continuation"]
+    whole = built.sweep([built.dense, *heads.values()], built.tasks)["task/copying"]
     for (block, head), (without, dense) in tried.items():
         items = {0: slice(0, 2), 2: slice(2, 4), 4: slice(4, 5)}[block]
         for part, all_of in ((without, whole[heads[block, head]]), (dense, whole[built.dense])):

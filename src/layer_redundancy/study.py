@@ -501,23 +501,28 @@ class Study:
         measurements: Sequence[Perplexity | ChoiceTask] | None = None,
         progress: bool = True,
     ) -> dict[str, dict[Variant, Result]]:
-        """Measures variants: measurement name -> variant -> result.
+        """Measures variants: measurement name -> variant -> result, of tasks with margins.
 
         Args:
             chosen: the variants.
             measurements: what to measure on each; perplexity and the profile's tasks if not given.
             progress: print what will be done, and draw a progress bar.
         """
-        return sweep.run(
+        measured = [self.perplexity, *self.tasks] if measurements is None else measurements
+        found = sweep.run(
             self.identity,
             lambda: self.stack,
             chosen,
-            [self.perplexity, *self.tasks] if measurements is None else measurements,
+            measured,
             self.store,
             batch_tokens=self.profile.batch_tokens,
             progress=progress,
             compiled=self.profile.compiled,
         )
+        for task in measured:
+            if isinstance(task, ChoiceTask):
+                found[task.name] = {v: task.with_margins(result) for v, result in found[task.name].items()}
+        return found
 
     def continuations(self, chosen: Sequence[Variant], lengths: PromptLengths) -> dict[Variant, Result]:
         """Greedy continuations of prompts by the dense model and by each variant, as `generate.run` has them."""

@@ -16,7 +16,7 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import benchmark_items
 from layer_redundancy.models import smollm2
 
-EMBEDDED = ["mmlu_dev", "mmlu_dev_continuation", "mmlu_dev_fewshot", "passage_continuation"]
+EMBEDDED = ["agreement", "copying", "last_word", "mmlu_dev", "mmlu_dev_continuation", "mmlu_dev_fewshot"]
 
 
 ITEMS = """
@@ -46,8 +46,8 @@ metric_list:
 """
 
 
-LAST_WORD = """
-task: last_word
+ENDING = """
+task: ending
 custom_dataset: !function items.choices
 test_split: test
 output_type: loglikelihood
@@ -107,7 +107,7 @@ def lm(tokenizer):
 def hand_made(tmp_path, monkeypatch):
     """A folder of tasks of the test's own in place of data/tasks."""
     (tmp_path / "items.py").write_text(ITEMS)
-    for name, text in {"a": MULTIPLE_CHOICE, "b": LAST_WORD, "c": GENERATE, "d": FROM_HUB}.items():
+    for name, text in {"a": MULTIPLE_CHOICE, "b": ENDING, "c": GENERATE, "d": FROM_HUB}.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     monkeypatch.setattr(paths, "TASKS", tmp_path)
     return tmp_path
@@ -171,7 +171,7 @@ def test_hand_made_items_agree_with_lm_eval(hand_made, lm, tokenizer, num_fewsho
 
 
 def test_loglikelihood_task_agrees_with_lm_eval(hand_made, lm, tokenizer):
-    items = benchmark_items.load(TaskBudget("last_word"), tokenizer)
+    items = benchmark_items.load(TaskBudget("ending"), tokenizer)
     given = answers(lm, items)
     frame = items.metrics(given)
     results, seen = evaluated(lm, items)
@@ -210,10 +210,10 @@ def test_bos_is_in_the_context_where_the_tokenizer_prepends_it(hand_made):
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2.folder())
-    plain = benchmark_items.load(TaskBudget("last_word"), tokenizer)
+    plain = benchmark_items.load(TaskBudget("ending"), tokenizer)
     bos = (tokenizer.bos_token, tokenizer.bos_token_id)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
-    with_bos = benchmark_items.load(TaskBudget("last_word"), tokenizer)
+    with_bos = benchmark_items.load(TaskBudget("ending"), tokenizer)
     for a, b in zip(plain.requests, with_bos.requests, strict=True):
         assert b.context_ids == (bos[1], *a.context_ids)
         assert b.continuation_ids == a.continuation_ids
@@ -285,13 +285,13 @@ def test_lm_evals_own_names_are_known_and_others_are_not(tokenizer, monkeypatch)
 
 
 def test_group_is_one_benchmark(hand_made, lm, tokenizer):
-    (hand_made / "group.yaml").write_text("group: both\ntask: [hand_made, last_word]\n")
+    (hand_made / "group.yaml").write_text("group: both\ntask: [hand_made, ending]\n")
     items = benchmark_items.load(TaskBudget("both"), tokenizer)
     frame = items.metrics(answers(lm, items))
     assert sorted(zip(frame["task"], frame["doc_id"], strict=True)) == [
-        (name, i) for name in ("hand_made", "last_word") for i in range(4)
+        (name, i) for name in ("hand_made", "ending") for i in range(4)
     ]
-    assert frame["acc_norm"].isna().sum() == 4  # last_word has no such metric
+    assert frame["acc_norm"].isna().sum() == 4  # ending has no such metric
 
 
 def test_accuracy_interval_is_wilsons():

@@ -1,4 +1,4 @@
-"""The study's own benchmarks: deterministic data, known defects, one question in several forms."""
+"""MMLU's development questions: deterministic data, known defects, one question in several forms."""
 
 import collections
 import re
@@ -7,10 +7,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from layer_redundancy.config.profiles import TaskBudget
-from layer_redundancy.data import benchmark_items, corpora, own_tasks
+from layer_redundancy.data import benchmark_items, own_tasks
 from layer_redundancy.models import smollm2
 
-EMBEDDED = ["mmlu_dev", "mmlu_dev_continuation", "mmlu_dev_fewshot", "passage_continuation"]
+EMBEDDED = ["mmlu_dev", "mmlu_dev_continuation", "mmlu_dev_fewshot"]
 
 
 @pytest.fixture(scope="module")
@@ -52,41 +52,6 @@ def test_each_known_defect_of_mmlu_dev_is_handled():
     assert biology["choices"][0] == biology["choices"][2] and biology["answer"] == 3
     repeated = rows["college_physics", 0]
     assert [row["index"] for row in rows.values() if row["question"] == repeated["question"]] == [0]
-
-
-def test_passages_are_of_the_evaluation_split_and_candidates_of_other_articles():
-    rows = own_tasks.passage_continuation()["test"].to_list()
-    assert rows == own_tasks.passage_continuation()["test"].to_list()
-    evaluation = corpora.articles("wikipedia", "evaluation")
-    calibration = "\n".join(corpora.articles("wikipedia", "calibration"))
-    assert len(rows) > 500
-    for row in rows:
-        gold = row["choices"][row["answer"]]
-        own = evaluation[row["article"]]
-        assert f"{row['context']} {gold}" in own
-        assert row["context"] not in calibration
-        wrong = [choice for choice in row["choices"] if choice != gold]
-        assert len(wrong) == 3
-        sources = [{i for i, text in enumerate(evaluation) if choice in text} for choice in wrong]
-        assert all(source and row["article"] not in source for source in sources)
-        assert len(set.union(*sources)) == 3
-        assert all(8 <= len(choice.split()) <= 30 for choice in row["choices"])
-        assert len(row["context"].split()) <= 60
-    positions = collections.Counter(row["answer"] for row in rows)
-    assert max(positions.values()) - min(positions.values()) <= 1
-
-
-@pytest.mark.parametrize(
-    ("paragraph", "expected"),
-    [
-        ("It ended. It began again! Did it? Yes.", ["It ended.", "It began again!", "Did it?", "Yes."]),
-        ('He said "No." Then he left.', ['He said "No."', "Then he left."]),
-        ("The U.S. Constitution of J. Smith, e.g. This one, by Dr. Who.", None),
-        ("In 1.5 years it grew. 20 came.", ["In 1.5 years it grew.", "20 came."]),
-    ],
-)
-def test_sentences(paragraph, expected):
-    assert own_tasks.sentences(paragraph) == (expected or [paragraph])
 
 
 def test_few_shot_questions_share_five_worked_examples(tokenizer):

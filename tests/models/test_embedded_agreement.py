@@ -56,7 +56,9 @@ def test_perplexity_of_variants_agrees_with_plain_forwards(loaded, tmp_path):
     assert results[variants.dense(30)].summary["perplexity"] < results[plan[2]].summary["perplexity"]
 
 
-@pytest.mark.parametrize("task, limit", [("passage_continuation", 5), ("mmlu_dev", 5), ("mmlu_dev_continuation", 3)])
+@pytest.mark.parametrize(
+    "task, limit", [("copying", 5), ("last_word", 2), ("mmlu_dev", 5), ("mmlu_dev_continuation", 3)]
+)
 def test_choice_loglikelihoods_equal_lm_evals(loaded, task, limit, tmp_path):
     model, tokenizer = loaded
     items = benchmark_items.load(TaskBudget(task, limit=limit), tokenizer)

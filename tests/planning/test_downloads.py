@@ -127,7 +127,7 @@ def test_a_model_with_a_missing_shard_is_not_complete(tmp_path):
     assert hub.is_complete(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["mmlu_dev_fewshot", "mmlu_dev_continuation", "passage_continuation"])
+@pytest.mark.parametrize("name", ["mmlu_dev_fewshot", "mmlu_dev_continuation", "copying"])
 def test_counted_amounts_are_what_runs(tokenizer, name, monkeypatch):
     items = benchmark_items.load(TaskBudget(name), tokenizer)
     work = arrange(ChoiceTask(items).sequences, Sharing(prefixes=True))

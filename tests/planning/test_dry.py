@@ -131,10 +131,10 @@ def test_the_model_without_attention_has_its_own_scale():
     ledger = pages("06", profile="embedded", model="")["06"]
     recurrent = {one.measurement: one.amount.items for one in ledger.of(Sweep, "rwkv5-6.6m") if len(one.variants) > 50}
     transformer = {one.measurement: one.amount.items for one in ledger.of(Sweep, "smollm2-135m-instruct")}
-    assert recurrent == {"perplexity": 32, "task/passage_continuation": 50}
-    assert transformer["task/passage_continuation"] == 24
+    assert recurrent == {"perplexity": 128, "task/agreement": 50, "task/copying": 50}
+    assert transformer["task/agreement"] == 200
     alone = profiles.get("embedded")
-    assert [alone.text.evaluation_blocks, alone.tasks[0].limit] == [8, 24]
+    assert [alone.text.evaluation_blocks, alone.tasks[0].limit] == [32, 200]
 
 
 def test_block_pruning_by_hand():

@@ -85,8 +85,9 @@ def test_a_sweep_is_the_notebooks_and_is_not_computed_twice(run, model, tmp_path
         kept = tuple(i for i in range(5) if i not in order[: row["removed"]])
         result = study.sweep([kept])
         assert row["perplexity"] == result["perplexity"][kept].summary["perplexity"]
-        (task,) = study.tasks
-        assert row["passage_continuation accuracy"] == result_tables.right(result[task.name][kept]).mean()
+        for task in study.tasks:
+            right = result_tables.right(result[task.name][kept])
+            assert row[f"{task.items.name} accuracy"] == right.mean()
     assert "nothing to compute" in run("sweep", model, "--remove", "1..3", "--dry-run")
     run("sweep", model, "--remove", "2,3")
     assert stored(tmp_path) == sweeps, "all of it was in the store"
@@ -122,7 +123,7 @@ def test_a_pruned_folder_is_what_it_says(run, model, tmp_path):
     # On the text and tasks that pruning.json names, the folder has the numbers measured before it was written.
     rows = {row["on"]: row for row in json.loads(run("evaluate", tmp_path / "pruned", "--json", profile=""))["rows"]}
     assert rows["perplexity"]["value"] == pytest.approx(cost["pruned"], rel=1e-5)
-    assert rows["passage_continuation"]["value"] == found["cost"]["tasks"][0]["pruned"]
+    assert rows["agreement"]["value"] == found["cost"]["tasks"][0]["pruned"]
     both = json.loads(run("compare", model, tmp_path / "pruned", "--json", profile=""))["rows"]
     assert both[0]["difference"] == pytest.approx(cost["increase"], rel=1e-4, abs=1e-6)
     assert (both[0]["low"], both[0]["high"]) == pytest.approx((cost["increase_low"], cost["increase_high"]), abs=1e-5)
@@ -214,7 +215,7 @@ def test_another_base_model_is_not_taken_for_the_one_of_pruning_json(run, model,
 def test_models_with_other_tokens_are_compared_in_bits_a_byte(run, model):
     rows = json.loads(run("compare", model, "rwkv5-6.6m", "--json"))["rows"]
     assert rows[0]["on"] == "bits a byte" and rows[0]["low"] is None and rows[0]["first"] > rows[0]["second"]
-    assert rows[1]["on"] == "passage_continuation" and rows[1]["low"] is not None
+    assert rows[1]["on"] == "agreement" and rows[1]["low"] is not None
 
 
 def test_verify_exits_by_what_it_finds(tmp_path):

@@ -1,7 +1,7 @@
 """Benchmark items as scoring requests. lm-eval owns the tasks, the prompts, the tokenisation and the metrics.
 
-Tasks are those of data/tasks/*.yaml, lm-eval's own, and files of the user's (`task_files`). The data of four is built
-in `own_tasks` and needs no hub; the paper's benchmarks (shortgpt_*) are in `paper_benchmarks`.
+Tasks are those of data/tasks/*.yaml, lm-eval's own, and files of the user's (`task_files`). The data of six needs no
+hub and is built in `capability_tasks` and `own_tasks`; the paper's benchmarks (shortgpt_*) are in `paper_benchmarks`.
 """
 
 import difflib

@@ -1,9 +1,8 @@
-"""The study's own benchmarks, whose data is built from installed packages and needs no hub.
+"""MMLU's development questions as benchmarks of their own: their data is in an installed package and needs no hub.
 
-The task files data/tasks/mmlu_dev*.yaml and passage_continuation.yaml name the functions here.
+The task files data/tasks/mmlu_dev*.yaml name the functions here.
 """
 
-import random
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import lm_eval
 import yaml
 
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.data import corpora
 
 # What is wrong with the development questions inside lm-eval, and what is done about each: (subject, index) ->
 # (kept, reason). "The answer" is that of the worked example, which is all the package has.
@@ -26,13 +24,6 @@ MMLU_DEFECTS = {
 }
 
 SHORT_QUESTION = 160  # characters; about 45 tokens with the letters
-# Sentences of passage_continuation; short enough to be cheap, long enough to say something.
-SENTENCE_WORDS = range(8, 31)
-# A full stop after one of these, after an initial or after an inner full stop (e.g., U.S.) ends no sentence.
-ABBREVIATION = re.compile(
-    r"(?:^|[\s(\"“])(?:[A-Za-z]|\S*\.\S+|Mr|Mrs|Ms|Dr|St|Mt|Gen|Col|Lt|Capt|Sgt|Gov|Sen|Rep|Prof|Rev|Hon|Jr|Sr|ca|cf|"
-    r"vs|etc|al|No|vol|pp|fl|approx|Inc|Co|Corp|Ltd|Bros)\.$"
-)
 
 
 def mmlu_dev(**_: Any) -> dict[str, datasets.Dataset]:
@@ -89,45 +80,3 @@ def mmlu_dev_fewshot(**_: Any) -> dict[str, datasets.Dataset]:
             )
         ),
     }
-
-
-def passage_continuation(**_: Any) -> dict[str, datasets.Dataset]:
-    """Passages of the Wikipedia extract's evaluation split, each with four candidates for the next sentence.
-
-    A passage is the first two sentences of a paragraph, the right candidate its third, and each wrong one the third
-    sentence of a paragraph of another article, three different articles. All sentences have 8 to 30 words. The right
-    candidate is at each of the four positions equally often.
-
-    Returns:
-        {"test": dataset}; columns article (position in the split), context, choices (4 texts), answer (0..3).
-    """
-    passages = []
-    for article, text in enumerate(corpora.articles("wikipedia", "evaluation")):
-        for paragraph in text.split("\n\n"):
-            first = sentences(paragraph)[:3]
-            if len(first) == 3 and all(len(sentence.split()) in SENTENCE_WORDS for sentence in first):
-                passages.append((article, " ".join(first[:2]), first[2]))
-    rng = random.Random(0)
-    rng.shuffle(passages)
-    by_article: dict[int, list[str]] = {}
-    for article, _context, third in passages:
-        by_article.setdefault(article, []).append(third)
-    rows = []
-    for i, (article, context, third) in enumerate(passages):
-        others = rng.sample(sorted(by_article.keys() - {article}), 3)
-        choices = [rng.choice(by_article[other]) for other in others]
-        choices.insert(i % 4, third)
-        rows.append({"article": article, "context": context, "choices": choices, "answer": i % 4})
-    return {"test": datasets.Dataset.from_list(rows)}
-
-
-def sentences(paragraph: str) -> list[str]:
-    """Splits a paragraph of English prose at sentence ends, by rule: a closing mark, a space and a capital after it."""
-    pieces = re.split(r"""(?<=[.!?])\s+(?=["“(]?[A-Z0-9])|(?<=[.!?]["”’)])\s+(?=["“(]?[A-Z0-9])""", paragraph)
-    whole: list[str] = []
-    for piece in pieces:
-        if whole and ABBREVIATION.search(whole[-1]):
-            whole[-1] += " " + piece
-        else:
-            whole.append(piece)
-    return whole

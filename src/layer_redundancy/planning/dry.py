@@ -341,8 +341,14 @@ class DryStudy(Study):
             if fresh:
                 amount = _amount(measurement)
                 self._count(Sweep(measurement.name, amount, fresh, self.keeps_prefixes))
-            found[measurement.name] = {v: self._known(key) or self._measured(measurement, v) for v, key in keys.items()}
+            found[measurement.name] = {v: self._result(measurement, v, key) for v, key in keys.items()}
         return found
+
+    def _result(self, measurement: Perplexity | ChoiceTask, variant: Variant, key: Key) -> Result:
+        known = self._known(key)
+        if known is None:
+            return self._measured(measurement, variant)
+        return measurement.with_margins(known) if isinstance(measurement, ChoiceTask) else known
 
     def _measured(self, measurement: Perplexity | ChoiceTask, variant: Variant) -> Result:
         """A result of the right shape; its loss is higher the later the stand-in order would remove what is gone."""
@@ -353,7 +359,8 @@ class DryStudy(Study):
             return Result({"perplexity": float(np.exp(loss)), "nll": loss}, {"nll": nll, "tokens": tokens})
         zeros = np.zeros(measurement.items.num_items)
         summary = {"acc": 0.0, "items": len(zeros), "chance": measurement.items.chance}
-        return Result(summary, {"acc": zeros, "gold_logprob": zeros, "loglikelihood": zeros})
+        names = ("acc", "gold_logprob", "gold_share", "margin", "loglikelihood")
+        return Result(summary, dict.fromkeys(names, zeros))
 
     def continuations(self, chosen: Sequence[Variant], lengths: PromptLengths) -> dict[Variant, Result]:
         distinct = [self.dense, *(v for v in variants.plan(self.num_blocks, chosen) if v != self.dense)]

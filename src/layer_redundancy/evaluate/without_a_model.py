@@ -1,0 +1,153 @@
+"""How far rules get on a multiple-choice task that read nothing: what an accuracy must be compared with.
+
+A task on which one of them beats guessing measures that, and not what its name says.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from layer_redundancy.core import stats
+from layer_redundancy.data import corpora
+
+if TYPE_CHECKING:
+    from layer_redundancy.evaluate.scoring import ChoiceTask
+
+CORPUS = "wikipedia"  # whose calibration split tells how frequent words are
+WORD = re.compile(r"\w+")
+Rule = Callable[[str, list[str]], np.ndarray]  # text before, choices -> a score of each choice; the highest is taken
+
+
+def table(tasks: Sequence["ChoiceTask"]) -> pd.DataFrame:
+    """Accuracy of every rule on every task, on all items that the task has here.
+
+    Where a rule is of two minds it gets its share of the item: 0.5 where it cannot choose between two of which one is
+    right.
+
+    Args:
+        tasks: multiple-choice tasks; items that have nothing to choose, or several right answers, are left out.
+
+    Returns:
+        task, rule, accuracy (0 to 1), low, high (95 % t interval), n (items), chance. A rule that can never choose is
+        left out, unless it is one of `ALWAYS`.
+    """
+    rows = []
+    for task in tasks:
+        items = [
+            (*_read(item), item.gold) for item in task.items.items if item.num_choices > 1 and item.gold is not None
+        ]
+        if not items:
+            continue
+        chance = float(np.mean([1 / len(choices) for _, choices, _ in items]))
+        rules = RULES | OF_ONE_TASK.get(task.items.name, {})
+        found = {
+            name: [_credit(rule(text, choices), gold) for text, choices, gold in items] for name, rule in rules.items()
+        }
+        if len({len(choices) for _, choices, _ in items}) == 1:
+            places = Counter(gold for _, _, gold in items)
+            found["the place that is right most often"] = [
+                float(gold == places.most_common(1)[0][0]) for *_, gold in items
+            ]
+        for name, credits in found.items():
+            values = np.array(credits)
+            if name in ALWAYS or (values != [1 / len(choices) for _, choices, _ in items]).any():
+                low, high = stats.mean_interval(values)
+                row = {"task": task.items.name, "rule": name, "accuracy": values.mean(), "low": low, "high": high}
+                rows.append(row | {"n": len(values), "chance": chance})
+    return pd.DataFrame(rows, columns=["task", "rule", "accuracy", "low", "high", "n", "chance"])
+
+
+def _read(item: Any) -> tuple[str, list[str]]:
+    """The text before an item's choices, and these."""
+    text, choices = item.task.doc_to_text(item.doc), item.task.doc_to_choice(item.doc)
+    return text if isinstance(text, str) else "", list(choices)
+
+
+def _credit(scores: np.ndarray, gold: int) -> float:
+    """1 where the right choice alone has the highest score, 0 where it has not, a share where several have it."""
+    best = np.isclose(scores, scores.max())
+    return float(best[gold] / best.sum())
+
+
+# ---------------------------------------------------------------------------------------------------- rules
+
+
+def _alike(text: str, choices: list[str]) -> np.ndarray:
+    """Cosine of TF-IDF vectors with the text before."""
+    vectors = _tf_idf().transform([text, *choices])
+    return (vectors[1:] @ vectors[0].T).toarray().ravel()
+
+
+def _frequency(_text: str, choices: list[str]) -> np.ndarray:
+    """Mean logarithm of a word's probability, by counts plus one."""
+    counts, total = _counts()
+    means = []
+    for choice in choices:
+        words = WORD.findall(choice.lower()) or [choice]
+        means.append(np.mean([np.log((counts[word] + 1) / total) for word in words]))
+    return np.array(means)
+
+
+def _length(_text: str, choices: list[str]) -> np.ndarray:
+    return np.array([len(choice) for choice in choices])
+
+
+def _times(text: str, choices: list[str]) -> np.ndarray:
+    return np.array([len(_places(text, choice)) for choice in choices])
+
+
+def _latest(text: str, choices: list[str]) -> np.ndarray:
+    return np.array([max(_places(text, choice), default=-1) for choice in choices])
+
+
+def _earliest(text: str, choices: list[str]) -> np.ndarray:
+    return -np.array([min(_places(text, choice), default=len(text)) for choice in choices])
+
+
+def _places(text: str, choice: str) -> list[int]:
+    """Where a choice stands in a text, as whole words."""
+    return [match.start() for match in re.finditer(rf"(?<!\w){re.escape(choice)}(?!\w)", text)]
+
+
+def _plural_after_s(text: str, choices: list[str]) -> np.ndarray:
+    plural = WORD.findall(text)[-1].endswith("s")
+    return np.array([(choice in ("are", "were", "have", "do")) == plural for choice in choices], dtype=float)
+
+
+def _opposite(rule: Rule) -> Rule:
+    return lambda text, choices: -rule(text, choices)
+
+
+RULES: dict[str, Rule] = {
+    "most like the text before (TF-IDF)": _alike,
+    "least like the text before (TF-IDF)": _opposite(_alike),
+    "most frequent words": _frequency,
+    "rarest words": _opposite(_frequency),
+    "longest": _length,
+    "shortest": _opposite(_length),
+    "stands most often in the text before": _times,
+    "stands last in the text before": _latest,
+    "stands first in the text before": _earliest,
+}
+ALWAYS = ("most like the text before (TF-IDF)", "most frequent words", "longest", "shortest")
+OF_ONE_TASK: dict[str, dict[str, Rule]] = {"agreement": {"plural after a word in -s": _plural_after_s}}
+
+
+@cache
+def _counts() -> tuple[Counter[str], int]:
+    """How often each word stands in the calibration text, and the sum of counts plus one."""
+    counts = Counter(word for text in corpora.articles(CORPUS, "calibration") for word in WORD.findall(text.lower()))
+    return counts, counts.total() + len(counts) + 1
+
+
+@cache
+def _tf_idf() -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = corpora.articles(CORPUS, "calibration")
+    return TfidfVectorizer(token_pattern=WORD.pattern).fit([part for text in texts for part in text.split("\n\n")])

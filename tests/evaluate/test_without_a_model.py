@@ -1,0 +1,65 @@
+"""Rules that read nothing: by hand on a few items, and at chance on the study's own tasks."""
+
+import pytest
+from transformers import AutoTokenizer
+
+from layer_redundancy.config import profiles
+from layer_redundancy.config.profiles import TaskBudget
+from layer_redundancy.data import benchmark_items
+from layer_redundancy.evaluate import without_a_model
+from layer_redundancy.evaluate.scoring import ChoiceTask
+from layer_redundancy.models import smollm2
+
+TASKS = ("agreement", "copying", "last_word")
+TEXT = "The river is long, and rivers of the country are longer than a river"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(smollm2.folder())
+
+
+@pytest.mark.parametrize(
+    ("rule", "choices", "taken"),
+    [
+        ("most like the text before (TF-IDF)", ["river", "mountain"], "river"),
+        ("least like the text before (TF-IDF)", ["river", "mountain"], "mountain"),
+        ("most frequent words", ["the", "heptane"], "the"),
+        ("rarest words", ["the", "heptane"], "heptane"),
+        ("longest", ["the", "heptane"], "heptane"),
+        ("shortest", ["the", "heptane"], "the"),
+        ("stands most often in the text before", ["country", "river"], "river"),
+        ("stands last in the text before", ["long", "country"], "country"),
+        ("stands first in the text before", ["long", "country"], "long"),
+    ],
+)
+def test_what_a_rule_takes(rule, choices, taken):
+    scores = without_a_model.RULES[rule](TEXT, choices)
+    assert choices[scores.argmax()] == taken and scores.min() < scores.max()
+    turned = without_a_model.RULES[rule](TEXT, choices[::-1])
+    assert choices[::-1][turned.argmax()] == taken
+
+
+def test_a_plural_verb_after_a_word_in_s():
+    rule = without_a_model.OF_ONE_TASK["agreement"]["plural after a word in -s"]
+    assert rule("The rivers", ["is", "are"]).argmax() == 1 and rule("The river", ["is", "are"]).argmax() == 0
+
+
+def test_an_item_on_which_a_rule_is_of_two_minds_counts_in_part(tokenizer):
+    task = ChoiceTask(benchmark_items.load(TaskBudget("mmlu_dev", limit=40), tokenizer))
+    found = without_a_model.table([task]).set_index("rule")
+    assert (found.n == 40).all() and (found.chance == 0.25).all() and (found.task == "mmlu_dev").all()
+    assert found.loc["longest"].accuracy == found.loc["shortest"].accuracy == 0.25  # letters are of one length
+    answers = [item.gold for item in task.items.items]
+    assert found.loc["the place that is right most often"].accuracy == max(map(answers.count, range(4))) / 40
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_rule_beats_guessing_on_the_studys_own_tasks(tokenizer, name):
+    """On the items that the notebooks take, and on all there are."""
+    (limit,) = {one.limit for one in profiles.get("embedded").budgets["benchmarks"]["tasks"] if one.name == name}
+    for budget in (TaskBudget(name, limit=limit), TaskBudget(name)):
+        found = without_a_model.table([ChoiceTask(benchmark_items.load(budget, tokenizer))])
+        assert set(without_a_model.ALWAYS) <= set(found.rule)
+        better = found[found.low > found.chance]
+        assert better.empty, better

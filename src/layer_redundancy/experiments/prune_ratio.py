@@ -1,4 +1,4 @@
-"""Notebook 03: a growing share of the blocks removed by Block Influence (ShortGPT figure 2b, 3.4)."""
+"""Notebook 03: a growing share of the blocks removed by Block Influence (ShortGPT figure 2b, 4.1)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -178,7 +178,7 @@ def _split(mean: np.ndarray) -> tuple[int, float, float]:
 def ratio_claim(
     curves: Mapping[str, np.ndarray], chance: Mapping[str, float], resamples: int, seed: int
 ) -> pd.DataFrame:
-    """ShortGPT 3.4 on figure 5: performance declines with the ratio, and accuracy falls at a certain block.
+    """ShortGPT 4.1 on figure 5: performance declines with the ratio, and accuracy falls at a certain block.
 
     Args:
         curves: measurement -> (L, N) at 0, 1, ..., L - 1 removed blocks; "perplexity" holds mean NLL in nats.

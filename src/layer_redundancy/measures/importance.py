@@ -103,7 +103,7 @@ def ranks(order: np.ndarray) -> np.ndarray:
 
 
 def angular_grid(sums: ActivationSums, tokens: str = "last") -> np.ndarray:
-    """Angular distance of every contiguous run of blocks (Gromov et al. 2024, eq. 6).
+    """Angular distance of every contiguous run of blocks (Gromov et al. 2024, eq. 7).
 
     Args:
         tokens: "last" for the last token of each sequence, as in the paper; "all" for the mean over tokens.
@@ -122,7 +122,9 @@ def angular_grid(sums: ActivationSums, tokens: str = "last") -> np.ndarray:
 
 
 def best_start(grid: np.ndarray, n: int) -> int:
-    """The first block of the run of n blocks with the smallest angular distance; ties toward the deeper run.
+    """The first block of the run of n blocks with the smallest angular distance (Gromov et al. 2024, eq. 6).
+
+    Ties go to the deeper run.
 
     Raises:
         StudyError: n is not between 1 and the number of blocks.

@@ -665,6 +665,14 @@ class Study:
         table_pictures.save_table(data, self.figures, name, self.caption(*caption))
         return data
 
+    def save_reported(self, data: pd.DataFrame, name: str, caption: str) -> pd.DataFrame:
+        """Writes a table of numbers that papers report to the run's folder; returns it.
+
+        No model was run for it, so its caption names none.
+        """
+        table_pictures.save_table(data, self.figures, name, f"{caption}.")
+        return data
+
     def save_verdicts(self, table: pd.DataFrame, name: str, *caption: str) -> pd.DataFrame:
         """Writes a notebook's statements and their verdicts to the run's folder; returns what people read of them.
 

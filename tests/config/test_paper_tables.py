@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layer_redundancy.config import paper_tables
+from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 
 
@@ -184,3 +185,111 @@ def test_removed_blocks_are_of_the_very_model():
     assert len(paper_tables.removed_blocks("baichuan-inc/Baichuan2-13B-Base", 40)) == 10
     assert paper_tables.removed_blocks("meta-llama/Llama-2-7b-hf", 4) == ()  # the rehearsal's, which bears the name
     assert paper_tables.removed_blocks("org/other", 32) == ()
+
+
+# ---------------------------------------------------------------------------------------- what the papers say in words
+
+
+def test_claims_have_their_place_and_what_this_study_says_to_them():
+    claims = paper_tables.table("claims")
+    assert claims["claim"].is_unique and claims[["paper", "place", "says"]].notna().all(axis=None)
+    assert set(claims["paper"]) == {"ShortGPT", "Gromov et al.", "Lu et al.", "Yuan et al."}
+    assert (claims["value"].isna() == claims["unit"].isna()).all()
+    assert (claims["why"].notna() | claims["against"].isna()).all(), "what contradicts a claim is said"
+    notebooks = {path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")}
+    assert set(claims["notebook"].dropna()) <= notebooks
+    assert claims["notebook"].isna().sum() == 1  # a number of weights is not measured
+
+
+def said(claim):
+    return paper_tables.table("claims").set_index("claim").loc[claim]
+
+
+def test_the_ten_blocks_that_go_are_not_the_last_ten():
+    assert said("last_10")["against"] == "table 4"
+    removed = paper_tables.removed_blocks("meta-llama/Llama-2-13b-hf", 40)
+    assert sorted(removed) == list(range(26, 36)) != list(range(30, 40))
+
+
+def test_the_score_without_ten_blocks_is_printed_twice_and_differs():
+    text = paper_tables.table("text").set_index("removed")["mmlu"]
+    table1 = paper_tables.table("table1").set_index(["model", "method"])["MMLU"]
+    assert text[10] == said("13B_without_10")["value"] != table1["Llama-2-13B", "ShortGPT"] == 52.42
+    assert round(100 * text[10] / text[0]) == 95  # the retention follows from the numbers beside it
+
+
+def test_the_large_model_without_22_blocks_beats_the_small_one_but_is_larger_than_printed():
+    text = paper_tables.table("text").set_index("removed")["mmlu"]
+    small = paper_tables.table("table1").set_index(["model", "method"])["MMLU"]["Llama-2-7B", "Dense"]
+    assert text[22] == said("13B_without_22")["value"] > small == 45.39
+    left, multiplied = paper_tables.weights_left("Llama-2-13B", 22)
+    outside = paper_tables.weights_left("Llama-2-13B", 40)[0]
+    assert (round(left / 1e9, 2), round((left - outside) / 1e9, 2)) == (6.04, 5.71)
+    assert said("5.6_billion")["value"] < (left - outside) / 1e9 - 0.1 and multiplied < left
+    assert paper_tables.weights_left("Llama-2-7B", 0)[0] == 6_738_415_616  # as its own files have it
+    with pytest.raises(StudyError, match="no model 'GPT-2'"):
+        paper_tables.weights_left("GPT-2", 1)
+    with pytest.raises(StudyError, match="choose 0 to 40"):
+        paper_tables.weights_left("Llama-2-13B", 41)
+
+
+def test_92_percent_is_the_mean_of_printed_percentages_and_not_of_the_cells():
+    rows = paper_tables.table1_averages().query("method == 'ShortGPT'")
+    assert round(rows["percentage_reported"].mean()) == said("92_percent")["value"] == 92
+    assert rows["percentage"].mean() == pytest.approx(87.2, abs=0.05)
+    assert rows["percentage"].max() < 92
+    assert round(rows["percentage_reported"].max(), -1) > said("up_to_95")["value"] > rows["percentage"].max()
+
+
+def test_a_quarter_of_the_parameters_is_less_of_the_largest_model():
+    rows = paper_tables.weights_removed().set_index("model")
+    expected = {"Llama-2-7B": 27.0, "Llama-2-13B": 24.4, "Baichuan-2-7B": 24.3, "Baichuan-2-13B": 22.7}
+    assert rows["weights"].round(1).to_dict() == expected
+    assert (rows["printed"] - rows["weights"]).abs().round(1).to_dict() == {
+        "Llama-2-7B": 0.1, "Llama-2-13B": 0.2, "Baichuan-2-7B": 0.1, "Baichuan-2-13B": 2.0,
+    }  # fmt: skip
+    assert (rows["multiplications"] > rows["weights"]).all() and rows["multiplications"].between(23, 28).all()
+
+
+def test_the_best_method_is_not_best_everywhere_as_printed():
+    printed = paper_tables.table("table1").set_index(["model", "method"])["percentage_reported"]
+    assert said("best_method")["against"] == "table 1"
+    assert printed["Llama-2-13B", "LaCo"] == 93.05 > printed["Llama-2-13B", "ShortGPT"] == 92.95
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ("depth_over_width_3.2", "comparable_width", ("more redundancy in-depth than in width", "comparable")),
+        ("depth_over_width_7", "comparable_width", ("depth-based rather than width-based", "comparable")),
+        ("magnitude_2.2", "magnitude_4.4", ("a larger magnitude implies more", "measuring importance by hidden")),
+    ],
+)
+def test_sections_that_contradict_each_other_say_so_of_each_other(first, second, words):
+    one, other = said(first), said(second)
+    assert words[0] in one["says"] and words[1] in other["says"]
+    assert one["against"] == other["place"] and one["place"].removeprefix("section ") in other["against"]
+
+
+def test_sequential_removal_begins_where_the_text_says_importance_does():
+    removed_first = paper_tables.table("table3").set_index("metric")["removed_first"]
+    assert said("sequential")["against"] == "table 3" and removed_first["sequential"] == "block 0"
+    assert "shallower layers being more important" in said("sequential")["says"]
+
+
+def test_the_conclusion_names_another_metric_than_the_paper_defines():
+    claims = paper_tables.table("claims")
+    assert said("attention_entropy")["against"] == "section 2.2"
+    assert claims["says"].str.contains("entropy").sum() == 1
+
+
+def test_few_blocks_of_classifiers_are_fewer_than_the_summary_says_and_weigh_what_it_saves():
+    quoted = paper_tables.table("why_lift_accuracy").set_index("kept")
+    assert 100 * 2 / 48 < said("quarter_to_half")["value"] == 25 and quoted["accuracy"][2] > quoted["accuracy"][48]
+    saved = []
+    for _, part in paper_tables.table("why_lift_size").groupby("model"):
+        whole, one = part["parameters_millions"]
+        block = (whole - one) / (part["blocks"].iloc[0] - 1)
+        saved += [(whole - one - (share * part["blocks"].iloc[0] - 1) * block) / whole for share in (0.25, 0.5)]
+    assert min(saved) == pytest.approx(0.46, abs=0.01) and max(saved) == pytest.approx(0.72, abs=0.01)
+    assert 0.4 == said("less_memory")["value"] / 100 < min(saved)

@@ -46,7 +46,7 @@ def test_committed_pages_are_those_of_the_committed_tables(name):
 
 
 def test_what_is_made_is_made_from_these_templates():
-    assert {"README.md", "findings.md", "performance.md"} == set(pages.names())
+    assert {"README.md", "claims.md", "findings.md", "performance.md"} == set(pages.names())
 
 
 def test_a_statement_whose_sign_turned_stops_its_page(changed):
@@ -290,3 +290,11 @@ def test_a_page_with_a_picture_that_is_nowhere_or_a_place_is_refused(tmp_path):
         nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_own.ipynb")
         with pytest.raises(StudyError, match=message):
             notebooks.page(tmp_path / "01_own.ipynb")
+
+
+def test_the_primary_statement_of_a_notebook_is_a_line(tmp_path):
+    rows = [("", "a", 1.0, 2.0, "refuted"), ("primary", "b | c", 0.5, 0.25, "supported")]
+    columns = ["role", "statement", "measured", "threshold", "verdict"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "own_claim.csv", index=False)
+    found = rendered(tmp_path, "{{ primary('own_claim') }}", Tables((tmp_path,)))
+    assert found == "*supported*: b \\| c (0.5 against 0.25)"

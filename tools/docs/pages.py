@@ -59,6 +59,7 @@ def render(template: str, tables: Tables | None = None, folder: Path = TEMPLATES
         "compare": compare,
         "finding": finding,
         "verdicts": lambda name: verdicts(tables, name),
+        "primary": lambda name: primary(tables, name),
         "share": share,
         "kept": kept,
         "above_chance": above_chance,
@@ -117,6 +118,16 @@ def _verdicts(table: pd.DataFrame) -> str:
     counts = table["verdict"].value_counts()
     summary = ", ".join(f"{number} {verdict}" for verdict, number in counts.items())
     return "\n".join([f"<details><summary>Statements: {summary}</summary>", "", head, rule, *lines, "", "</details>"])
+
+
+def primary(tables: Tables, name: str) -> str:
+    """A notebook's primary statement, its numbers and its verdict, in a line.
+
+    Raises:
+        StudyError: no such table, or no one primary statement in it.
+    """
+    row = tables.row(name, role="primary")
+    return f"*{row.verdict}*: {_plain(row.statement)} ({row.measured:.3g} against {row.threshold:.3g})"
 
 
 def _plain(value: Any) -> str:

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from layer_redundancy.config import sources
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.paths import PAPER
 
 TABLES = (
     "table1", "table2", "table3", "table4", "text", "rwkv", "unreasonable_transitions", "unreasonable_settings",
-    "reassessing_selections", "reassessing_recipes", "reassessing_cost", "why_lift_accuracy", "why_lift_size",
+    "reassessing_selections", "reassessing_recipes", "reassessing_cost", "why_lift_accuracy", "why_lift_size", "claims",
 )  # fmt: skip
 
 # Table 1 spells models without the hyphen that tables 2 and 4 print; one spelling makes the tables joinable.
@@ -20,6 +21,14 @@ _SPELLING = {
     "Llama2-13B": "Llama-2-13B",
     "Baichuan2-7B": "Baichuan-2-7B",
     "Baichuan2-13B": "Baichuan-2-13B",
+}
+
+# The published shapes of the paper's four models.
+_SHAPES = {
+    "Llama-2-7B": sources.LLAMA_2_7B,
+    "Llama-2-13B": sources.LLAMA_2_13B,
+    "Baichuan-2-7B": sources.BAICHUAN_2_7B,
+    "Baichuan-2-13B": sources.BAICHUAN_2_13B,
 }
 
 # Whole ids, not patterns: a chat or fine-tuned model of a similar name is another model. All the base checkpoints.
@@ -81,6 +90,46 @@ def table1_averages() -> pd.DataFrame:
         result[name] = computed
         result[f"{name}_difference"] = computed - rows[f"{name}_reported"]
     return result
+
+
+def weights_left(model: str, removed: int) -> tuple[int, int]:
+    """Weights of one of the paper's models without some blocks, as they follow from its published shape.
+
+    Args:
+        model: as table 4 names it.
+        removed: number of blocks that are gone.
+
+    Returns:
+        All weights; and those that a token is multiplied with: all but the embedding, from which it reads a row.
+
+    Raises:
+        StudyError: a model that is not the paper's, or that has not so many blocks.
+    """
+    if model not in _SHAPES:
+        raise StudyError(f"the paper has no model {model!r}: choose one of {', '.join(_SHAPES)}")
+    shape = _SHAPES[model]
+    hidden, layers = shape["hidden_size"], shape["num_hidden_layers"]
+    if not 0 <= removed <= layers:
+        raise StudyError(f"{removed} blocks cannot be removed of {model}: choose 0 to {layers}")
+    block = 4 * hidden**2 + 3 * hidden * shape["intermediate_size"] + 2 * hidden  # attention, feed-forward, two norms
+    blocks, head = (layers - removed) * block, hidden * shape["vocab_size"]
+    return blocks + 2 * head + hidden, blocks + head + hidden
+
+
+def weights_removed() -> pd.DataFrame:
+    """How much of each model table 1's ShortGPT removes: as printed, and as it follows from the published shapes.
+
+    Returns:
+        model, blocks (removed), num_layers, printed, weights, multiplications (of a token); the last three in percent.
+    """
+    printed = table("table1").query("method == 'ShortGPT'").set_index("model")["ratio_percent"]
+    rows = []
+    for row in table("table4").itertuples():
+        count = len(row.removed_layers)
+        left, whole = weights_left(row.model, count), weights_left(row.model, 0)
+        gone = [100 * (1 - a / b) for a, b in zip(left, whole, strict=True)]
+        rows.append((row.model, count, row.num_layers, printed[row.model], *gone))
+    return pd.DataFrame(rows, columns=["model", "blocks", "num_layers", "printed", "weights", "multiplications"])
 
 
 def mmlu_by_ratio() -> pd.DataFrame:

@@ -508,7 +508,9 @@ class Study:
             measurements: what to measure on each; perplexity and the profile's tasks if not given.
             progress: print what will be done, and draw a progress bar.
         """
-        measured = [self.perplexity, *self.tasks] if measurements is None else measurements
+        measured: Sequence[Perplexity | ChoiceTask] = (
+            [self.perplexity, *self.tasks] if measurements is None else measurements
+        )
         found = sweep.run(
             self.identity,
             lambda: self.stack,

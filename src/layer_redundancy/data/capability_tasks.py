@@ -16,6 +16,8 @@ import datasets
 
 from layer_redundancy.data import corpora
 
+Row = dict[str, Any]
+
 # A full stop after one of these, after an initial or after an inner full stop (e.g., U.S.) ends no sentence.
 ABBREVIATION = re.compile(
     r"(?:^|[\s(\"“])(?:[A-Za-z]|\S*\.\S+|Mr|Mrs|Ms|Dr|St|Mt|Gen|Col|Lt|Capt|Sgt|Gov|Sen|Rep|Prof|Rev|Hon|Jr|Sr|ca|cf|"
@@ -67,7 +69,7 @@ def agreement(**_: Any) -> dict[str, datasets.Dataset]:
     Returns:
         {"test": dataset}; columns article (position in the split), context, choices (2 verbs), answer (0 or 1).
     """
-    cells: dict[tuple[int, int, bool], list[dict[str, Any]]] = {}
+    cells: dict[tuple[int, int, bool], list[Row]] = {}
     for article, paragraph in _paragraphs():
         for sentence in sentences(paragraph):
             words = sentence.split()
@@ -86,10 +88,10 @@ def agreement(**_: Any) -> dict[str, datasets.Dataset]:
             ):
                 continue
             pair, number = NUMBER[words[at]]
-            row = {"article": article, "context": " ".join(words[:at]), "pair": pair, "number": number}
+            row: Row = {"article": article, "context": " ".join(words[:at]), "pair": pair, "number": number}
             cells.setdefault((pair, number, before[-1].endswith("s")), []).append(row)
     rng = random.Random(0)
-    rows = []
+    rows: list[Row] = []
     for pair in range(len(VERBS)):
         kept = [cells.get((pair, number, in_s), []) for number in (0, 1) for in_s in (False, True)]
         least = min(map(len, kept))
@@ -112,7 +114,7 @@ def copying(**_: Any) -> dict[str, datasets.Dataset]:
     """
     rng = random.Random(0)
     frequency = Counter(word for text in corpora.articles("wikipedia", "calibration") for word in text.lower().split())
-    rows = []
+    rows: list[Row] = []
     for article, text in enumerate(corpora.articles("wikipedia", "evaluation")):
         words = sorted({word for word in text.split() if re.fullmatch("[a-z]{4,9}", word)})
         rng.shuffle(words)
@@ -145,7 +147,7 @@ def last_word(**_: Any) -> dict[str, datasets.Dataset]:
         {"test": dataset}; columns article (position in the split), context, choices (4 words), answer (0..3).
     """
     rng = random.Random(0)
-    rows = []
+    rows: list[Row] = []
     for article, text in enumerate(corpora.articles("wikipedia", "evaluation")):
         found = [
             (sentence, match[1])
@@ -198,9 +200,9 @@ def _plain(word: str) -> str:
     return word.strip("\"“”‘’'(),;:.!?[]").lower()
 
 
-def _spread(rows: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
+def _spread(rows: list[Row], rng: random.Random) -> list[Row]:
     """Rows in random order, each article's in turn."""
-    by_article: dict[int, list[dict[str, Any]]] = {}
+    by_article: dict[int, list[Row]] = {}
     for row in rng.sample(rows, len(rows)):
         by_article.setdefault(row["article"], []).append(row)
     return [row for turn in zip_longest(*by_article.values()) for row in turn if row is not None]

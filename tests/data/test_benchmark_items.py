@@ -153,8 +153,9 @@ def test_embedded_tasks_agree_with_lm_eval(lm, tokenizer, name):
     assert len(frame) == items.num_items == 12
     for metric in items.metric_names:
         assert frame[metric].mean() == results[f"{metric},none"]
-    assert items.metric_names == (("acc",) if name in ("mmlu_dev", "mmlu_dev_fewshot") else ("acc", "acc_norm"))
-    assert items.chance == 0.25 and items.num_fewshot == (5 if name == "mmlu_dev_fewshot" else 0)
+    assert items.metric_names == (("acc", "acc_norm") if name == "mmlu_dev_continuation" else ("acc",))
+    assert items.chance == (0.5 if name == "agreement" else 0.25)
+    assert items.num_fewshot == (5 if name == "mmlu_dev_fewshot" else 0)
     assert (frame["gold_logprob"] < 0).all()
 
 
@@ -278,7 +279,7 @@ def test_lm_evals_own_names_are_known_and_others_are_not(tokenizer, monkeypatch)
         with pytest.raises(StudyError, match=rf"task {name} \(.+\) is not in the local cache"):
             benchmark_items.load(TaskBudget(name, limit=4), tokenizer)
     with pytest.raises(
-        StudyError, match=r"unknown task 'helaswag': choose mmlu_dev, .*did you mean .*hellaswag"
+        StudyError, match=r"unknown task 'helaswag': choose agreement, copying, .*did you mean .*hellaswag"
     ) as error:
         benchmark_items.load(TaskBudget("helaswag"), tokenizer)
     assert "\n" not in str(error.value)
@@ -289,7 +290,7 @@ def test_group_is_one_benchmark(hand_made, lm, tokenizer):
     items = benchmark_items.load(TaskBudget("both"), tokenizer)
     frame = items.metrics(answers(lm, items))
     assert sorted(zip(frame["task"], frame["doc_id"], strict=True)) == [
-        (name, i) for name in ("hand_made", "ending") for i in range(4)
+        (name, i) for name in ("ending", "hand_made") for i in range(4)
     ]
     assert frame["acc_norm"].isna().sum() == 4  # ending has no such metric
 

@@ -91,6 +91,7 @@ def agreement(**_: Any) -> dict[str, datasets.Dataset]:
             row: Row = {"article": article, "context": " ".join(words[:at]), "pair": pair, "number": number}
             cells.setdefault((pair, number, before[-1].endswith("s")), []).append(row)
     rng = random.Random(0)
+    cells = {place: list({row["context"]: row for row in cell}.values()) for place, cell in cells.items()}
     rows: list[Row] = []
     for pair in range(len(VERBS)):
         kept = [cells.get((pair, number, in_s), []) for number in (0, 1) for in_s in (False, True)]

@@ -186,7 +186,7 @@ def _sweep(setting: Setting, kind: str) -> Measured:
 
 def _cost(stack: DecoderStack, setting: Setting, kind: str) -> dict[str, int]:
     sequences = worker.measurement(setting.job | {"measurement": setting.spec(kind)}, None).sequences
-    return sweep_estimate.amounts([Missing(arrange(sequences, sharing(stack.model)), setting.plan)])
+    return sweep_estimate.amounts([Missing.all_of(arrange(sequences, sharing(stack.model)), setting.plan)])
 
 
 def _floor(

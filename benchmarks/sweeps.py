@@ -370,7 +370,7 @@ def _run(names: str, pairs: int, peer: Path, config: dict | None) -> tuple[list[
         if case.ours == "shared":
             extra = {"measurement": case.on}
             measured = worker.measurement({**job, **extra}, identity)
-            cost = sweep_estimate.amounts([Missing(arrange(measured.sequences, sharing(stack.model)), todo)])
+            cost = sweep_estimate.amounts([Missing.all_of(arrange(measured.sequences, sharing(stack.model)), todo)])
             cost["flops"] = operations(stack, cost)
         else:
             extra = {"calibration": {"corpus": "wikipedia", "evaluation_blocks": 0, **case.on}}

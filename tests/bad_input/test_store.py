@@ -179,13 +179,20 @@ def test_what_could_not_be_read_again_is_not_stored(path, result):
         pytest.param("claims", "work TEXT PRIMARY KEY, owner TEXT", id="claims"),
         pytest.param("partial", "model TEXT, outputs TEXT", id="parts"),
         pytest.param("work", "notebook TEXT", id="work"),
+        pytest.param("producers", "id INTEGER PRIMARY KEY, model TEXT", id="producers"),
+        pytest.param("outputs", "sequence BLOB, producer INTEGER", id="outputs"),
     ],
 )
 def test_notes_of_an_earlier_version_are_put_aside_and_its_results_are_read(path, table, columns):
+    with Store(path) as one:
+        one.put_outputs({store.Producer("model", "another"): {b"s": [(-2.0, True)]}})
     tables(path, f"DROP TABLE {table}; CREATE TABLE {table} ({columns})")
     with Store(path) as one:
         assert one.get(KEY) is not None and one.claim("w")
         one.put_partial({KEY: {0: [1.0]}})
+        producer = store.Producer("model", "0,1")
+        one.put_outputs({producer: {b"s": [(-1.0, True)]}})
+        assert one.outputs([producer], [b"s"]) == {producer: {b"s": [(-1.0, True)]}}
         one.log_work("", "m", "pass", 1)
         one.log_sweep(
             notebook="", model_name="m", variants=1, block_tokens_naive=1, block_tokens_shared=1, head_tokens=1,

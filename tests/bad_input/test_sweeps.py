@@ -133,8 +133,8 @@ def claim_all(run, chosen, owner, renewed):
     """Claims of somebody else on every batch that a sweep of these variants wants, for the same ones."""
     key = sweep.key(identity(), chosen[0], MEASUREMENT)
     names = hashlib.sha256(" ".join(sorted(map(variants.name, chosen))).encode()).hexdigest()[:16]
-    for first in range(len(MEASUREMENT.sequences)):
-        batch = [key.model, key.measurement, key.data, key.settings, key.version, first]
+    for first in MEASUREMENT.sequences:
+        batch = [key.model, False, key.version, first.digest.hex()]
         for work in (json.dumps(batch), json.dumps([*batch, names])):
             run.store._db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (work, owner, renewed))
 
@@ -173,7 +173,7 @@ def test_killed_processes_leave_their_part_to_another_at_once_and_the_same_rows(
         begun[-1].start()
         assert ours.recv() == "ready"
     with Store(path) as shared, Store(tmp_path / "calm") as calm:
-        while not shared._db.execute("SELECT count(*) FROM partial").fetchone()[0]:
+        while not shared._db.execute("SELECT count(*) FROM outputs").fetchone()[0]:
             time.sleep(0.01)
         for process in begun[:2]:
             process.kill()  # not collected: they stay in the list of processes
@@ -184,6 +184,7 @@ def test_killed_processes_leave_their_part_to_another_at_once_and_the_same_rows(
         rows = [one._db.execute("SELECT variant, summary, arrays FROM results").fetchall() for one in (shared, calm)]
         assert rows[0] == rows[1] and len(rows[0]) == 5
         assert [shared._db.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("partial", "claims")] == [0, 0]
+        assert len({one._db.execute("SELECT count(*) FROM outputs").fetchone() for one in (shared, calm)}) == 1
     for process in begun[:2]:
         process.join()
 

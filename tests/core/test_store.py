@@ -11,7 +11,7 @@ import pytest
 from layer_redundancy.core import cache
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import KEY as PARTS_OF_A_KEY
-from layer_redundancy.core.store import Key, Result, Store
+from layer_redundancy.core.store import Key, Producer, Result, Store
 
 KEY = Key("model", "0,1", "perplexity", "data", '{"a": 1}', 1)
 RESULT = Result({"perplexity": 23.25}, {"nll": np.arange(3.0)})
@@ -60,6 +60,48 @@ def test_partial_outputs_are_dropped_with_the_result(store):
     store.put(KEY, "name", RESULT)
     assert store.partial(KEY) == {}
     assert len(store.partial(replace(KEY, variant="0"))) == 1
+
+
+PRODUCER = Producer("model", "0,1")
+ONE, OTHER = b"1" * 16, b"2" * 16
+
+
+def test_outputs_are_known_by_sequence_and_what_made_them(store):
+    outputs = {ONE: [(-1.5, True), (-0.1234567890123456, False)], OTHER: [(-2.5, False)]}
+    made = [PRODUCER, *(replace(PRODUCER, **{k: v}) for k, v in (("variant", "0"), ("compiled", True), ("version", 2)))]
+    store.put_outputs({PRODUCER: outputs, made[1]: {OTHER: [(-9.0, True)]}})
+    store.put_outputs({PRODUCER: {ONE: outputs[ONE]}})
+    with Store(store.path) as again:
+        found = again.outputs(made, [OTHER, ONE, b"3" * 16, ONE])
+        assert found == {made[0]: outputs, made[1]: {OTHER: [(-9.0, True)]}, made[2]: {}, made[3]: {}}
+        assert again.outputs([PRODUCER], [ONE]) == {PRODUCER: {ONE: outputs[ONE]}}
+        has = [
+            again.has_outputs(*asked)
+            for asked in (("model", False, [ONE]), ("model", False, [b"3" * 16]), ("model", True, [ONE]))
+        ]
+        assert has == [True, False, False] and not again.has_outputs("other", False, [ONE])
+
+
+def test_a_damaged_output_is_said_and_lacking(store, caplog):
+    store.put_outputs({PRODUCER: {ONE: [(-1.5, True)], OTHER: [(-2.5, False)]}})
+    for damage in ("x'00'", "''", "x''", "3"):
+        with sqlite3.connect(store.path) as db:
+            db.execute(f"UPDATE outputs SET outputs = {damage} WHERE sequence = ?", (ONE,))
+        assert store.outputs([PRODUCER], [ONE, OTHER]) == {PRODUCER: {OTHER: [(-2.5, False)]}}
+        assert "the output of a sequence by variant 0,1 is damaged: it is measured again" in caplog.text
+        caplog.clear()
+
+
+def test_many_outputs_take_little_room(store):
+    """Half a thousand variants on 800 sequences each should stay below twenty megabytes."""
+    rng = np.random.default_rng(0)
+    sequences = [rng.bytes(16) for _ in range(800)]
+    for n in range(10):
+        store.put_outputs({replace(PRODUCER, variant=",".join(map(str, range(n, 30)))): {
+            sequence: [(rng.normal(), False)] for sequence in sequences
+        }})  # fmt: skip
+    store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert store.path.stat().st_size < 8000 * 50
 
 
 def test_csv_for_people(store, tmp_path):

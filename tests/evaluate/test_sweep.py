@@ -1,6 +1,7 @@
 import multiprocessing
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import accelerate
@@ -153,10 +154,106 @@ def test_what_the_store_has_is_not_computed_and_no_model_is_loaded(tmp_path):
             np.testing.assert_array_equal(first[v].arrays["logprob"], again[v].arrays["logprob"])
         run([*variants.single_removal(5), (0, 1)])  # one more variant
         assert len(loads) == 2
+        store._db.execute("DELETE FROM outputs")  # as earlier versions left a store
+        run(variants.single_removal(5))
+        assert len(loads) == 2
         run(variants.single_removal(5), Continuations(ragged_sequences(1)[:3]))  # other tokens
         assert len(loads) == 3
         run(variants.single_removal(5), fingerprint="g")  # other weights
         assert len(loads) == 4
+
+
+def outputs_of(store, variant, measurement):
+    """What the store has of a variant's outputs of a measurement's sequences."""
+    producer = sweep.producer(sweep.key(identity(), variant, measurement), compiled=False)
+    return store.outputs([producer], [s.digest for s in measurement.sequences])[producer]
+
+
+class Recording(DecoderStack):
+    """Writes down how many tokens each block runs on."""
+
+    def run_block(self, index, hidden, *arguments):
+        self.tokens.append(hidden.shape[0] * hidden.shape[1])
+        return super().run_block(index, hidden, *arguments)
+
+
+def recording(model):
+    stack = Recording(**vars(decoder_stack(model)))
+    stack.tokens = []
+    return stack
+
+
+LONG = [ScoredSequence(tuple(range(k, k + 9)), (tuple(range(k + 1, k + 10)),)) for k in range(20, 60, 5)]
+
+
+def test_a_smaller_budget_is_free_after_a_larger_one_and_a_larger_one_runs_what_is_new(tmp_path):
+    model, plan = loading.prepare(tiny_models.build("llama")), variants.single_removal(5)
+    few, some, all_of_them = (Continuations(LONG[:n], "text") for n in (2, 3, 8))
+
+    def never():
+        pytest.fail("all of it is in the store, and the model is loaded")
+
+    def run(store, measurement, load, chosen=plan):
+        found = sweep.run(identity(), load, chosen, [measurement], store, progress=False)[measurement.name]
+        return {v: result.arrays["logprob"] for v, result in found.items()}
+
+    stack = recording(model)
+    with Store(tmp_path / "s") as store:
+        expected = run(store, all_of_them, lambda: decoder_stack(model))
+        for part, name in ((few, "text"), (few, "another measurement of them")):
+            part.name = name
+            found = run(store, part, never)
+            assert all((found[v] == expected[v][:2]).all() for v in plan)
+        assert run(store, Continuations(LONG[6:1:-2], "backwards"), never)[plan[0]].tolist() == [
+            *expected[plan[0]][[6, 4, 2]]
+        ]
+    with Store(tmp_path / "t") as store:
+        run(store, few, lambda: decoder_stack(model))
+        run(store, some, lambda: decoder_stack(model), plan[:1])
+        found = run(store, all_of_them, lambda: stack)
+        # Sequence 2 is lacked by four variants, which share blocks, and sequences 3 to 7 by all five.
+        assert sum(stack.tokens) == 9 * (num_block_runs(trie(plan[1:])) + 5 * num_block_runs(trie(plan)))
+        for v in plan:
+            np.testing.assert_allclose(found[v], expected[v], atol=1e-5)
+        assert [row["block_tokens_shared"] for row in store.sweeps()][-1] == sum(stack.tokens)
+
+
+def test_a_measurement_that_is_part_of_another_in_one_sweep_runs_once(tmp_path):
+    stack = recording(loading.prepare(tiny_models.build("llama")))
+    both = [Continuations(LONG[:6], "more"), Continuations(LONG[2:8], "others")]
+    with Store(tmp_path / "s") as store:
+        sweep.run(identity(), lambda: stack, [(0, 1), (0, 2)], both, store, progress=False)
+        assert sum(stack.tokens) == 3 * 9 * 8 == store.sweeps()[0]["block_tokens_shared"]
+
+
+@pytest.mark.parametrize("changed", ["model", "version", "compiled"])
+def test_outputs_of_another_model_or_version_or_of_compiled_blocks_are_not_shared(changed, tmp_path):
+    model, loads = loading.prepare(tiny_models.build("llama")), []
+    more, part = Continuations(LONG[:3], "more"), Continuations(LONG[:2], "part")
+    ours = sweep.producer(sweep.key(identity(), (0, 1), more), compiled=False)
+
+    def load():
+        loads.append(1)
+        return decoder_stack(model)
+
+    other = {"model": replace(ours, model="g"), "version": replace(ours, version=2)}
+    with Store(tmp_path / "s") as store:
+        store.put_outputs({other.get(changed, replace(ours, compiled=True)): {s.digest: [(-1.0, True)] for s in LONG}})
+        sweep.run(identity(), load, [(0, 1)], [more], store, progress=False, compiled=False)
+        sweep.run(identity(), load, [(0, 1)], [part], store, progress=False)
+        assert len(loads) == 1 and outputs_of(store, (0, 1), part)[LONG[0].digest] != [(-1.0, True)]
+
+
+def test_a_measurement_goes_on_as_its_sequences_were_run(tmp_path):
+    """All variants of a model are to be measured alike, compiled or not."""
+    new = Continuations(LONG[1:5], "new")
+    ours = sweep.producer(sweep.key(identity(), (0, 1), new), compiled=False)
+    with Store(tmp_path / "s") as store:
+        assert sweep.is_compiled(identity(), new, store) is None
+        store.put_outputs({replace(ours, compiled=True): {LONG[3].digest: [(-1.0, True)]}})
+        assert sweep.is_compiled(identity(), new, store) is True
+        assert sweep.is_compiled(identity(), Continuations(LONG[:3], "others"), store) is None
+        assert sweep.is_compiled(identity(fingerprint="g"), new, store) is None
 
 
 def test_nan_logits_are_one_line_and_what_was_finished_stays(tmp_path):
@@ -233,9 +330,9 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tmp_path):
         run(store)
 
 
-def num_partial(path):
+def num_outputs(path):
     with Store(path) as store:
-        return store._db.execute("SELECT count(*) FROM partial").fetchone()[0]
+        return store._db.execute("SELECT count(*) FROM outputs").fetchone()[0]
 
 
 @pytest.mark.slow
@@ -252,14 +349,14 @@ def test_killed_at_random_moments_ends_with_the_same_table(tmp_path):
         process.start()
         assert ours.recv() == "ready"
         if attempt < 5:
-            while process.is_alive() and num_partial(path) <= kept[-1]:  # at least a batch further than the last time
+            while process.is_alive() and num_outputs(path) <= kept[-1]:  # at least a batch further than the last time
                 time.sleep(0.005)
             time.sleep(rng.uniform(0, 0.05))
             process.kill()
         process.join()
         assert process.exitcode == (-signal.SIGKILL if attempt < 5 else 0)
-        kept.append(num_partial(path))
-    assert kept[:6] == sorted(kept[:6]) and kept[-1] == 0
+        kept.append(num_outputs(path))
+    assert kept == sorted(kept) and kept[-1] == 5 * len(FIXED.sequences)
     with Store(tmp_path / "calm") as calm, Store(path) as store:
         stack = decoder_stack(model)
         expected = sweep.run(identity(), lambda: stack, variants.single_removal(5), [FIXED], calm, 8, progress=False)
@@ -323,7 +420,7 @@ def test_a_batch_is_kept_variant_by_variant(tmp_path, monkeypatch):
         monkeypatch.setattr(sweep_estimate, "_rates", lambda *_: (1.0, 1.0))
         with pytest.raises(KeyboardInterrupt):
             sweep.run(identity(), lambda: Stopped(**vars(stack)), plan, [measurement], store, 500, progress=False)
-        kept = [v for v in plan if store.partial(sweep.key(identity(), v, measurement))]
+        kept = [v for v in plan if outputs_of(store, v, measurement)]
         assert kept == plan[:3], kept
         runs[:] = [None] * 12
         got = sweep.run(identity(), lambda: Stopped(**vars(stack)), plan, [measurement], store, 500, progress=False)

@@ -13,8 +13,10 @@ from layer_redundancy.core import variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.evaluate import amounts
 from layer_redundancy.evaluate.amounts import Pass, Quantization, Sweep, Training, Writing
+from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
 from layer_redundancy.experiments import block_pruning, healing, prompt_tuning, registry
 from layer_redundancy.experiments.registry import Experiment
+from layer_redundancy.inputs import first_blocks
 from layer_redundancy.measures import importance
 from layer_redundancy.planning import dry, stand_ins
 from layer_redundancy.planning.planner import Planner
@@ -59,6 +61,31 @@ def test_what_is_stored_is_not_counted_again():
     assert first.of(Sweep) and not again.work and not again.loads
     # The dense model, and the first removed alone, are there.
     assert len({v for one in third.of(Sweep) for v in one.variants}) == 30
+
+
+def test_text_and_items_that_are_part_of_what_ran_are_not_counted_again():
+    planner = Planner(profiles.get("paper"), count=lambda model, budget: Amount(50, 200, 9000, 5000, 200))
+    study = planner.study(LLAMA)
+    pair = [variants.dense(32), variants.without(32, [3])]
+
+    def asked(chosen, *measurements):
+        study.ledger.work.clear()
+        study.sweep(chosen, measurements)
+        return [(one.measurement, one.amount.sequences, one.variants) for one in study.ledger.of(Sweep)]
+
+    def text(blocks, name="perplexity"):
+        return Perplexity(first_blocks(study.evaluation, blocks), name)
+
+    few, more = (study.inputs.task(TaskBudget("mine", limit=n)) for n in (10, 40))
+    assert asked(pair[:1], text(32), more) == [("perplexity", 32, (pair[0],)), ("task/mine", 160, (pair[0],))]
+    assert asked(pair, text(8), few) == [("perplexity", 8, (pair[1],)), ("task/mine", 40, (pair[1],))]
+    assert asked(pair, text(20, "other")) == [("other", 12, (pair[1],))]
+    assert asked(pair, text(40)) == [("perplexity", 12, (pair[1],)), ("perplexity", 8, tuple(pair))]
+    # The last five of these items are new.
+    part = ChoiceTask(replace(few.items, first_item=35))
+    assert asked(pair[:1], part) == [("task/mine", 20, (pair[0],))]
+    loads = dict(study.ledger.loads)
+    assert asked(pair, text(40, "again"), few) == [] and study.ledger.loads == loads
 
 
 def test_the_papers_order_stands_in_and_the_ends_go_last():

@@ -1,4 +1,8 @@
-"""The results store: one row a (model, variant, measurement, data, settings, version); what is there is reused."""
+"""The results store: what is there is reused.
+
+One row a result (model, variant, measurement, data, settings, version), and one a sequence of tokens that a variant of
+a model was run on: results are made of outputs of sequences, which several measurements may share.
+"""
 
 import csv
 import errno
@@ -8,20 +12,22 @@ import logging
 import os
 import shutil
 import sqlite3
+import struct
 import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import psutil
 
-from layer_redundancy.core import processes, waiting
+from layer_redundancy.core import flags, processes, waiting
 from layer_redundancy.core.arguments import plain, shown
 from layer_redundancy.core.cache import write_whole
 from layer_redundancy.core.errors import StudyError
@@ -39,6 +45,13 @@ CREATE TABLE IF NOT EXISTS partial (
     first INTEGER NOT NULL, outputs TEXT NOT NULL,
     PRIMARY KEY (model, variant, measurement, data, settings, version, first)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS producers (
+    id INTEGER PRIMARY KEY, model TEXT NOT NULL, variant TEXT NOT NULL, compiled INTEGER NOT NULL,
+    version INTEGER NOT NULL, UNIQUE (model, variant, compiled, version)
+);
+CREATE TABLE IF NOT EXISTS outputs (
+    sequence BLOB NOT NULL, producer INTEGER NOT NULL, outputs BLOB NOT NULL, PRIMARY KEY (sequence, producer)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sweeps (
     finished TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, notebook TEXT NOT NULL, model_name TEXT NOT NULL,
     variants INTEGER NOT NULL, block_tokens_naive INTEGER NOT NULL, block_tokens_shared INTEGER NOT NULL,
@@ -53,11 +66,17 @@ CREATE TABLE IF NOT EXISTS claims (work TEXT PRIMARY KEY, owner TEXT NOT NULL, r
 CLAIM_SECONDS = 60  # a claim that is not renewed for so long is void
 PATIENCE = 60  # seconds a process waits for another to finish writing
 IN_MEMORY = ":memory:"  # the path of a store that is no file
-DAMAGE = (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error)  # of what a row holds
+DAMAGE = (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error, struct.error)  # of what a row holds
 KEY = ("model", "variant", "measurement", "data", "settings", "version")
 COLUMNS = ("model_name", "summary", "arrays", "created")
-NOTES = ("partial", "sweeps", "work", "claims")  # tables beside the results, of what is under way and what was
+# Tables beside the results, of what is under way and what was; those that refer to each other stand together.
+NOTES = (("partial",), ("producers", "outputs"), ("sweeps",), ("work",), ("claims",))
+AT_ONCE = 500  # values in a query
+OF_TARGET = struct.Struct("<d?")  # how an output of a sequence is stored: 9 bytes a target
+Outputs = list[tuple[float, bool]]  # of each target of a sequence: its log-probability, and whether it is greedy
 _WHERE = " AND ".join(f"{k} = ?" for k in KEY)
+_PRODUCER = "model, variant, compiled, version"
+_IS_PRODUCER = "model = ? AND variant = ? AND compiled = ? AND version = ?"
 _Name = TypeVar("_Name")
 _Value = TypeVar("_Value")
 
@@ -87,6 +106,27 @@ class Key:
     def values(self) -> tuple:
         """The fields' values, in the order of the table's key columns."""
         return tuple(getattr(self, k) for k in KEY)
+
+
+@dataclass(frozen=True)
+class Producer:
+    """What made the outputs of a sequence, all that they depend on beside its tokens.
+
+    Attributes:
+        model: fingerprint of weights and dtype.
+        variant: what is kept of the model, as in `Key`.
+        compiled: whether by compiled blocks.
+        version: raised when outputs of the same tokens are others.
+    """
+
+    model: str
+    variant: str
+    compiled: bool = False
+    version: int = 1
+
+    def values(self) -> tuple:
+        """The fields' values, in the order of the table's columns."""
+        return self.model, self.variant, int(self.compiled), self.version
 
 
 @dataclass(frozen=True, eq=False)
@@ -359,6 +399,61 @@ class Store:
                 self._tell_of_damage(f"a part of {key.measurement} of variant {key.variant}", "it is measured again")
         return found
 
+    # ------------------------------------------------------------------------------------------------ outputs
+
+    def put_outputs(self, outputs: Mapping[Producer, Mapping[bytes, Outputs]]) -> None:
+        """Keeps outputs of sequences, by the sequences' digests, in one transaction."""
+        with self._transaction() as db:
+            for producer, of_sequences in outputs.items():
+                db.execute(f"INSERT OR IGNORE INTO producers ({_PRODUCER}) VALUES (?, ?, ?, ?)", producer.values())
+                ((number,),) = db.execute(f"SELECT id FROM producers WHERE {_IS_PRODUCER}", producer.values())
+                db.executemany(
+                    "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?)",
+                    [(sequence, number, _packed(of_targets)) for sequence, of_targets in of_sequences.items()],
+                )
+
+    def outputs(
+        self, producers: Iterable[Producer], sequences: Iterable[bytes]
+    ) -> dict[Producer, dict[bytes, Outputs]]:
+        """The outputs that are there: producer -> digest of a sequence -> its outputs."""
+        found: dict[Producer, dict[bytes, Outputs]] = {producer: {} for producer in producers}
+        by_number = {number: producer for producer in found if (number := self._number(producer)) is not None}
+        if not by_number:
+            return found
+        numbers = ", ".join(map(str, by_number))
+        for some in _some(dict.fromkeys(sequences)):
+            rows = self._fetched(
+                f"SELECT producer, sequence, outputs FROM outputs WHERE sequence IN ({', '.join('?' * len(some))}) "
+                f"AND producer IN ({numbers})",
+                tuple(some),
+            )
+            for number, sequence, content in rows:
+                try:
+                    found[by_number[number]][sequence] = _unpacked(content)
+                except DAMAGE:
+                    variant = by_number[number].variant
+                    self._tell_of_damage(f"the output of a sequence by variant {variant}", "it is measured again")
+        return found
+
+    def _number(self, producer: Producer) -> int | None:
+        rows = self._fetched(f"SELECT id FROM producers WHERE {_IS_PRODUCER}", producer.values())
+        return rows[0][0] if rows else None
+
+    @flags.checked
+    def has_outputs(self, model: str, compiled: bool, sequences: Iterable[bytes]) -> bool:
+        """Whether some variant of a model was run on one of the sequences, by compiled blocks or by others."""
+        of_model = "FROM producers WHERE model = ? AND compiled = ?"
+        if not self._fetched(f"SELECT 1 {of_model} LIMIT 1", (model, int(compiled))):
+            return False
+        return any(
+            self._fetched(
+                f"SELECT 1 FROM outputs WHERE sequence IN ({', '.join('?' * len(some))}) "
+                f"AND producer IN (SELECT id {of_model}) LIMIT 1",
+                (*some, model, int(compiled)),
+            )
+            for some in _some(sequences)
+        )
+
     # ------------------------------------------------------------------------------------------------ who does what
 
     def claim(self, work: str) -> bool:
@@ -497,9 +592,11 @@ def _lay_out(db: sqlite3.Connection) -> None:
     """Makes the tables that are not there; notes of an earlier version, whose columns were others, are put aside."""
     with closing(sqlite3.connect(IN_MEMORY)) as ours:
         ours.executescript(SCHEMA)
-        for table in NOTES:
-            if (there := _columns(db, table)) and there != _columns(ours, table):
-                db.execute(f"ALTER TABLE {table} RENAME TO {table}_before_{time.time_ns()}")
+        for together in NOTES:
+            there = {table: _columns(db, table) for table in together}
+            if any(columns != _columns(ours, table) for table, columns in there.items()):
+                for table in (table for table, columns in there.items() if columns):
+                    db.execute(f"ALTER TABLE {table} RENAME TO {table}_before_{time.time_ns()}")
     db.executescript(SCHEMA)
 
 
@@ -517,6 +614,23 @@ def _summary(text: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{type(found).__name__} in the place of a table")
     return found
+
+
+def _some(values: Iterable[_Value]) -> Iterator[list[_Value]]:
+    """Values in lists of AT_ONCE at most."""
+    values = iter(values)
+    while some := list(islice(values, AT_ONCE)):
+        yield some
+
+
+def _packed(outputs: Outputs) -> bytes:
+    return b"".join(OF_TARGET.pack(*of_target) for of_target in outputs)
+
+
+def _unpacked(content: bytes) -> Outputs:
+    if not isinstance(content, bytes) or not content:  # of a table that anything may be written to
+        raise ValueError(f"{type(content).__name__} in the place of outputs")
+    return list(OF_TARGET.iter_unpack(content))
 
 
 def _pack(arrays: Mapping[str, np.ndarray]) -> bytes | None:

@@ -47,9 +47,9 @@ class ArrangedSequences:
         """Tokens that the sequence at that place has for itself."""
         return len(self.sequences[self.order[place]].input_ids) - self.prefixes[place]
 
-    def num_tokens(self, low: int = 0, high: int | None = None) -> int:
-        """Tokens that run for the places low..high-1, a shared prefix counted once."""
-        places = range(low, len(self.order) if high is None else high)
+    def num_tokens(self, places: Sequence[int] | None = None) -> int:
+        """Tokens that run for some places, or for all of them; a shared prefix is counted once."""
+        places = range(len(self.order)) if places is None else places
         return sum(map(self.tail, places)) + sum({self.groups[k]: self.prefixes[k] for k in places}.values())
 
     def batches(self, batch_tokens: int) -> list[tuple[int, int]]:

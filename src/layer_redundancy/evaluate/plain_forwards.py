@@ -7,8 +7,9 @@ import torch
 from torch import nn, tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from layer_redundancy.core.store import Outputs
 from layer_redundancy.core.variants import Variant, removed_blocks
-from layer_redundancy.evaluate.scoring import Outputs, ScoredSequence
+from layer_redundancy.evaluate.scoring import ScoredSequence
 from layer_redundancy.models import surgery
 from layer_redundancy.models.checks import sharing
 from layer_redundancy.models.stack import DecoderStack

@@ -1,10 +1,11 @@
 """Hidden states -> log-likelihoods of tokens; the head runs only where something is scored."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from layer_redundancy.core import devices
 from layer_redundancy.core.arguments import shown
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.core.store import Result, settings_text
+from layer_redundancy.core.store import Outputs, Result, settings_text
 from layer_redundancy.models import compiled
 from layer_redundancy.models.stack import DecoderStack
 
@@ -46,8 +47,12 @@ class ScoredSequence:
         """Positions whose next-token distribution is needed."""
         return max(map(len, self.targets))
 
-
-Outputs = list[tuple[float, bool]]  # for each target: sum of its tokens' log-probabilities, and whether all are greedy
+    @cached_property
+    def digest(self) -> bytes:
+        """What the store knows outputs by: 16 bytes that no other tokens and targets have."""
+        lengths = [len(self.input_ids), len(self.targets), *map(len, self.targets)]
+        numbers = np.array([*lengths, *self.input_ids, *chain.from_iterable(self.targets)], "<i8")
+        return hashlib.blake2b(numbers.tobytes(), digest_size=16).digest()
 
 
 class Measurement(Protocol):

@@ -9,8 +9,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeVar
 
 from torch import Tensor, cat
@@ -21,14 +22,14 @@ from layer_redundancy.core import variants as named
 from layer_redundancy.core.arguments import listed, shown
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.core.store import Key, Result, Store, settings_text
+from layer_redundancy.core.store import Key, Outputs, Producer, Result, Store, settings_text
 from layer_redundancy.core.variants import Element, Variant, describe, name
 from layer_redundancy.core.waiting import Wait
-from layer_redundancy.evaluate import scoring, sweep_estimate
-from layer_redundancy.evaluate.batches import arrange
+from layer_redundancy.evaluate import gaps, scoring, sweep_estimate
+from layer_redundancy.evaluate.batches import ArrangedSequences, arrange
 from layer_redundancy.evaluate.prefixes import shared_prefixes
 from layer_redundancy.evaluate.ragged_batches import batch_of
-from layer_redundancy.evaluate.scoring import Measurement, Outputs
+from layer_redundancy.evaluate.scoring import Measurement
 from layer_redundancy.evaluate.sweep_estimate import Missing
 from layer_redundancy.evaluate.trie import depth_first, num_block_runs, trie
 from layer_redundancy.models import architectures, rotary, throughput
@@ -70,7 +71,7 @@ def is_compiled(
     """Whether a measurement runs on compiled blocks: as asked, or else as it was begun; None where neither says.
 
     Compiled kernels round otherwise, so that all variants of a model are measured alike: a measurement that the store
-    has of some of them goes on as those were made, whatever runs it.
+    has of some of them, or of some of its sequences, goes on as those were made, whatever runs it.
     """
     if compiled is not None:
         return compiled
@@ -78,7 +79,16 @@ def is_compiled(
         one = Key(identity.fingerprint, "", measurement.name, measurement.data, _settings(measurement, way))
         if store.has_begun(one):
             return way
+    for way in (False, True):
+        if store.has_outputs(identity.fingerprint, way, _digests(measurement)):
+            return way
     return None
+
+
+def _digests(measurement: Measurement) -> Iterator[bytes]:
+    """Digests of the sequences, which are not made before one is asked for."""
+    for sequence in measurement.sequences:
+        yield sequence.digest
 
 
 def distinct(measurements: Iterable[_Measured]) -> list[_Measured]:
@@ -130,9 +140,10 @@ def run(
 ) -> dict[str, dict[Variant, Result]]:
     """Measures every variant, taking what the store has and storing the rest.
 
-    Outputs are stored every few seconds, so a run killed at any moment continues about where it was. Several processes
-    may sweep one store: each takes batches that no other is at, and what one finishes the others do not run. None waits
-    for another that measures other variants.
+    What the store has is known by sequence: eight blocks of text are part of 32, and of whatever else is measured on
+    them. Outputs are stored every few seconds, so a run killed at any moment continues about where it was. Several
+    processes may sweep one store: each takes batches that no other is at, and what one finishes the others do not run.
+    None waits for another that measures other variants.
 
     Tokens that sequences begin with in common run once a batch, where the model can go on from there; the rest shares
     batches by length. A batch that does not fit in memory is halved; where memory is known to be too little for
@@ -158,62 +169,106 @@ def run(
     """
     variants, measurements = named.plan(identity.num_hidden_layers, variants), distinct(measurements)
     results: dict[str, dict[Variant, Result]] = {}
-    lacking: list[tuple[Measurement, list[Variant], bool | None]] = []
+    lacking: list[_Lacking] = []
     for measurement in measurements:
         way = is_compiled(identity, measurement, store, compiled)
-        found = store.present({v: key(identity, v, measurement, bool(way)) for v in variants})
-        results[measurement.name] = found
-        absent = [v for v in variants if v not in found]
-        if absent:
-            lacking.append((measurement, absent, way))
+        keys = {v: key(identity, v, measurement, bool(way)) for v in variants}
+        found = store.present(keys)
+        one = _Lacking(measurement, way, {v: keys[v] for v in variants if v not in found})
+        found |= one.made(identity, store)
+        results[measurement.name] = {v: found[v] for v in variants if v in found}
+        if one.keys:
+            lacking.append(one)
     if lacking:
         store.tell_what_is_not_kept()
         stack = get_stack()
         shared = sharing(stack.model)
-        parts: dict[bool, list[tuple[Measurement, Missing]]] = {False: [], True: []}
-        for measurement, absent, way in lacking:
-            missing = Missing(arrange(measurement.sequences, shared), absent)
+        parts: dict[bool, list[tuple[_Lacking, ArrangedSequences]]] = {False: [], True: []}
+        for one in lacking:
+            arranged, way = arrange(one.measurement.sequences, shared), one.compiled
             if way is None:
-                way = compiled_blocks.pays(stack, missing.arranged.num_tokens())
+                way = compiled_blocks.pays(stack, arranged.num_tokens())
             elif way and compiled is None and not devices.is_gpu(stack.device):
                 raise StudyError(
-                    f"{measurement.name} of {identity.name} was measured with compiled blocks on a GPU, and some of it "
-                    "is missing: set compiled = true in the profile to go on like that on this device, or false to "
-                    "measure all of it anew"
+                    f"{one.measurement.name} of {identity.name} was measured with compiled blocks on a GPU, and some "
+                    "of it is missing: set compiled = true in the profile to go on like that on this device, or false "
+                    "to measure all of it anew"
                 )
-            parts[way].append((measurement, missing))
+            parts[way].append((one, arranged))
         for way, part in parts.items():
             if part:
                 if way:
                     logger.info("blocks are compiled, which takes some seconds for each kind of them")
                 run_by = compiled_blocks.compiled(stack) if way else stack
-                for which, found in _run(identity, run_by, part, store, batch_tokens, progress).items():
-                    results[which] = {v: (results[which] | found)[v] for v in variants}
+                for which, of_variants in _run(identity, run_by, part, store, batch_tokens, progress).items():
+                    results[which] = {v: (results[which] | of_variants)[v] for v in variants}
     return results
+
+
+@flags.checked
+def producer(of: Key, compiled: bool) -> Producer:
+    """What makes the outputs that a result of this key is made of."""
+    return Producer(of.model, of.variant, compiled, of.version)
+
+
+@dataclass(frozen=True, eq=False)
+class _Lacking:
+    """A measurement that the store has no result of for some variants.
+
+    Attributes:
+        compiled: whether blocks are compiled; None where nothing says.
+        keys: those variants, and the store's keys of what they lack.
+        outputs: of each of them what there is: digest of a sequence -> its outputs.
+    """
+
+    measurement: Measurement
+    compiled: bool | None
+    keys: dict[Variant, Key]
+    outputs: dict[Variant, dict[bytes, Outputs]] = field(default_factory=dict)
+
+    def made(self, identity: ModelIdentity, store: Store) -> dict[Variant, Result]:
+        """The results for which the store has all outputs; they are stored and no longer lacking."""
+        if not self.keys or self.compiled is None:  # where nothing says, nothing is there
+            return {}
+        digests = list(_digests(self.measurement))
+        producers = {v: producer(of, self.compiled) for v, of in self.keys.items()}
+        stored = store.outputs(producers.values(), digests)
+        found = {}
+        for v, one in producers.items():
+            self.outputs[v] = stored[one]
+            if all(digest in self.outputs[v] for digest in digests):
+                outputs = self.outputs.pop(v)
+                found[v] = self.measurement.result([outputs[digest] for digest in digests])
+                store.put(self.keys.pop(v), identity.name, found[v])
+        return found
 
 
 def _run(
     identity: ModelIdentity,
     stack: DecoderStack,
-    lacking: Sequence[tuple[Measurement, Missing]],
+    lacking: Sequence[tuple[_Lacking, ArrangedSequences]],
     store: Store,
     batch_tokens: int | None,
     progress: bool,
 ) -> dict[str, dict[Variant, Result]]:
     """Measures what the store lacks, and stores it; arguments and errors as `run`."""
     batch_tokens = throughput.batch_tokens(stack, batch_tokens)
-    missing = [of_measurement for _, of_measurement in lacking]
-    expected = sweep_estimate.estimate_missing(stack, missing, batch_tokens) if progress else None
-    if expected is not None:
+    common = _Shared(identity, stack, store, batch_tokens)
+    runs = [_MeasurementRun(common, one, arranged) for one, arranged in lacking]
+    expected = None
+    if progress:
+        expected = sweep_estimate.estimate_missing(stack, [one.missing() for one in runs], batch_tokens)
         logger.info(str(expected))
     start, total = time.monotonic(), expected.block_tokens_shared if expected else 0
     found: dict[str, dict[Variant, Result]] = {}
+    ran: list[Missing] = []
     with tqdm(total=total, unit="block-token", unit_scale=True, disable=not progress, mininterval=1.0) as bar:
-        common = _Shared(identity, stack, store, batch_tokens, bar)
-        for measurement, of_measurement in lacking:
-            bar.set_description(measurement.name)
-            found[measurement.name] = _MeasurementRun(common, measurement, of_measurement).run()
-    amounts = sweep_estimate.amounts(missing)
+        for one in runs:
+            bar.set_description(one.measurement.name)
+            one.read_store()  # what an earlier one of these sequences has left there
+            ran.append(one.missing())
+            found[one.measurement.name] = one.run(bar)
+    amounts = sweep_estimate.amounts(ran)
     del amounts["head_tokens_naive"]
     store.log_sweep(
         notebook=os.environ.get("LAYER_REDUNDANCY_NOTEBOOK", ""),
@@ -234,53 +289,63 @@ class _Shared:
         stack: the model taken apart.
         store: where outputs and results go.
         batch_tokens: tokens a forward may hold.
-        bar: progress bar, in block-tokens.
     """
 
     identity: ModelIdentity
     stack: DecoderStack
     store: Store
     batch_tokens: int
-    bar: tqdm
+
+
+@lru_cache(maxsize=16)
+def _block_runs(variants: tuple[Variant, ...]) -> int:
+    return num_block_runs(trie(variants))
 
 
 Places = tuple[int, int]  # a batch: the first place in the order of the arranged sequences, and the one after the last
 
 
 class _MeasurementRun:
-    """One measurement on the variants that the store lacks: what its batches share, and how far they are.
+    """One measurement on the variants that lack something of it: what its batches share, and how far they are.
 
     Attributes:
-        keys: the store's keys, by variant.
-        results: results of the finished variants, whichever process finished them.
-        outputs: outputs of the other variants so far: variant -> sequence -> its outputs.
+        variants: these variants.
+        outputs: their outputs so far, whichever process made them: variant -> digest of a sequence -> its outputs.
         batch_tokens: tokens a forward may hold, given the memory that the variants' states take.
+        bar: progress bar, in block-tokens.
     """
 
-    def __init__(self, shared: _Shared, measurement: Measurement, missing: Missing):
-        self.shared, self.measurement = shared, measurement
-        self.arranged, self.variants = missing
-        compiled = isinstance(shared.stack, CompiledStack)
-        self.keys = {v: key(shared.identity, v, measurement, compiled) for v in self.variants}
-        self.results: dict[Variant, Result] = {}
-        self.outputs: dict[Variant, dict[int, Outputs]] = {v: {} for v in self.variants}
-        root = trie(self.variants)
-        self.batch_tokens = sweep_estimate.fitting_batch(shared.stack, root, shared.batch_tokens)
-        self._block_runs = num_block_runs(root)
-        self._finished_block_tokens = 0
+    bar: tqdm
+
+    def __init__(self, shared: _Shared, lacking: _Lacking, arranged: ArrangedSequences):
+        self.shared, self.measurement, self.arranged = shared, lacking.measurement, arranged
+        self.variants = list(lacking.keys)
+        self.compiled = isinstance(shared.stack, CompiledStack)
+        self.keys = {v: key(shared.identity, v, self.measurement, self.compiled) for v in self.variants}
+        self.producers = {v: producer(of, self.compiled) for v, of in self.keys.items()}
+        self.digests = [arranged.sequences[i].digest for i in arranged.order]
+        self.outputs = {v: lacking.outputs.get(v, {}) for v in self.variants}
+        self.batch_tokens = sweep_estimate.fitting_batch(shared.stack, trie(self.variants), shared.batch_tokens)
         self._digest = hashlib.sha256(" ".join(sorted(map(name, self.variants))).encode()).hexdigest()[:16]
 
-    def run(self) -> dict[Variant, Result]:
+    def missing(self, places: Places | None = None) -> Missing:
+        """What is left to run, of all sequences or of a batch."""
+        low, high = places or (0, len(self.digests))
+        digests = self.digests[low:high]
+        known = {v: gaps.bits(digest in self.outputs[v] for digest in digests) for v in self.variants}
+        parts = gaps.parts(gaps.bits([True] * len(digests)), known)
+        return Missing(self.arranged, [([low + k for k in gaps.places(part)], chosen) for part, chosen in parts])
+
+    def run(self, bar: tqdm) -> dict[Variant, Result]:
         """Runs every batch, first those that no other process is at, and stores the results.
 
         Where others are at all that is left, it runs beside them what they do for other variants, and waits for those
         that do it for the same ones.
         """
-        store, bar = self.shared.store, self.shared.bar
-        pending, bar_start = self.arranged.batches(self.batch_tokens), self.shared.bar.n
+        store, self.bar, bar_start, done, wait = self.shared.store, bar, bar.n, 0, None
         store.changed()
-        self._read_store()
-        wait = None
+        pending = [places for places in self.arranged.batches(self.batch_tokens) if self.missing(places).parts]
+        planned = {places: self._block_tokens(places) for places in pending}
         while pending:
             places = next((p for beside in (False, True) for p in pending if self.claim(p, beside)), None)
             if places is None:
@@ -290,27 +355,30 @@ class _MeasurementRun:
                 continue
             wait = None
             if store.changed():
-                self._read_store()
+                self.read_store(places)
             at = pending.index(places)
             pending[at : at + 1] = self._run_claimed(places)
-            bar.update(bar_start + self._finished_block_tokens - bar.n)  # what the store had counts as done
-        if store.changed():
-            self._read_store()
+            done += planned.get(places, 0)
+            bar.update(bar_start + done - bar.n)  # what others have run counts as done
+        self.read_store()
+        results = {}
         for v in self.variants:
-            if v not in self.results:
-                outputs = [self.outputs[v][i] for i in range(len(self.arranged.sequences))]
-                self.results[v] = self.measurement.result(outputs)
-                store.put(self.keys[v], self.shared.identity.name, self.results[v])
-        return self.results
+            outputs = self.outputs[v]
+            results[v] = self.measurement.result([outputs[digest] for digest in _digests(self.measurement)])
+            store.put(self.keys[v], self.shared.identity.name, results[v])
+        return results
 
-    def _read_store(self) -> None:
-        """Takes over what the store has by now, from whichever process."""
-        for v in self.variants:
-            if v not in self.results:
-                self.outputs[v].update(self.shared.store.partial(self.keys[v]))
-                # In this order: another process that finishes a variant drops its parts.
-                if (found := self.shared.store.get(self.keys[v])) is not None:
-                    self.results[v] = found
+    def _block_tokens(self, places: Places) -> int:
+        """Block-tokens that a batch lacks."""
+        return sum(self.arranged.num_tokens(part) * _block_runs(tuple(v)) for part, v in self.missing(places).parts)
+
+    def read_store(self, places: Places | None = None) -> None:
+        """Takes over outputs that the store has by now, from whichever process, of all sequences or of a batch."""
+        low, high = places or (0, len(self.digests))
+        digests = self.digests[low:high]
+        lacking = {self.producers[v]: v for v in self.variants if any(d not in self.outputs[v] for d in digests)}
+        for one, outputs in self.shared.store.outputs(lacking, digests).items():
+            self.outputs[lacking[one]].update(outputs)
 
     def claim(self, places: Places, beside: bool = False) -> bool:
         """Claims a batch, or renews the claim; False if another process is at it.
@@ -331,9 +399,9 @@ class _MeasurementRun:
         return f"{self.measurement.name}: waiting for {whom}"
 
     def _claim_names(self, places: Places) -> tuple[str, str]:
-        """Names of what a process claims: these sequences of this measurement, and the same for its variants."""
-        one = self.keys[self.variants[0]]
-        batch = [one.model, one.measurement, one.data, one.settings, one.version, self.arranged.order[places[0]]]
+        """Names of what a process claims: the batch that begins with this sequence, and the same for its variants."""
+        one = self.producers[self.variants[0]]
+        batch = [one.model, one.compiled, one.version, self.digests[places[0]].hex()]
         return json.dumps(batch), json.dumps([*batch, self._digest])
 
     def _run_claimed(self, places: Places) -> list[Places]:
@@ -343,17 +411,14 @@ class _MeasurementRun:
             What is left to run: nothing, or the batch's halves where memory ran out.
         """
         low, high = places
-        chosen = self.arranged.order[low:high]
-        lacking = [v for v in self.variants if v not in self.results and any(i not in self.outputs[v] for i in chosen)]
         try:
-            if lacking:
-                _BatchRun(self, places, lacking).run()
+            for part, variants in self.missing(places).parts:
+                _BatchRun(self, places, part, variants).run()
         except (MemoryError, RuntimeError) as e:
-            length = len(self.arranged.sequences[chosen[0]].input_ids)
+            length = len(self.arranged.sequences[self.arranged.order[low]].input_ids)
             middle = low + halved(high - low, e, f"{self.measurement.name}: one sequence of {length} tokens")
             return [(low, middle), (middle, high)]
         else:
-            self._finished_block_tokens += self._block_runs * self.arranged.num_tokens(low, high)
             return []
         finally:
             for name in self._claim_names(places):
@@ -361,17 +426,16 @@ class _MeasurementRun:
 
 
 class _BatchRun:
-    """One batch of a measurement on some variants; outputs go to the measurement's and to the store."""
+    """Some sequences of a batch on the variants that lack them; outputs go to the measurement's and to the store."""
 
-    def __init__(self, measuring: _MeasurementRun, places: Places, variants: Sequence[Variant]):
+    def __init__(self, measuring: _MeasurementRun, places: Places, chosen: Sequence[int], variants: Sequence[Variant]):
         self._measuring, self._places, self._variants = measuring, places, variants
-        low, high = places
-        self._order = measuring.arranged.order[low:high]
-        sequences = [measuring.arranged.sequences[i] for i in self._order]
-        prefixes = measuring.arranged.prefixes[low:high]
+        arranged = measuring.arranged
+        sequences = [arranged.sequences[arranged.order[k]] for k in chosen]
+        prefixes = [arranged.prefixes[k] for k in chosen]
         self._batch = batch_of(measuring.shared.stack, sequences, prefixes, measuring.batch_tokens)
-        self._ran = self._batch.in_order
-        self._targets = scoring.Targets([sequences[i] for i in self._ran])
+        self._ran = [measuring.digests[chosen[i]] for i in self._batch.in_order]
+        self._targets = scoring.Targets([sequences[i] for i in self._batch.in_order])
         self._head_rows = scoring.head_rows(measuring.shared.stack)
         # Variants whose states wait for the head: it is fast on many rows only.
         self._waiting: list[tuple[Variant, Tensor]] = []
@@ -396,7 +460,7 @@ class _BatchRun:
         if due:
             self._score()
         out = self._batch.run_block(element, states, shared)
-        self._measuring.shared.bar.update(self._batch.num_tokens)
+        self._measuring.bar.update(self._batch.num_tokens)
         if due:  # only now, so that a GPU has the block to run while the store is written
             self._keep()
             self._measuring.claim(self._places, beside=True)
@@ -419,17 +483,17 @@ class _BatchRun:
         Raises:
             StudyError: some are NaN or infinite; the others were kept.
         """
-        measuring, fresh, refused = self._measuring, dict[Key, dict[int, Outputs]](), []
+        measuring, fresh, refused = self._measuring, dict[Producer, dict[bytes, Outputs]](), []
         asked, self._asked = self._asked, []
         for variants, wait in asked:
             for variant, of_sequences in zip(variants, wait(), strict=True):
-                outputs = {self._order[i]: output for i, output in zip(self._ran, of_sequences, strict=True)}
+                outputs = dict(zip(self._ran, of_sequences, strict=True))
                 if scoring.finite(outputs.values()):
                     measuring.outputs[variant].update(outputs)
-                    fresh[measuring.keys[variant]] = outputs
+                    fresh[measuring.producers[variant]] = outputs
                 else:
                     refused.append(variant)
-        measuring.shared.store.put_partial(fresh)
+        measuring.shared.store.put_outputs(fresh)
         self._kept = time.monotonic()
         if refused:
             what = f"{measuring.measurement.name}, {describe(len(measuring.shared.stack), refused[0])}"

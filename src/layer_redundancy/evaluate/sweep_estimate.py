@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from layer_redundancy.core import devices
 from layer_redundancy.core.variants import Variant
@@ -17,11 +16,27 @@ from layer_redundancy.models.checks import sharing
 from layer_redundancy.models.stack import DecoderStack
 
 
-class Missing(NamedTuple):
-    """What a sweep has to run of one measurement: its sequences, on the variants that the store lacks."""
+@dataclass(frozen=True, eq=False)
+class Missing:
+    """What a sweep has to run of one measurement.
+
+    Attributes:
+        arranged: all its sequences.
+        parts: some of their places, ascending, and the variants that lack them; no place is in two parts.
+    """
 
     arranged: ArrangedSequences
-    variants: Sequence[Variant]
+    parts: Sequence[tuple[Sequence[int], Sequence[Variant]]]
+
+    @classmethod
+    def all_of(cls, arranged: ArrangedSequences, variants: Sequence[Variant]) -> "Missing":
+        """Nothing is there."""
+        return cls(arranged, [(range(len(arranged.order)), variants)])
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The variants that lack something."""
+        return list(dict.fromkeys(variant for _, variants in self.parts for variant in variants))
 
 
 @dataclass(frozen=True)
@@ -69,23 +84,23 @@ def estimate(
 ) -> SweepEstimate:
     """What `sweep.run` would take for these variants and measurements with an empty store; times a few blocks."""
     variants = list(dict.fromkeys(variants))
-    missing = [Missing(arrange(m.sequences, sharing(stack.model)), variants) for m in measurements]
+    missing = [Missing.all_of(arrange(m.sequences, sharing(stack.model)), variants) for m in measurements]
     return estimate_missing(stack, missing, throughput.batch_tokens(stack, batch_tokens))
 
 
 def amounts(missing: Sequence[Missing]) -> dict[str, int]:
     """The fields of `SweepEstimate` that need no timing: variants, block-tokens and head-tokens, naive and not."""
     naive = shared = head_naive = head = 0
-    for arranged, variants in missing:
-        tokens, scored = (
-            sum(f(s) for s in arranged.sequences) for f in (lambda s: len(s.input_ids), lambda s: s.num_scored)
-        )
-        naive += sum(map(len, variants)) * tokens
-        shared += num_block_runs(trie(variants)) * arranged.num_tokens()
-        head_naive += len(variants) * tokens
-        head += len(variants) * scored
+    for one in missing:
+        for places, variants in one.parts:
+            sequences = [one.arranged.sequences[one.arranged.order[k]] for k in places]
+            tokens = sum(len(s.input_ids) for s in sequences)
+            naive += sum(map(len, variants)) * tokens
+            shared += num_block_runs(trie(variants)) * one.arranged.num_tokens(places)
+            head_naive += len(variants) * tokens
+            head += len(variants) * sum(s.num_scored for s in sequences)
     return {
-        "variants": len({v for _, variants in missing for v in variants}),
+        "variants": len({v for one in missing for v in one.variants}),
         "block_tokens_naive": naive,
         "block_tokens_shared": shared,
         "head_tokens_naive": head_naive,
@@ -96,9 +111,9 @@ def amounts(missing: Sequence[Missing]) -> dict[str, int]:
 def estimate_missing(stack: DecoderStack, missing: Sequence[Missing], batch_tokens: int) -> SweepEstimate:
     """The estimate for what is given; runs a few blocks of the first batch of each measurement to time them."""
     seconds, states = 0.0, 0
-    for arranged, variants in missing:
-        root, of_measurement = trie(variants), amounts([Missing(arranged, variants)])
-        batch, (block_rate, head_rate) = _timed(stack, arranged, fitting_batch(stack, root, batch_tokens))
+    for one in missing:
+        root, of_measurement = trie(one.variants), amounts([one])
+        batch, (block_rate, head_rate) = _timed(stack, one.arranged, fitting_batch(stack, root, batch_tokens))
         seconds += of_measurement["block_tokens_shared"] / block_rate + of_measurement["head_tokens"] / head_rate
         held = sum(s.numel() * s.element_size() for s in batch.start)
         states = max(states, (num_held(root) + 2) * held)

@@ -2,11 +2,12 @@
 
 An experiment's own `measure` runs on it, so a plan cannot differ from what its notebook asks for. Where an experiment
 asks for an order of removal, which nobody knows before, the paper's own stands in (`stand_ins`). Work that was counted
-once is not counted again, as the store would have it: `Ledger` remembers it by the store's own keys.
+once is not counted again, as the store would have it: `Ledger` remembers it by the store's own keys, and what was run
+on each sequence of tokens.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +21,13 @@ from layer_redundancy.config.profiles import Profile, TaskBudget, TextBudget
 from layer_redundancy.config.sources import Amount
 from layer_redundancy.core import flags, paths, variants
 from layer_redundancy.core.errors import DoesNotFit, StudyError
-from layer_redundancy.core.store import Key, Result, Store
+from layer_redundancy.core.store import Key, Producer, Result, Store
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.data import classification_sets, task_files
 from layer_redundancy.data.benchmark_items import TaskItems
 from layer_redundancy.data.classification_sets import LabelledPrompts, PromptChoice
 from layer_redundancy.data.corpora import Split, TokenBlocks
-from layer_redundancy.evaluate import sweep
+from layer_redundancy.evaluate import gaps, sweep
 from layer_redundancy.evaluate.amounts import Quantization, Sweep, Training, Work, Writing, part, text_amount
 from layer_redundancy.evaluate.batches import arrange
 from layer_redundancy.evaluate.generate import PromptLengths
@@ -55,6 +56,8 @@ class Ledger:
         left_out: work that there is no memory for.
         seen: keys of all work that was asked for before.
         loaded: models that are in memory.
+        ran: what makes outputs of sequences -> what they are sequences of -> those that were asked for, as bits.
+        places: digest of a sequence -> its bit, of sequences that are known.
         texts: texts that are trained on, by fingerprint.
     """
 
@@ -63,6 +66,8 @@ class Ledger:
     left_out: list[str] = field(default_factory=list)
     seen: set[Key] = field(default_factory=set)
     loaded: set[str] = field(default_factory=set)
+    ran: dict[Producer, dict[str, int]] = field(default_factory=dict)
+    places: dict[bytes, int] = field(default_factory=dict)
     texts: dict[str, TokenBlocks] = field(default_factory=dict)
 
     def fresh(self, key: Key) -> bool:
@@ -73,7 +78,7 @@ class Ledger:
 
     def page(self) -> "Ledger":
         """A ledger for the next notebook, which is spared what this one has."""
-        return Ledger(seen=self.seen)
+        return Ledger(seen=self.seen, ran=self.ran, places=self.places)
 
     def of(self, kind: type, model: str | None = None) -> list[Any]:
         """The work of one kind, of one model if it is named."""
@@ -337,10 +342,9 @@ class DryStudy(Study):
             if self.store is not None:
                 compiled = sweep.is_compiled(self.identity, measurement, self.store, compiled)
             keys = {v: sweep.key(self.identity, v, measurement, bool(compiled)) for v in chosen}
-            fresh = tuple(v for v, key in keys.items() if self._fresh(key))
-            if fresh:
-                amount = _amount(measurement)
-                self._count(Sweep(measurement.name, amount, fresh, self.keeps_prefixes))
+            fresh = {v: sweep.producer(key, bool(compiled)) for v, key in keys.items() if self._fresh(key)}
+            if fresh and (lacking := self._lacking(measurement, fresh)):
+                self._count(*lacking)
             found[measurement.name] = {v: self._result(measurement, v, key) for v, key in keys.items()}
         return found
 
@@ -349,6 +353,25 @@ class DryStudy(Study):
         if known is None:
             return self._measured(measurement, variant)
         return measurement.with_margins(known) if isinstance(measurement, ChoiceTask) else known
+
+    def _lacking(self, measurement: Perplexity | ChoiceTask, fresh: Mapping[Variant, Producer]) -> list[Sweep]:
+        """What was not asked for before of a measurement on some variants; it is then marked as asked for."""
+        what, wanted = _sequences(measurement, self.ledger.places)
+        ran = {v: self.ledger.ran.setdefault(producer, {}) for v, producer in fresh.items()}
+        known = {v: of.get(what, 0) for v, of in ran.items()}
+        if self.skips_stored and self.store is not None and not what:
+            digests = [s.digest for s in measurement.sequences]
+            stored = self.store.outputs(fresh.values(), digests)
+            known = {
+                v: bits | gaps.of_places(map(self.ledger.places.__getitem__, stored[fresh[v]]))
+                for v, bits in known.items()
+            }
+        for v, of in ran.items():
+            of[what] = known[v] | wanted
+        return [
+            Sweep(measurement.name, _amount(measurement, part, self.ledger.places), lacking, self.keeps_prefixes)
+            for part, lacking in gaps.parts(wanted, known)
+        ]
 
     def _measured(self, measurement: Perplexity | ChoiceTask, variant: Variant) -> Result:
         """A result of the right shape; its loss is higher the later the stand-in order would remove what is gone."""
@@ -399,15 +422,30 @@ class DryStudy(Study):
         return found
 
 
-def _amount(measurement: Perplexity | ChoiceTask) -> Amount:
+def _sequences(measurement: Perplexity | ChoiceTask, known: dict[bytes, int]) -> tuple[str, int]:
+    """The sequences of a measurement as bits, and what they are sequences of; "" for those whose digests are known."""
     if isinstance(measurement, Perplexity):
-        return text_amount(*measurement.blocks.input_ids.shape)
+        if isinstance(measurement.blocks, DryText):
+            blocks, length = measurement.blocks.input_ids.shape
+            return f"{measurement.blocks.corpus} {measurement.blocks.split} {length}", (1 << blocks) - 1
+    elif isinstance(measurement.items, DryItems):
+        items = measurement.items
+        return f"{items.name} {items.num_fewshot}", (1 << items.num_items) - 1 << items.first_item
+    return "", gaps.of_places(known.setdefault(s.digest, len(known)) for s in measurement.sequences)
+
+
+def _amount(measurement: Perplexity | ChoiceTask, some: int, known: Mapping[bytes, int]) -> Amount:
+    """The amount of some sequences of a measurement, given as `_sequences` has them."""
+    if isinstance(measurement, Perplexity):
+        return text_amount(some.bit_count(), measurement.blocks.input_ids.shape[1])
     if isinstance(measurement.items, DryItems):
-        return measurement.items.amount
+        return part(measurement.items.amount, some.bit_count())
     arranged = arrange(measurement.sequences, Sharing(prefixes=True))
-    tokens = sum(len(s.input_ids) for s in arranged.sequences)
-    scored = sum(s.num_scored for s in arranged.sequences)
-    return Amount(measurement.items.num_items, len(arranged.order), tokens, arranged.num_tokens(), scored)
+    places = [k for k, i in enumerate(arranged.order) if some >> known[arranged.sequences[i].digest] & 1]
+    sequences = [arranged.sequences[arranged.order[k]] for k in places]
+    tokens, scored = sum(len(s.input_ids) for s in sequences), sum(s.num_scored for s in sequences)
+    items = round(measurement.items.num_items * len(places) / len(arranged.order))
+    return Amount(items, len(places), tokens, arranged.num_tokens(places), scored)
 
 
 @flags.checked

@@ -199,18 +199,11 @@ def rank_correlation(study):
 
 
 def equal_weights(study):
-    found = width_vs_depth.measure(study)
-    heads = list(found.heads.values())
-    return width_vs_depth.equal_weights(found.nll, found.blocks, found.sets, heads, study.dense, found.set_size)
-
-
-def pattern(study):
-    changes = width_vs_depth.changes(width_vs_depth.measure(study).single)
-    return width_vs_depth.variance_shares(changes[changes.measurement == "perplexity"], 20, 0)
+    return width_vs_depth.equal_weights(width_vs_depth.measure(study))
 
 
 def width_claim(study):
-    return width_vs_depth.claim(study, width_vs_depth.measure(study), pattern(study))
+    return width_vs_depth.claim(width_vs_depth.measure(study), 20, 0)
 
 
 def methods(study):
@@ -251,8 +244,7 @@ def generation_compared(study):
         pytest.param(rank_correlation, 3, 49, id="04: orders of three have"),
         pytest.param(equal_weights, 1, 0, id="05: heads are not compared with a block that stays"),
         pytest.param(equal_weights, 2, 0, id="05: no set of heads weighs as much as one of two blocks"),
-        pytest.param(pattern, 1, 0, id="05: heads of one block show no pattern"),
-        pytest.param(width_claim, 1, 1, id="05: of one block single heads alone are judged"),
+        pytest.param(width_claim, 1, 1, id="05: of one block single heads alone are judged, and no pattern"),
         pytest.param(width_claim, 2, 1, id="05: of two blocks too, where no heads weigh as much"),
         pytest.param(methods, 1, 1, id="08: of one block the dense model alone is scored"),
         pytest.param(methods, 2, 3, id="08: of two blocks the pruned ones too"),
@@ -383,11 +375,10 @@ def test_a_quarter_is_coloured_but_never_all(blocks, coloured):
 
 
 def test_a_single_head_has_a_whole_number():
-    single = pd.DataFrame({"block": [0], "head": [0], "measurement": "perplexity", "change": [0.1], "n": 3})
     everywhere = pd.DataFrame(
-        {"head": [0], "measurement": "perplexity", "value": 9.0, "low": 8.0, "high": 10.0, "dense": 8.5, "n": 3}
+        {"head": [0], "measurement": "perplexity", "value": 0.1, "low": 0.0, "high": 0.2, "dense": 0.0, "n": 3}
     )
-    figure = draw_width.head_removal(single, everywhere.assign(chance=np.nan))
+    figure = draw_width.head_removal(everywhere.assign(chance=np.nan))
     figure.draw_without_rendering()
     assert all(tick == round(tick) for axes in figure.axes for tick in axes.get_xticks())
 

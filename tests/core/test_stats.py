@@ -5,14 +5,13 @@ stood together, when each lay with its only caller.
 """
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.stats
 
 from direct_importance import made_up, made_up_sums
 from layer_redundancy.core import stats
 from layer_redundancy.core.store import Result
-from layer_redundancy.experiments import block_pruning, prompt_tuning, width_vs_depth
+from layer_redundancy.experiments import block_pruning, prompt_tuning
 from layer_redundancy.measures import importance
 
 close = pytest.approx
@@ -117,12 +116,6 @@ def test_draws_over_items_and_seeds():
     same(stats.means_over_items_and_seeds(made_up(3, 8), 6, [7, 1]), expected)
 
 
-def test_relabellings():
-    rows, columns = stats.variance_shares(made_up(5, 4), 40, seed=9)
-    same(rows, (0.13909774436090225, 0.21078947368421055, 0.6585365853658537))
-    same(columns, (0.001503759398496246, 0.15593984962406013, 1.0))
-
-
 # ---------------------------------------------------------------------------------- and of those who draw from them
 
 
@@ -160,13 +153,6 @@ def test_draws_of_accuracies_differ_between_data_sets():
     accuracies = prompt_tuning.Accuracies(found, 6, seed=7)
     same(accuracies.drawn("y", "m", 1)[:2], [0.4546204620462046, 0.5734323432343233])
     same(accuracies.drawn("x", "m", 1)[:2], [0.3783003300330033, 0.3692244224422442])
-
-
-def test_relabellings_of_heads():
-    cells = [(block, head, made_up(5, 4)[block, head]) for block in range(5) for head in range(4)]
-    table = width_vs_depth.variance_shares(pd.DataFrame(cells, columns=["block", "head", "change"]), 40, seed=9)
-    assert table["factor"].tolist() == ["block", "head id"]
-    same(table["p"], [0.6585365853658537, 1.0])
 
 
 def test_kendalls_tau_of_many_rankings_is_scipys():

@@ -146,21 +146,28 @@ def correlation_frame() -> pd.DataFrame:
     return pd.DataFrame([(a, b, 1.0 if a == b else -0.3) for a in names for b in names], columns=["a", "b", "tau"])
 
 
-def head_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def head_frame(n: int) -> pd.DataFrame:
     pairs = [(block, head) for block in range(n) for head in range(6)]
-    single = pd.DataFrame(pairs, columns=["block", "head"]).assign(measurement="perplexity")
-    single["change"] = 0.01 * single["head"] + np.where(single["block"] == 0, 2.0, 0)
-    both = pd.concat([single, single.assign(measurement="mmlu_dev", change=-0.1)], ignore_index=True).assign(n=3)
-    one = pd.DataFrame({"head": range(6), "value": 20.0, "low": 18.0, "high": 25.0, "dense": 15.0})
-    other = one.assign(measurement="mmlu_dev", value=0.4, low=0.3, high=0.5, dense=0.5, n=40.0, chance=0.25)
-    return both, pd.concat([one.assign(measurement="perplexity"), other], ignore_index=True)
+    single = pd.DataFrame(pairs, columns=["block", "head"])
+    return single.assign(damage=0.01 * single["head"] + np.where(single["block"] == 0, 2.0, 0))
+
+
+def everywhere_frame() -> pd.DataFrame:
+    one = pd.DataFrame({"head": range(6), "value": 0.4, "low": 0.3, "high": 0.5})
+    loss = one.assign(measurement="perplexity", dense=0.0, n=8, chance=np.nan)
+    tasks = [
+        one.assign(measurement=name, dense=0.9, n=200, chance=chance)
+        for name, chance in (("agreement", 0.5), ("copying", 0.25))
+    ]
+    return pd.concat([loss, *tasks], ignore_index=True)
 
 
 def damage_frame(n: int) -> pd.DataFrame:
     kinds = {
-        "one block (n=9)": np.linspace(0.05, 7, n),
-        "48 heads": np.linspace(0.5, 2, n),
-        "head": np.linspace(-1, 1, n),
+        "one block": np.linspace(0.05, 7, n),
+        "48 random heads": np.linspace(0.5, 2, 2 * n),
+        "48 chosen heads": [0.3],
+        "the chosen block": [0.05],
     }
     return pd.concat([pd.DataFrame({"what": what, "damage": d}) for what, d in kinds.items()], ignore_index=True)
 
@@ -312,8 +319,8 @@ FIGURES = {
     "prune_ratio": lambda n: prune_ratio.prune_ratio(*ratio_curves(n)),
     "metric_curves": lambda n: metric_comparison.metric_curves(*metric_frames(n)),
     "order_correlation": lambda n: metric_comparison.order_correlation(correlation_frame()),
-    "head_removal": lambda n: width_vs_depth.head_removal(*head_frames(n)),
-    "head_map": lambda n: width_vs_depth.head_map(head_frames(n)[0].query("measurement == 'perplexity'")),
+    "head_removal": lambda n: width_vs_depth.head_removal(everywhere_frame()),
+    "head_map": lambda n: width_vs_depth.head_map(head_frame(n)),
     "damage_distributions": lambda n: width_vs_depth.damage_distributions(damage_frame(n)),
     "method_accuracies": lambda n: benchmarks.method_accuracies(*method_frames()),
     "generation_by_position": lambda n: generation.generation_by_position(curve_frame(n)),

@@ -1,23 +1,27 @@
 """The figures of notebook 05 show what they are given."""
 
-import pytest
-
 from layer_redundancy.figures import width_vs_depth
 
-from .frames import damage_frame, head_frames
+from .frames import damage_frame, everywhere_frame
 
 
-def test_head_removal_draws_every_point_and_the_means():
-    axes = width_vs_depth.head_removal(*head_frames(5)).axes
-    assert len(axes) == 4
-    points = axes[1].collections[0].get_offsets()
-    assert len(points) == 30
-    (means,) = [line for line in axes[3].lines if line.get_marker() == "_"]
-    assert list(means.get_ydata()) == pytest.approx([-0.1] * 6)
+def test_heads_of_all_blocks_are_drawn_with_the_dense_model_and_chance():
+    loss, accuracy = width_vs_depth.head_removal(everywhere_frame()).axes
+    assert len(loss.containers) == 1 and len(accuracy.containers) == 2
+    assert [line.get_ydata()[0] for line in accuracy.lines if line.get_gid() == "chance"] == [0.5, 0.25]
+    assert [line.get_ydata()[0] for line in loss.lines if line.get_gid() == "dense"] == [0]
+    (legend,) = [text.get_text() for text in accuracy.get_legend().get_texts() if "copying" in text.get_text()]
+    assert "n=200" in legend
 
 
-def test_damage_distributions_draw_shares():
+def test_without_a_task_the_loss_is_drawn_alone():
+    table = everywhere_frame()
+    assert len(width_vs_depth.head_removal(table[table["measurement"] == "perplexity"]).axes) == 1
+
+
+def test_damage_distributions_draw_shares_and_what_was_chosen():
     (axes,) = width_vs_depth.damage_distributions(damage_frame(9)).axes
-    (blocks,) = [line for line in axes.lines if line.get_label() == "one block (n=9)"]
+    (blocks,) = [line for line in axes.lines if line.get_label().startswith("one block, n=9")]
     assert blocks.get_ydata()[-1] == 1 and blocks.get_xdata()[0] == 0.05
-    assert len([line for line in axes.lines if line.get_gid() == "median"]) == 3
+    chosen = {line.get_label(): line.get_xdata()[0] for line in axes.lines if line.get_gid() == "chosen"}
+    assert chosen == {"48 chosen heads: 0.30": 0.3, "the chosen block: 0.05": 0.05}

@@ -269,39 +269,7 @@ def means_over_items_and_seeds(values: np.ndarray, resamples: int, seed: int | S
     return ((seeds @ values) * items).sum(1)
 
 
-# ----------------------------------------------------------------------------------------------- permutation test
-
-
-def variance_shares(
-    square: np.ndarray, resamples: int, seed: int
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """How much of the differences within a table goes with its rows and how much with its columns: a permutation test.
-
-    Args:
-        square: (rows, columns), any unit; ranks of all cells are compared, ties in the order of the cells.
-        resamples: relabellings for each of the two: for rows, all cells are shuffled; then, from the same stream, for
-            columns the cells within each row.
-
-    Returns:
-        For rows and for columns: share (of the sum of squares of the ranks, two-way without interaction), by_chance
-        (mean share of the relabellings), p (share of the relabellings with at least as large a share, the observed
-        labels among them).
-    """
-    _checked(square.size, resamples)
-    ranks = square.ravel().argsort().argsort().reshape(square.shape).astype(float)
-    rng = generator(seed)
-
-    def share(values: np.ndarray, axis: int) -> float:
-        total = ((values - values.mean()) ** 2).sum()
-        return float(values.shape[axis] * ((values.mean(axis) - values.mean()) ** 2).sum() / total)
-
-    def tested(axis: int, draws: list[float]) -> tuple[float, float, float]:
-        found = share(ranks, axis)
-        return found, float(np.mean(draws)), (1 + sum(draw >= found for draw in draws)) / (1 + resamples)
-
-    shuffled = [share(rng.permutation(ranks.ravel()).reshape(ranks.shape), 1) for _ in range(resamples)]
-    within_rows = [share(rng.permuted(ranks, axis=1), 0) for _ in range(resamples)]
-    return tested(1, shuffled), tested(0, within_rows)
+# ------------------------------------------------------------------------------------------------- rank correlation
 
 
 def kendall_taus(first: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -45,21 +45,20 @@ def test_the_papers_blocks_are_ringed_where_it_has_the_model():
 def test_importance_metrics_draws_all_measures_and_names_the_first_removed():
     figure = draw.importance_metrics(metric_frame(10))
     titles = [axes.get_title("left") for axes in figure.axes]
-    assert len(titles) == len(style.MEASURES)
+    assert len(titles) == len(style.MEASURES) - 2, "places alone, straight lines, have no panel"
     least = order_of(score_frame(10))[0]
     assert titles[0] == f"Block Influence\nfirst removed: smallest, block {least}"
     assert titles[2] == "Hidden-state norm\nfirst removed: largest, block 0"
-    assert titles[3] == "Sequential\nfirst removed: largest, block 0"
-    assert titles[4] == "Reverse order\nfirst removed: smallest, block 9"
+    assert titles[3].startswith("Angular distance, last token")
     lines = [sum(len(line.get_xdata()) == 10 for line in axes.lines) for axes in figure.axes]
-    assert lines == [2, 2, 2, 1, 1, 2], "the second line is drawn where the first token changes something"
+    assert lines == [2, 2, 2, 2], "the second line is drawn where the first token changes something"
     assert "without the first token" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_importance_metrics_without_the_second_line():
     frame = metric_frame(5)
-    figure = draw.importance_metrics(frame[(frame["first_token"] == "included") & (frame["metric"] != "sequential")])
-    assert len(figure.axes) == len(style.MEASURES) - 1
+    figure = draw.importance_metrics(frame[frame["first_token"] == "included"])
+    assert len(figure.axes) == len(style.MEASURES) - 2
     assert "without the first token" not in [text.get_text() for text in figure.legends[0].get_texts()]
 
 

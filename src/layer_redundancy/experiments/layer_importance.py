@@ -7,20 +7,24 @@ import numpy as np
 import pandas as pd
 
 from layer_redundancy.config import paper_tables
-from layer_redundancy.core import flags, stats
-from layer_redundancy.core.wording import counted
-from layer_redundancy.experiments import few_blocks
+from layer_redundancy.core import flags, stats, verdicts
+from layer_redundancy.core.verdicts import Statement
+from layer_redundancy.experiments import depth_curves, few_blocks
+from layer_redundancy.figures.style import title_of
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.study import Study
 
 NOTEBOOK = "01_layer_importance"
+QUARTER = 0.25
+PRIMARY = "a single block of text chooses more than three in four of the blocks that all others choose"
+SAME = 0.75  # of the quarter of the blocks that goes first, more than so much is to be the same
 
 
 def measure(study: Study) -> ActivationSums:
     """One pass over the calibration text, from which every importance measure follows."""
     few_blocks.say_if_single(study)
-    few_blocks.say_what_shares_are(study.num_blocks, [0.25])
+    few_blocks.say_what_shares_are(study.num_blocks, [QUARTER])
     return study.activation_sums()
 
 
@@ -30,15 +34,16 @@ def importance_scores(
     """Every measure's score of every block, with and without each sequence's first token.
 
     Returns:
-        metric, first_token ("included" or "excluded"), block, score, low, high (95 % bootstrap interval over
-        calibration sequences), rank (1 = removed first).
+        metric, first_token ("included" or "excluded"), block, score, low, high (95 % interval over calibration
+        sequences), rank (1 = removed first).
     """
     parts = []
     for first in first_token:
         for name in importance.MEASURES:
             score = importance.scores(sums, name, first)
-            low, high = np.percentile(
-                importance.bootstrap_scores(sums, name, resamples, seed, first), stats.INTERVAL, axis=0
+            draws = importance.bootstrap_scores(sums, name, resamples, seed, first)
+            low, high = np.transpose(
+                [stats.interval(one, drawn, len(sums.tokens)) for one, drawn in zip(score, draws.T, strict=True)]
             )
             part = {
                 "metric": name,
@@ -74,50 +79,101 @@ def order_stability(
     return inclusion.merge(ranks, on="block"), ranks
 
 
-def order_agreement(sums: ActivationSums, measure: str, resamples: int, seed: int, removed: int) -> dict[str, float]:
-    """A removal order's certainty in two numbers.
+def quarter(num_blocks: int) -> int:
+    """The number of blocks that is called a quarter; at least one of them."""
+    return depth_curves.at_ratio(num_blocks, QUARTER)
+
+
+def chosen(sums: ActivationSums, measure: str, count: int, first_token: bool = True) -> np.ndarray:
+    """The blocks that a measure removes first, so many of them, in their order."""
+    return importance.removal_order(importance.scores(sums, measure, first_token), measure)[:count]
+
+
+def alike_by_text(sums: ActivationSums, measure: str, count: int) -> np.ndarray:
+    """How far each single sequence chooses the blocks that all others together choose.
+
+    Args:
+        count: blocks chosen.
 
     Returns:
-        kendall: mean rank correlation of a resample's order with the whole text's (1 = the same; NaN for fewer blocks
-        than `few_blocks.RANKED`); same_set: share of resamples that remove the same `removed` blocks first.
+        (S,) share of the blocks that are the same, 0 to 1.
+
+    Raises:
+        StudyError: a single sequence, which has no others.
     """
-    order = importance.removal_order(importance.scores(sums, measure), measure)
+    each = np.eye(len(sums.tokens), dtype=bool)
+    return np.array(
+        [_same(chosen(sums.of(one), measure, count), chosen(sums.of(~one), measure, count)) for one in each]
+    )
+
+
+def same_set(sums: ActivationSums, measure: str, resamples: int, seed: int, count: int) -> float:
+    """The share of the resampled texts by which the same blocks go first, so many of them."""
     orders = importance.removal_order(importance.bootstrap_scores(sums, measure, resamples, seed), measure)
-    rank = importance.ranks(order)
-    ranked = few_blocks.can_be_ranked(sums.num_blocks)
-    kendall = np.mean(stats.kendall_taus(rank, importance.ranks(orders))) if ranked else np.nan
-    same = np.mean([set(o[:removed]) == set(order[:removed]) for o in orders])
-    return {"kendall": float(kendall), "same_set": float(same)}
+    first = set(chosen(sums, measure, count))
+    return float(np.mean([set(order[:count]) == first for order in orders]))
 
 
-def agreement_note(sums: ActivationSums, measure: str, resamples: int, seed: int) -> str:
-    """How far the orders of resampled calibration texts agree with a removal order, in a line."""
-    num = sums.num_blocks
+def _same(first: np.ndarray, second: np.ndarray) -> float:
+    """The share of the first that is among the second."""
+    return float(np.isin(first, second).mean())
+
+
+def claim(sums: ActivationSums, resamples: int, seed: int) -> pd.DataFrame:
+    """What the papers say of the order, and this study: columns of `verdicts.verdicts`.
+
+    No statement of a single block, which cannot go; none on the blocks between the first and the last where there are
+    fewer than `few_blocks.RANKED`.
+    """
+    num, name = sums.num_blocks, "block_influence"
     if num < 2:
-        return "left out: a single block has no order of removal"
-    count = max(1, num // 4)
-    again = order_agreement(sums, measure, resamples, seed, removed=count)
-    same = f"removes the same {counted(count, 'block')} first in {again['same_set']:.0%} of the resamples"
-    if not few_blocks.can_be_ranked(num):
-        return f"a resample's order {same}; {few_blocks.no_ranks(num)}"
-    return f"a resample's order agrees with this one by Kendall's tau {again['kendall']:.3f} on average; it {same}"
+        return verdicts.verdicts([], PRIMARY)
+    count = quarter(num)
+    depths = paper_tables.table("table4")
+    paper = min(np.mean(row.removed_layers) / (row.num_layers - 1) for row in depths.itertuples())
 
+    def statements(sums: ActivationSums) -> list[Statement]:
+        score = importance.scores(sums, name)
+        first = chosen(sums, name, count)
+        depth = first.mean() / (num - 1)
+        found = [
+            Statement("the quarter that goes first lies in the second half of the depth", depth, 0.5, "above", 0.2),
+            Statement("the quarter lies as deep as in the paper's models", depth, paper, "above", 0.2),
+            Statement(
+                "without each text's first token more than three in four of the quarter are the same",
+                _same(first, chosen(sums, name, count, first_token=False)), SAME, "above", 1 / count,
+            ),
+            Statement(
+                "relative magnitude chooses more than three in four of the same blocks",
+                _same(first, chosen(sums, "relative_magnitude", count)), SAME, "above", 1 / count,
+            ),
+        ]  # fmt: skip
+        inner = score[1:-1]
+        if few_blocks.can_be_ranked(len(inner)):
+            (tau,) = stats.kendall_taus(np.arange(len(inner)), inner[None])
+            most = inner.max()
+            found += [
+                Statement("the first block has more Block Influence than any inner one", score[0], most, "above", 0.05),
+                Statement("the last block has more Block Influence than any inner one", score[-1], most, "above", 0.05),
+                Statement(
+                    "inner blocks have less Block Influence the deeper they lie (Kendall's tau)",
+                    tau, 0.0, "below", 0.2,
+                ),
+            ]  # fmt: skip
+        return found
 
-def first_token_note(sums: ActivationSums, measure: str) -> str:
-    """How far a removal order agrees with that without each sequence's first token, in a line."""
-    num = sums.num_blocks
-    if num < 2:
-        return "left out: a single block has no order of removal"
-    count = max(1, num // 4)
-    with_sink, without = (
-        importance.removal_order(importance.scores(sums, measure, first), measure).tolist() for first in (True, False)
-    )
-    same = len(set(with_sink[:count]) & set(without[:count]))
-    tau = f"Kendall's tau {paper_tables.removal_overlap(with_sink, without, num)['kendall']:.3f}, "
-    return (
-        f"with and without each sequence's first token: {tau if few_blocks.can_be_ranked(num) else ''}"
-        f"{same} of the first {count} removed blocks are the same"
-    )
+    parts = []
+    on = "calibration text"
+    if len(sums.tokens) > 1:
+        alike = alike_by_text(sums, name, count)[:, None]
+        parts.append(
+            verdicts.judge(
+                lambda means: [Statement(PRIMARY, means[0], SAME, "above", 0.05)], alike, resamples, seed, on
+            )
+        )
+    draws = [statements(one) for one in sums.resampled(resamples, seed)]
+    parts.append(verdicts.judged_draws(statements(sums), [draws], [len(sums.tokens)], on))
+    return verdicts.verdicts(parts, PRIMARY)
 
 
 def angular_grid(sums: ActivationSums, tokens: str = "last") -> pd.DataFrame:
@@ -135,20 +191,21 @@ def strategies(scores: pd.DataFrame, num_blocks: int, ratio: float) -> pd.DataFr
         ratio: share of blocks removed, 0 to 1; at least one block.
 
     Returns:
-        strategy, rule, source, and the blocks that go first, in order; no row for a single block, which cannot go.
+        strategy, removed first (smallest or largest score), source, goes first (blocks, in order); no row for a single
+        block, which cannot go.
     """
     if num_blocks < 2:
         return pd.DataFrame()
-    count = max(1, round(ratio * num_blocks))
+    count = depth_curves.at_ratio(num_blocks, ratio)
     rows: list[dict[str, Any]] = []
     for name, measure in importance.MEASURES.items():
         part = scores[(scores["metric"] == name) & (scores["first_token"] == "included")].sort_values("rank")
         rows.append(
             {
-                "strategy": name,
+                "strategy": title_of(name),
                 "removed first": measure.removed_first,
                 "source": measure.source,
-                f"first {count} of {num_blocks} removed": ", ".join(map(str, part["block"][:count])),
+                "goes first": ", ".join(map(str, part["block"][:count])),
             }
         )
     return pd.DataFrame(rows)
@@ -191,16 +248,15 @@ def removed_layers_by_place(order: Sequence[int], model: str, reported: pd.DataF
         reported: the paper's order, from `paper_tables.table("table4")`.
 
     Returns:
-        place (1 = removed first), paper, measured, difference (block indices); `paper` is NaN for a model that table 4
-        lacks, of which the first quarter of the order is listed. No row for a single block, which cannot go.
+        place (1 = removed first), paper, measured, difference (block indices); no row for a model that table 4 lacks.
     """
-    if len(order) < 2:
-        return pd.DataFrame()
     row = reported[reported["model"] == paper_tables.known_model(model)]
-    theirs = np.array(row["removed_layers"].iloc[0] if len(row) else [], dtype=float)
-    ours = np.array(order[: len(theirs) or max(1, len(order) // 4)], dtype=float)
+    if row.empty:
+        return pd.DataFrame()
+    theirs = np.array(row["removed_layers"].iloc[0], dtype=float)
 
     def column(blocks: np.ndarray) -> pd.DataFrame:
         return pd.DataFrame({"place": np.arange(1, len(blocks) + 1), "block": blocks})
 
+    ours = np.array(order[: len(theirs)], dtype=float)
     return paper_tables.compare(column(ours), column(theirs), ["place"], "block")

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Arc, FancyArrowPatch, FancyBboxPatch, Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from layer_redundancy.figures.parts import (
@@ -52,7 +53,7 @@ def removal_order(
     """
     scores = scores.sort_values("block")
     blocks = scores["block"].to_numpy(int)
-    highlight = min(len(blocks) - 1, max(1, len(blocks) // 4)) if highlight is None else highlight
+    highlight = min(len(blocks) - 1, max(1, round(len(blocks) / 4))) if highlight is None else highlight
     figure, axes = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
     colour, marker = style_of("block_influence")
     band(axes, scores, "block", GREY)
@@ -106,6 +107,7 @@ def _number_places(axes: Axes, scores: pd.DataFrame, order: Sequence[int], first
                 rotation=0 if few else 90,
                 color=VERMILLION if removed else "#333333",
                 weight="bold" if removed else "normal",
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],  # the line between points runs behind
             )
 
 
@@ -116,11 +118,12 @@ def importance_metrics(scores: pd.DataFrame) -> Figure:
     Args:
         scores: one row a (metric, first_token, block): metric (a key of `style.MEASURES`, or any name),
             first_token ("included" or "excluded"), block, score, rank (1 = removed first); optionally low, high (95 %
-            interval). "excluded" rows may be missing. Panels follow the order of the metrics in the frame.
-            `sequential` and `reverse_order` both score -block, as in the paper.
+            interval). "excluded" rows may be missing. Panels follow the order of the metrics in the frame; those that
+            score by the position alone, a straight line each, have none.
     """
-    metrics = list(dict.fromkeys(scores["metric"]))
-    columns = min(3, len(metrics))
+    metrics = [name for name, part in scores.groupby("metric", sort=False) if not _is_position(part)]
+    scores = scores[scores["metric"].isin(metrics)]
+    columns = min(2, len(metrics))
     rows = -(-len(metrics) // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, 2.75 * rows + 0.3), squeeze=False, layout="constrained")
     has_excluded = (scores["first_token"] == "excluded").any()
@@ -137,6 +140,11 @@ def importance_metrics(scores: pd.DataFrame) -> Figure:
     handles.append(Line2D([], [], ls="", marker="*", ms=11, mfc="white", mec="black", mew=0.6, label="removed first"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
+
+
+def _is_position(rows: pd.DataFrame) -> bool:
+    """Whether the scores of a measure are the blocks' places, counted downwards."""
+    return len(rows) > 1 and np.array_equal(rows["score"], -rows["block"])
 
 
 def _measure_panel(axes: Axes, rows: pd.DataFrame, style: MeasureStyle) -> None:
@@ -309,13 +317,13 @@ def order_stability(inclusion: pd.DataFrame, ranks: pd.DataFrame | None = None) 
         1, panels, figsize=size, squeeze=False, layout="constrained", width_ratios=[1.25, 1][:panels]
     )
     left = grid[0, 0]
-    heat_map(left, table, ticks=32 if ranks is None else 16, cmap="Blues", vmin=0, vmax=1)
-    left.set_title("Probability of being among the first k removed")
+    heat_map(left, table, "probability", ticks=32 if ranks is None else 16, cmap="Blues", vmin=0, vmax=1)
+    left.set_title("Among the first k removed, on another text")
     left.set_xlabel("number of blocks removed, k")
     row_labels(left, table.index, offset=0.5)
     if ranks is not None:
         _draw_ranks(grid[0, 1], ranks.set_index("block").loc[table.index].reset_index())
-        grid[0, 1].set_title("Place in the removal order")
+        grid[0, 1].set_title("Place in the removal order, 95 % interval")
         row_labels(grid[0, 1], table.index, label="")
     return figure
 
@@ -327,4 +335,4 @@ def _draw_ranks(axes: Axes, ranks: pd.DataFrame) -> None:
     axes.plot(ranks["rank"], y, "o", color=BLUE, ms=float(np.clip(160 / len(ranks), 2, 5)))
     axes.set_ylim(len(ranks) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 5, 10]))
-    axes.set_xlabel("place (1 = removed first), 95 % of resamples")
+    axes.set_xlabel("place (1 = removed first)")

@@ -67,8 +67,8 @@ class MeasureStyle(NamedTuple):
 
 MEASURES = {
     "block_influence": MeasureStyle(BLUE, "o", "Block Influence", "1 - cosine"),
-    "relative_magnitude": MeasureStyle(ORANGE, "s", "Relative magnitude", "|f(x)| / |x + f(x)|"),
-    "hidden_norm": MeasureStyle(GREEN, "^", "Hidden-state norm", "|output|"),
+    "relative_magnitude": MeasureStyle(ORANGE, "s", "Relative magnitude", "length of the update / of the output"),
+    "hidden_norm": MeasureStyle(GREEN, "^", "Hidden-state norm", "length of the output"),
     "sequential": MeasureStyle(PURPLE, "v", "Sequential", "−block index"),
     "reverse_order": MeasureStyle(SKY, "D", "Reverse order", "−block index"),
     "angular_distance": MeasureStyle(VERMILLION, "P", "Angular distance, last token", "arccos(cosine) / π"),

@@ -51,11 +51,15 @@ class ActivationSums:
     def resampled(self, resamples: int, seed: int) -> list["ActivationSums"]:
         """What other texts of the same kind would have given: as many sequences, drawn with replacement."""
         draws = stats.unit_rows(len(self.tokens), resamples, seed)
-        return [ActivationSums(**{name: array[rows] for name, array in self.arrays().items()}) for rows in draws]
+        return [self.of(rows) for rows in draws]
 
     def first(self, sequences: int) -> "ActivationSums":
         """The sums over the first sequences alone."""
-        return ActivationSums(**{name: array[:sequences] for name, array in self.arrays().items()})
+        return self.of(np.arange(len(self.tokens))[:sequences])
+
+    def of(self, rows: np.ndarray) -> "ActivationSums":
+        """The sums over some of the sequences, by their indices or a mask."""
+        return ActivationSums(**{name: array[rows] for name, array in self.arrays().items()})
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name, for the results store; `ActivationSums(**arrays)` is the way back."""

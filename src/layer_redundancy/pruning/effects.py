@@ -45,9 +45,9 @@ def certainty(study: Study, by: str) -> str:
         return "not known: this measure's order has no resamples"
     if study.num_blocks < 2:
         return "nothing to ask: a single block has no order of removal"
-    quarter = max(1, study.num_blocks // 4)
+    quarter = layer_importance.quarter(study.num_blocks)
     resamples, seed = study.profile.bootstrap_resamples, study.profile.seed
-    same = layer_importance.order_agreement(study.activation_sums(), by, resamples, seed, quarter)["same_set"]
+    same = layer_importance.same_set(study.activation_sums(), by, resamples, seed, quarter)
     go = "block goes" if quarter == 1 else f"{quarter} blocks go"
     return f"the same {go} first in {same:.0%} of {resamples} resamples of the calibration text"
 

@@ -68,9 +68,9 @@ def test_last_words_end_sentences_of_the_article_and_are_alike(rows, texts):
         text, right = texts[row["article"]], row["choices"][row["answer"]]
         assert f"{' '.join(row['context'].split())} {right}." in text
         assert len(row["context"]) < 300 + 31 * 20
-        shown = set(re.findall(r"\w+", row["context"].lower()))
+        shown = {word[:4] for word in re.findall(r"\w+", row["context"].lower())}
         for word in row["choices"]:
-            assert f" {word}." in text and len(word) == len(right) >= 4 and word not in shown
+            assert f" {word}." in text and len(word) == len(right) >= 4 and word[:4] not in shown
             assert word == right or word[:4] != right[:4], "no form of the right word is a wrong one"
 
 

@@ -57,6 +57,7 @@ AGAIN = 3  # words of the list that are said again before the one that is asked 
 ITEMS_OF_ARTICLE = 12
 
 BEFORE = 300  # characters before the sentence whose last word is asked for
+STEM = 4  # letters that the forms of a word begin with
 SENTENCE_WORDS = range(8, 31)
 
 
@@ -141,8 +142,8 @@ def copying(**_: Any) -> dict[str, datasets.Dataset]:
 def last_word(**_: Any) -> dict[str, datasets.Dataset]:
     """A sentence of an article without its last word, after 300 characters of what comes before: which word ends it?
 
-    All four choices end a sentence of the same article, have the same number of letters, four or more, and none stands
-    in the text that is shown.
+    All four choices end a sentence of the same article and have the same number of letters, four or more. No word that
+    begins with the same four letters stands in the text that is shown.
 
     Returns:
         {"test": dataset}; columns article (position in the split), context, choices (4 words), answer (0..3).
@@ -160,14 +161,14 @@ def last_word(**_: Any) -> dict[str, datasets.Dataset]:
             at = text.index(sentence)
             start = text.find(" ", max(0, at - BEFORE)) + 1 if at > BEFORE else 0
             context = text[start:at] + sentence[: -len(word) - 2]
-            shown = set(re.findall(r"\w+", context.lower()))
+            shown = {part[:STEM] for part in re.findall(r"\w+", context.lower())}
             others = [
                 other
                 for _, other in rng.sample(found, len(found))
-                if len(other) == len(word) and other not in shown and other[:4] != word[:4]
+                if len(other) == len(word) and other[:STEM] not in shown and other[:STEM] != word[:STEM]
             ]
             others = list(dict.fromkeys(others))[:3]  # frequent ones come early: as frequent as right ones
-            if word not in shown and len(others) == 3:
+            if word[:STEM] not in shown and len(others) == 3:
                 rows.append({"article": article, "context": context, "choices": [word, *others]})
     rows = _spread(rows, rng)
     for row in rows:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 CORPUS = "wikipedia"  # whose calibration split tells how frequent words are
 WORD = re.compile(r"\w+")
+PARTS = (3, 4, 5)  # letters of a part of a word
+Units = Callable[[str], list[str]]  # a text -> its words, or parts of words
 Rule = Callable[[str, list[str]], np.ndarray]  # text before, choices -> a score of each choice; the highest is taken
 
 
@@ -70,17 +72,31 @@ def _read(item: Any) -> tuple[str, list[str]]:
 
 def _credit(scores: np.ndarray, gold: int) -> float:
     """1 where the right choice alone has the highest score, 0 where it has not, a share where several have it."""
-    best = np.isclose(scores, scores.max())
+    best = np.abs(scores - scores.max()) < 1e-9
     return float(best[gold] / best.sum())
 
 
 # ---------------------------------------------------------------------------------------------------- rules
 
 
-def _alike(text: str, choices: list[str]) -> np.ndarray:
+def _alike(units: Units) -> Rule:
     """Cosine of TF-IDF vectors with the text before."""
-    vectors = _tf_idf().transform([text, *choices])
-    return (vectors[1:] @ vectors[0].T).toarray().ravel()
+
+    def scores(text: str, choices: list[str]) -> np.ndarray:
+        before, *vectors = (_vector(part, units) for part in (text, *choices))
+        return np.array([sum(value * before.get(unit, 0.0) for unit, value in vector.items()) for vector in vectors])
+
+    return scores
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(text.lower())
+
+
+def _parts(text: str) -> list[str]:
+    """Runs of three to five letters in a text's words, whose beginnings and ends are marked by a space."""
+    words = [f" {word} " for word in _words(text)]
+    return [word[i : i + size] for word in words for size in PARTS for i in range(len(word) - size + 1)]
 
 
 def _frequency(_text: str, choices: list[str]) -> np.ndarray:
@@ -88,7 +104,7 @@ def _frequency(_text: str, choices: list[str]) -> np.ndarray:
     counts, total = _counts()
     means = []
     for choice in choices:
-        words = WORD.findall(choice.lower()) or [choice]
+        words = _words(choice) or [choice]
         means.append(np.mean([np.log((counts[word] + 1) / total) for word in words]))
     return np.array(means)
 
@@ -115,7 +131,7 @@ def _places(text: str, choice: str) -> list[int]:
 
 
 def _plural_after_s(text: str, choices: list[str]) -> np.ndarray:
-    plural = WORD.findall(text)[-1].endswith("s")
+    plural = _words(text)[-1].endswith("s")
     return np.array([(choice in ("are", "were", "have", "do")) == plural for choice in choices], dtype=float)
 
 
@@ -124,8 +140,9 @@ def _opposite(rule: Rule) -> Rule:
 
 
 RULES: dict[str, Rule] = {
-    "most like the text before (TF-IDF)": _alike,
-    "least like the text before (TF-IDF)": _opposite(_alike),
+    "most like the text before (TF-IDF)": _alike(_words),
+    "least like the text before (TF-IDF)": _opposite(_alike(_words)),
+    "most like the text before in parts of words (TF-IDF)": _alike(_parts),
     "most frequent words": _frequency,
     "rarest words": _opposite(_frequency),
     "longest": _length,
@@ -141,13 +158,22 @@ OF_ONE_TASK: dict[str, dict[str, Rule]] = {"agreement": {"plural after a word in
 @cache
 def _counts() -> tuple[Counter[str], int]:
     """How often each word stands in the calibration text, and the sum of counts plus one."""
-    counts = Counter(word for text in corpora.articles(CORPUS, "calibration") for word in WORD.findall(text.lower()))
+    counts = Counter(word for text in corpora.articles(CORPUS, "calibration") for word in _words(text))
     return counts, counts.total() + len(counts) + 1
 
 
 @cache
-def _tf_idf() -> Any:
-    from sklearn.feature_extraction.text import TfidfVectorizer
+def _idf(units: Units) -> tuple[dict[str, float], float]:
+    """Inverse document frequencies, smoothed as scikit-learn's are, of the calibration text's paragraphs; of others."""
+    paragraphs = [part for text in corpora.articles(CORPUS, "calibration") for part in text.split("\n\n")]
+    found = Counter(unit for part in paragraphs for unit in set(units(part)))
+    most = np.log(1 + len(paragraphs)) + 1
+    return {unit: float(most - np.log(1 + count)) for unit, count in found.items()}, float(most)
 
-    texts = corpora.articles(CORPUS, "calibration")
-    return TfidfVectorizer(token_pattern=WORD.pattern).fit([part for text in texts for part in text.split("\n\n")])
+
+def _vector(text: str, units: Units) -> dict[str, float]:
+    """A text's words, or parts of words, and their TF-IDF; of length 1."""
+    idf, unknown = _idf(units)
+    vector = {unit: count * idf.get(unit, unknown) for unit, count in Counter(units(text)).items()}
+    length = sum(value**2 for value in vector.values()) ** 0.5
+    return {unit: value / length for unit, value in vector.items()}

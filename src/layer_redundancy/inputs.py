@@ -38,6 +38,22 @@ class Inputs:
         self._check_length(self.profile.text.block_length, f"the {self.profile.name} profile's blocks of text", "text")
         return self.token_blocks(replace(self.profile.text, **changes), split)
 
+    def calibration_parts(self, blocks: int, most: int) -> list[TokenBlocks]:
+        """Parts of the calibration text that have no block in common, the first the text's own beginning.
+
+        Args:
+            blocks: blocks of each part.
+            most: number of parts, fewer where the corpus has less text than that.
+
+        Raises:
+            StudyError: it has less than one.
+        """
+        budget = replace(self.profile.text, calibration_blocks=blocks * most)
+        text = self.token_blocks(budget, "calibration", blocks)
+        parts = text.input_ids[: len(text.input_ids) // blocks * blocks].split(blocks)
+        names = [text.corpus, *(f"{text.corpus}, part {number}" for number in range(2, len(parts) + 1))]
+        return [replace(text, input_ids=part, corpus=name) for part, name in zip(parts, names, strict=True)]
+
     def _check_length(self, length: int, what: str, table: str) -> None:
         """Raises StudyError for blocks of text that are longer than the model takes."""
         limit = self.identity.max_length
@@ -48,8 +64,8 @@ class Inputs:
             )
 
     @cached_property
-    def token_blocks(self) -> Callable[[TextBudget, corpora.Split], TokenBlocks]:
-        """A split of a corpus in blocks, for its budget."""
+    def token_blocks(self) -> Callable[..., TokenBlocks]:
+        """A split of a corpus in blocks, for its budget; with a third argument, so many will do where it has fewer."""
         return cache(self._token_blocks)
 
     @cached_property
@@ -106,8 +122,8 @@ class Inputs:
 
     # What reads files; a plan has these from what it knows.
 
-    def _token_blocks(self, budget: TextBudget, split: corpora.Split) -> TokenBlocks:
-        return corpora.token_blocks(budget, self.tokenizer, split)
+    def _token_blocks(self, budget: TextBudget, split: corpora.Split, least: int | None = None) -> TokenBlocks:
+        return corpora.token_blocks(budget, self.tokenizer, split, least)
 
     def _packed_blocks(self, corpus: str, split: corpora.Split, length: int, count: int) -> TokenBlocks:
         return corpora.packed_blocks(corpus, self.tokenizer, split, length, count)

@@ -256,14 +256,26 @@ class Study:
         given = {name: value for name, value in changes.items() if value is not None}
         return self.with_profile(budgets=self.profile.with_budget(experiment, **given).budgets) if given else self
 
-    def quantized(self, scheme: quantize.Scheme, removed: Sequence[int] = ()) -> "Study":
+    def quantization_texts(self, most: int) -> list[TokenBlocks]:
+        """Calibration texts for GPTQ that have no block in common, each as long as the profile says.
+
+        Args:
+            most: number of texts, fewer where the corpus has less; the first is the one that `quantized` takes.
+        """
+        calibration = self.profile.text.calibration_blocks
+        return self.inputs.calibration_parts(min(self.profile.quantization_blocks or calibration, calibration), most)
+
+    def quantized(
+        self, scheme: quantize.Scheme, removed: Sequence[int] = (), text: TokenBlocks | None = None
+    ) -> "Study":
         """This study of the same model with quantized weights: the same texts, tasks and store.
 
-        Its calibration text is the part of this one's that GPTQ reads.
+        Its own calibration text is as long as GPTQ's, and the same whatever GPTQ read.
 
         Args:
             scheme: how the weights are quantized.
             removed: blocks to remove before the others are quantized; the study returned has those that are left.
+            text: what GPTQ reads, of `quantization_texts`; the first of them if not given.
 
         Raises:
             StudyError: as `quantize.quantized`; a model that is not on disk.
@@ -271,7 +283,7 @@ class Study:
         self._check_on_disk("quantized")
         scheme, removed = profiles.valid(quantize.Scheme, scheme), variants.indices(removed)
         other = replace(self, calibration_blocks=self.profile.quantization_blocks)
-        calibration = other.calibration
+        calibration = other.calibration if text is None else text
         read = calibration.num_tokens if scheme.method == "gptq" else 0
         folder = quantize.quantized(
             self.identity,

@@ -273,27 +273,27 @@ def test_of_an_order_of_few_blocks_less_is_said(blocks, statements):
     assert len(claim) == statements and claim[["measured", "threshold", "p"]].notna().all(axis=None)
 
 
-def precisions(plan, blocks):
-    found = quantization.measure(plan(blocks))
-    return found.precisions, found.removals, found.k
-
-
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_quantization_without_a_block_that_can_go_stands_alone(plan, blocks):
-    of, removals, k = precisions(plan, blocks)
+    found = quantization.measure(plan(blocks))
+    of, removals, k = found.precisions, found.removals, found.k
     table = quantization.table(of, removals, k)
     settings = set(table[table.source == "measured"].setting)
     assert settings == ({"dense"} if blocks == 1 else {"dense", "ShortGPT", "removed first"})
-    assert k == (blocks > 1) and all(len(variant) for one in of for variant in one.results["perplexity"])
+    assert k == (blocks > 1) and all(len(variant) for one in of for variant in one.nll)
     others = [
         quantization.reported(of, removals, k),
         quantization.interaction(of, removals),
+        quantization.draws_of_gptq(of, removals),
         quantization.order_of_steps(of, removals, k),
-        quantization.claim(of, removals, 20, 0),
         after := quantization.order_after(of, removals, k, 20, 0),
     ]
     assert all(one.empty == (blocks == 1) for one in others)
     assert ("tau" in after) == (blocks == 3)
+    assert len(quantization.points(of, removals)) == 2 * blocks, "full precision and 4 bits at every depth"
+    # In a plan quantization costs nothing, of which no share can be told, and all sizes are zero.
+    claim = quantization.claim(of, removals, k, found.steps, 20, 0)
+    assert ["of the same size" in one for one in claim.statement] == [True] * (blocks > 1)
 
 
 @pytest.mark.parametrize("blocks, ratios, statements", [(1, 0, 3), (2, 1, 4), (3, 2, 6), (6, 3, 7)])

@@ -102,7 +102,7 @@ def made_anew(purpose):
 def study(tmp_path, monkeypatch):
     """A study of a model of six blocks that is not there, on made-up texts."""
 
-    def token_blocks(budget, tokenizer, split):
+    def token_blocks(budget, tokenizer, split, least=None):
         count = budget.calibration_blocks if split == "calibration" else budget.evaluation_blocks
         return made_up_text(budget.corpus, split, budget.block_length, count)
 

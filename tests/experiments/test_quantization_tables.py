@@ -11,13 +11,15 @@ from layer_redundancy.experiments.quantization import Precision
 from layer_redundancy.models import quantize
 from layer_redundancy.models.quantize import WeightBytes
 from layer_redundancy.study import Study
-from made_up import nll_result, sums
+from made_up import sums
 from models.test_quantize import CALIBRATION, ROUNDED, checkpoint
 
-L, N, K = 6, 5, 2
-ORDER = [3, 2, 4, 1, 0, 5]
+L, N, K = 6, 12, 2
+ORDER = np.array([3, 2, 4, 1, 0, 5])
 PLAN = {k: variants.without(L, ORDER[:k]) for k in range(L)}
-TEXT = np.array([-0.02, -0.01, 0.0, 0.01, 0.02])  # blocks of text are not equally hard
+TEXT = np.linspace(-0.5, 0.5, N)  # blocks of text are not equally hard
+UNEVEN = np.resize([1.0, -1.0], N)
+DRAWS = np.array([-1.0, -0.5, 0, 0.5, 1.0])  # nor are all calibration texts equally good
 
 
 def task_result(right: int, items: int = 10) -> Result:
@@ -25,24 +27,32 @@ def task_result(right: int, items: int = 10) -> Result:
     return Result({"acc": right / items, "chance": 0.25}, {"acc": answers, "gold_logprob": -np.ones(items)})
 
 
-def precision(
-    name, bits, quantization=0.0, interaction=0.0, pruning=0.1, noise=0.0, complete=True, first=None, right=8
-):
-    """Removing k blocks costs pruning * k nats, having few bits `quantization`, and both k * interaction more."""
-    chosen = PLAN if complete else {k: PLAN[k] for k in (0, K)}
-    extra = noise * np.array([1, -1, 1, -1, 0])
-    nll = {v: nll_result(3 + TEXT + quantization + k * (pruning + interaction + extra)) for k, v in chosen.items()}
-    tasks = {v: task_result(max(0, right - k)) for k, v in chosen.items()}
+def precision(name, bits, cost=0.0, extra=0.0, spread=0.0, noise=0.0, first=None, right=8, ready=False):
+    """Removing k blocks costs 0.1 k nats, having few bits `cost`, and both k * extra more.
+
+    Args:
+        spread: nats by which the extra of a block differs between draws; there are five unless it is None.
+        noise: nats by which it differs between blocks of text.
+        first: what removing the table's blocks before quantization costs.
+    """
+    drawn = np.zeros(1) if spread is None else DRAWS * spread
+    nll = {
+        variant: 3 + TEXT + cost + k * (0.1 + extra + drawn[:, None] + noise * UNEVEN) for k, variant in PLAN.items()
+    }
     weights = WeightBytes((bits * 1_000_000,) * L, 2_000_000)
-    more = {}
+    more, tasks = {"bits": None if ready else bits}, {"task/t": {PLAN[k]: task_result(right - k) for k in (0, K)}}
     if first is not None:
-        more["pruned_first"] = {"perplexity": nll_result(3 + TEXT + first), "task/t": task_result(5)}
-        more["pruned_first_bytes"] = (10_000_000, 10_000_001)
+        more |= {"first": 3 + TEXT + first + 0 * drawn[:, None], "first_bytes": (10_000_000, 10_000_001)}
+        more["first_tasks"] = {"task/t": task_result(5)}
     disk = {PLAN[k]: weights.of(PLAN[k]) + 9 for k in (0, K)}
-    return Precision(name, {"perplexity": nll, "task/t": tasks}, weights, disk, **more)
+    return Precision(name, nll, weights, disk, tasks, **more)
 
 
-FULL = precision(table2.FULL, 16)
+FULL = precision(table2.FULL, 16, spread=None)
+
+
+def claim(*others, steps=()):
+    return table2.claim([FULL, *others], PLAN, K, steps, 300, 0).set_index("statement")
 
 
 def test_blocks_removed_in_the_table_are_the_papers_share():
@@ -50,49 +60,98 @@ def test_blocks_removed_in_the_table_are_the_papers_share():
 
 
 def test_interaction_by_hand():
-    found = table2.interaction([FULL, precision("a", 4, 0.3), precision("b", 3, 1.0, interaction=-0.05)], PLAN)
+    found = table2.interaction([FULL, precision("a", 4, 0.3), precision("b", 3, 1.0, extra=-0.05)], PLAN)
     by_name = found.set_index(["weights", "count"])
-    assert found[found.weights == "a"].interaction.abs().max() < 1e-12
+    assert found[found.weights == "a"].interaction.abs().max() < 1e-12 and 0 not in set(found["count"])
     row = by_name.loc["b", 4]
     assert row["pruning"] == pytest.approx(0.4) and row["quantization"] == pytest.approx(1.0)
     assert row["sum"] == pytest.approx(1.4) and row["both"] == pytest.approx(1.2)
-    assert row["interaction"] == pytest.approx(-0.2) and row["relative"] == pytest.approx(-0.2 / 1.4)
+    assert row["interaction"] == pytest.approx(-0.2) and row["relative"] == pytest.approx(-0.2 / 0.4), "of the smaller"
     assert row["low"] == pytest.approx(-0.2) and row["high"] == pytest.approx(-0.2), "paired: the text cancels"
-    assert row["share"] == pytest.approx(100 * 4 / 6)
-    noisy = table2.interaction([FULL, precision("c", 4, 0.3, noise=0.1)], PLAN).set_index("count").loc[4]
-    half = 2.776 * np.std([0.4, -0.4, 0.4, -0.4, 0], ddof=1) / np.sqrt(N)
-    assert (noisy["low"], noisy["high"]) == pytest.approx((-half, half), abs=1e-3)
+    assert row["share"] == pytest.approx(100 * 4 / 6) and row["draws"] == 5
 
 
-def test_claim_can_hold_and_fail():
-    claim = table2.claim([FULL, precision("a", 4, 0.3), precision("b", 3, 0.3, interaction=0.2)], PLAN, 50, 0)
-    assert list(claim.holds) == [True] * 3 + [False] * 3 and list(claim.certainty) == [1.0] * 3 + [0.0] * 3
-    assert claim.measured[3:].tolist() == pytest.approx([k * 0.2 / (0.3 + k * 0.1) for k in (1, 2, 3)])
-    assert claim.statement[0] == "a, 1 of 6 blocks removed: the damages add up to within 10%"
-    harmless = table2.claim([FULL, precision("d", 8, -1.0)], PLAN, 50, 0)
-    assert not harmless.holds.any() and harmless.measured.isna().all(), "no damage: nothing that could add up"
-    unsure = table2.claim([FULL, precision("c", 4, 0.3, noise=0.5)], PLAN, 200, 0)
-    assert 0 < unsure.certainty[2] < 1
+def test_the_interval_of_an_interaction_holds_the_spread_of_draws_and_of_text():
+    def at(k=4, **options):
+        return table2.interaction([FULL, precision("c", 4, 0.3, **options)], PLAN).set_index("count").loc[k]
+
+    drawn = at(spread=0.1)
+    half = 2.776 * np.std(0.4 * DRAWS, ddof=1) / np.sqrt(5)
+    assert (drawn["low"], drawn["high"]) == pytest.approx((-half, half), abs=1e-3)
+    assert (drawn["least"], drawn["most"]) == pytest.approx((-0.4, 0.4))
+    single = at(spread=None, noise=0.1)
+    half = 2.201 * np.std(0.4 * UNEVEN, ddof=1) / np.sqrt(N)
+    assert (single["low"], single["high"]) == pytest.approx((-half, half), abs=1e-3)
+    both = at(spread=0.1, noise=0.1)
+    assert both["high"] > max(drawn["high"], single["high"]) and both["draws"] == 5 and single["draws"] == 1
 
 
-def test_best_mix_is_the_cheapest_that_fits():
-    few = precision("4 bits", 4, 0.15)
-    best = table2.best_mix([FULL, few, precision("3 bits", 3, 5.0)], PLAN, 50, 0).set_index("at most (%)")
-    whole = 6 * 16 + 2  # MB
-    row = best.loc[90]  # 88.2 MB: one block less, or all at 4 bits
-    assert (row["weights"], row["removed"]) == (table2.FULL, 1) and row["megabytes"] == 82
-    assert row["next"] == "4 bits, 0 removed" and row["certainty"] == 1
-    assert row["perplexity"] == pytest.approx(np.exp(3.1)) and row["next perplexity"] == pytest.approx(np.exp(3.15))
-    row = best.loc[75]  # 73.5 MB: two blocks less
-    assert (row["weights"], row["removed"], row["megabytes"]) == ("4 bits", 0, 26)
-    assert best.loc[25, "weights"] == "4 bits" and best.loc[25, "removed"] == 1  # 24.5 MB
-    assert (best["megabytes"] <= best["at most (MB)"]).all() and best.loc[75, "at most (MB)"] == 0.75 * whole
-    alone = table2.best_mix([FULL], PLAN, 50, 0)
-    assert "next" not in alone and alone["at most (%)"].min() >= 100 * 18 / whole, "what nothing fits in is left out"
+def test_each_draw_is_told_apart():
+    found = table2.draws_of_gptq([FULL, precision("a", 4, 0.3, spread=0.1), precision("b", 8, spread=None)], PLAN)
+    assert set(found.weights) == {"a"}, "of one draw there is no spread"
+    of_two = found[found["count"] == 2]
+    assert of_two.draw.tolist() == [1, 2, 3, 4, 5] and of_two.interaction.tolist() == pytest.approx(0.2 * DRAWS)
+    assert of_two.pruning.tolist() == pytest.approx([0.2] * 5) and of_two.quantization.tolist() == pytest.approx(
+        [0.3] * 5
+    )
+
+
+def test_damages_add_up_against_the_smaller_one_and_the_spread_of_draws():
+    held = claim(precision("4", 4, 0.3, spread=0.002), precision("3", 3, 1.0, extra=0.05, spread=0.002))
+    assert held.loc[table2.PRIMARY, ["role", "verdict"]].tolist() == ["primary", "supported"]
+    other = held.loc[table2.ADDS_UP.format(3)]
+    assert other.verdict == "refuted" and other.measured == pytest.approx(0.5), (
+        "0.1 nats of the smaller 0.2, not of 1.2"
+    )
+    # The same mean, from texts that differ more than the margin.
+    unsure = claim(precision("4", 4, 0.3, spread=0.1)).loc[table2.PRIMARY]
+    assert unsure.verdict == "not testable here" and unsure.power < 0.8
+    none = claim(precision("4", 4, -1.0))
+    assert none.empty, "no damage: nothing that could add up"
+
+
+def test_eight_bits_are_judged_by_what_they_cost():
+    (row,) = claim(precision("8", 8, 0.001, spread=None, noise=0.001)).reset_index().to_dict("records")
+    assert row["statement"].startswith("GPTQ at 8 bits costs less") and row["verdict"] == "supported"
+    assert claim(precision("8", 8, 0.05, spread=None)).verdict.tolist() == ["refuted"]
+
+
+def test_the_order_of_the_two_steps_is_judged():
+    def verdict(first):
+        found = claim(precision("4", 4, 0.3, spread=0.002, first=first))
+        (name,) = [name for name in found.index if "before GPTQ at 4 bits" in name]
+        return found.loc[name, "verdict"]
+
+    assert verdict(0.5) == "supported" and verdict(0.7) == "refuted"
+
+
+def test_fewer_bits_are_compared_with_fewer_blocks_of_the_same_size():
+    weights = {16: FULL.weights, 4: precision("4", 4).weights, 3: precision("3", 3).weights}
+    # All at 4 bits weigh 26 MB, which two blocks at 16 bits do not fit in and one does; 20 at 3 bits, four at 4.
+    steps = table2._steps(weights, ORDER)
+    assert steps == [(16, 4, 5), (4, 3, 2)]
+    found = claim(precision("4", 4, 0.3, spread=0.001), precision("3", 3, 1.0, spread=0.001), steps=steps)
+    first, second = (
+        found.loc[next(name for name in found.index if f"at {bits} bits are better" in name)] for bits in (4, 3)
+    )
+    assert first.measured == pytest.approx(0.3 - 0.5) and first.verdict == "supported"
+    assert second.measured == pytest.approx(1.0 - 0.5) and second.verdict == "refuted", "blocks go first there"
+    assert table2._steps({16: WeightBytes((1,) * L, 90), 4: WeightBytes((1,) * L, 10)}, ORDER) == [], "never as small"
+
+
+def test_the_front_is_what_nothing_else_beats():
+    points = table2.points([FULL, precision("4", 4, 0.15), precision("3", 3, 5.0)], PLAN)
+    best = points[points.front]
+    # 16 bits whole (98 MB, 3.0 nats), one block less (82, 3.1), then 4 bits from 26 MB (3.15) downwards.
+    assert best[best.weights == table2.FULL]["count"].tolist() == [0, 1]
+    assert best[best.weights == "4"]["count"].tolist() == list(range(L))
+    assert best[best.weights == "3"]["count"].tolist() == [5], "the smallest of all"
+    assert points.megabytes.tolist()[:2] == [98, 82] and points.draws.tolist()[::L] == [1, 5, 5]
+    assert points.perplexity.tolist()[:2] == pytest.approx(np.exp([3, 3.1]).tolist())
 
 
 def test_table_has_the_papers_rows_and_both_orders():
-    found = [FULL, precision("a", 4, 0.3, first=0.45), precision("ready", 4, 0.2, complete=False)]
+    found = [FULL, precision("a", 4, 0.3, first=0.45), precision("ready", 4, 0.2, spread=None, ready=True)]
     table = table2.table(found, PLAN, K)
     paper, measured = table[table.source == "paper"], table[table.source == "measured"]
     assert paper[["setting", "blocks", "perplexity", "MMLU"]].to_numpy().tolist() == [
@@ -100,7 +159,7 @@ def test_table_has_the_papers_rows_and_both_orders():
         ["ShortGPT", 23, 42.6951, 36.69],
     ]
     assert list(measured.setting) == ["dense", "ShortGPT", "dense", "ShortGPT", "removed first", "dense", "ShortGPT"]
-    assert list(measured.blocks) == [6, 4, 6, 4, 4, 6, 4]
+    assert list(measured.blocks) == [6, 4, 6, 4, 4, 6, 4] and list(measured.draws) == [1, 1, 5, 5, 5, 1, 1]
     assert measured.perplexity.tolist() == pytest.approx(np.exp([3, 3.2, 3.3, 3.5, 3.45, 3.2, 3.4]).tolist())
     assert measured["t (n=10)"].tolist() == [80, 60, 80, 60, 50, 80, 60]
     assert measured["in memory (MB)"].tolist() == [98, 66, 26, 18, 10, 26, 18]
@@ -108,19 +167,11 @@ def test_table_has_the_papers_rows_and_both_orders():
     assert table2.points(found, PLAN).weights.unique().tolist() == [table2.FULL, "a"], "two depths make no curve"
 
 
-def test_points_have_perplexity_and_each_task():
-    points = table2.points([FULL], PLAN)
-    text, task = points[points.task.isna()], points[points.task == "t"]
-    assert len(text) == len(task) == L
-    assert list(text.megabytes) == list(task.megabytes) == [98 - 16 * k for k in range(L)]
-    assert task.accuracy.tolist() == pytest.approx([0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
-    assert (task.low < task.accuracy).all() and set(task.n) == {10} and set(task.chance) == {0.25}
-
-
 def test_order_of_steps_is_paired():
-    steps = table2.order_of_steps([FULL, precision("a", 4, 0.3, first=0.45)], PLAN, K)
+    steps = table2.order_of_steps([FULL, precision("a", 4, 0.3, spread=0.01, first=0.45)], PLAN, K)
     (row,) = steps.to_dict("records")
-    assert row["difference (nats)"] == pytest.approx(-0.05) and row["high"] == pytest.approx(-0.05)
+    assert row["difference (nats)"] == pytest.approx(-0.05) and row["draws"] == 5
+    assert (row["least"], row["most"]) == pytest.approx((-0.07, -0.03)) and row["low"] < row["least"] + 0.01
     assert row["perplexity, quantized first"] == pytest.approx(np.exp(3.5))
     assert row["perplexity, removed first"] == pytest.approx(np.exp(3.45))
 
@@ -139,23 +190,28 @@ def test_reported_losses_stand_beside_the_papers():
 
 def test_order_after_quantization():
     kept = sums(8, L)
+    whole = FULL.nll[PLAN[K]]
+
+    def with_sums(one, *of, own):
+        return Precision(one.name, one.nll, one.weights, one.disk, sums=of, own=own)
+
     found = [
-        Precision(p.name, p.results, p.weights, p.disk, sums=of, own=PLAN[K + 1] if p.name == "other" else PLAN[K])
-        for p, of in ((FULL, kept), (precision("same", 4), kept.first(6)), (precision("other", 3), sums(6, L, seed=1)))
+        with_sums(FULL, kept, own=whole),
+        with_sums(precision("same", 4, spread=None), kept.first(6), own=whole),
+        with_sums(precision("other", 3), sums(6, L, seed=1), kept, own=np.repeat(whole, 5, axis=0) + 0.1),
     ]
     table = table2.order_after(found, PLAN, K, 30, 0).set_index("weights")
-    assert (
-        table.loc["same", ["tau", "low", "high"]].tolist() == pytest.approx([1, 1, 1])
-        and table.loc["same", "same"] == K
-    )
-    assert table.loc["other", "tau"] < 1
+    assert table.loc["same", ["tau", "low", "high"]].tolist() == pytest.approx([1, 1, 1])
+    assert table.loc["same", "draws with the same blocks"] == 1 == table.loc["other", "draws with the same blocks"]
+    assert table.loc["other", "low"] < table.loc["other", "tau"] < 1 and table.loc["other", "draws"] == 2
     assert table.loc["same", "difference (nats)"] == 0
-    assert list(table["difference 95 %"]) == ["the same blocks", "0.100 to 0.100"]
-    assert table.loc["other", "difference (nats)"] == pytest.approx(0.1), "one block more"
+    assert table.loc["other", "difference (nats)"] == pytest.approx(0.1)
     assert table.loc["other", "perplexity, own order"] == pytest.approx(np.exp(3.3))
     assert table.loc["other", "perplexity, full precision's order"] == pytest.approx(np.exp(3.2))
-    scores = table2.influence(found)
-    assert scores[scores.weights == table2.FULL].score.tolist() == scores[scores.weights == "same"].score.tolist()
+    scores = table2.influence(found).set_index("weights")
+    assert scores.loc[table2.FULL].score.tolist() == scores.loc["same"].score.tolist()
+    assert (scores.loc["same"].low == scores.loc["same"].high).all()
+    assert (scores.loc["other"].low < scores.loc["other"].high).all()
 
 
 def test_a_quantized_model_has_no_table(tmp_path, monkeypatch):
@@ -183,10 +239,3 @@ def test_the_profiles_own_ready_checkpoint_is_left_out_where_it_cannot_be_had(tm
     ready = "nobody/nothing"
     assert table2._opened_ready(study, ready, must_be_there=False) is None
     assert "nobody/nothing left out: " in remarks()
-
-
-def test_items_are_as_many_as_the_profile_affords():
-    whole = Study.open("embedded")
-    budget = whole.profile.budget(table2.Budget)
-    (task,) = table2.reduced(whole, budget).profile.tasks
-    assert task.limit == budget.items < whole.profile.tasks[0].limit

@@ -236,8 +236,8 @@ def test_quantization_by_hand():
     ledger = pages("07")["07"]
     tokens = 128 * 1024
     assert sorted((one.blocks, one.tokens) for one in ledger.of(Quantization)) == sorted(
-        [(32, tokens)] * 3 + [(23, tokens)] * 3 + [(32, 0)] * 3
-    )
+        [(32, tokens)] * (1 + 3 + 3) + [(23, tokens)] * (3 + 3) + [(32, 0)] * 3
+    ), "8 bits from one text, 4 and 3 from three, before and after removal; rounding reads none"
 
 
 def test_what_is_written_is_counted():

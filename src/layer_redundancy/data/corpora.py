@@ -75,7 +75,7 @@ class TokenBlocks:
         return hashlib.sha256(np.array(ids.shape, "<i8").tobytes() + ids.astype("<i8").tobytes()).hexdigest()
 
 
-def token_blocks(budget: TextBudget, tokenizer: Any, split: Split) -> TokenBlocks:
+def token_blocks(budget: TextBudget, tokenizer: Any, split: Split, least: int | None = None) -> TokenBlocks:
     """Cuts a split of the budget's corpus into blocks and takes as many as the budget says.
 
     Every article is tokenised by itself and cut into whole blocks, so that no block spans two articles; the rest of an
@@ -88,6 +88,7 @@ def token_blocks(budget: TextBudget, tokenizer: Any, split: Split) -> TokenBlock
         tokenizer: a transformers tokenizer. Blocks start with its beginning-of-sequence token exactly if it prepends
             that token by default, as its models were trained: Llama-2 and Gemma need it, SmolLM2 and GPT-2 have none.
         split: "calibration" or "evaluation".
+        least: blocks that will do where the corpus has fewer than the budget asks for; as many as it asks if not given.
 
     Raises:
         StudyError: unknown corpus, or less text than the budget asks for.
@@ -109,10 +110,11 @@ def token_blocks(budget: TextBudget, tokenizer: Any, split: Split) -> TokenBlock
         order = sorted(range(len(digests)), key=digests.__getitem__)
         dealt.append([prefix + tokens[k * length : (k + 1) * length] for k in order])
     blocks = [block for turn in zip_longest(*dealt) for block in turn if block is not None]
-    if len(blocks) < asked:
+    needed = asked if least is None else least
+    if len(blocks) < needed:
         raise StudyError(
             f"corpus {name!r} gives {len(blocks)} {split} blocks of {budget.block_length} tokens "
-            f"({sum(map(len, ids))} tokens in {len(texts)} articles), not {asked}: "
+            f"({sum(map(len, ids))} tokens in {len(texts)} articles), not {needed}: "
             "ask for fewer or shorter blocks, or give a corpus with more text"
         )
     return TokenBlocks(torch.tensor(blocks[:asked], dtype=torch.long), name, split, bos)

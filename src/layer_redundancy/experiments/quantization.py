@@ -2,29 +2,40 @@
 
 Damage is an increase of the mean NLL a token, in nats, over the dense full-precision model's on the same text: what
 pruning multiplies the perplexity by, and what quantization does, would multiply where the two are orthogonal. The
-interaction is what pruning and quantization together cost beyond the sum of what each costs alone.
+interaction is what pruning and quantization together cost beyond the sum of what each costs alone. It is judged against
+the smaller of the two damages: whoever adds them up is wrong by the interaction, which may be small beside a large
+damage and yet several times the small one.
+
+GPTQ makes another model of every calibration text, so that what is said of it must hold for others: it is made from
+several texts (draws), S of them, and these are resampled together with the N blocks of evaluation text.
 """
 
 import copy
+import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import kendalltau
+from scipy.stats import t as student_t
 
 from layer_redundancy.config import paper_tables
 from layer_redundancy.config.checks import Bits, ModelOrNone, at_least
-from layer_redundancy.core import cache, stats, variants
+from layer_redundancy.core import cache, stats, variants, verdicts
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.core.stats import Statement
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
-from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
+from layer_redundancy.core.verdicts import Statement
+from layer_redundancy.core.wording import counted
+from layer_redundancy.data.corpora import TokenBlocks
+from layer_redundancy.evaluate.scoring import Perplexity
 from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
+from layer_redundancy.inputs import first_blocks
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.models import checkpoints, quantize, surgery
@@ -34,10 +45,17 @@ from layer_redundancy.study import Study
 logger = logging.getLogger(__name__)
 
 FULL = "full precision"
-ADDITIVE = 0.10  # share of the sum of the two damages; an interaction below it counts as none
-SIZES = (1.0, 0.9, 0.75, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2)  # shares of the size at 16 bits that a mix may take
 MEASURE = "block_influence"
 
+# Of the smaller damage. What counts as the same in trials of equivalence is 0.8 to 1.25 of the other; so a pruned model
+# that loses a quarter more by quantization than the whole one still counts as losing the same.
+ADDITIVE = 0.25
+FREE = 0.01  # nats: a hundredth of the perplexity
+MATTERS = 0.1  # nats by which one model must be better than another to be preferred: a tenth of the perplexity
+ADDS_UP = (
+    "the paper's share of blocks removed, GPTQ at {} bits: the damages add up, within a quarter of the smaller one"
+)
+PRIMARY = ADDS_UP.format(4)
 
 NOTEBOOK = "07_quantization"
 EXPORT_VERSION = 1  # raise it when a variant is exported in another way
@@ -48,18 +66,24 @@ class Budget:
     """What notebook 07 quantizes and measures.
 
     Attributes:
-        bits: numbers of bits a weight; all depths of removal are measured at each.
+        bits: numbers of bits a weight that GPTQ leaves, each measured at several depths of removal.
+        drawn: numbers of bits, of `bits`, at which GPTQ is made from several calibration texts.
+        draws: number of these texts; fewer where the corpus has less text.
         rounded: numbers of bits to which weights are also rounded, for comparison.
-        pruned_first: numbers of bits to which the model is also quantized after blocks were removed.
-        items: number of first items of each of the profile's tasks; None for all.
+        pruned_first: numbers of bits, of `bits`, to which the model is also quantized after blocks were removed.
+        scored: numbers of bits, of `bits`, at which the profile's tasks are scored too, beside full precision.
+        evaluation_blocks: number of first blocks of the evaluation text; None for all.
         max_blocks: blocks that are kept of a deeper model, evenly spaced, for a quick look; None for all.
         ready: a checkpoint that somebody else quantized, measured beside ours; "" for none.
     """
 
     bits: tuple[Bits, ...] = (8, 4, 3)
+    drawn: tuple[Bits, ...] = (4, 3)
+    draws: Annotated[int, at_least(1)] = 5
     rounded: tuple[Bits, ...] = (8, 4, 3)
-    pruned_first: tuple[Bits, ...] = (8, 4, 3)
-    items: Annotated[int | None, at_least(1)] = None
+    pruned_first: tuple[Bits, ...] = (4, 3)
+    scored: tuple[Bits, ...] = (8, 4, 3)
+    evaluation_blocks: Annotated[int | None, at_least(1)] = None
     max_blocks: Annotated[int | None, at_least(1)] = None
     ready: ModelOrNone = ""
 
@@ -70,23 +94,31 @@ class Precision:
 
     Attributes:
         name: the precision's name in figures.
-        results: measurement -> variant -> result.
+        nll: variant -> mean NLL a token in nats, (S, N): S draws of GPTQ's text (1 where nothing is drawn), N blocks of
+            evaluation text.
         weights: bytes that its weights occupy.
         disk: variant in the table -> bytes of the weight files of its exported checkpoint.
-        sums: activation sums of the calibration text, for Block Influence; None where they were not measured.
-        own: what is left of it when as many blocks as in the table are removed in the order of its own Block Influence.
-        pruned_first: measurement -> result, of the model that was quantized after the table's blocks were removed.
-        pruned_first_bytes: bytes of that model's weights, in memory and on disk.
+        tasks: task -> variant in the table -> result, of the first draw; empty where they are not scored.
+        sums: activation sums of one calibration text by each draw's model, for Block Influence.
+        own: (S, N) mean NLL of what is left when as many blocks as in the table are removed in the order of each draw's
+            own Block Influence; None where that was not measured.
+        first: (S, N) mean NLL of the models that were quantized after the table's blocks were removed; None likewise.
+        first_bytes: bytes of such a model's weights, in memory and on disk.
+        first_tasks: task -> result of the first such model.
+        bits: bits a weight that GPTQ left, 16 at full precision; None for what is measured at the table's depths only.
     """
 
     name: str
-    results: Mapping[str, Mapping[Variant, Result]]
+    nll: Mapping[Variant, np.ndarray]
     weights: WeightBytes
     disk: Mapping[Variant, int]
-    sums: ActivationSums | None = None
-    own: Variant | None = None
-    pruned_first: Mapping[str, Result] = field(default_factory=dict)
-    pruned_first_bytes: tuple[int, int] = (0, 0)
+    tasks: Mapping[str, Mapping[Variant, Result]] = field(default_factory=dict)
+    sums: tuple[ActivationSums, ...] = ()
+    own: np.ndarray | None = None
+    first: np.ndarray | None = None
+    first_bytes: tuple[int, int] = (0, 0)
+    first_tasks: Mapping[str, Result] = field(default_factory=dict)
+    bits: int | None = None
 
 
 def removed_in_table(num_blocks: int) -> int:
@@ -101,15 +133,22 @@ class Measured:
     """Everything that notebook 07 shows.
 
     Attributes:
-        study: the study of the full-precision model, with the blocks and items that the budget leaves it.
+        study: the study of the full-precision model, with the blocks that the budget leaves it.
+        text: the evaluation text.
+        draws: number of calibration texts from which GPTQ was made.
         removals: number of removed blocks -> variant, in the order of the full-precision model's Block Influence, the
             same for all precisions.
+        steps: (more bits, fewer bits, count) for each two neighbouring numbers of bits: without so many blocks, the
+            model of more bits is no larger than the whole model of fewer.
         precisions: full, GPTQ by bits, then, at the table's two depths only, the ready checkpoint, and rounding to
             nearest, of which perplexity alone is measured.
     """
 
     study: Study
+    text: TokenBlocks
+    draws: int
     removals: dict[int, Variant]
+    steps: list[tuple[int, int, int]]
     precisions: list[Precision]
 
     @property
@@ -119,7 +158,7 @@ class Measured:
 
 
 def measure(study: Study, ready: str = "") -> Measured:
-    """Measures all depths of removal at full precision and at each number of bits.
+    """Measures a few depths of removal at full precision and at each number of bits.
 
     Args:
         study: the study of the full-precision model.
@@ -137,40 +176,124 @@ def measure(study: Study, ready: str = "") -> Measured:
         logger.info(few_blocks.no_ranks(num))
     # What is wrong with it shows before hours are spent.
     other = _opened_ready(study, ready or own_ready, must_be_there=bool(ready)) if ready or own_ready else None
-    order = study.order(MEASURE)
-    removals: dict[int, Variant] = {k: variants.without(num, order[:k]) for k in range(num)}
-    k = removed_in_table(num)
-    few = list(dict.fromkeys([removals[0], removals[k]]))
-    found = [_measured(study, FULL, removals.values(), few, k)]
+    texts = study.quantization_texts(budget.draws)
+    if budget.drawn and len(texts) < budget.draws:
+        logger.warning(
+            f"the corpus has calibration text for {counted(len(texts), 'draw')} of GPTQ's, not for {budget.draws}: "
+            "lower quantization_blocks for more"
+        )
+    order, k = study.order(MEASURE), removed_in_table(num)
+    counts = {0, k, *(min(num - 1, depth_curves.at_ratio(num, ratio)) for ratio in depth_curves.RATIOS)}
+    sizes = {bits: study.quantized(Scheme(bits)).weight_bytes() for bits in budget.bits}
+    steps = _steps({16: study.weight_bytes(), **sizes}, order)
+    counts |= {count for _, _, count in steps}
+    removals: dict[int, Variant] = {count: variants.without(num, order[:count]) for count in sorted(counts)}
+    few: list[Variant] = [removals[count] for count in dict.fromkeys((0, k))]
+    text = first_blocks(study.evaluation, budget.evaluation_blocks or len(study.evaluation.input_ids))
+    measurement = Perplexity(text)
+
+    every = list(removals.values())
+
+    def at_the_tables_depths(of: Study, scored: bool) -> dict[str, Any]:
+        """Sizes, and tasks if they are scored, of a model in the table."""
+        # A model that cannot be exported without its blocks is refused by it.
+        disk = {variant: disk_bytes(of, variant) for variant in few}
+        tasks = of.sweep(few, of.tasks) if scored and of.tasks else {}
+        return {"weights": of.weight_bytes(), "disk": disk, "tasks": tasks}
+
+    def at_all_depths(name: str, draws: Sequence[Study], scored: bool, **more: Any) -> Precision:
+        """A precision at all depths, with Block Influence and what its own order leaves."""
+        sums, nll, own = [], [], []
+        for one in draws:
+            sums.append(one.activation_sums())
+            mine = importance.removal_order(importance.scores(sums[-1], MEASURE), MEASURE)[:k]
+            left = variants.without(num, mine)
+            nll.append(_nll(one, [*every, left], measurement))
+            own.append(nll[-1][left])
+            if one is draws[0]:
+                more |= at_the_tables_depths(one, scored)
+            if one is not study:
+                one.unload()  # so that one model at a time is held
+        stacked = {variant: np.stack([of[variant] for of in nll]) for variant in every}
+        return Precision(name, stacked, sums=tuple(sums), own=np.stack(own), **more)
+
+    def at_few_depths(name: str, one: Study, scored: bool) -> Precision:
+        nll = {variant: values[None] for variant, values in _nll(one, few, measurement).items()}
+        return Precision(name, nll, **at_the_tables_depths(one, scored))
+
+    found = [at_all_depths(FULL, [study], scored=True, bits=16)]
     for bits in budget.bits:
         logger.info(f"GPTQ, {bits} bits")
-        scheme = Scheme(bits, "gptq")
-        first: dict = {}
-        if k and bits in budget.pruned_first:
-            pruned = study.quantized(scheme, removed=order[:k].tolist())
-            of_dense = {name: of[pruned.dense] for name, of in pruned.sweep([pruned.dense], progress=False).items()}
-            size = pruned.weight_bytes().of(pruned.dense), disk_bytes(pruned, pruned.dense)
-            first = {"pruned_first": of_dense, "pruned_first_bytes": size}
-        found.append(_measured(study.quantized(scheme), f"GPTQ, {bits} bits", removals.values(), few, k, **first))
+        scheme, drawn, scored = Scheme(bits), texts if bits in budget.drawn else texts[:1], bits in budget.scored
+        first = (
+            _removed_first(study, scheme, order[:k], drawn, measurement, scored) if bits in budget.pruned_first else {}
+        )
+        draws = [study.quantized(scheme, text=one) for one in drawn]
+        found.append(at_all_depths(f"GPTQ, {bits} bits", draws, scored, bits=bits, **first))
     if other is not None:
-        found.append(_measured(other, ready or own_ready, few, few))
+        found.append(at_few_depths(ready or own_ready, other, scored=True))
     for bits in budget.rounded:
-        found.append(_measured(study.quantized(Scheme(bits, "rtn")), f"rounded, {bits} bits", few, few, tasks=False))
-    return Measured(study, removals, found)
+        found.append(at_few_depths(f"rounded, {bits} bits", study.quantized(Scheme(bits, "rtn")), scored=False))
+    return Measured(study, text, len(texts) if budget.drawn else 1, removals, steps, found)
+
+
+def _removed_first(
+    study: Study,
+    scheme: Scheme,
+    removed: np.ndarray,
+    texts: Sequence[TokenBlocks],
+    measurement: Perplexity,
+    scored: bool,
+) -> dict[str, Any]:
+    """What `Precision` has of models that are quantized after blocks were removed, one a calibration text."""
+    if not len(removed):
+        return {}
+    nll: list[np.ndarray] = []
+    found: dict[str, Any] = {}
+    for text in texts:
+        one = study.quantized(scheme, removed.tolist(), text)
+        nll.append(_nll(one, [one.dense], measurement)[one.dense])
+        if text is texts[0]:
+            tasks = one.sweep([one.dense], one.tasks, progress=False) if scored else {}
+            found["first_bytes"] = one.weight_bytes().of(one.dense), disk_bytes(one, one.dense)
+            found["first_tasks"] = {name: of[one.dense] for name, of in tasks.items()}
+    return found | {"first": np.stack(nll)}
+
+
+def _nll(study: Study, chosen: Sequence[Variant], measurement: Perplexity) -> dict[Variant, np.ndarray]:
+    """Mean NLL a token of N blocks of text for some variants, each (N,), nats."""
+    results = study.sweep(chosen, [measurement], progress=len(chosen) > 2)[measurement.name]
+    return {variant: result_tables.cost(result) for variant, result in results.items()}
+
+
+def _steps(weights: Mapping[int, WeightBytes], order: np.ndarray) -> list[tuple[int, int, int]]:
+    """How many blocks a model must lose to be no larger than the whole model at the next lower number of bits.
+
+    Args:
+        weights: bits a weight -> bytes of its weights.
+        order: the blocks, first removed first, (L,).
+
+    Returns:
+        (more bits, fewer bits, blocks to remove at more bits) for each two neighbours; without those where no number of
+        blocks weighs as much.
+    """
+    num, steps = len(order), []
+    ranked = sorted(weights, reverse=True)
+    for more, fewer in itertools.pairwise(ranked):
+        target = weights[fewer].of(range(num))
+        fits = (n for n in range(1, num) if weights[more].of(variants.without(num, order[:n])) <= target)
+        if (count := next(fits, None)) is not None:
+            steps.append((more, fewer, count))
+    return steps
 
 
 def reduced(study: Study, budget: Budget) -> Study:
-    """The study with as many items of each task and as many blocks as the budget affords.
+    """The study with as many blocks as the budget affords.
 
     Raises:
         NotApplicable: the model is quantized already, or cannot be.
     """
     quantize.check(study.identity)
-    if budget.items is not None:
-        tasks = study.profile.tasks
-        study = study.with_profile(
-            tasks=tuple(replace(t, limit=min(budget.items, t.limit or budget.items)) for t in tasks)
-        )
     if budget.max_blocks is not None and budget.max_blocks < study.num_blocks:
         kept = np.linspace(0, study.num_blocks - 1, budget.max_blocks).round().astype(int)
         study = study.pruned([block for block in range(study.num_blocks) if block not in kept])
@@ -204,32 +327,6 @@ def _opened_ready(study: Study, ready: str, must_be_there: bool) -> Study | None
     return other
 
 
-def _measured(
-    study: Study,
-    name: str,
-    removals: Iterable[Variant],
-    few: Sequence[Variant],
-    k: int | None = None,
-    tasks: bool = True,
-    **more: Any,
-) -> Precision:
-    """One precision: some removals, exports of a few of them, and, with k, its own order of removal; tasks or not."""
-    chosen = list(removals)
-    if k is not None:
-        sums = study.activation_sums()
-        own = variants.without(
-            study.num_blocks, importance.removal_order(importance.scores(sums, MEASURE), MEASURE)[:k]
-        )
-        chosen.append(own)
-        more |= {"sums": sums, "own": own}
-    # First, since a model that cannot be exported without its blocks is refused by it.
-    disk = {variant: disk_bytes(study, variant) for variant in few}
-    # The few take seconds, of which an estimate and a bar would be a third.
-    measurements: list[Perplexity | ChoiceTask] = [study.perplexity, *(study.tasks if tasks else [])]
-    results = study.sweep(chosen, measurements, progress=len(chosen) > len(few))
-    return Precision(name, results, study.weight_bytes(), disk, **more)
-
-
 def disk_bytes(study: Study, variant: Variant) -> int:
     """Bytes of the weight files of a variant's checkpoint: at 16 bits, or packed if the model is quantized.
 
@@ -257,13 +354,12 @@ def disk_bytes(study: Study, variant: Variant) -> int:
     return int(study.cached(key, compute, lambda: Result({"bytes": 0})).summary["bytes"])
 
 
-def _tasks(precision: Precision) -> list[str]:
-    return [name for name in precision.results if name != "perplexity"]
+# ------------------------------------------------------------------------------------------------ tables
 
 
-def _nll(precision: Precision, chosen: Sequence[Variant]) -> np.ndarray:
-    """Mean NLL a token of N blocks of text for K variants, (N, K), nats."""
-    return np.stack([result_tables.cost(precision.results["perplexity"][variant]) for variant in chosen], axis=1)
+def _mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of (S, N) values of S draws on N blocks of text; of the blocks alone if S is 1."""
+    return stats.mean_interval(values[0]) if len(values) == 1 else stats.crossed_interval(values)
 
 
 def table(precisions: Sequence[Precision], removals: Mapping[int, Variant], k: int) -> pd.DataFrame:
@@ -276,8 +372,8 @@ def table(precisions: Sequence[Precision], removals: Mapping[int, Variant], k: i
 
     Returns:
         source, weights, setting ("dense", "ShortGPT": removed after quantization, "removed first": before it), blocks,
-        perplexity with its 95 % interval, MMLU as the paper prints it, each task's accuracy in percent with its
-        interval and number of items, on disk and in memory (MB, 10^6 bytes of weights).
+        draws (of GPTQ's text), perplexity with its 95 % interval, MMLU as the paper prints it, each task's accuracy in
+        percent with its interval and number of items, on disk and in memory (MB, 10^6 bytes of weights).
     """
     rows = [
         {
@@ -285,201 +381,193 @@ def table(precisions: Sequence[Precision], removals: Mapping[int, Variant], k: i
             "weights": row.model,
             "setting": {"Baseline": "dense"}.get(row.setting, row.setting),
             "blocks": row.layers,
+            "draws": np.nan,
             "perplexity": row.perplexity,
             "95 %": None,
             "MMLU": row.mmlu,
         }
         for row in paper_tables.table("table2").itertuples()
     ]
-    for precision, setting, variant, results, in_memory, on_disk in _rows(precisions, removals, k):
-        nll = result_tables.cost(results["perplexity"])
+    for precision, setting, blocks, nll, tasks, in_memory, on_disk in _rows(precisions, removals, k):
         row = {
             "source": "measured",
             "weights": precision.name,
             "setting": setting,
-            "blocks": len(variant),
+            "blocks": blocks,
+            "draws": len(nll),
             "perplexity": np.exp(nll.mean()),
-            "95 %": "{:.2f} to {:.2f}".format(*np.exp(stats.mean_interval(nll))),
+            "95 %": "{:.2f} to {:.2f}".format(*np.exp(_mean_interval(nll))),
         }
-        for name in _tasks(precision):
-            values = result_tables.right(results[name])
+        for name, result in tasks.items():
+            values = result_tables.right(result)
             low, high = stats.accuracy_interval(round(values.sum()), len(values))
             task = f"{name.removeprefix('task/')} (n={len(values)})"
             row |= {task: 100 * values.mean(), f"{task}, 95 %": f"{100 * low:.1f} to {100 * high:.1f}"}
         rows.append(row | {"on disk (MB)": on_disk / 1e6, "in memory (MB)": in_memory / 1e6})
-    return pd.DataFrame(rows)
+    sizes = ["on disk (MB)", "in memory (MB)"]
+    found = pd.DataFrame(rows)
+    return found[[*(column for column in found if column not in sizes), *sizes]]
 
 
 def _rows(
     precisions: Sequence[Precision], removals: Mapping[int, Variant], k: int
-) -> Iterator[tuple[Precision, str, Variant, dict[str, Result], int, int]]:
+) -> Iterator[tuple[Precision, str, int, np.ndarray, dict[str, Result], int, int]]:
     for precision in precisions:
         for setting, variant in (("dense", removals[0]), *([("ShortGPT", removals[k])] if k else [])):
-            results = {name: of[variant] for name, of in precision.results.items()}
-            yield precision, setting, variant, results, precision.weights.of(variant), precision.disk[variant]
-        if precision.pruned_first:
-            yield precision, "removed first", removals[k], dict(precision.pruned_first), *precision.pruned_first_bytes
+            tasks = {name: of[variant] for name, of in precision.tasks.items()}
+            sizes = precision.weights.of(variant), precision.disk[variant]
+            yield precision, setting, len(variant), precision.nll[variant], tasks, *sizes
+        if precision.first is not None:
+            tasks = dict(precision.first_tasks)
+            yield precision, "removed first", len(removals[k]), precision.first, tasks, *precision.first_bytes
 
 
 def points(precisions: Sequence[Precision], removals: Mapping[int, Variant]) -> pd.DataFrame:
     """Every depth of removal of every precision that was measured at all of them, by the bytes of its weights.
 
     Returns:
-        weights, count (blocks removed), megabytes, perplexity, low, high (95 % t interval over blocks of text), and for
-        each task a row with task, accuracy, low, high (95 % Wilson), n and chance in their place.
+        weights, count (blocks removed), draws, megabytes, perplexity with its 95 % interval low, high, and front
+        (whether no other point is both smaller and better).
     """
-    num, parts = len(removals[0]), []
-    for precision in _complete(precisions, removals):
-        frames = [result_tables.perplexity(precision.results["perplexity"], removals[0])[0]]
-        for name in _tasks(precision):
-            of_task = result_tables.accuracy(precision.results[name], removals[0], name.removeprefix("task/"))
-            frames.append(of_task.rename(columns={"metric": "metric_name"}))
-        megabytes = {count: precision.weights.of(variant) / 1e6 for count, variant in removals.items()}
-        for frame in frames:
-            drawn = depth_curves.along(frame, removals, num)
-            parts.append(drawn.assign(weights=precision.name, megabytes=drawn["count"].map(megabytes)))
-    columns = ["weights", "count", "megabytes", "perplexity", "low", "high", "task", "metric_name", "accuracy", "n"]
-    return pd.concat(parts, ignore_index=True).reindex(columns=[*columns, "chance"])
-
-
-def _complete(precisions: Sequence[Precision], removals: Mapping[int, Variant]) -> list[Precision]:
-    return [p for p in precisions if set(removals.values()) <= set(p.results["perplexity"])]
-
-
-def best_mix(
-    precisions: Sequence[Precision], removals: Mapping[int, Variant], resamples: int, seed: int
-) -> pd.DataFrame:
-    """The mix of blocks and bits with the lowest perplexity whose weights fit in a size.
-
-    Args:
-        precisions: the precisions, from `measure`.
-        removals: number of removed blocks -> variant.
-        resamples: bootstrap resamples of the blocks of text.
-        seed: seed of the resampling.
-
-    Returns:
-        at most (MB; and in percent of the weights at 16 bits), weights, removed (blocks), megabytes, perplexity,
-        next (the best mix at another precision), next perplexity, certainty (share of the resamples in which it is
-        still better than the next). Sizes that no mix fits in are left out.
-    """
-    complete = _complete(precisions, removals)
-    mixes = [(p, count, p.weights.of(variant)) for p in complete for count, variant in removals.items()]
-    nll = np.concatenate([_nll(p, list(removals.values())) for p in complete], axis=1)  # (N, mixes)
-    mean, draws = nll.mean(0), stats.bootstrap_means(nll, resamples, seed)
-    whole = complete[0].weights.of(removals[0])
     rows = []
-    for size in SIZES:
-        fitting = [i for i in np.argsort(mean, kind="stable") if mixes[i][2] <= size * whole]
-        if not fitting:
-            continue
-        first = fitting[0]
-        best, count, megabytes = mixes[first]
-        row = {
-            "at most (%)": 100 * size,
-            "at most (MB)": size * whole / 1e6,
-            "weights": best.name,
-            "removed": count,
-            "megabytes": megabytes / 1e6,
-            "perplexity": np.exp(mean[first]),
-        }
-        others = [i for i in fitting if mixes[i][0] is not best]
-        if others:
-            other = others[0]
-            row["next"] = f"{mixes[other][0].name}, {mixes[other][1]} removed"
-            row["next perplexity"] = np.exp(mean[other])
-            row["certainty"] = (draws[:, first] < draws[:, other]).mean()
-        rows.append(row)
-    return pd.DataFrame(rows)
+    for precision in _at_all_depths(precisions):
+        for count, variant in removals.items():
+            nll = precision.nll[variant]
+            low, high = np.exp(_mean_interval(nll))
+            size = precision.weights.of(variant) / 1e6
+            rows.append((precision.name, count, len(nll), size, np.exp(nll.mean()), low, high))
+    columns = ["weights", "count", "draws", "megabytes", "perplexity", "low", "high"]
+    found = pd.DataFrame(rows, columns=columns)
+    best = found.sort_values(["megabytes", "perplexity"])["perplexity"].cummin()
+    return found.assign(front=found["perplexity"] <= best.reindex(found.index))
+
+
+def _at_all_depths(precisions: Sequence[Precision]) -> list[Precision]:
+    return [one for one in precisions if one.bits is not None]
+
+
+def _paired(full: Precision, other: Precision, variant: Variant, dense: Variant) -> np.ndarray:
+    """(S, N, 4) mean NLL: dense and pruned at full precision (equal in all draws), then at the other one."""
+    whole = [np.broadcast_to(full.nll[one], other.nll[one].shape) for one in (dense, variant)]
+    return np.stack([*whole, other.nll[dense], other.nll[variant]], axis=-1)
+
+
+def _damages(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(..., 4) values of `_paired` -> damage by pruning alone, by quantization alone, and the interaction."""
+    dense, pruned, quantized, both = np.moveaxis(values, -1, 0)
+    return pruned - dense, quantized - dense, both - pruned - quantized + dense
+
+
+def of_smaller(values: np.ndarray) -> float:
+    """The interaction as a share of the smaller damage, of four means as `_paired` has them; NaN where one is none."""
+    pruning, quantization, extra = _damages(values)
+    smaller = min(pruning, quantization)
+    return float(extra / smaller) if smaller > 0 else np.nan
 
 
 def interaction(precisions: Sequence[Precision], removals: Mapping[int, Variant]) -> pd.DataFrame:
     """What pruning and quantization cost together, against the sum of what each costs alone.
 
     Returns:
-        weights, count (blocks removed), share (percent), pruning, quantization, sum, both (nats a token), interaction
-        (both minus sum) with its 95 % t interval, paired by block of text: low, high; and relative (of the sum). No row
-        where nothing can be removed.
+        weights, draws, count (blocks removed), share (percent), pruning, quantization, sum, both (nats a token),
+        interaction (both minus sum) with its 95 % interval low, high (draws and blocks of text, paired), least and most
+        of the draws, and relative (of the smaller of the two damages). No row where nothing can be removed.
     """
-    if len(removals) < 2:
-        return pd.DataFrame()
-    full, *others = _complete(precisions, removals)
+    full, *others = _at_all_depths(precisions)
     rows = []
     for precision in others:
-        parts = _damages(full, precision, list(removals.values()))
-        for i, count in enumerate(removals):
-            pruning, quantization, both = (part[:, i] for part in parts)
-            extra = both - pruning - quantization
-            low, high = stats.mean_interval(extra)
+        for count, variant in removals.items():
+            if not count:
+                continue
+            values = _paired(full, precision, variant, removals[0])
+            pruning, quantization, extra = _damages(values)
+            low, high = _mean_interval(extra)
             total = pruning.mean() + quantization.mean()
             rows.append(
                 {
                     "weights": precision.name,
+                    "draws": len(values),
                     "count": count,
                     "share": 100 * count / len(removals[0]),
                     "pruning": pruning.mean(),
                     "quantization": quantization.mean(),
                     "sum": total,
-                    "both": both.mean(),
+                    "both": total + extra.mean(),
                     "interaction": extra.mean(),
                     "low": low,
                     "high": high,
-                    "relative": extra.mean() / total if total > 0 else np.nan,
+                    "least": extra.mean(1).min(),
+                    "most": extra.mean(1).max(),
+                    "relative": of_smaller(values.mean((0, 1))),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _damages(full: Precision, other: Precision, chosen: Sequence[Variant]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Damage (N, K) by pruning alone, by quantization alone (equal at every depth), and by both; the first is dense."""
-    whole, few = _nll(full, chosen), _nll(other, chosen)
-    base = whole[:, :1]
-    return whole - base, np.broadcast_to(few[:, :1] - base, few.shape), few - base
+def draws_of_gptq(precisions: Sequence[Precision], removals: Mapping[int, Variant]) -> pd.DataFrame:
+    """Each model that GPTQ made, where it made several of one number of bits.
+
+    Returns:
+        weights, draw (from 1), count (blocks removed), pruning, quantization, interaction (nats a token, mean over the
+        blocks of text).
+    """
+    full, *others = _at_all_depths(precisions)
+    rows = []
+    for precision in others:
+        for count, variant in removals.items():
+            if not count or len(precision.nll[variant]) < 2:
+                continue
+            parts = _damages(_paired(full, precision, variant, removals[0]).mean(1))
+            rows += [(precision.name, 1 + i, count, *one) for i, one in enumerate(zip(*parts, strict=True))]
+    return pd.DataFrame(rows, columns=["weights", "draw", "count", "pruning", "quantization", "interaction"])
 
 
 def order_of_steps(precisions: Sequence[Precision], removals: Mapping[int, Variant], k: int) -> pd.DataFrame:
     """Does it matter whether one prunes or quantizes first?
 
     Returns:
-        weights, perplexity of quantizing first and of removing first, and the difference of their mean NLL (removing
-        first minus quantizing first, nats a token) with its 95 % t interval, paired by block of text.
+        weights, blocks, draws, perplexity of quantizing first and of removing first, and the difference of their mean
+        NLL (removing first minus quantizing first, nats a token) with its 95 % interval (draws and blocks of text,
+        paired), and least and most of the draws.
     """
     rows = []
     for precision in precisions:
-        if not precision.pruned_first:
+        if precision.first is None:
             continue
-        after, before = _nll(precision, [removals[k]])[:, 0], result_tables.cost(precision.pruned_first["perplexity"])
-        low, high = stats.mean_interval(before - after)
+        change = precision.first - precision.nll[removals[k]]
+        low, high = _mean_interval(change)
         rows.append(
             {
                 "weights": precision.name,
                 "blocks": len(removals[k]),
-                "perplexity, quantized first": np.exp(after.mean()),
-                "perplexity, removed first": np.exp(before.mean()),
-                "difference (nats)": (before - after).mean(),
+                "draws": len(change),
+                "perplexity, quantized first": np.exp(precision.nll[removals[k]].mean()),
+                "perplexity, removed first": np.exp(precision.first.mean()),
+                "difference (nats)": change.mean(),
                 "low": low,
                 "high": high,
+                "least": change.mean(1).min(),
+                "most": change.mean(1).max(),
             }
         )
     return pd.DataFrame(rows)
 
 
 def influence(precisions: Sequence[Precision]) -> pd.DataFrame:
-    """Block Influence at each precision: weights, block, score, rank (1 = removed first)."""
+    """Block Influence at each precision: weights, block, score (mean over the draws), low, high (their range)."""
     parts = []
-    for precision, sums in _with_sums(precisions):
-        score = importance.scores(sums, MEASURE)
-        rank = importance.ranks(importance.removal_order(score, MEASURE))
-        parts.append(
-            pd.DataFrame({"weights": precision.name, "block": np.arange(len(score)), "score": score, "rank": rank})
-        )
+    for precision, every in _with_sums(precisions):
+        score = np.stack([importance.scores(sums, MEASURE) for sums in every])
+        columns = {"score": score.mean(0), "low": score.min(0), "high": score.max(0)}
+        parts.append(pd.DataFrame({"weights": precision.name, "block": np.arange(score.shape[1]), **columns}))
     return pd.concat(parts, ignore_index=True)
 
 
-def _with_sums(precisions: Sequence[Precision]) -> list[tuple[Precision, ActivationSums]]:
+def _with_sums(precisions: Sequence[Precision]) -> list[tuple[Precision, list[ActivationSums]]]:
     """The precisions whose Block Influence was measured, with the sums of the text that all of them have in common."""
-    found = [(p, p.sums) for p in precisions if p.sums is not None]
-    common = min(len(sums.tokens) for _, sums in found)
-    return [(p, sums.first(common)) for p, sums in found]
+    found = [p for p in precisions if p.sums]
+    common = min(len(sums.tokens) for p in found for sums in p.sums)
+    return [(p, [sums.first(common) for sums in p.sums]) for p in found]
 
 
 def order_after(
@@ -488,49 +576,59 @@ def order_after(
     """Block Influence's order before and after quantization.
 
     Returns:
-        weights, tau (Kendall's, with the full-precision order; 1: the same), low, high (95 % of the bootstrap
-        resamples of the calibration text that all have, the same draws for all), removed (the first k), same (of them
-        also removed first at full precision), perplexity by the full-precision order and by its own, difference (own
-        minus full precision's, nats a token) with its 95 % t interval. Without tau for fewer blocks than
+        weights, draws, tau (Kendall's, with the full-precision order; 1: the same), low, high (95 % interval: draws and
+        the calibration text that all have, resampled alike for all), removed (the blocks among the first k of every
+        draw), same (draws whose first k are those of full precision), perplexity by the full-precision order and by its
+        own, difference (own minus full precision's, nats a token). Without tau for fewer blocks than
         `few_blocks.RANKED`, and without a row where nothing can be removed.
     """
     if not k:
         return pd.DataFrame()
-    measured = _with_sums(precisions)
-    (full, _), *others = measured
-    orders = {
-        p.name: (
-            importance.removal_order(importance.scores(sums, MEASURE), MEASURE),
-            importance.removal_order(importance.bootstrap_scores(sums, MEASURE, resamples, seed), MEASURE),
-        )
-        for p, sums in measured
-    }
-    order, draws = orders[full.name]
+    (_, (whole,)), *others = _with_sums(precisions)
+    order, again = _orders(whole, resamples, seed)
     rows = []
-    for precision, _ in others:
+    for precision, every in others:
         assert precision.own is not None, "it is measured with the sums"
-        mine, my_draws = orders[precision.name]
-        taus = [_tau(a, b) for a, b in zip(draws, my_draws, strict=True)]
-        nll = _nll(precision, [removals[k], precision.own])
-        change = nll[:, 1] - nll[:, 0]
-        low, high = stats.mean_interval(change)
+        orders, resampled = zip(*(_orders(sums, resamples, seed) for sums in every), strict=True)
+        taus = np.array([_tau(order, mine) for mine in orders])
+        drawn = np.array([[_tau(a, b) for a, b in zip(again, of, strict=True)] for of in resampled]).mean(0)
+        low, high = _tau_interval(taus, drawn, len(whole.tokens))
+        first = [set(mine[:k].tolist()) for mine in orders]
+        by_full = precision.nll[removals[k]]
+        always = set.intersection(*first)
         rows.append(
             {
                 "weights": precision.name,
-                "tau": _tau(order, mine),
-                "low": np.percentile(taus, stats.INTERVAL[0]),
-                "high": np.percentile(taus, stats.INTERVAL[1]),
-                f"first {k} removed": ", ".join(map(str, mine[:k])),
-                "same": len(set(mine[:k]) & set(order[:k])),
-                "perplexity, full precision's order": np.exp(nll[:, 0].mean()),
-                "perplexity, own order": np.exp(nll[:, 1].mean()),
-                "difference (nats)": change.mean(),
-                "difference 95 %": "the same blocks" if precision.own == removals[k] else f"{low:.3f} to {high:.3f}",
+                "draws": len(every),
+                "tau": taus.mean(),
+                "low": low,
+                "high": high,
+                f"among the first {k} of every draw": ", ".join(str(b) for b in orders[0][:k] if int(b) in always),
+                "draws with the same blocks": sum(one == set(order[:k].tolist()) for one in first),
+                "perplexity, full precision's order": np.exp(by_full.mean()),
+                "perplexity, own order": np.exp(precision.own.mean()),
+                "difference (nats)": (precision.own - by_full).mean(),
             }
         )
     table = pd.DataFrame(rows)
     ranked = few_blocks.can_be_ranked(len(removals[0]))
     return table if ranked else table.drop(columns=["tau", "low", "high"], errors="ignore")
+
+
+def _orders(sums: ActivationSums, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The order of removal (L,), and those of the resamples of the text (R, L)."""
+    scores, again = importance.scores(sums, MEASURE), importance.bootstrap_scores(sums, MEASURE, resamples, seed)
+    return importance.removal_order(scores, MEASURE), importance.removal_order(again, MEASURE)
+
+
+def _tau_interval(taus: np.ndarray, resampled: np.ndarray, num: int) -> tuple[float, float]:
+    """95 % interval of the mean tau of S draws, from resamples of the N sequences of text and the draws' spread."""
+    errors, units = [stats.standard_error(resampled, num)], [num]
+    if len(taus) > 1:
+        errors, units = [*errors, float(taus.std(ddof=1) / np.sqrt(len(taus)))], [*units, len(taus)]
+    error, degrees = stats.combined(errors, units)
+    half = student_t.ppf(0.975, degrees) * error if degrees >= 1 else np.nan
+    return float(taus.mean() - half), float(min(1.0, taus.mean() + half))
 
 
 def _tau(a: np.ndarray, b: np.ndarray) -> float:
@@ -555,61 +653,92 @@ def reported(precisions: Sequence[Precision], removals: Mapping[int, Variant], k
         ("paper, tables 1 and 2", two["model"].iloc[0], "MMLU", np.nan, *losses, losses[1] - losses[0], *[np.nan] * 2)
     ]
     full, *others = precisions
-    for name in _tasks(full):
-        before = 100 * (
-            result_tables.cost(full.results[name][removals[k]]) - result_tables.cost(full.results[name][removals[0]])
-        )
+
+    def loss(of: Mapping[Variant, Result]) -> np.ndarray:
+        return 100 * (result_tables.cost(of[removals[k]]) - result_tables.cost(of[removals[0]]))
+
+    for name in full.tasks:
+        before = loss(full.tasks[name])
         for precision in others:
-            if name not in precision.results:
+            if name not in precision.tasks:
                 continue
-            of = precision.results[name]
-            after = 100 * (result_tables.cost(of[removals[k]]) - result_tables.cost(of[removals[0]]))
+            after = loss(precision.tasks[name])
             # Where all items agree, Student's t would call the difference exactly known.
             same = np.ptp(after - before) == 0
             low, high = (np.nan, np.nan) if same else stats.mean_interval(after - before)
-            task = name.removeprefix("task/")
             found = (len(after), before.mean(), after.mean(), (after - before).mean(), low, high)
-            rows.append(("measured", precision.name, task, *found))
-    columns = [
-        "source",
-        "weights",
-        "task",
-        "n",
-        "loss, full precision",
-        "loss, quantized",
-        "interaction",
-        "low",
-        "high",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+            rows.append(("measured", precision.name, name.removeprefix("task/"), *found))
+    columns = ["source", "weights", "task", "n", "loss, full precision", "loss, quantized", "interaction"]
+    return pd.DataFrame(rows, columns=[*columns, "low", "high"])
 
 
-def claim(precisions: Sequence[Precision], removals: Mapping[int, Variant], resamples: int, seed: int) -> pd.DataFrame:
+# ------------------------------------------------------------------------------------------------ statements
+
+
+def claim(
+    precisions: Sequence[Precision],
+    removals: Mapping[int, Variant],
+    k: int,
+    steps: Sequence[tuple[int, int, int]],
+    resamples: int,
+    seed: int,
+) -> pd.DataFrame:
     """ShortGPT 4.5: pruning is "orthogonal to quantization methods", made into statements that can be false.
 
+    Args:
+        precisions: the precisions, from `measure`.
+        removals: number of removed blocks -> variant.
+        k: number of removed blocks in the table.
+        steps: as `Measured.steps`.
+        resamples: bootstrap resamples of the draws, and of the blocks of text.
+        seed: seed of the resampling.
+
     Returns:
-        statement, measured (interaction, of the sum of the two damages), threshold, holds, certainty; at the ratios at
-        which measures are compared elsewhere. An interaction as such is no failure: below zero the two cost less
-        together than their sum. No row where nothing can be removed, or nothing was quantized.
+        The table of `verdicts.verdicts`: whether the damages add up, whether 8 bits are free, whether the order of the
+        two steps matters, and whether fewer bits cost less than fewer blocks of the same size. Of a model of one block,
+        what needs no removal.
     """
-    full, *others = _complete(precisions, removals)
-    num = len(removals[0])
-    counts = list(dict.fromkeys(min(num - 1, depth_curves.at_ratio(num, ratio)) for ratio in depth_curves.RATIOS))
-    if num < 2 or not others:
-        return pd.DataFrame(columns=stats.CLAIM)
-    chosen = [removals[count] for count in (0, *counts)]
-    damages = [_damages(full, other, chosen) for other in others]
-    values = np.stack([np.stack(parts, axis=1) for parts in damages], axis=1)  # (N, precisions, 3, 1 + counts)
+    full, *others = _at_all_depths(precisions)
+    dense, pruned, parts = removals[0], removals[k], []
 
-    def statements(mean: np.ndarray) -> list[Statement]:
-        stated = []
-        for place, other in enumerate(others):
-            for i, count in enumerate(counts, start=1):
-                pruning, quantization, both = mean[place, :, i]
-                total = pruning + quantization
-                share = (both - total) / total if total > 0 else np.nan  # no damage: nothing that could add up
-                what = f"{other.name}, {count} of {num} blocks removed: the damages add up to within {ADDITIVE:.0%}"
-                stated.append((what, share, ADDITIVE, bool(abs(share) < ADDITIVE)))
-        return stated
+    def judge(columns: Sequence[np.ndarray], statement: Callable[[np.ndarray], Statement]) -> None:
+        """Judges a statement about the means of (S, N) values, or (1, N) where nothing was drawn."""
+        draws = max(map(len, columns))
+        values = np.stack([np.broadcast_to(one, (draws, one.shape[1])) for one in columns], axis=-1)
+        units = values if draws > 1 else values[0]
+        parts.append(verdicts.judge(lambda mean: [statement(mean)], units, resamples, seed))
 
-    return stats.claim(statements, values, resamples, seed)
+    for one in others:
+        if one.bits == 8:  # which cost so little that a share of it cannot be told
+            judge([full.nll[dense], one.nll[dense]], _is_free)
+        elif k:
+            columns = [full.nll[dense], full.nll[pruned], one.nll[dense], one.nll[pruned]]
+            judge(columns, partial(_adds_up, str(one.bits)))
+        if one.first is not None:
+            judge([full.nll[dense], one.nll[dense], one.nll[pruned], one.first], partial(_same_in_both_orders, one))
+    by_bits = {one.bits: one for one in (full, *others)}
+    for more, fewer, count in steps:
+        name = f"all blocks at {fewer} bits are better than fewer blocks at {more} bits of the same size"
+        columns = [by_bits[fewer].nll[dense], by_bits[more].nll[removals[count]]]
+        judge(columns, partial(_is_better, name))
+    return verdicts.verdicts(parts, PRIMARY)
+
+
+def _adds_up(bits: str, mean: np.ndarray) -> Statement:
+    return Statement(ADDS_UP.format(bits), of_smaller(mean), ADDITIVE, "within")
+
+
+def _is_free(mean: np.ndarray) -> Statement:
+    name = "GPTQ at 8 bits costs less than a hundredth of the perplexity"
+    return Statement(name, mean[1] - mean[0], FREE, "below", FREE / 2)
+
+
+def _same_in_both_orders(one: Precision, mean: np.ndarray) -> Statement:
+    full, quantized, after, before = mean
+    cost = quantized - full
+    name = f"blocks removed before GPTQ at {one.bits} bits cost as much as after it, within a quarter of what it costs"
+    return Statement(name, (before - after) / cost if cost > 0 else np.nan, ADDITIVE, "within")
+
+
+def _is_better(name: str, mean: np.ndarray) -> Statement:
+    return Statement(name, mean[0] - mean[1], 0.0, "below", MATTERS)

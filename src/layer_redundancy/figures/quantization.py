@@ -1,102 +1,94 @@
 """Figures of notebook 07: quantization and removal together."""
 
-from collections.abc import Sequence
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from layer_redundancy.figures.parts import (
-    band,
-    block_axis,
-    choose_y_scale,
-    cut_perplexity,
-    explain_accuracy,
-    interval,
-    legend_above,
-    share_axis,
-)
-from layer_redundancy.figures.style import GREY, ORANGE, WIDTH, style_of, styled
+from layer_redundancy.figures.parts import band, block_axis, choose_y_scale, interval, legend_above
+from layer_redundancy.figures.style import GREY, WIDTH, style_of, styled
+
+LIMIT = 2e3  # perplexity of the unigram model, about: whoever is beyond it has learnt nothing
 
 
 @styled
-def size_against_quality(points: pd.DataFrame, labelled: Sequence[int] = ()) -> Figure:
-    """Perplexity and accuracy against the bytes of the weights, a line a precision, a point a depth of removal.
+def size_against_quality(points: pd.DataFrame) -> Figure:
+    """Perplexity against the bytes of the weights: what no other mix of blocks and bits beats, and what is beaten.
 
     Args:
         points: one row a (precision, depth) with weights, count (blocks removed), megabytes, perplexity, low, high
-            (95 % interval); and one a (precision, depth, task) with task, metric_name, accuracy, low, high (95 %
-            interval), n, chance.
-        labelled: numbers of removed blocks that are written beside their points of perplexity.
+            (95 % interval), front (whether no other is both smaller and better). Points beyond use are left out.
     """
-    names, tasks = list(dict.fromkeys(points["weights"])), list(dict.fromkeys(points["task"].dropna()))
-    figure, panels = plt.subplots(
-        1 + len(tasks), 1, figsize=(WIDTH, 3.9 + 3.0 * len(tasks)), sharex=True, layout="constrained", squeeze=False
-    )
-    top, *others = panels[:, 0]
-    text = points[points["perplexity"].notna()]
-    # What no other mix beats on both axes.
-    front = text.sort_values(["megabytes", "perplexity"])
-    front = front[front["perplexity"] <= front["perplexity"].cummin()]
-    top.step(
-        front["megabytes"], front["perplexity"], where="post", color=ORANGE, lw=6, alpha=0.35, zorder=1,
-        label="best at that size",
-    )  # fmt: skip
-    for place, name in enumerate(names):
+    names = list(dict.fromkeys(points["weights"]))
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
+    points = points[points["perplexity"] < LIMIT]
+    front = points[points["front"]].sort_values("megabytes")
+    axes.step(front["megabytes"], front["perplexity"], where="post", color=GREY, lw=1.4, zorder=1)
+    for name in names:
         colour, marker = style_of(name, names)
-        part = text[text["weights"] == name].sort_values("megabytes")
-        reach = interval(part, "perplexity")
-        options = {"color": colour, "marker": marker, "elinewidth": 0.5, "label": name}
-        top.errorbar(part["megabytes"], part["perplexity"], yerr=reach, **options)
-        for row in part[part["count"].isin(labelled)].itertuples():
-            top.annotate(
-                f"−{row.count}" if row.count else "dense", (row.megabytes, row.perplexity),
-                (14, 5) if place % 2 else (-6, -11), color=colour,
-                textcoords="offset points", size=7.5, ha="center",
+        for best, part in points[points["weights"] == name].groupby("front"):
+            axes.errorbar(
+                part["megabytes"], part["perplexity"], yerr=interval(part, "perplexity"), color=colour, marker=marker,
+                ls="", ms=7 if best else 5, mfc=colour if best else "white", elinewidth=1.0,
+                label=name if best or not points[points["weights"] == name]["front"].any() else "_",
             )  # fmt: skip
-        for axes, task in zip(others, tasks, strict=True):
-            part = points[(points["weights"] == name) & (points["task"] == task)].sort_values("megabytes")
-            reach = interval(part, "accuracy")
-            axes.errorbar(part["megabytes"], part["accuracy"], yerr=reach, **options)
-    limit = 1e5  # models that no size makes worth having; the lines would be flat below
-    choose_y_scale(top, text["perplexity"].clip(upper=limit), log=True)
-    top.set_ylim(bottom=0.5 * text["perplexity"].min())
-    cut_perplexity(top, text, "megabytes", limit)
-    top.set_ylabel("perplexity, log scale")
-    legend_above(top)
-    for axes, task in zip(others, tasks, strict=True):
-        explain_accuracy(axes, points[points["task"] == task])
-    panels[-1, 0].set_xlabel("weights (MB = 10⁶ bytes); numbers in the upper panel: blocks removed")
+        for row in points[(points["weights"] == name) & points["front"]].itertuples():
+            axes.annotate(
+                f"{row.count} removed" if row.count else "all blocks", (row.megabytes, row.perplexity), (9, 4),
+                color=colour, textcoords="offset points", size=8.5,
+            )  # fmt: skip
+    choose_y_scale(axes, points["perplexity"], log=True)
+    axes.set_ylabel("perplexity, log scale")
+    axes.set_xlabel("weights (MB = 10⁶ bytes)")
+    axes.margins(x=0.09, y=0.1)
+    handles, labels = axes.get_legend_handles_labels()
+    best = Line2D([], [], color=GREY, lw=1.4)
+    beaten = Line2D([], [], color=GREY, marker="o", mfc="white", ls="")
+    legend_above(axes, [*handles, best, beaten], [*labels, "best at its size", "another is smaller and better"])
     return figure
 
 
 @styled
-def damage_interaction(rows: pd.DataFrame) -> Figure:
-    """What pruning and quantization cost together, against the sum of what each costs alone.
+def damage_interaction(rows: pd.DataFrame, draws: pd.DataFrame, additive: float) -> Figure:
+    """What pruning and quantization cost together beyond the sum of what each costs alone, a panel a precision.
 
     Args:
-        rows: one row a (precision, depth): weights, share (percent of blocks removed), sum, both, interaction, low,
-            high (95 % interval of the interaction); nats a token.
+        rows: one row a (precision, depth): weights, count (blocks removed), pruning, quantization, interaction, low,
+            high (95 % interval); nats a token.
+        draws: one row a (precision, depth, draw of GPTQ's text): weights, count, interaction.
+        additive: share of the smaller of the two damages, an interaction within which counts as none.
     """
     names = list(dict.fromkeys(rows["weights"]))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 4.0), layout="constrained")
-    for name in names:
+    figure, panels = plt.subplots(1, len(names), figsize=(WIDTH, 3.9), layout="constrained", squeeze=False)
+    for axes, name in zip(panels[0], names, strict=True):
         colour, marker = style_of(name, names)
-        part = rows[rows["weights"] == name].sort_values("share")
-        left.plot(part["share"], part["both"], color=colour, marker=marker, ms=3.5, label=f"{name}: both")
-        left.plot(part["share"], part["sum"], color=colour, ls="--", label=f"{name}: sum")
-        right.plot(part["share"], part["interaction"], color=colour, marker=marker, ms=3.5, label=name)
-        band(right, part, "share", colour)
-    right.axhline(0, color=GREY, lw=1, zorder=1)
-    left.set_ylabel("increase of the mean NLL (nats a token)")
-    right.set_ylabel("both minus sum (nats a token)")
-    left.set_title("together, and the sum of the two alone")
-    right.set_title("interaction, 95 % interval")
-    left.legend(loc="upper left")
-    right.legend(loc="best")
-    for axes in (left, right):
-        share_axis(axes)
-        axes.set_xlim(-2, rows["share"].max() + 2)
+        part = rows[rows["weights"] == name].reset_index(drop=True)
+        for place, row in part.iterrows():
+            half = additive * max(0.0, min(row["pruning"], row["quantization"]))
+            axes.fill_between([place - 0.4, place + 0.4], -half, half, color=GREY, alpha=0.25, lw=0, zorder=0)
+            each = draws[(draws["weights"] == name) & (draws["count"] == row["count"])]
+            axes.plot([place - 0.15] * len(each), each["interaction"], "o", ms=3.5, color=colour, alpha=0.5)
+        axes.errorbar(
+            part.index + 0.1,
+            part["interaction"],
+            yerr=interval(part, "interaction"),
+            color=colour,
+            marker=marker,
+            ls="",
+        )
+        axes.axhline(0, color=GREY, lw=1, zorder=1)
+        axes.set_xticks(part.index, part["count"].astype(str))
+        axes.set_xlim(-0.6, len(part) - 0.4)
+        axes.set_title(name)
+        axes.set_xlabel("blocks removed")
+    panels[0][0].set_ylabel("both minus the sum of the two\n(nats a token)")
+    handles = [
+        Line2D([], [], color=GREY, marker="o", ms=3.5, alpha=0.6, ls=""),
+        Line2D([], [], color=GREY, marker="D", ls="-"),
+        plt.Rectangle((0, 0), 1, 1, color=GREY, alpha=0.25, lw=0),
+    ]
+    labels = ["one calibration text of GPTQ", "mean, 95 % interval", f"within {additive:.0%} of the smaller damage"]
+    figure.legend(handles, labels, loc="outside upper left", ncols=3)
     return figure
 
 
@@ -105,7 +97,7 @@ def influence_by_precision(rows: pd.DataFrame) -> Figure:
     """Block Influence of every block, a line a precision.
 
     Args:
-        rows: one row a (precision, block): weights, block, score (1 - cosine).
+        rows: one row a (precision, block): weights, block, score (1 - cosine), low, high (range over GPTQ's texts).
     """
     names = list(dict.fromkeys(rows["weights"]))
     figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
@@ -113,6 +105,7 @@ def influence_by_precision(rows: pd.DataFrame) -> Figure:
         colour, marker = style_of(name, names)
         part = rows[rows["weights"] == name].sort_values("block")
         axes.plot(part["block"], part["score"], color=colour, marker=marker, label=name)
+        band(axes, part, "block", colour)
     choose_y_scale(axes, rows["score"])
     block_axis(axes, rows["block"])
     axes.set_ylabel("Block Influence (1 − cosine)")

@@ -181,7 +181,7 @@ class DryInputs(Inputs):
         """None: whoever counts does not tokenize."""
         return None
 
-    def _token_blocks(self, budget: TextBudget, split: Split) -> TokenBlocks:
+    def _token_blocks(self, budget: TextBudget, split: Split, least: int | None = None) -> TokenBlocks:
         self.needs.corpora[own_files.corpus(budget.corpus)] = None  # raises StudyError if it is not there
         blocks = budget.calibration_blocks if split == "calibration" else budget.evaluation_blocks
         return dry_text(budget.corpus, split, blocks, budget.block_length)
@@ -267,14 +267,17 @@ class DryStudy(Study):
         assert self.other is not None, "`open_dry` is told how another model is opened"
         return self.other(model, profiles.with_model(self.profile, model), self.ledger)
 
-    def quantized(self, scheme: quantize.Scheme, removed: Sequence[int] = ()) -> "Study":
+    def quantized(
+        self, scheme: quantize.Scheme, removed: Sequence[int] = (), text: TokenBlocks | None = None
+    ) -> "Study":
         self._check_on_disk("quantized")
         other = replace(self, calibration_blocks=self.profile.quantization_blocks)
+        text = other.calibration if text is None else text
         scheme, removed = profiles.valid(quantize.Scheme, scheme), variants.indices(removed)
         kept = variants.without(self.num_blocks, removed)
-        key = self.key("quantized", 1, kept, settings={"scheme": str(scheme)})
+        key = self.key("quantized", 1, kept, text.fingerprint, {"scheme": str(scheme)})
         if self.ledger.fresh(key):
-            read = other.calibration.num_tokens if scheme.method == "gptq" else 0
+            read = text.num_tokens if scheme.method == "gptq" else 0
             self._count(Quantization(len(kept), read))
         return other._made(f"{self.identity.name}, {scheme}", key, len(kept))
 

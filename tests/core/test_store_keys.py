@@ -173,7 +173,7 @@ def test_perplexity_of_a_part_and_of_another_corpus(study):
 
 
 def test_tasks(study):
-    items = SimpleNamespace(name="quiz", fingerprint="items", num_fewshot=5)
+    items = SimpleNamespace(name="quiz", fingerprint="items", num_fewshot=5, items=(), requests=(), num_items=0)
     study.sweep([study.dense], [ChoiceTask(items)])
     assert study.store.keys() == [Key("model", WHOLE, "task/quiz", "items", '{"num_fewshot": 5}', 1)]
 
@@ -437,10 +437,9 @@ def test_texts(inputs):
 @pytest.mark.parametrize(
     "budget, fingerprint",
     [
-        (
-            TaskBudget("passage_continuation", limit=24),
-            "b68698f989e1f8b87de89b92f178ab8c4b9d8ace59f5bc4d344112f4f57f497a",
-        ),
+        (TaskBudget("agreement", limit=200), "e4a10604bfa5dcb5d3de4e059fb31c1f1a3c6681bfd7497b131012ee35908e14"),
+        (TaskBudget("copying", limit=200), "5e8748b702c58d7b32906273c4d06b1836216abac8c091d34c22764931f18954"),
+        (TaskBudget("last_word", limit=200), "565009242f06df5ffe6aa8e4652e38a9a33a7c8fed4b34724ca776936e108a35"),
         (
             TaskBudget("mmlu_dev_continuation", limit=60),
             "c6878bf19d2ee7fcb65d7eae39bbefce92620b1b0e6b8ec615276ba74e612a08",
@@ -456,8 +455,8 @@ def test_items_of_tasks(inputs, monkeypatch, budget, fingerprint):
 
 def test_a_part_of_a_tasks_items(inputs, monkeypatch):
     monkeypatch.setattr(lm_eval, "__version__", LM_EVAL)
-    parts = inputs.task(TaskBudget("passage_continuation", limit=24)).items.parts(3)
-    assert parts[1].fingerprint == "ba1e5eb63a38cd6b6fa596788508481105d125d70f690b1d32c9a570ad7d1d02"
+    parts = inputs.task(TaskBudget("copying", limit=24)).items.parts(3)
+    assert parts[1].fingerprint == "c6362c2aee9a4dd27d4411dc2370d993c7c86f940a46453c654e8d1131128977"
 
 
 def test_prompts_to_classify(inputs):

@@ -3,6 +3,7 @@
 from functools import cache
 
 import lm_eval
+import numpy as np
 import pytest
 import torch
 from lm_eval.api.instance import Instance
@@ -13,7 +14,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from layer_redundancy.config.profiles import TaskBudget
 from layer_redundancy.core import paths, stats
 from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.store import Result
 from layer_redundancy.data import benchmark_items
+from layer_redundancy.evaluate.scoring import ChoiceTask
 from layer_redundancy.models import smollm2
 
 EMBEDDED = ["agreement", "copying", "last_word", "mmlu_dev", "mmlu_dev_continuation", "mmlu_dev_fewshot"]
@@ -194,6 +197,19 @@ def test_metrics_by_hand(hand_made, tokenizer):
     assert frame.loc[by_question["Two and two make "], "acc"] == 0.0  # choice 0 has the highest sum, gold is 1
     with pytest.raises(ValueError):
         items.metrics([(0.0, False)])
+
+
+def test_margins_by_hand(hand_made, tokenizer):
+    items = benchmark_items.load(TaskBudget("hand_made"), tokenizer)
+    given = np.array([-2.0 if (r.choice == items.items[r.doc].gold) else -3.0 - r.choice for r in items.requests])
+    found = ChoiceTask(items).with_margins(Result({}, {"loglikelihood": given})).arrays
+    (three,) = (i for i, item in enumerate(items.items) if item.num_choices == 3)  # gold is its second: -2; -3, -5
+    share = np.log(np.exp(-2) / (np.exp(-2) + np.exp(-3) + np.exp(-5)))
+    assert found["margin"][three] == 1 and found["gold_share"][three] == pytest.approx(share)
+    assert (found["margin"][np.arange(4) != three] == 2).all() and (found["loglikelihood"] == given).all()
+    nothing = ChoiceTask(benchmark_items.load(TaskBudget("ending"), tokenizer))
+    found = nothing.with_margins(Result({}, {"loglikelihood": np.zeros(4)})).arrays
+    assert np.isnan(found["margin"]).all() and np.isnan(found["gold_share"]).all()
 
 
 def test_trailing_space_and_empty_context_are_as_in_hflm(hand_made, lm, tokenizer):

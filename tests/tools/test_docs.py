@@ -46,7 +46,7 @@ def test_committed_pages_are_those_of_the_committed_tables(name):
 
 
 def test_what_is_made_is_made_from_these_templates():
-    assert {"README.md", "claims.md", "findings.md", "performance.md"} == set(pages.names())
+    assert {"README.md", "claims.md", "findings.md", "performance.md", "tasks.md"} == set(pages.names())
 
 
 def test_a_statement_whose_sign_turned_stops_its_page(changed):
@@ -144,8 +144,8 @@ def test_a_mistake_in_a_template_is_one_line(tmp_path, text, message):
 
 
 def test_what_helpers_print(tmp_path, changed):
-    dense = "{% set d = row('table1_changes', method='Dense', task='passage_continuation') %}"
-    pruned = "{% set s = row('table1_changes', method='ShortGPT', task='passage_continuation') %}"
+    dense = "{% set d = row('table1_changes', method='Dense', task='mmlu_dev') %}"
+    pruned = "{% set s = row('table1_changes', method='ShortGPT', task='mmlu_dev') %}"
 
     def by_hand(table):
         columns = ["accuracy", "low", "high", "n", "chance"]

@@ -14,6 +14,7 @@ from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.verdicts import shown as shown_verdicts
 from tools.docs.tables import Accuracy, Check, Row, Tables, compare
+from tools.docs.task_cards import card
 
 TEMPLATES = paths.ROOT / "docs" / "templates"
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -64,6 +65,7 @@ def render(template: str, tables: Tables | None = None, folder: Path = TEMPLATES
         "kept": kept,
         "above_chance": above_chance,
         "exp": math.exp,
+        "card": card,
     }
     environment.filters |= {"fixed": fixed, "percent": percent, "signed": signed, "interval": interval}
     try:

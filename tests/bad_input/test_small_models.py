@@ -187,7 +187,11 @@ def ratio_claim(study):
 
 
 def best(study):
-    return metric_comparison.best_by_ratio(study, metric_comparison.measure(study))
+    return metric_comparison.best(study, metric_comparison.measure(study))
+
+
+def metric_claim(study):
+    return metric_comparison.claim(study, metric_comparison.measure(study))
 
 
 def rank_correlation(study):

@@ -4,7 +4,7 @@ import pytest
 
 from layer_redundancy.config import paper_tables
 from layer_redundancy.core import variants
-from layer_redundancy.experiments import depth_curves, metric_comparison, prune_ratio, result_tables
+from layer_redundancy.experiments import depth_curves, prune_ratio, result_tables
 from layer_redundancy.measures import importance
 from made_up import nll_result, sums, task_result
 
@@ -60,42 +60,6 @@ def test_the_cliff_is_where_the_level_changes():
     assert uncertain["certainty"] < 0.9 and uncertain["low"] < uncertain["high"]
 
 
-def test_area_by_hand():
-    curve = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
-    assert metric_comparison.area(curve, [0, 1, 3]) == pytest.approx([(1 + 1) / 3, (0.5 + 2) / 3])
-    assert metric_comparison.area(curve, [0, 1, 3], until=1) == pytest.approx([1, 0.5])
-    table = metric_comparison.areas({"a": curve, "b": curve[::-1]}, [0, 1, 3], 3, 300, seed=0)
-    assert table["area"].tolist() == pytest.approx([1.5 / 2, (0.5 + 1 + 1 + 1) / 3 / 2 + 0.0], abs=0.2)
-    assert (table["low"] <= table["area"]).all() and (table["area"] <= table["high"]).all()
-
-
-def test_the_best_measure_and_those_that_leave_the_same_blocks():
-    counts = [0, 1, 2, 3]
-    kept = {0: (0, 1, 2, 3), 1: (0, 1, 2), 2: (0, 1), 3: (0,)}
-    other = {0: (0, 1, 2, 3), 1: (1, 2, 3), 2: (2, 3), 3: (3,)}
-    plan = {"a": kept, "twin": kept, "worse": other, "greedy": other}
-    good, bad = np.array([[1.0] * 5, [2] * 5, [2] * 5, [3] * 5]), np.array([[1.0] * 5, [4] * 5, [5] * 5, [9] * 5])
-    drawn = {"a": good, "twin": good, "worse": bad, "greedy": good * 0}
-    table = metric_comparison.best(drawn, plan, 4, largest=False, resamples=50, seed=0)
-    assert list(table["removed"]) == ["25 %", "50 %", "0 to 50 %"], "a tenth of four blocks is none"
-    assert (table["best"] == "a, twin").all() and (table["next"] == "worse").all() and (table["certainty"] == 1).all()
-    assert table["value"].tolist() == [2, 2, pytest.approx((1.5 + 2) / 2)]
-    assert (metric_comparison.best(drawn, plan, 4, largest=True, resamples=50, seed=0)["best"] == "worse").all()
-    assert list(counts) == list(kept)
-
-
-def test_a_tie_is_not_certain():
-    plan = {"a": {0: (0, 1), 1: (0,)}, "b": {0: (0, 1), 1: (1,)}}
-    drawn = {"a": np.array([[1.0, 1], [0, 1]]), "b": np.array([[1.0, 1], [1, 0]])}
-    assert (metric_comparison.best(drawn, plan, 2, largest=True, resamples=400, seed=0)["certainty"] < 0.5).all()
-
-
-def test_order_correlation():
-    table = metric_comparison.order_correlation({"up": np.arange(5), "down": np.arange(5)[::-1]})
-    tau = table.set_index(["a", "b"])["tau"]
-    assert tau["up", "up"] == pytest.approx(1) and tau["up", "down"] == tau["down", "up"] == pytest.approx(-1)
-
-
 def ratio_values(accuracy):
     return np.repeat(np.asarray(accuracy, dtype=float)[:, None], 10, axis=1)
 
@@ -110,20 +74,6 @@ def test_ratio_claim_tells_a_cliff_from_a_slope():
     assert "half of the whole fall" in fall and not holds["slope", fall] and holds["cliff", fall]
     assert "92 % of the accuracy" in kept and holds["cliff", kept] and not holds["slope", kept]
     assert table.loc[("cliff", fall), "measured"] == pytest.approx(0.7 / 0.75)
-
-
-def test_metric_claim_reads_nll_and_accuracy_the_right_way_round():
-    names = ["block_influence", "relative_magnitude", "hidden_norm", "sequential", "reverse_order", "greedy"]
-    counts = [0, 1, 2]
-    nll = {n: ratio_values([1, 1 + i, 2 + i]) for i, n in enumerate(names)}
-    accuracy = {n: ratio_values([1, 1 - 0.1 * i, 0.5]) for i, n in enumerate(names)}
-    table = metric_comparison.metric_claim({"perplexity": nll, "task/t": accuracy}, counts, 20, seed=0)
-    assert set(table["on"]) == {"perplexity", "t"}
-    better = table[table["statement"].str.startswith("BI is better")]
-    assert len(better) == 8 and better["holds"].all() and (better["certainty"] == 1).all()
-    norm = table[table["statement"].str.startswith("hidden norm")].set_index("on")
-    assert norm.loc["perplexity", "holds"] and not norm.loc["t", "holds"]  # third of five is poor, and not good
-    assert table[table["statement"].str.contains("greedy")]["holds"].all()
 
 
 def test_kept_of_the_paper_by_hand():
@@ -153,10 +103,6 @@ def test_curves_of_all_measures_with_bands_over_redrawn_texts():
     assert (accuracy["text_low"] <= accuracy["accuracy"]).all()
     greedy = perplexity[perplexity["metric"] == "greedy"]
     assert (greedy["low"] == greedy["high"]).all(), "the greedy order is not redrawn"
-    table = metric_comparison.area_table(results, plans, again, 50, seed=0)
-    assert len(table) == 2 * 2 * len(plans)
-    first = table[(table["on"] == "perplexity") & (table["depths"] == "to 50 %")]
-    assert first["area"].is_monotonic_increasing and (first["text_low"] <= first["area"]).all()
 
 
 def test_resampled_sums_are_other_texts_of_the_same_length():

@@ -141,6 +141,26 @@ def metric_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     return both[0], both[1]
 
 
+def gap_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    metrics = ("block_influence", "hidden_norm, reverse_order", "greedy")
+    counts, gaps, parts = np.arange(n), [], []
+    depths = pd.DataFrame(
+        {"count": counts, "share": 50 * counts / max(1, n - 1), "weights": 42 * counts / max(1, n - 1)}
+    )
+    for place, metric in enumerate(metrics):
+        gap = np.zeros(n) if metric == "greedy" else (0.3 - place) * counts
+        gaps.append(depths.assign(metric=metric, gap=gap, low=gap - 0.1, high=gap + 0.2))
+    for task in ("agreement", "last_word"):
+        of_task = {"task": task, "n": 200, "chance": 0.5, "low": 0.85, "high": 0.95, "accuracy": 0.9}
+        parts.append(pd.DataFrame([{"metric": "", "count": 0, "share": 0.0, **of_task}]))
+        for metric in metrics:
+            parts.append(pd.DataFrame({"metric": metric, "count": [1, 2, 4], "share": [10.0, 25, 50], **of_task}))
+    rules = pd.DataFrame(
+        {"task": ["agreement", "last_word"] * 2, "rule": list("aabb"), "accuracy": [0.6, 0.6, 0.5, 0.4]}
+    )
+    return pd.concat(gaps), pd.concat(parts), rules.assign(low=0.4, high=0.7, n=200, chance=0.5)
+
+
 def correlation_frame() -> pd.DataFrame:
     names = ["block_influence", "relative_magnitude", "greedy"]
     return pd.DataFrame([(a, b, 1.0 if a == b else -0.3) for a in names for b in names], columns=["a", "b", "tau"])
@@ -317,7 +337,7 @@ FIGURES = {
     "speed_ratios": lambda n: pictures.speed_ratios(ratio_frame(min(n, 10))),
     "single_layer_removal": lambda n: single_layer_removal.single_layer_removal(*removal_frames(n)),
     "prune_ratio": lambda n: prune_ratio.prune_ratio(*ratio_curves(n)),
-    "metric_curves": lambda n: metric_comparison.metric_curves(*metric_frames(n)),
+    "gap_to_greedy": lambda n: metric_comparison.gap_to_greedy(*gap_frames(n)),
     "order_correlation": lambda n: metric_comparison.order_correlation(correlation_frame()),
     "head_removal": lambda n: width_vs_depth.head_removal(everywhere_frame()),
     "head_map": lambda n: width_vs_depth.head_map(head_frame(n)),

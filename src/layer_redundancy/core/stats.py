@@ -126,6 +126,22 @@ def interval(estimate: float, draws: np.ndarray, units: int) -> tuple[float, flo
     return float(estimate - half), float(estimate + half)
 
 
+def interval_over_kinds(estimate: float, draws: Sequence[np.ndarray], units: Sequence[int]) -> tuple[float, float]:
+    """95 % interval of a figure that several independent kinds of unit make uncertain, from resamples of each.
+
+    Args:
+        estimate: the figure on all data.
+        draws: for each kind (R,), the figure in each of its resamples.
+        units: for each kind, how many units were resampled.
+
+    Returns:
+        NaN where a kind has a single unit.
+    """
+    error, degrees = combined([standard_error(d, n) for d, n in zip(draws, units, strict=True)], units)
+    half = student_t.ppf(0.975, degrees) * error if degrees >= 1 else np.nan
+    return float(estimate - half), float(estimate + half)
+
+
 def crossed_interval(values: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean of (S, N) values of S seeds or draws on N units, where both could have been others.
 

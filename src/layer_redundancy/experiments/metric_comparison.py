@@ -1,4 +1,9 @@
-"""Notebook 04: which importance measure should choose what to remove (ShortGPT 4.4, figures 5 and 9)?"""
+"""Notebook 04: which importance measure should choose what to remove (ShortGPT 4.4, figures 5 and 9)?
+
+Orders of removal are compared by the loss that they leave, on the same blocks of text, up to half of the blocks: beyond
+it every model is worse than a guess. An order depends on the calibration text too, so resamples of that text give other
+orders, whose losses are measured as well: an interval here is over evaluation text and calibration text.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,29 +12,45 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
-from layer_redundancy.config.checks import Whole
-from layer_redundancy.core import flags, stats
-from layer_redundancy.core.stats import Statement
+from layer_redundancy.config.checks import Count
+from layer_redundancy.core import stats, verdicts
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
-from layer_redundancy.experiments import depth_curves, few_blocks
+from layer_redundancy.core.verdicts import Statement
+from layer_redundancy.evaluate.scoring import Perplexity
+from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
 from layer_redundancy.experiments.depth_curves import RATIOS, at_ratio
+from layer_redundancy.figures.style import title_of
+from layer_redundancy.inputs import first_blocks
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.study import Study
 
 NOTEBOOK = "04_metric_comparison"
+PRIMARY = "Block Influence's mean loss over depths to half of the blocks is below relative magnitude's"
+MATTERS = 0.25  # nats a token: what greedy gains at a third of the blocks
+ITEMS_MATTER = 0.1  # of accuracy
+EQUAL = 0.1  # nats a token that count as none
+OF_TASKS = ("block_influence", "hidden_norm", "greedy")  # the orders that statements on tasks compare
+TO_HALF = "0 to 50 %"
+
+Curves = Mapping[str, np.ndarray]  # measure -> (K, N): mean NLL a token of N blocks of text at K depths, nats
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What notebook 04 measures beside the profile's texts.
+    """What notebook 04 measures beside the profile's tasks.
 
     Attributes:
-        calibration_resamples: resamples of the calibration text whose removal orders are evaluated too.
+        evaluation_blocks: number of first blocks of the profile's evaluation text that are used.
+        calibration_resamples: resamples of the calibration text whose removal orders are evaluated too; many give the
+            same, which is measured once.
+        depth_step: losses are measured at every depth_step-th number of removed blocks.
     """
 
-    calibration_resamples: Whole = 4
+    evaluation_blocks: Count = 128
+    calibration_resamples: Count = 20
+    depth_step: Count = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,29 +60,31 @@ class Measured:
     Attributes:
         sums: activation sums of the calibration text.
         greedy: the greedy order; (L,).
-        counts: numbers of removed blocks.
+        perplexity: what losses are measured on.
+        counts: the K numbers of removed blocks, from 0 to half of the blocks.
         by_order: measure -> count -> variant.
-        again: the same for each redrawn calibration text.
-        results: measurement -> variant -> result.
+        again: the same for each resample of the calibration text, without greedy.
+        losses: variant -> its perplexity.
+        tasks: name of a task -> variant -> result, at the depths of RATIOS of `by_order`, and of the dense model.
     """
 
     sums: ActivationSums
     greedy: np.ndarray
+    perplexity: Perplexity
     counts: list[int]
     by_order: dict[str, dict[int, Variant]]
     again: list[dict[str, dict[int, Variant]]]
-    results: Mapping[str, Mapping[Variant, Result]]
+    losses: Mapping[Variant, Result]
+    tasks: Mapping[str, Mapping[Variant, Result]]
 
-    def curves(self) -> dict[str, dict[str, np.ndarray]]:
-        """Measurement -> measure -> (K, N) from `depth_curves.values`."""
-        return {
-            name: {measure: depth_curves.values(of, removals) for measure, removals in self.by_order.items()}
-            for name, of in self.results.items()
-        }
+    def curves(self, by_order: Mapping[str, Mapping[int, Variant]] | None = None) -> dict[str, np.ndarray]:
+        """Losses along orders: measure -> (K, N); what a resample lacks is as it is without."""
+        orders = self.by_order if by_order is None else self.by_order | dict(by_order)
+        return {measure: depth_curves.values(self.losses, removals) for measure, removals in orders.items()}
 
 
 def measure(study: Study) -> Measured:
-    """Removes blocks in every measure's order, and in the greedy one, at the profile's depths.
+    """Removes blocks in every measure's order, and in the greedy one.
 
     Raises:
         NotApplicable: the model has a single block, or the profile no task.
@@ -71,170 +94,205 @@ def measure(study: Study) -> Measured:
     few_blocks.say_what_shares_are(study.num_blocks, RATIOS)
     budget, num = study.profile.budget(Budget), study.num_blocks
     sums, greedy = study.activation_sums(), study.greedy_order()
-    counts = depth_curves.depths(num, study.profile.depth_step)
+    counts = [k for k in depth_curves.depths(num, budget.depth_step) if k <= count_at(num, RATIOS[-1])]
     by_order = depth_curves.removals_by_measure(sums, counts, greedy)
     texts = sums.resampled(budget.calibration_resamples, study.profile.seed)
     again = [depth_curves.removals_by_measure(text, counts) for text in texts]
+    perplexity = Perplexity(first_blocks(study.evaluation, budget.evaluation_blocks))
     chosen = [variant for one in [by_order, *again] for removals in one.values() for variant in removals.values()]
-    return Measured(sums, greedy, counts, by_order, again, study.sweep(chosen))
+    losses = study.sweep([study.dense, *chosen], [perplexity])[perplexity.name]
+    few = [removals[k] for removals in by_order.values() for k in ratio_counts(num).values()]
+    results = study.sweep([study.dense, *few], study.tasks)
+    tasks = {task.items.name: results[task.name] for task in study.tasks}
+    return Measured(sums, greedy, perplexity, counts, by_order, again, losses, tasks)
 
 
-def curves(study: Study, found: Measured) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Perplexity and accuracy along every measure's order, as `depth_curves.measure_curves` has them."""
-    return depth_curves.measure_curves(found.results, found.by_order, found.again, study.dense, study.task_names)
+def count_at(num_blocks: int, ratio: float) -> int:
+    """The number of blocks closest to a share of them, so that at least one stays."""
+    return min(num_blocks - 1, at_ratio(num_blocks, ratio))
 
 
-def best_by_ratio(study: Study, found: Measured) -> pd.DataFrame:
-    """`best` for every measurement: its columns, and on (the measurement)."""
-    seed, resamples = study.profile.seed, study.profile.bootstrap_resamples
-    return pd.concat(
-        best(of, found.by_order, study.num_blocks, name != "perplexity", resamples, seed).assign(
-            on=name.removeprefix("task/")
-        )
-        for name, of in found.curves().items()
-    )
+def ratio_counts(num_blocks: int) -> dict[str, int]:
+    """The numbers of blocks at which measures are compared: "10 %" -> 3, ...; ratios that are no block are left out."""
+    return {
+        f"{100 * ratio:.0f} %": count_at(num_blocks, ratio)
+        for ratio in RATIOS
+        if few_blocks.is_a_block(num_blocks, ratio)
+    }
+
+
+def weight_share(study: Study) -> float:
+    """Percent of the model's weights that a block holds, of its mean block."""
+    weights = study.weight_bytes()
+    total = sum(weights.blocks) + weights.rest
+    return 100 * float(np.mean(weights.blocks)) / total if total else np.nan
+
+
+def merged(by_order: Mapping[str, Mapping[int, Variant]], counts: Sequence[int]) -> list[list[str]]:
+    """Measures that leave the same blocks at all of some depths, together; in the order of the measures."""
+    groups: dict[tuple[Variant, ...], list[str]] = {}
+    for name, removals in by_order.items():
+        groups.setdefault(tuple(removals[k] for k in counts), []).append(name)
+    return list(groups.values())
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def gaps(study: Study, found: Measured) -> pd.DataFrame:
+    """What each measure's order loses beside the greedy one.
+
+    Returns:
+        metric (measures of equal orders together, with commas between), count (blocks removed), share (percent of the
+        blocks), weights (percent of the weights), loss (mean NLL a token, nats), gap (above the greedy order's) with
+        its 95 % interval over blocks of evaluation text and resamples of the calibration text low, high; loss_low,
+        loss_high (range of the loss over the resamples).
+    """
+    draws, rows = _Draws(study, found), []
+    per_block = weight_share(study)
+    for group in merged(found.by_order, found.counts):
+        for place, k in enumerate(found.counts):
+
+            def gap(curves: Curves, name: str = group[0], place: int = place) -> float:
+                return float(curves[name][place] - curves["greedy"][place])
+
+            losses = [curves[group[0]][place] for curves in draws.of_calibration]
+            value, low, high = draws.interval(gap)
+            rows.append(
+                {
+                    "metric": ", ".join(group),
+                    "count": k,
+                    "share": 100 * k / study.num_blocks,
+                    "weights": k * per_block,
+                    "loss": draws.whole[group[0]][place],
+                    "gap": value,
+                    "low": low,
+                    "high": high,
+                    "loss_low": min(losses),
+                    "loss_high": max(losses),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+class _Draws:
+    """Mean curves (K,) of every measure on all data and on resamples of each of the two kinds of unit.
+
+    Attributes:
+        whole: measure -> (K,).
+        of_calibration: the same for each resample of the calibration text.
+        of_text: the same for each resample of the blocks of evaluation text.
+        units: how many sequences of calibration text and blocks of evaluation text there are.
+    """
+
+    def __init__(self, study: Study, found: Measured):
+        curves = found.curves()
+        self.whole = {name: curve.mean(1) for name, curve in curves.items()}
+        self.of_calibration = [{n: c.mean(1) for n, c in found.curves(one).items()} for one in found.again]
+        names = list(curves)
+        stacked = np.stack([curves[name] for name in names]).transpose(2, 0, 1)  # (N, measures, K)
+        means = stats.bootstrap_means(stacked, study.profile.bootstrap_resamples, study.profile.seed)
+        self.of_text = [dict(zip(names, mean, strict=True)) for mean in means]
+        self.units = [len(found.sums.tokens), len(stacked)]
+
+    def interval(self, figure: Callable[[Curves], float]) -> tuple[float, float, float]:
+        """A figure of the mean curves, and the ends of its 95 % interval."""
+        value = figure(self.whole)
+        kinds = [[figure(curves) for curves in kind] for kind in (self.of_calibration, self.of_text)]
+        return value, *stats.interval_over_kinds(value, list(map(np.array, kinds)), self.units)
+
+    def judged(self, statements: Callable[[Curves], list[Statement]]) -> pd.DataFrame:
+        """What `verdicts.verdicts` decides about statements on mean curves."""
+        kinds = [[statements(curves) for curves in kind] for kind in (self.of_calibration, self.of_text)]
+        return verdicts.judged_draws(statements(self.whole), kinds, self.units)
+
+
+def capabilities(study: Study, found: Measured) -> pd.DataFrame:
+    """How each measure's order serves each task at the depths of RATIOS, and the dense model.
+
+    Returns:
+        metric (as in `gaps`; "" for the dense model), task, count, share, weights, accuracy with its 95 % Wilson
+        interval low, high, n, chance, gold_logprob (mean log-probability of the right choice, nats).
+    """
+    counts, per_block, parts = list(ratio_counts(study.num_blocks).values()), weight_share(study), []
+    for task, results in found.tasks.items():
+        table = result_tables.accuracy(results, study.dense, task).drop(columns="metric")
+        whole = depth_curves.along(table, {0: study.dense}, study.num_blocks)
+        parts.append(whole.assign(metric="", weights=0.0))
+        for group in merged(found.by_order, counts):
+            removals = {k: found.by_order[group[0]][k] for k in counts}
+            rows = depth_curves.along(table, removals, study.num_blocks)
+            parts.append(rows.assign(metric=", ".join(group), weights=rows["count"] * per_block))
+    columns = ["metric", "task", "count", "share", "weights", "accuracy", "low", "high", "n", "chance", "gold_logprob"]
+    return pd.concat(parts, ignore_index=True)[columns]
+
+
+def area(curve: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """Mean of a curve (K, ...) over the depths from the first of counts to the last, by the trapezoid rule."""
+    return np.trapezoid(curve, counts, axis=0) / (counts[-1] - counts[0])
+
+
+def best(study: Study, found: Measured) -> pd.DataFrame:
+    """The best measure at each of RATIOS, and for the loss by its mean over the depths to half.
+
+    Greedy, a reference, takes no part. Measures that leave the same blocks stand together.
+
+    Returns:
+        on ("perplexity" or a task), removed ("10 %", ..., TO_HALF), best, value (mean NLL a token in nats, or
+        accuracy), next (the best of the others), next_value, ahead (what the best gains on it: nats or accuracy), low,
+        high (its 95 % interval; of the loss over evaluation and calibration text, of accuracies over items).
+    """
+    draws, rows, counts = _Draws(study, found), [], ratio_counts(study.num_blocks)
+    names = {name: removals for name, removals in found.by_order.items() if name != "greedy"}
+    for removed, depths in (*((r, [k]) for r, k in counts.items()), (TO_HALF, found.counts)):
+
+        def loss(curves: Curves, group: Sequence[str], depths: Sequence[int] = depths) -> float:
+            at = [found.counts.index(k) for k in depths]
+            curve = curves[group[0]][at]
+            return float(area(curve, depths) if len(depths) > 1 else curve[0])
+
+        groups = sorted(merged(names, depths), key=lambda group: loss(draws.whole, group))
+        if len(groups) > 1:
+            first, second = groups[:2]
+            ahead = draws.interval(lambda curves, a=first, b=second: loss(curves, b) - loss(curves, a))  # type: ignore[misc]
+            values = loss(draws.whole, first), loss(draws.whole, second)
+            rows.append(_best_row("perplexity", removed, groups, values, ahead))
+    for task, results in found.tasks.items():
+        for removed, k in counts.items():
+            right = {tuple(g): result_tables.right(results[names[g[0]][k]]) for g in merged(names, [k])}
+            groups = sorted(map(list, right), key=lambda group: -right[tuple(group)].mean())
+            if len(groups) > 1:
+                a, b = (right[tuple(group)] for group in groups[:2])
+                ahead = (a - b).mean(), *stats.mean_interval(a - b)
+                rows.append(_best_row(task, removed, groups, (a.mean(), b.mean()), ahead))
+    columns = ["on", "removed", "best", "value", "next", "next_value", "ahead", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _best_row(
+    on: str,
+    removed: str,
+    groups: Sequence[Sequence[str]],
+    values: tuple[float, float],
+    ahead: tuple[float, float, float],
+) -> dict[str, object]:
+    titles = [", ".join(map(title_of, group)) for group in groups[:2]]
+    row = {"on": on, "removed": removed, "best": titles[0], "value": values[0], "next": titles[1]}
+    return row | {"next_value": values[1]} | dict(zip(("ahead", "low", "high"), ahead, strict=True))
 
 
 def agreement(study: Study, found: Measured) -> pd.DataFrame:
-    """Kendall's tau between all orders: a, b, tau; no row for fewer blocks than `few_blocks.RANKED`."""
+    """Kendall's tau between all orders: a, b, tau; no row for fewer blocks than `few_blocks.RANKED`.
+
+    Measures of equal orders stand together.
+    """
     if not few_blocks.can_be_ranked(study.num_blocks):
         return pd.DataFrame(columns=["a", "b", "tau"])
     orders = {name: importance.removal_order(importance.scores(found.sums, name), name) for name in importance.MEASURES}
-    return order_correlation(orders | {"greedy": found.greedy})
-
-
-def claim(study: Study, found: Measured, accuracy: pd.DataFrame) -> pd.DataFrame:
-    """`metric_claim` on perplexity and every task that the dense model does better than chance."""
-    dense = accuracy[accuracy["count"] == 0].drop_duplicates("task").set_index("task")
-    known = [t for t in study.task_names if dense["low"][t] > dense["chance"][t]]
-    drawn = found.curves()
-    chosen = {name: drawn[name] for name in ["perplexity", *(f"task/{t}" for t in known)]}
-    return metric_claim(chosen, found.counts, study.profile.bootstrap_resamples, study.profile.seed)
-
-
-def area(curve: np.ndarray, counts: Sequence[int], until: int | None = None) -> np.ndarray:
-    """Mean (N,) of a curve (K, N) over the depths from the first of counts to `until`, by the trapezoid rule.
-
-    Args:
-        until: one of counts; the last if not given.
-    """
-    end = len(counts) if until is None else list(counts).index(until) + 1
-    return np.trapezoid(curve[:end], counts[:end], axis=0) / (counts[end - 1] - counts[0])
-
-
-def half(num_blocks: int) -> int:
-    """Number of removed blocks up to which areas are compared: beyond it every model is worse than a guess."""
-    return min(num_blocks - 1, at_ratio(num_blocks, RATIOS[-1]))
-
-
-def areas(
-    curves: Mapping[str, np.ndarray], counts: Sequence[int], until: int, resamples: int, seed: int
-) -> pd.DataFrame:
-    """The area under each measure's curve.
-
-    Args:
-        curves: measure -> (K, N), all on the same N.
-        counts: numbers of removed blocks at the K depths.
-        until: the last of these numbers that the area includes.
-
-    Returns:
-        metric, area (mean over the depths of the mean NLL in nats or of the accuracy), low, high (95 % over bootstrap
-        resamples of the N, the same for all measures).
-    """
-    rows = []
-    for name, curve in curves.items():
-        by_unit = area(curve, counts, until)
-        draws = stats.bootstrap_means(by_unit, resamples, seed)
-        low, high = stats.percentile_interval(draws)
-        rows.append({"metric": name, "area": by_unit.mean(), "low": low, "high": high})
-    return pd.DataFrame(rows)
-
-
-def area_table(
-    results: Mapping[str, Mapping[Variant, Result]],
-    by_order: Mapping[str, Mapping[int, Variant]],
-    again: Sequence[Mapping[str, Mapping[int, Variant]]],
-    resamples: int,
-    seed: int,
-) -> pd.DataFrame:
-    """`areas` of every measurement, up to half of the blocks and over all depths, the best first.
-
-    Returns:
-        on (measurement), depths, metric, area, low, high, text_low, text_high (range over the redrawn texts).
-    """
-    parts = []
-    counts = list(next(iter(by_order.values())))
-    for name, of_variant in results.items():
-        drawn = {m: depth_curves.values(of_variant, removals) for m, removals in by_order.items()}
-        for depths_of, until in (("to 50 %", half(counts[-1] + 1)), ("all", counts[-1])):
-            table = areas(drawn, counts, until, resamples, seed)
-            spread = [
-                [
-                    area(depth_curves.values(of_variant, p[m]), counts, until).mean()
-                    for p in [by_order, *again]
-                    if m in p
-                ]
-                for m in table["metric"]
-            ]
-            table = table.assign(text_low=[min(s) for s in spread], text_high=[max(s) for s in spread])
-            table.insert(0, "depths", depths_of)
-            table.insert(0, "on", name.removeprefix("task/"))
-            parts.append(table.sort_values("area", ascending=name == "perplexity", kind="stable"))
-    return pd.concat(parts, ignore_index=True)
-
-
-@flags.checked
-def best(
-    curves: Mapping[str, np.ndarray],
-    by_order: Mapping[str, Mapping[int, Variant]],
-    num_blocks: int,
-    largest: bool,
-    resamples: int,
-    seed: int,
-) -> pd.DataFrame:
-    """The best measure at each of RATIOS and by the area up to half of the blocks, and how certain that is.
-
-    Ratios that are no block of a model of few are left out.
-
-    Args:
-        curves: measure -> (K, N); "greedy" is a reference and takes no part.
-        removals: measure -> count -> variant, at the same depths.
-        largest: whether the largest value is best (accuracy) or the smallest (NLL).
-
-    Returns:
-        removed ("10 %", ..., "0 to 50 %": the area), best (measure; several that leave the same blocks stand together),
-        value, next (the best of those that leave others), next_value, certainty (share of the bootstrap resamples of
-        the N in which the best is better than every other).
-    """
-    names = [name for name in curves if name != "greedy"]
-    counts = list(next(iter(by_order.values())))
-    rows = []
-    for ratio in (*(ratio for ratio in RATIOS if few_blocks.is_a_block(num_blocks, ratio)), None):
-        if ratio is None:
-            until = half(num_blocks)
-            units = np.stack([area(curves[name], counts, until) for name in names], axis=1)
-            left: list[tuple] = [tuple(by_order[name][k] for k in counts if k <= until) for name in names]
-        else:
-            k = min(num_blocks - 1, at_ratio(num_blocks, ratio))
-            units = np.stack([curves[name][counts.index(k)] for name in names], axis=1)
-            left = [by_order[name][k] for name in names]
-        score = units if largest else -units
-        order = np.argsort(-score.mean(0), kind="stable")
-        same = [i for i in range(len(names)) if left[i] == left[order[0]]]
-        others = [i for i in order if i not in same]
-        draws = stats.bootstrap_means(score, resamples, seed)
-        ahead = draws[:, order[0]] > draws[:, others].max(1) if others else np.ones(resamples, bool)
-        rows.append(
-            {
-                "removed": "0 to 50 %" if ratio is None else f"{ratio:.0%}".replace("%", " %"),
-                "best": ", ".join(names[i] for i in same),
-                "value": units[:, order[0]].mean(),
-                "next": names[others[0]] if others else "",
-                "next_value": units[:, others[0]].mean() if others else np.nan,
-                "certainty": ahead.mean(),
-            }
-        )
-    return pd.DataFrame(rows)
+    equal: dict[tuple[int, ...], list[str]] = {}
+    for name, order in (orders | {"greedy": found.greedy}).items():
+        equal.setdefault(tuple(map(int, order)), []).append(name)
+    return order_correlation({", ".join(group): np.array(order) for order, group in equal.items()})
 
 
 def order_correlation(orders: Mapping[str, np.ndarray]) -> pd.DataFrame:
@@ -244,52 +302,76 @@ def order_correlation(orders: Mapping[str, np.ndarray]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["a", "b", "tau"])
 
 
-def metric_claim(
-    curves: Mapping[str, Mapping[str, np.ndarray]], counts: Sequence[int], resamples: int, seed: int
-) -> pd.DataFrame:
-    """ShortGPT 4.4: BI outperforms other measures, relative magnitude is highly competitive, hidden norm is good for
-    accuracy only.
+# ------------------------------------------------------------------------------------------------ verdicts
 
-    Args:
-        curves: measurement -> measure -> (K, N); "perplexity" holds mean NLL in nats, the others accuracy.
-        counts: numbers of removed blocks at the K depths.
+
+def claim(study: Study, found: Measured) -> pd.DataFrame:
+    """ShortGPT 4.4: BI outperforms the other metrics, hidden norm is good for accuracy; and greedy beside it.
 
     Returns:
-        on (measurement), statement, measured, threshold (areas up to half of the blocks: mean accuracy, or mean NLL in
-        nats), holds, certainty.
+        `verdicts.verdicts` of statements on the loss, over evaluation and calibration text, and on every task that the
+        dense model does better than chance, at a quarter of the blocks, over items.
     """
-    parts = []
-    for name, of_measure in curves.items():
-        names = list(of_measure)
-        until = half(counts[-1] + 1)
-        units = np.stack([area(of_measure[measure], counts, until) for measure in names], axis=1)
+    counts = ratio_counts(study.num_blocks)
+    parts = [_Draws(study, found).judged(lambda curves: loss_statements(curves, found.counts, counts))]
+    quarter = counts.get("25 %")
+    for task, results in found.tasks.items():
+        dense = result_tables.right(results[study.dense])
+        if (
+            quarter is None
+            or stats.accuracy_interval(round(dense.sum()), len(dense))[0] <= results[study.dense].summary["chance"]
+        ):
+            continue
+        right = np.stack([result_tables.right(results[found.by_order[name][quarter]]) for name in OF_TASKS], axis=1)
         parts.append(
-            stats.claim(_metric_statements(names, name != "perplexity"), units, resamples, seed).assign(
-                on=name.removeprefix("task/")
-            )
+            verdicts.judge(task_statements, right, study.profile.bootstrap_resamples, study.profile.seed, task)
         )
-    return pd.concat(parts, ignore_index=True)
+    return verdicts.verdicts(parts, PRIMARY)
 
 
-def _metric_statements(names: Sequence[str], largest: bool) -> Callable[[np.ndarray], list[Statement]]:
-    sign = 1 if largest else -1
-    rivals = [n for n in ("relative_magnitude", "hidden_norm", "sequential", "reverse_order") if n in names]
+def loss_statements(curves: Curves, depths: Sequence[int], counts: Mapping[str, int]) -> list[Statement]:
+    """Statements on the mean losses (K,) of every measure at the K depths.
 
-    def statements(mean: np.ndarray) -> list[Statement]:
-        at = dict(zip(names, mean, strict=True))
+    Args:
+        counts: from `ratio_counts`.
+    """
+    mean = {name: float(area(curve, depths)) for name, curve in curves.items()}
+    ours, over = mean["block_influence"], "mean loss over depths to half of the blocks"
+    found = [Statement(PRIMARY, ours, mean["relative_magnitude"], "below", MATTERS)]
+    rivals = {
+        "hidden_norm": "hidden norm's",
+        "sequential": "that of the first blocks first",
+        "reverse_order": "that of the last blocks first",
+        "angular_blocks": "that of runs of the smallest angular distance",
+    }
+    found += [
+        Statement(f"Block Influence's {over} is below {words}", ours, mean[name], "below", MATTERS)
+        for name, words in rivals.items()
+        if name in mean
+    ]
+    if "25 %" in counts:
+        at = list(depths).index(counts["25 %"])
+        apart = curves["greedy"][at] - curves["block_influence"][at]
+        what = f"at a quarter of the blocks the greedy order's loss is within {EQUAL} nats of Block Influence's"
+        found.append(Statement(what, float(apart), EQUAL, "within"))
+    if "50 %" in counts:
+        at = list(depths).index(counts["50 %"])
+        what = "at half of the blocks the greedy order's loss is below Block Influence's"
+        greedy, influence = (float(curves[name][at]) for name in ("greedy", "block_influence"))
+        found.append(Statement(what, greedy, influence, "below", MATTERS))
+    return found
 
-        def better(a: str, b: str) -> bool:
-            return bool(sign * at[a] > sign * at[b])
 
-        found = [(f"BI is better than {b}", at["block_influence"], at[b], better("block_influence", b)) for b in rivals]
-        place = 1 + sum(sign * at[n] > sign * at["relative_magnitude"] for n in (*rivals, "block_influence"))
-        found.append(("relative magnitude is among the paper's two best: place", place, 2, place <= 2))
-        wanted = "good" if largest else "poor"
-        place = 1 + sum(sign * at[n] > sign * at["hidden_norm"] for n in (*rivals, "block_influence"))
-        found.append((f"hidden norm is {wanted}: place of five", place, 2.5, (place <= 2) == largest))
-        if "greedy" in at:
-            found.append(("BI is as good as the greedy order", at["block_influence"], at["greedy"],
-                         bool(sign * at["block_influence"] >= sign * at["greedy"])))  # fmt: skip
-        return found
-
-    return statements
+def task_statements(accuracy: np.ndarray) -> list[Statement]:
+    """Statements on accuracies without a quarter of the blocks, by each of OF_TASKS."""
+    ours, *others = map(float, accuracy)
+    return [
+        Statement(
+            f"without a quarter of the blocks, {order} leaves more items right than Block Influence's",
+            other,
+            ours,
+            "above",
+            ITEMS_MATTER,
+        )
+        for order, other in zip(("hidden norm's order", "the greedy order"), others, strict=True)
+    ]

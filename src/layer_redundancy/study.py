@@ -687,6 +687,11 @@ class Study:
         table_pictures.save_table(data, self.figures, name, f"{caption}.")
         return data
 
+    def save_data(self, data: pd.DataFrame, name: str) -> None:
+        """Writes a table to the run's folder as CSV alone: one that is no picture, since it has too many rows."""
+        if len(data):
+            saving.save_data(data, self.figures, name)
+
     def save_verdicts(self, table: pd.DataFrame, name: str, *caption: str) -> pd.DataFrame:
         """Writes a notebook's statements and their verdicts to the run's folder; returns what people read of them.
 

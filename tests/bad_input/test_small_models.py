@@ -182,8 +182,15 @@ def single_claim(study):
 
 
 def ratio_claim(study):
-    found = prune_ratio.measure(study)
-    return prune_ratio.claim(study, found, prune_ratio.accuracy(study, found))
+    return prune_ratio.claim(study, prune_ratio.measure(study))
+
+
+def left(study):
+    return prune_ratio.left(study, prune_ratio.measure(study))
+
+
+def capability_orders(study):
+    return single_layer_removal.orders(study, single_layer_removal.measure(study))
 
 
 def best(study):
@@ -234,10 +241,14 @@ def generation_compared(study):
         pytest.param(strategies, 2, 6, id="01: each strategy names the one of two that goes"),
         pytest.param(table4, 1, 0, id="01: a single block has no depth to compare"),
         pytest.param(table4, 2, 4, id="01: two blocks are compared with the paper's models"),
-        pytest.param(single_claim, 2, 0, id="02: two blocks have no inner one"),
+        pytest.param(single_claim, 2, 1, id="02: two blocks have no inner one, but a first token"),
         pytest.param(single_claim, 3, 3, id="02: three blocks have one between first and last"),
+        pytest.param(capability_orders, 2, 0, id="02: orders of two have no rank correlation"),
+        pytest.param(capability_orders, 3, 8, id="02: orders of three have"),
         pytest.param(ratio_claim, 2, 0, id="03: a single step has no steadiness"),
         pytest.param(ratio_claim, 3, 1, id="03: two steps have"),
+        pytest.param(left, 2, 4, id="03: of two blocks one can go"),
+        pytest.param(left, 3, 8, id="03: of three a quarter and a half"),
         pytest.param(best, 2, 4, id="04: of two blocks a half, and the area up to it"),
         pytest.param(best, 3, 6, id="04: of three a quarter too, but no tenth"),
         pytest.param(rank_correlation, 2, 0, id="04: orders of two have no rank correlation"),
@@ -453,17 +464,6 @@ ALIKE = {"t": {name: np.zeros(3) for name in ("Dense", "ShortGPT", "reverse orde
     "table, column",
     [
         pytest.param(lambda: benchmarks.averages(ALIKE, 1, 0), "kept", id="benchmarks of which nothing is right"),
-        pytest.param(
-            lambda: prune_ratio.kept(
-                pd.DataFrame(
-                    {"task": "t", "count": [0, 1], "accuracy": 0.0, "chance": 0.25, "low": 0.0, "high": 0.5, "n": 1}
-                ),
-                2,
-                paper_tables.mmlu_by_ratio(),
-            ),
-            "t kept, measured (%)",
-            id="a dense model that gets nothing right",
-        ),
     ],
 )
 def test_no_share_is_kept_of_nothing(table, column):

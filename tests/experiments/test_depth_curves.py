@@ -1,10 +1,8 @@
 import numpy as np
-import pandas as pd
 import pytest
 
-from layer_redundancy.config import paper_tables
 from layer_redundancy.core import variants
-from layer_redundancy.experiments import depth_curves, prune_ratio, result_tables
+from layer_redundancy.experiments import depth_curves, result_tables
 from layer_redundancy.measures import importance
 from made_up import nll_result, sums, task_result
 
@@ -46,44 +44,6 @@ def test_accuracies_are_not_negated():
     plan = {0: (0, 1), 1: (0,)}
     results = {(0, 1): task_result([1, 1]), (0,): task_result([0, 1])}
     assert depth_curves.values(results, plan).tolist() == [[1, 1], [0, 1]]
-
-
-def test_the_cliff_is_where_the_level_changes():
-    curve = np.ones((8, 20))
-    curve[5:, :16] = 0
-    found = prune_ratio.cliff(curve, 200, seed=0)
-    assert (found["count"], found["low"], found["high"]) == (5, 5, 5)
-    assert (found["before"], found["after"]) == (1, pytest.approx(0.2))
-    assert found["certainty"] == found["falls"] == 1
-    noise = np.random.default_rng(0).integers(0, 2, size=(8, 20)).astype(float)
-    uncertain = prune_ratio.cliff(noise, 200, seed=0)
-    assert uncertain["certainty"] < 0.9 and uncertain["low"] < uncertain["high"]
-
-
-def ratio_values(accuracy):
-    return np.repeat(np.asarray(accuracy, dtype=float)[:, None], 10, axis=1)
-
-
-def test_ratio_claim_tells_a_cliff_from_a_slope():
-    slope, cliff = np.linspace(1, 0.25, 8), np.array([1, 1, 1, 0.3, 0.3, 0.3, 0.3, 0.25])
-    on = {"perplexity": ratio_values(np.linspace(3, 9, 8)), "slope": ratio_values(slope), "cliff": ratio_values(cliff)}
-    table = prune_ratio.ratio_claim(on, {"slope": 0.25, "cliff": 0.25}, 20, seed=0).set_index(["on", "statement"])
-    holds = table["holds"]
-    declines, fall, kept, _above = holds["slope"].index
-    assert holds["perplexity"].to_dict() == {declines: True} and holds["slope", declines]
-    assert "half of the whole fall" in fall and not holds["slope", fall] and holds["cliff", fall]
-    assert "92 % of the accuracy" in kept and holds["cliff", kept] and not holds["slope", kept]
-    assert table.loc[("cliff", fall), "measured"] == pytest.approx(0.7 / 0.75)
-
-
-def test_kept_of_the_paper_by_hand():
-    accuracy = pd.DataFrame({"task": "t", "count": range(4), "accuracy": [0.8, 0.7, 0.5, 0.25], "chance": 0.25})
-    table = prune_ratio.kept(accuracy, 4, paper_tables.mmlu_by_ratio())
-    row = table[(table["paper's model"] == "Llama-2-13B")].iloc[0]
-    assert row["removed, paper"] == "10 of 40" and row["removed, here"] == "1 of 4"
-    assert row["MMLU kept, paper (%)"] == pytest.approx(100 * 52.42 / 55.0)
-    assert row["t kept, measured (%)"] == pytest.approx(100 * 0.7 / 0.8)
-    assert row["t, above chance (%)"] == pytest.approx(100 * 0.45 / 0.55)
 
 
 def test_curves_of_all_measures_with_bands_over_redrawn_texts():

@@ -1,11 +1,10 @@
 import numpy as np
-import pandas as pd
 import pytest
 
 from layer_redundancy.config import paper_tables
 from layer_redundancy.core import variants
 from layer_redundancy.core.store import Result
-from layer_redundancy.experiments import layer_importance, result_tables, single_layer_removal
+from layer_redundancy.experiments import layer_importance, result_tables
 from layer_redundancy.measures import importance
 from made_up import sums
 
@@ -105,22 +104,6 @@ def test_damage_by_block_of_text_and_by_item():
     np.testing.assert_array_equal(result_tables.damage(tasks, dense), [[1, 0, 0], [0, 0, 0], [0, -1, 0]])
 
 
-def test_depth_claim_can_hold_and_fail():
-    holds = np.array([9, 0.5, 0.4, 0.1, 0.05, 0.1, 0.1, 0.2, 5])
-    noise = 0.01 * np.random.default_rng(0).normal(size=(20, 9))
-    table = single_layer_removal.depth_claim(holds + noise, 100, seed=0)
-    assert len(table) == 4 and table["holds"].all() and (table["certainty"] == 1).all()
-    table = single_layer_removal.depth_claim(np.array([0.1, 0, 0, 3, 4, 3, 3, 3, 0.1]) + noise, 100, seed=0)
-    assert not table["holds"].any() and (table["certainty"] == 0).all()
-    unsure = single_layer_removal.depth_claim(holds + 20 * np.random.default_rng(0).normal(size=(20, 9)), 200, seed=0)
-    assert ((unsure["certainty"] > 0.01) & (unsure["certainty"] < 0.99)).any()
-
-
-@pytest.mark.parametrize("num_blocks, statements", [(1, 0), (2, 0), (3, 3), (4, 3), (6, 4)])
-def test_depth_claim_of_shallow_models(num_blocks, statements):
-    assert len(single_layer_removal.depth_claim(np.ones((5, num_blocks)), 10, seed=0)) == statements
-
-
 def test_removed_layers_by_relative_depth_and_by_place():
     table4 = paper_tables.table("table4")
     llama = list(table4.set_index("model").loc["Llama-2-7B", "removed_layers"])
@@ -135,19 +118,6 @@ def test_removed_layers_by_relative_depth_and_by_place():
     same = layer_importance.removed_layers_by_place(order, "meta-llama/Llama-2-7b-hf", table4)
     assert same["difference"].tolist() == [0] * 9
     assert layer_importance.removed_layers_by_place(order, "somebody/else", table4).empty
-
-
-def test_single_removal_values_start_with_the_dense_model():
-    dense, results = perplexities()
-    ppl = result_tables.by_block(result_tables.perplexity(results, dense)[0])
-    rows = [
-        {"block": b, "task": "t", "metric": "acc", "accuracy": 0.5, "low": 0.1, "high": 0.9, "n": 4}
-        for b in (np.nan, 0, 1, 2)
-    ]
-    table = single_layer_removal.values(ppl, pd.DataFrame(rows))
-    assert table["removed block"].tolist() == ["none", "0", "1", "2"]
-    assert table["t 95 %"].tolist() == ["0.10 to 0.90"] * 4
-    assert table["perplexity"][0] == pytest.approx(np.e)
 
 
 def test_strategies_list_what_goes_first():

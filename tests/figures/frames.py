@@ -70,6 +70,10 @@ def removal_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     block = np.arange(n)
     perplexity = pd.DataFrame({"block": block, "perplexity": 25.0 + 1000.0 * (block == 0)})
     perplexity = perplexity.assign(low=perplexity["perplexity"] * 0.9, high=perplexity["perplexity"] * 1.1)
+    increase = np.log(perplexity["perplexity"] / 23.4)
+    perplexity = perplexity.assign(
+        log_increase=increase, log_increase_low=increase - 0.02, log_increase_high=increase + 0.02
+    )
     one = pd.DataFrame({"block": block, "accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 100, "chance": 0.25})
     accuracy = pd.concat(
         [one.assign(task="passage_continuation", metric="acc_norm"), one.assign(task="mmlu_dev", metric="acc", n=80)]
@@ -121,14 +125,77 @@ def generation_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame, float]:
     return values.assign(low=0.9 * values["value"], high=1.1 * values["value"]), kept, 0.013
 
 
-def ratio_curves(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Perplexity and accuracy at n depths, cliffs, published values."""
+def ratio_curves(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, float]:
+    """Perplexity and accuracy at n depths, accuracies of rules without a model, the loss of single tokens."""
     perplexity, accuracy, _ = removal_frames(n)
     share = {"share": lambda frame: 100 * frame["block"] / n}
     perplexity["perplexity"] = 10.0 ** np.linspace(1, 9, n)  # the last ones are off the scale
-    cliffs = pd.DataFrame({"task": ["mmlu_dev"], "share": 20.0, "share_low": 10.0, "share_high": 30.0, "block": 3})
-    reported = pd.DataFrame({"label": ["MMLU, paper, A", "MMLU, paper, A"], "share": [0, 25.0], "accuracy": [0.5, 0.4]})
-    return perplexity.assign(**share), accuracy.assign(**share), cliffs, reported
+    losses = np.linspace(0, 9, n)
+    perplexity = perplexity.assign(
+        log_increase=losses,
+        log_increase_low=losses - 0.1,
+        log_increase_high=losses + 0.1,
+        weights=70 * np.arange(n) / n,
+    )
+    rules = pd.DataFrame(
+        [
+            {"task": task, "rule": rule, "accuracy": 0.26, "low": 0.2, "high": 0.32}
+            for task in accuracy["task"].unique()
+            for rule in ("TF-IDF", "longest")
+        ]
+    )
+    return perplexity.assign(**share), accuracy.assign(**share), rules, 4.5
+
+
+def capability_frame(n: int) -> pd.DataFrame:
+    """Damage of each of n blocks to text and two tasks."""
+    rows = [
+        {"on": on, "unit": unit, "block": block, "damage": size * (block == 0) + 0.01 * block, "seen": block % 2 == 0}
+        for on, unit, size in (("text", "nats", 7), ("agreement", "nats", 1), ("agreement", "accuracy", 0.4))
+        for block in range(n)
+    ]
+    return pd.DataFrame(rows)
+
+
+def capability_orders_frame() -> pd.DataFrame:
+    rows = [
+        {"on": on, "other": other, "kind": kind, "tau": tau, "low": tau - 0.1, "high": tau + 0.1}
+        for on in ("text", "agreement")
+        for other, kind, tau in (
+            ("block_influence", "measure", 0.6),
+            ("magnitude_l1", "measure", -0.2),
+            ("agreement" if on == "text" else "text", "capability", 0.3),
+            (on, "itself", 0.8),
+        )
+    ]
+    return pd.DataFrame(rows)
+
+
+def first_token_frame(n: int) -> pd.DataFrame:
+    state = np.arange(n + 1)
+    large = np.where(state > n // 2, 20000.0, 50.0)
+    frame = pd.DataFrame({"state": state, "whole": large, "without": 50.0, "others": 40.0})
+    return frame.assign(attention_whole=np.where(state < n, 0.5, np.nan), attention_without=0.1)
+
+
+def first_token_frames() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What is lost by capability, and by place in the text."""
+    conditions = ("without the block", "given back", "only the first token lacks it")
+    breaks = pd.DataFrame(
+        [
+            {"on": on, "unit": "nats", "condition": condition, "damage": 1.0, "low": 0.9, "high": 1.1}
+            for on in ("text", "copying")
+            for condition in conditions
+        ]
+    )
+    places = pd.DataFrame(
+        [
+            {"condition": condition, "first": 2**k, "last": 2 ** (k + 1) - 1, "damage": 2.0 - 0.1 * k}
+            for condition in conditions
+            for k in range(8)
+        ]
+    )
+    return breaks, places.assign(low=places["damage"] - 0.2, high=places["damage"] + 0.2)
 
 
 def metric_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -336,6 +403,10 @@ FIGURES = {
     "order_stability": lambda n: layer_importance.order_stability(inclusion_frame(n), rank_frame(n)),
     "speed_ratios": lambda n: pictures.speed_ratios(ratio_frame(min(n, 10))),
     "single_layer_removal": lambda n: single_layer_removal.single_layer_removal(*removal_frames(n)),
+    "capability_map": lambda n: single_layer_removal.capability_map(capability_frame(n)),
+    "order_agreement": lambda n: single_layer_removal.order_agreement(capability_orders_frame()),
+    "first_token_state": lambda n: single_layer_removal.first_token_state(first_token_frame(n), n // 2),
+    "first_token_loss": lambda n: single_layer_removal.first_token_loss(*first_token_frames()),
     "prune_ratio": lambda n: prune_ratio.prune_ratio(*ratio_curves(n)),
     "gap_to_greedy": lambda n: metric_comparison.gap_to_greedy(*gap_frames(n)),
     "order_correlation": lambda n: metric_comparison.order_correlation(correlation_frame()),

@@ -1,19 +1,41 @@
 """Notebook 03: a growing share of the blocks removed by Block Influence (ShortGPT figure 2b, 4.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from layer_redundancy.core import stats, variants
-from layer_redundancy.core.stats import Statement
+from layer_redundancy.config.profiles import TaskBudget
+from layer_redundancy.core import stats, variants, verdicts
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
-from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
+from layer_redundancy.core.verdicts import Statement
+from layer_redundancy.core.wording import counted
+from layer_redundancy.evaluate import without_a_model
+from layer_redundancy.evaluate.scoring import ChoiceTask
+from layer_redundancy.experiments import capabilities, depth_curves, few_blocks, result_tables
+from layer_redundancy.experiments.capabilities import TEXT, Capability
+from layer_redundancy.measures import unigram
+from layer_redundancy.models import checkpoints
 from layer_redundancy.study import Study
 
 NOTEBOOK = "03_prune_ratio"
+PRIMARY = "up to a quarter of the blocks, copying loses more of what it has than agreement"
+COST = 0.05  # of the accuracy: what a quarter of the blocks costs in the paper's introduction
+HARMLESS = 0.05  # of accuracy: what is surely less counts as no harm
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What notebook 03 measures beside the profile's tasks.
+
+    Attributes:
+        tasks: benchmarks that are measured at `depths` alone.
+    """
+
+    tasks: tuple[TaskBudget, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,16 +45,18 @@ class Measured:
     Attributes:
         order: the blocks, first removed first; (L,).
         removals: number of removed blocks -> variant.
-        results: measurement -> variant -> result.
+        tasks: the profile's tasks, and those of the budget.
+        results: measurement -> variant -> result; the budget's tasks at few depths.
     """
 
     order: np.ndarray
     removals: dict[int, Variant]
+    tasks: Sequence[ChoiceTask]
     results: Mapping[str, Mapping[Variant, Result]]
 
-    def curves(self) -> dict[str, np.ndarray]:
-        """Measurement -> values (L, N) from `depth_curves.values`."""
-        return {name: depth_curves.values(of, self.removals) for name, of in self.results.items()}
+    def along(self, name: str) -> dict[int, Variant]:
+        """The removals of which a measurement has results."""
+        return {k: variant for k, variant in self.removals.items() if variant in self.results[name]}
 
 
 def measure(study: Study, by: str = "block_influence") -> Measured:
@@ -45,80 +69,202 @@ def measure(study: Study, by: str = "block_influence") -> Measured:
     few_blocks.need_removable(study, "there is no share of the blocks to remove")
     few_blocks.need_task(study)
     few_blocks.say_what_shares_are(study.num_blocks, [0.25])
-    order = study.order(by)
+    order, budget = study.order(by), study.profile.budget(Budget)
     removals = dict(enumerate(variants.cumulative_removal(study.num_blocks, order)))
-    return Measured(order, removals, study.sweep(list(removals.values())))
+    results = study.sweep(list(removals.values()))
+    names = set(study.task_names)
+    further = [task for one in budget.tasks if (task := study.inputs.task(one)).items.name not in names]
+    if further:
+        results |= study.sweep([removals[k] for k in depths(study.num_blocks)], further)
+    return Measured(order, removals, [*study.tasks, *further], results)
+
+
+def depths(num_blocks: int) -> list[int]:
+    """Numbers of removed blocks at which the budget's tasks are measured: none, those of RATIOS, and all but one."""
+    return sorted({0, *at_ratios(num_blocks), num_blocks - 1})
+
+
+def at_ratios(num_blocks: int) -> list[int]:
+    """The numbers of removed blocks closest to RATIOS."""
+    return sorted({min(num_blocks - 1, depth_curves.at_ratio(num_blocks, ratio)) for ratio in depth_curves.RATIOS})
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
 def perplexity(study: Study, found: Measured) -> pd.DataFrame:
-    """`result_tables.perplexity` along the depths."""
+    """`result_tables.perplexity` along the depths, with weights (share of all weights removed, percent)."""
     table, _ = result_tables.perplexity(found.results["perplexity"], study.dense)
-    return depth_curves.along(table, found.removals, study.num_blocks)
+    return _with_weights(study, depth_curves.along(table, found.removals, study.num_blocks))
 
 
 def accuracy(study: Study, found: Measured) -> pd.DataFrame:
-    """`result_tables.accuracy` of all tasks along the depths."""
-    return pd.concat(
+    """`result_tables.accuracy` of all tasks along the depths, with weights."""
+    parts = [
         depth_curves.along(
             result_tables.accuracy(found.results[task.name], study.dense, task.items.name),
-            found.removals,
+            found.along(task.name),
             study.num_blocks,
         )
-        for task in study.tasks
-    )
+        for task in found.tasks
+    ]
+    return _with_weights(study, pd.concat(parts, ignore_index=True))
 
 
-def known_tasks(accuracy: pd.DataFrame) -> list[str]:
-    """The tasks that the dense model does better than chance; argument from `accuracy`."""
-    dense = accuracy[accuracy["count"] == 0].set_index("task")
-    return [task for task in dense.index if dense["low"][task] > dense["chance"][task]]
+def _with_weights(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    shares = weights_removed(study)
+    removed = [[int(block) for block in text.split()] for text in table["removed"]]
+    return table.assign(weights=[100 * sum(shares[block] for block in blocks) for blocks in removed])
 
 
-def cliffs(study: Study, found: Measured, accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Where each known task's accuracy falls.
+def rules(found: Measured) -> pd.DataFrame:
+    """What rules without a model get of the tasks: `without_a_model.table`, those of its rules that always choose, in
+    words for a figure, and of each task the best of all rules."""
+    table = without_a_model.table(found.tasks)
+    best = table.sort_values("accuracy", kind="stable").drop_duplicates("task", keep="last").assign(rule="best rule")
+    known = table[table["rule"].isin(SHOWN_RULES)]
+    known = known.assign(rule=[SHOWN_RULES[rule] for rule in known["rule"]])
+    return pd.concat([known, best.sort_index()], ignore_index=True)
+
+
+SHOWN_RULES = {
+    "most like the text before (TF-IDF)": "TF-IDF",
+    "most frequent words": "frequent words",
+    "longest": "longest",
+    "shortest": "shortest",
+}
+
+
+def unigram_loss(study: Study, found: Measured) -> float:
+    """Loss above the dense model's of who knows how frequent tokens are in the calibration text, nats a token."""
+    vocabulary = 0 if study.tokenizer is None else len(study.tokenizer)
+    dense = found.results["perplexity"][study.dense].summary["nll"]
+    return float(unigram.loss(study.calibration, study.evaluation, vocabulary).mean() - dense)
+
+
+def weights_removed(study: Study) -> np.ndarray:
+    """(L,) share of all of the model's weights, tied ones once, that is each block's."""
+    occupied = study.weight_bytes()
+    whole = sum(occupied.blocks) + occupied.rest
+    return np.array(occupied.blocks, float) / max(whole, 1)
+
+
+def paper_weights(removed: int) -> float:
+    """Share (percent) of all weights of Llama-2-7B that so many of its 32 blocks are."""
+    from transformers import LlamaConfig
+
+    with checkpoints.shapes_of(LlamaConfig(num_hidden_layers=32)) as model:  # all else is Llama-2-7B's by default
+        path = checkpoints.blocks_path(model)
+        sizes = {name: one.numel() for name, one in model.named_parameters()}
+    block = sum(size for name, size in sizes.items() if name.startswith(f"{path}.0."))
+    return 100 * removed * block / sum(sizes.values())
+
+
+def curves(found: Measured) -> list[Capability]:
+    """Text and the tasks that were measured at every depth, by number of removed blocks."""
+    return capabilities.of_results(found.results, found.tasks, list(found.removals.values()))
+
+
+def left(study: Study, found: Measured) -> pd.DataFrame:
+    """What is left of each capability at RATIOS.
 
     Returns:
-        task, columns of `cliff`, block (removed at the cliff), share, share_low, share_high (percent of the blocks); no
-        row where the dense model knows no task.
+        A row a (number of removed blocks, capability): count, share and weights (percent removed), on, accuracy with
+        its 95 % interval low, high, n, dense (accuracy of the dense model), floor (that of the model without nearly all
+        blocks), lost (accuracy, paired) with lost_low, lost_high, left (percent of what exceeds the floor; NaN where
+        the dense model's interval holds chance) with left_low, left_high, nats (lost, paired: a token of text, or the
+        right choice's share) with nats_low, nats_high.
     """
-    seed, resamples = study.profile.seed, study.profile.bootstrap_resamples
-    curves = found.curves()
-    table = pd.DataFrame([{"task": t, **cliff(curves[f"task/{t}"], resamples, seed)} for t in known_tasks(accuracy)])
-    if len(table):
-        table = table.assign(block=found.order[table["count"] - 1])
-        for end, column in (("share", "count"), ("share_low", "low"), ("share_high", "high")):
-            table[end] = 100 * table[column] / study.num_blocks
-    return table
+    num, resamples, seed = study.num_blocks, study.profile.bootstrap_resamples, study.profile.seed
+    counts = at_ratios(num)
+    chosen = [found.removals[k] for k in (0, *counts, num - 1)]
+    known = capabilities.of_results(found.results, found.tasks, chosen)
+    shares = weights_removed(study)
+    rows = []
+    for place, k in enumerate(counts, start=1):
+        base = {"count": k, "share": 100 * k / num, "weights": 100 * shares[found.order[:k]].sum()}
+        for one in known:
+            paired = one.nats[:, place] - one.nats[:, 0]
+            row = base | {"on": one.name, "n": one.units, "nats": paired.mean()}
+            row["nats_low"], row["nats_high"] = stats.mean_interval(paired)
+            if one.right is not None:
+                row |= _accuracy_left(one, place, resamples, seed)
+            rows.append(row)
+    columns = [
+        "count", "share", "weights", "on", "accuracy", "low", "high", "n", "dense", "floor", "lost", "lost_low",
+        "lost_high", "left", "left_low", "left_high", "nats", "nats_low", "nats_high",
+    ]  # fmt: skip
+    return pd.DataFrame(rows).reindex(columns=columns)
 
 
-def cliff_table(cliffs: pd.DataFrame) -> pd.DataFrame:
-    """`cliffs` with the headings of the table."""
-    names = {"count": "removed at the cliff", "block": "block removed there", "low": "95 % from", "high": "to"}
-    names |= {"certainty": "same in resamples", "falls": "after is lower"}
-    columns = ["task", "count", "block", "low", "high", "certainty", "before", "after", "falls"]
-    return cliffs[columns].rename(columns=names)
+def _accuracy_left(one: Capability, place: int, resamples: int, seed: int) -> dict[str, float]:
+    assert one.right is not None
+    right = one.right[:, [0, place, -1]]
+    dense, here, floor = right.mean(0)
+    low, high = stats.accuracy_interval(round(right[:, 1].sum()), len(right))
+    row = {"accuracy": here, "low": low, "high": high, "dense": dense, "floor": floor, "lost": dense - here}
+    row["lost_low"], row["lost_high"] = capabilities.paired_interval(right[:, 0] - right[:, 1])
+    if capabilities.solved(one) and dense > floor:
+        share = _share_left(right.mean(0)[None])
+        drawn = _share_left(stats.bootstrap_means(right, resamples, seed))
+        row["left"] = 100 * share[0]
+        row["left_low"], row["left_high"] = stats.interval(row["left"], 100 * drawn[np.isfinite(drawn)], len(right))
+    return row
 
 
-def claim(study: Study, found: Measured, accuracy: pd.DataFrame) -> pd.DataFrame:
-    """`ratio_claim` on perplexity and every known task."""
-    seed, resamples = study.profile.seed, study.profile.bootstrap_resamples
-    curves, known = found.curves(), known_tasks(accuracy)
-    chance = accuracy[accuracy["count"] == 0].set_index("task")["chance"]
-    chosen = {"perplexity": curves["perplexity"], **{t: curves[f"task/{t}"] for t in known}}
-    return ratio_claim(chosen, chance.to_dict(), resamples, seed)
+def _share_left(means: np.ndarray) -> np.ndarray:
+    """(R, 3) accuracies of the dense model, of a pruned one and of the broken one -> (R,) share left of the rest."""
+    dense, here, floor = means.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(dense > floor, (here - floor) / (dense - floor), np.nan)
 
 
-def kept(accuracy: pd.DataFrame, num_blocks: int, reported: pd.DataFrame) -> pd.DataFrame:
-    """What is left of the accuracy at the ratios for which the paper prints MMLU.
+def in_words(left: pd.DataFrame, num_blocks: int) -> list[str]:
+    """What the table says to somebody who would remove so many blocks, a sentence a depth; argument from `left`."""
+    sentences = []
+    for count, part in left.groupby("count", sort=True):
+        parts = [f"{row['on']} {_in_words(row)}" for row in part.to_dict("records")]
+        weights = part["weights"].iloc[0]
+        of_weights = f", {weights:.0f} % of the weights" if weights else ""
+        sentences.append(
+            f"{counted(int(count), 'block')} of {num_blocks} gone ({part['share'].iloc[0]:.0f} %{of_weights}): "
+            f"{'; '.join(parts)}."
+        )
+    return sentences
+
+
+def _in_words(found: Mapping[str, Any]) -> str:
+    """What became of a capability, in a few words, by its interval."""
+    if np.isnan(found["accuracy"]):
+        return f"costs {found['nats']:.2f} nats a token more (perplexity times {np.exp(min(found['nats'], 99)):.3g})"
+    span = f"{found['accuracy']:.2f} instead of {found['dense']:.2f}"
+    if np.isnan(found["left"]):
+        return f"was not there ({span})"
+    if found["lost_high"] < HARMLESS:
+        return f"kept ({span})"
+    if found["left_high"] < 20 or (found["left_low"] <= 0 and found["left"] < 20):
+        return f"gone ({span})"
+    if found["lost_low"] <= 0:
+        return f"not seen to fall ({span}; by {100 * found['lost_high']:.0f} points at most)"
+    if 35 <= found["left"] <= 65:
+        return f"halved ({span})"
+    return f"down to {found['left']:.0f} % ({span})"
+
+
+def kept(left: pd.DataFrame, accuracy: pd.DataFrame, reported: pd.DataFrame, num_blocks: int) -> pd.DataFrame:
+    """What is left above guessing at the ratios for which the paper prints MMLU, beside what is left here.
 
     Args:
-        accuracy: accuracies at all depths, from `depth_curves.along`.
+        left: from `left`, for the floor of each task.
+        accuracy: accuracies at all depths, from `accuracy`.
         reported: `paper_tables.mmlu_by_ratio()`.
 
     Returns:
-        paper's model, removed there (blocks), removed here; then for the paper's MMLU and for every task measured the
-        accuracy kept, of the dense model's, and above chance, of what the dense model has above chance (percent).
+        paper's model, removed there and here (blocks), the paper's MMLU kept, of the dense model's accuracy and of what
+        exceeds chance (percent), and for every task what is left above the floor (percent); NaN where it was not
+        measured, or the dense model's interval holds chance.
     """
+    last = left[left["count"] == left["count"].max()].set_index("on")
     rows = []
     for entry in reported[reported["share"] > 0].itertuples():
         of_model = reported[reported["label"] == entry.label]
@@ -132,12 +278,36 @@ def kept(accuracy: pd.DataFrame, num_blocks: int, reported: pd.DataFrame) -> pd.
             "MMLU, above chance, paper (%)": 100 * (entry.accuracy - 0.25) / (base - 0.25),
         }
         for task, part in accuracy.groupby("task", sort=False):
-            part = part.set_index("count")
-            chance, value, dense = part["chance"].iloc[0], part["accuracy"][k], part["accuracy"][0]
-            row[f"{task} kept, measured (%)"] = 100 * value / dense if dense else np.nan
-            row[f"{task}, above chance (%)"] = 100 * (value - chance) / (dense - chance) if dense > chance else np.nan
+            on, at = capabilities.words(str(task)), part.set_index("count")
+            dense, floor = at["accuracy"].get(0, np.nan), last["floor"].get(on, np.nan)
+            known = k in at.index and at["low"].get(0, 0) > at["chance"].iloc[0] and dense > floor
+            row[f"{on}, above the broken model (%)"] = (
+                100 * (at["accuracy"][k] - floor) / (dense - floor) if known else np.nan
+            )
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def cliffs(study: Study, found: Measured) -> pd.DataFrame:
+    """Where the accuracy of each task that the dense model can do falls.
+
+    Returns:
+        on, count (removed blocks at the first depth after the fall) with its 95 % interval low, high over items, block
+        (removed there), before, after (mean accuracy), share, share_low, share_high (percent of the blocks); no row
+        where the dense model can do no task.
+    """
+    seed, resamples, num = study.profile.seed, study.profile.bootstrap_resamples, study.num_blocks
+    rows = []
+    for one in curves(found):
+        if one.right is None or not capabilities.solved(one):
+            continue
+        at = cliff(one.right.T, resamples, seed)
+        row: dict[str, Any] = {"on": one.name, **at, "block": int(found.order[int(at["count"]) - 1])}
+        rows.append(row | {f"share{end}": 100 * at[key] / num for end, key in ENDS.items()})
+    return pd.DataFrame(rows)
+
+
+ENDS = {"": "count", "_low": "low", "_high": "high"}
 
 
 def cliff(curve: np.ndarray, resamples: int, seed: int) -> dict[str, float]:
@@ -150,21 +320,20 @@ def cliff(curve: np.ndarray, resamples: int, seed: int) -> dict[str, float]:
 
     Returns:
         count: removed blocks at the first depth after the fall, the one with the smallest sum of squares about the two
-        levels (Hinkley 1970); low, high: 95 % of the resamples; certainty: share of the resamples with the same count;
-        before, after: the levels; falls: share of the resamples in which the level after is the lower one.
+        levels (Hinkley 1970); low, high: its 95 % interval, whole depths; before, after: the levels.
     """
-    found = [_split(mean) for mean in stats.bootstrap_means(curve.T, resamples, seed)]
     count, before, after = _split(curve.mean(1))
-    counts = np.array([c for c, _, _ in found])
-    low, high = np.percentile(counts, stats.INTERVAL, method="nearest")
+    drawn = np.array([_split(mean)[0] for mean in stats.bootstrap_means(curve.T, resamples, seed)], float)
+    low, high = stats.interval(count, drawn, curve.shape[1])
+    if np.isnan(low):
+        low, high = 1, len(curve) - 1
+    most = len(curve) - 1
     return {
         "count": count,
-        "low": int(low),
-        "high": int(high),
-        "certainty": float((counts == count).mean()),
+        "low": int(np.clip(np.floor(low), 1, most)),
+        "high": int(np.clip(np.ceil(high), 1, most)),
         "before": before,
         "after": after,
-        "falls": float(np.mean([b > a for _, b, a in found])),
     }
 
 
@@ -175,44 +344,99 @@ def _split(mean: np.ndarray) -> tuple[int, float, float]:
     return c, float(mean[:c].mean()), float(mean[c:].mean())
 
 
-def ratio_claim(
-    curves: Mapping[str, np.ndarray], chance: Mapping[str, float], resamples: int, seed: int
-) -> pd.DataFrame:
-    """ShortGPT 4.1 on figure 5: performance declines with the ratio, and accuracy falls at a certain block.
+# --------------------------------------------------------------------------------------------------------- statements
 
-    Args:
-        curves: measurement -> (L, N) at 0, 1, ..., L - 1 removed blocks; "perplexity" holds mean NLL in nats.
-        chance: task -> accuracy of guessing.
 
-    Returns:
-        on (measurement), statement, measured, threshold, holds, certainty. No row for two blocks, of which one can go:
-        a single step has no steadiness, takes all of the fall, and is half of the blocks.
+def claim(study: Study, found: Measured) -> pd.DataFrame:
+    """ShortGPT 4.1 and its introduction on what was measured; a table of `verdicts.verdicts`.
+
+    No row for two blocks, of which one can go: a single step has no steadiness, takes all of the fall, and is half of
+    the blocks.
     """
-    parts = []
-    for name, curve in curves.items():
-        steps = np.arange(len(curve))
-        quarter = depth_curves.at_ratio(len(curve), 0.25)
-        if len(curve) < 3:
-            continue
+    num, seed, resamples = study.num_blocks, study.profile.seed, study.profile.bootstrap_resamples
+    if num < 3:
+        return verdicts.verdicts([], PRIMARY)
+    count = depth_curves.at_ratio(num, 0.25)
+    all_along = [one for one in curves(found) if one.name == TEXT or capabilities.solved(one)]
+    tasks = [one for one in all_along if one.name != TEXT]
+    parts = [declines(one, resamples, seed) for one in all_along if one.name == TEXT]
+    if len(tasks) >= 2:
+        parts.append(faster(tasks[1], tasks[0], count, resamples, seed))
+    if tasks:
+        parts.append(step(tasks, resamples, seed))
+    both = capabilities.of_results(found.results, found.tasks, [study.dense, found.removals[count]])
+    parts += [quarter(one, resamples, seed) for one in both if capabilities.solved(one)]
+    return verdicts.verdicts(parts, PRIMARY)
 
-        def statements(
-            mean: np.ndarray, name: str = name, steps: np.ndarray = steps, quarter: int = quarter
-        ) -> list[Statement]:
-            worse = mean if name == "perplexity" else -mean
-            (tau,) = stats.kendall_taus(steps, worse[None])
-            first = [("declines steadily with blocks removed: Kendall's tau", tau, 0.8, bool(tau > 0.8))]
-            if name == "perplexity":
-                return first
-            total = mean[0] - mean[-1]
-            largest = -np.diff(mean).min() / total if total > 0 else 0.0
-            kept = mean[quarter] / mean[0]
-            above = (mean[quarter] - chance[name]) / max(mean[0] - chance[name], 1e-9)
-            return [
-                *first,
-                ("one block's removal takes at least half of the whole fall", largest, 0.5, bool(largest >= 0.5)),
-                ("92 % of the accuracy is left after a quarter of the blocks", kept, 0.92, bool(kept >= 0.92)),
-                ("92 % of what exceeds chance is left after a quarter", above, 0.92, bool(above >= 0.92)),
-            ]
 
-        parts.append(stats.claim(statements, curve.T, resamples, seed).assign(on=name.removeprefix("task/")))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*stats.CLAIM, "on"])
+def declines(text: Capability, resamples: int, seed: int) -> pd.DataFrame:
+    """Whether the loss grows with nearly every block."""
+    steps = np.arange(text.nats.shape[1])
+
+    def statements(mean: np.ndarray) -> list[Statement]:
+        (tau,) = stats.kendall_taus(steps, mean[None])
+        return [Statement("the loss grows with the number of blocks gone: Kendall's tau", tau, 0.8, "above", 0.1)]
+
+    return verdicts.judge(statements, text.nats, resamples, seed, text.name)
+
+
+def faster(one: Capability, other: Capability, count: int, resamples: int, seed: int) -> pd.DataFrame:
+    """Whether one task loses a larger part of what it has above the broken model than another, on average over the
+    depths up to a quarter of the blocks."""
+    assert one.right is not None and other.right is not None
+    right = one.right, other.right
+    name = f"up to a quarter of the blocks, {one.name} loses more of what it has than {other.name}"
+
+    def lost(means: np.ndarray) -> list[float]:
+        """(R, K) accuracies by depth -> R mean shares lost at 1 to `count` removed blocks, where there is any."""
+        has = means[:, 0] - means[:, -1]
+        gone = (means[:, :1] - means[:, 1 : count + 1]).mean(-1)
+        return list(gone[has > 0] / has[has > 0])
+
+    def statement(a: float, b: float) -> list[Statement]:
+        return [Statement(name, a, b, "above", 0.1)]
+
+    whole = [lost(of.mean(0)[None]) for of in right]
+    if not all(whole):
+        return pd.DataFrame()
+    a, b = whole[0][0], whole[1][0]
+    drawn = [lost(stats.bootstrap_means(of, resamples, seed + place)) for place, of in enumerate(right)]
+    draws = [[statement(again, b) for again in drawn[0]], [statement(a, again) for again in drawn[1]]]
+    on = f"{one.name} against {other.name}"
+    return verdicts.judged_draws(statement(a, b), draws, [one.units, other.units], on)
+
+
+def step(tasks: Sequence[Capability], resamples: int, seed: int) -> pd.DataFrame:
+    """Whether one block's removal takes at least half of the whole fall of the tasks' mean accuracy.
+
+    The step is the largest on one half of the items, and judged on the other, and the other way round: the largest of
+    many noisy steps would always seem large. Items of different tasks are independent, so that any of them may stand
+    side by side.
+    """
+    units = min((task.units for task in tasks), default=0)
+    if units < 4:
+        return pd.DataFrame()
+    right = np.mean([task.right[:units] for task in tasks if task.right is not None], axis=0)
+    steps = [int(np.argmax(-np.diff(right[start::2].mean(0)))) for start in (0, 1)]
+    fall = -np.diff(right, axis=1)
+    judged = fall[:, steps[0]].copy()
+    judged[::2] = fall[::2, steps[1]]
+
+    def statements(mean: np.ndarray) -> list[Statement]:
+        share = mean[0] / mean[1] if mean[1] > 0 else np.nan
+        return [Statement("one block's removal takes half of the whole fall of accuracy", share, 0.5, "above", 0.2)]
+
+    on = f"mean of {' and '.join(task.name for task in tasks)}"
+    return verdicts.judge(statements, np.stack([judged, right[:, 0] - right[:, -1]], axis=1), resamples, seed, on)
+
+
+def quarter(task: Capability, resamples: int, seed: int) -> pd.DataFrame:
+    """Whether a quarter of the blocks costs a task no more of its accuracy than the paper's models; of two variants."""
+    assert task.right is not None
+
+    def statements(mean: np.ndarray) -> list[Statement]:
+        lost = (mean[0] - mean[1]) / mean[0] if mean[0] > 0 else np.nan
+        name = f"a quarter of the blocks costs less than {100 * COST:.0f} % of the accuracy"
+        return [Statement(name, float(lost), COST, "below", 0.1)]
+
+    return verdicts.judge(statements, task.right, resamples, seed, task.name)

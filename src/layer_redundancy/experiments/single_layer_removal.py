@@ -1,4 +1,4 @@
-"""Notebook 02: every block removed in turn (ShortGPT 2.1, figure 3)."""
+"""Notebook 02: every block removed in turn (ShortGPT 2.1, figure 3), and what each is redundant for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,14 +6,21 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from layer_redundancy.core import stats, variants
-from layer_redundancy.core.stats import Statement
+from layer_redundancy.core import stats, variants, verdicts
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
-from layer_redundancy.experiments import few_blocks, result_tables
+from layer_redundancy.core.verdicts import Statement
+from layer_redundancy.core.wording import counted
+from layer_redundancy.experiments import capabilities, few_blocks, first_token, result_tables
+from layer_redundancy.experiments.capabilities import ACCURACY, NATS, TEXT, Capability
+from layer_redundancy.experiments.first_token import FirstToken
+from layer_redundancy.measures import importance, registry
 from layer_redundancy.study import Study
 
 NOTEBOOK = "02_single_layer_removal"
+PRIMARY = "a middle-to-late block costs copying more than agreement"
+MATTERS = 0.1  # nats; a right choice a tenth less likely among the choices, or a token of text
+CERTAIN_LOSS = 0.05  # of accuracy: what is surely less counts as no harm
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +31,16 @@ class Measured:
         results: measurement -> variant -> result.
         checked: variants that were also run by plain forwards.
         deviation: largest difference between these plain forwards and the sweep, nats a token.
+        ranks: importance measure, or measures of one order -> when it removes each block, (L,), 1 first; none for a
+            model of few blocks.
+        first_token: the block that makes the first token large; None where none does.
     """
 
     results: Mapping[str, Mapping[Variant, Result]]
     checked: tuple[Variant, ...]
     deviation: float
+    ranks: Mapping[str, np.ndarray]
+    first_token: FirstToken | None
 
 
 def measure(study: Study) -> Measured:
@@ -42,7 +54,36 @@ def measure(study: Study) -> Measured:
     chosen = [study.dense, *variants.single_removal(study.num_blocks)]
     results = study.sweep(chosen)
     checked = tuple(chosen[:: max(1, len(chosen) // 3)])
-    return Measured(results, checked, study.deviation(checked))
+    deviation = study.deviation(checked)
+    ranks = {}
+    if few_blocks.can_be_ranked(study.num_blocks):
+        cheap = [
+            name for name, one in registry.REGISTRY.items() if isinstance(one.kind, CHEAP) and name != "sequential"
+        ]
+        ranks = _merged({name: importance.ranks(study.order(name)) for name in cheap})
+    return Measured(results, checked, deviation, ranks, first_token.measure(study))
+
+
+def _merged(ranks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Measures of one order under one name, such as "hidden_norm = reverse_order"."""
+    names: dict[tuple[int, ...], list[str]] = {}
+    for name, of in ranks.items():
+        names.setdefault(tuple(map(int, of)), []).append(name)
+    return {" = ".join(same): np.array(of) for of, same in names.items()}
+
+
+# Measures that cost no more than one pass over the text: no gradients, and no loss without each block. "sequential" is
+# reverse order the other way round.
+CHEAP = (registry.Activations, registry.Position, registry.Weights)
+
+
+def losses(study: Study, found: Measured) -> list[Capability]:
+    """Text and tasks of the dense model, then without each block."""
+    chosen = [study.dense, *variants.single_removal(study.num_blocks)]
+    return capabilities.of_results(found.results, study.tasks, chosen)
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
 def perplexity(study: Study, found: Measured) -> pd.DataFrame:
@@ -56,77 +97,215 @@ def accuracy(study: Study, found: Measured) -> pd.DataFrame:
     return result_tables.by_block(pd.concat(parts))
 
 
-def claim(study: Study, found: Measured) -> pd.DataFrame:
-    """ShortGPT's reading of figure 3 as statements, on perplexity and every task that the dense model can do.
+def damage(study: Study, found: Measured) -> pd.DataFrame:
+    """What the removal of each block costs, by capability; columns of `capabilities.damage`, `place` as `block`."""
+    table = capabilities.damage(losses(study, found))
+    return table.assign(block=table.pop("place") - 1)
+
+
+def orders(study: Study, found: Measured) -> pd.DataFrame:
+    """The order in which a capability would remove blocks, by damage in nats, against other orders.
 
     Returns:
-        Columns of `stats.claim`, and on (the measurement).
+        A row a (capability, other order): on, other (a measure, or another capability), kind ("measure", "capability"
+        or "itself"), tau (Kendall's; 1: the same order) with its 95 % interval low, high over blocks of text or items.
+        With "itself", the mean tau of orders by two halves of the units, which others cannot be expected to exceed; it
+        has no interval. None where the model has too few blocks.
     """
-    table = accuracy(study, found)
-    better = table[table["block"].isna() & (table["low"] > table["chance"])]["task"]
-    seed, resamples = study.profile.seed, study.profile.bootstrap_resamples
-    return pd.concat(
-        depth_claim(result_tables.damage(found.results[name], study.dense), resamples, seed).assign(on=name)
-        for name in ["perplexity", *(f"task/{task}" for task in better)]
-    )
+    resamples = study.profile.bootstrap_resamples
+    rows = []
+    if found.ranks:
+        known = [one for one in losses(study, found) if one.in_nats]
+        harms = {one.name: one.nats[:, 1:] - one.nats[:, :1] for one in known}
+        drawn = {
+            name: stats.bootstrap_means(harm, resamples, study.profile.seed + place)
+            for place, (name, harm) in enumerate(harms.items())
+        }
+        for name, harm in harms.items():
+            for other, ranks in found.ranks.items():
+                tau = stats.kendall_taus(ranks, harm.mean(0)[None])[0]
+                low, high = stats.interval(tau, stats.kendall_taus(ranks, drawn[name]), len(harm))
+                rows.append((name, other, "measure", tau, low, high))
+            for other in harms:
+                if other != name:
+                    rows.append((name, other, "capability", *_tau(harm, harms[other], drawn[name], drawn[other])))
+            rows.append((name, name, "itself", _halves(harm, study.profile.seed), np.nan, np.nan))
+    table = pd.DataFrame(rows, columns=["on", "other", "kind", "tau", "low", "high"])
+    return table.dropna(subset="tau").reset_index(drop=True)  # where no block costs anything, there is no order
 
 
-def depth_claim(costs: np.ndarray, resamples: int, seed: int) -> pd.DataFrame:
-    """Does ShortGPT's reading of figure 3 hold: middle-to-late blocks redundant, the first and the last critical?
-
-    Args:
-        costs: (N, L) costs, from `result_tables.damage`.
-        resamples: bootstrap resamples of the N blocks of text or items.
-        seed: seed of the resampling.
-
-    Returns:
-        statement, measured, threshold, holds, certainty (share of the resamples in which it holds too). "Middle to
-        late" are the blocks from a third of the depth on, without the last; "early" those before, without the first.
-        Statements about blocks that a shallow model does not have are left out.
-    """
-    return stats.claim(_depth_statements, costs, resamples, seed)
+def _tau(one: np.ndarray, other: np.ndarray, drawn: np.ndarray, also: np.ndarray) -> tuple[float, float, float]:
+    """Tau of the orders by two capabilities' damages (N, L), with its interval over the units of both."""
+    tau = stats.kendall_taus(one.mean(0), other.mean(0)[None])[0]
+    errors = [
+        stats.standard_error(stats.kendall_taus(fixed.mean(0), draws), len(moved))
+        for fixed, moved, draws in ((other, one, drawn), (one, other, also))
+    ]
+    error, degrees = stats.combined(errors, [len(one), len(other)])
+    half = stats.student_t.ppf(0.975, degrees) * error if degrees >= 1 else np.nan
+    return tau, tau - half, tau + half
 
 
-def _depth_statements(cost: np.ndarray) -> list[Statement]:
-    """Statements on the mean cost (L,) of each block's removal."""
-    num = len(cost)
-    third = max(1, num // 3)
-    inner, early, middle = cost[1:-1], cost[1:third], cost[third : num - 1]
-    statements = []
-    if len(inner):
-        limit = np.percentile(inner, 90)
-        for name, value in (("first", cost[0]), ("last", cost[-1])):
-            statements.append((f"{name} block costs more than 90 % of the inner blocks", value, limit, value > limit))
-    if len(middle):
-        if len(early):
-            a, b = np.median(middle), np.median(early)
-            statements.append(("median middle-to-late block costs less than the median early one", a, b, a < b))
-        a, b = middle.min(), np.delete(cost, range(third, num - 1)).min()
-        statements.append(("the cheapest block is a middle-to-late one", a, b, a < b))
-    return statements
+def _halves(harm: np.ndarray, seed: int, times: int = 100) -> float:
+    """Mean tau of the orders by damage (N, L) on two random halves of the units; NaN for a single unit."""
+    if len(harm) < 2:
+        return np.nan
+    rng = stats.generator(seed)
+    taus = []
+    for _ in range(times):
+        places = rng.permutation(len(harm))
+        first, second = places[: len(harm) // 2], places[len(harm) // 2 :]
+        taus.append(stats.kendall_taus(harm[first].mean(0), harm[second].mean(0)[None])[0])
+    return float(np.mean(taus))
 
 
-def values(perplexity: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Figure 3's values, a row a removed block, the dense model ("none") first.
+def values(perplexity: pd.DataFrame, damage: pd.DataFrame) -> pd.DataFrame:
+    """Figure 3's values, a row a removed block.
 
     Args:
         perplexity: perplexities by block, from `perplexity`.
-        accuracy: accuracies by block, from `accuracy`.
+        damage: from `damage`.
 
     Returns:
-        removed block, perplexity, log_increase with its 95 % interval, and each task's accuracy with its own.
+        removed block, perplexity, and for each capability and unit what is lost with its 95 % interval.
     """
-    table = perplexity.set_index("block")
-    out = pd.DataFrame({"perplexity": table["perplexity"], "log_increase": table["log_increase"]})
-    out["95 % (paired)"] = _intervals(table["log_increase_low"], table["log_increase_high"], 3)
-    for task, part in accuracy.groupby("task", sort=False):
+    table = perplexity.dropna(subset="block").set_index("block")
+    out = pd.DataFrame({"perplexity": table["perplexity"]})
+    for (on, unit), part in damage.groupby(["on", "unit"], sort=False):
         part = part.set_index("block")
-        out[f"{task} ({part['metric'].iloc[0]}, n={part['n'].iloc[0]})"] = part["accuracy"]
-        out[f"{task} 95 %"] = _intervals(part["low"], part["high"], 2)
-    out = out.sort_index(na_position="first").reset_index(names="removed block")
-    out["removed block"] = ["none" if np.isnan(b) else str(int(b)) for b in out["removed block"]]
-    return out
+        name = f"{on}, {unit} lost"
+        out[name] = part["damage"]
+        out[f"{name}: low"], out[f"{name}: high"] = part["low"], part["high"]
+    return out.sort_index().reset_index(names="removed block").astype({"removed block": int})
 
 
-def _intervals(low: pd.Series, high: pd.Series, digits: int) -> pd.Series:
-    return pd.Series([f"{a:.{digits}f} to {b:.{digits}f}" for a, b in zip(low, high, strict=True)], index=low.index)
+def in_words(damage: pd.DataFrame) -> list[str]:
+    """What the table of damage says to somebody who would remove a block, a sentence a capability."""
+    sentences = []
+    for on in damage["on"].unique():
+        in_nats, every = (damage[(damage["on"] == on) & (damage["unit"] == unit)] for unit in (NATS, ACCURACY))
+        dearest = ", ".join(map(str, (every if in_nats.empty else in_nats).nlargest(3, "damage")["block"]))
+        if every.empty:
+            cheapest = in_nats.loc[in_nats["damage"].idxmin()]
+            less = int((in_nats["high"] < MATTERS).sum())
+            sentences.append(
+                f"{on.capitalize()}: {_of(less, len(in_nats))} can go for surely less than {MATTERS:g} nats a token; "
+                f"the cheapest is block {cheapest['block']} ({cheapest['damage']:+.3f}), the dearest are {dearest}."
+            )
+            continue
+        harmless, harmful = int((every["high"] < CERTAIN_LOSS).sum()), every[every["low"] > 0]
+        sentences.append(
+            f"{on.capitalize()}: {_of(harmless, len(every))} can go for surely less than {100 * CERTAIN_LOSS:.0f} "
+            f"points of accuracy, {counted(len(harmful), 'block')} surely cost some"
+            + (f" ({', '.join(map(str, harmful['block']))})" if len(harmful) else "")
+            + f"; the dearest are {dearest}."
+        )
+    return sentences
+
+
+def _of(number: int, total: int) -> str:
+    return f"each of {number} of {total} blocks" if number else f"none of {total} blocks"
+
+
+# --------------------------------------------------------------------------------------------------------- statements
+
+
+def claim(study: Study, found: Measured) -> pd.DataFrame:
+    """ShortGPT's reading of figure 3 as statements, on text and every task that the dense model can do.
+
+    Returns:
+        A table of `verdicts.verdicts`.
+    """
+    seed, resamples = study.profile.seed, study.profile.bootstrap_resamples
+    known = [one for one in losses(study, found) if one.in_nats and (one.name == TEXT or capabilities.solved(one))]
+    parts = [
+        depth_claim(one.nats[:, 1:] - one.nats[:, :1], resamples, seed, one.name, first=one.name == TEXT)
+        for one in known
+    ]
+    tasks = [one for one in known if one.name != TEXT][:2]
+    if len(tasks) == 2:
+        parts += [dissociation(one, other, resamples, seed) for one, other in (tasks[::-1], tasks)]
+    if found.first_token is not None:
+        parts.append(found.first_token.claim(resamples, seed))
+    return verdicts.verdicts(parts, PRIMARY)
+
+
+def depth_claim(costs: np.ndarray, resamples: int, seed: int, on: str, first: bool = True) -> pd.DataFrame:
+    """Does ShortGPT's reading of figure 3 hold: middle-to-late blocks redundant, the first and the last critical?
+
+    Args:
+        costs: (N, L) costs of each removal on N blocks of text or items.
+        resamples: bootstrap resamples of the N.
+        seed: seed of the resampling.
+        on: the measurement.
+        first: whether to ask for the first block, which nobody would remove.
+
+    Returns:
+        Statements for `verdicts.verdicts`. "Middle to late" are the blocks from a third of the depth on, without the
+        last; "early" those before, without the first. Statements about blocks that a shallow model does not have are
+        left out.
+    """
+
+    def statements(cost: np.ndarray) -> list[Statement]:
+        middle, early, inner = middle_to_late(len(cost)), early_blocks(len(cost)), cost[1:-1]
+        out = []
+        if len(inner):
+            for name, value in [("first", cost[0])] * first + [("last", cost[-1])]:
+                name = f"the {name} block costs more than the median inner one"
+                out.append(Statement(name, value, float(np.median(inner)), "above", MATTERS))
+        if len(middle) and len(early):
+            name = "the median middle-to-late block costs less than the median early one"
+            ends = float(np.median(cost[middle])), float(np.median(cost[early]))
+            out.append(Statement(name, *ends, "below", MATTERS))
+        return out
+
+    return verdicts.judge(statements, costs, resamples, seed, on)
+
+
+def middle_to_late(num_blocks: int) -> list[int]:
+    """Blocks from a third of the depth on, without the last."""
+    return list(range(max(1, num_blocks // 3), num_blocks - 1))
+
+
+def early_blocks(num_blocks: int) -> list[int]:
+    """Blocks before a third of the depth, without the first."""
+    return list(range(1, max(1, num_blocks // 3)))
+
+
+def dissociation(one: Capability, other: Capability, resamples: int, seed: int) -> pd.DataFrame:
+    """Whether a middle-to-late block costs one task more than another.
+
+    The block is the one for which the difference is largest on one half of the items; it is judged on the other half,
+    and the other way round, so that nothing speaks for it but the block itself.
+
+    Args:
+        one, other: the dense model, then without each block.
+
+    Returns:
+        Statements for `verdicts.verdicts`, in nats; none for a model without such blocks.
+    """
+    middle = middle_to_late(one.nats.shape[1] - 1)
+    harms = [capability.nats[:, 1:] - capability.nats[:, :1] for capability in (one, other)]
+    if not middle or min(map(len, harms)) < 4:
+        return pd.DataFrame()
+    halves = [
+        middle[int(np.argmax(harms[0][start::2][:, middle].mean(0) - harms[1][start::2][:, middle].mean(0)))]
+        for start in (0, 1)
+    ]
+    judged = []
+    for harm in harms:  # the items of one half, without the block that the other half chose
+        found = harm[:, halves[0]].copy()
+        found[::2] = harm[::2, halves[1]]
+        judged.append(found)
+    name = f"a middle-to-late block costs {one.name} more than {other.name}"
+
+    def statement(a: float, b: float) -> list[Statement]:
+        return [Statement(name, a, b, "above", MATTERS)]
+
+    mean_a, mean_b = judged[0].mean(), judged[1].mean()
+    draws = [
+        [statement(a, mean_b) for a in stats.bootstrap_means(judged[0], resamples, seed)],
+        [statement(mean_a, b) for b in stats.bootstrap_means(judged[1], resamples, seed + 1)],
+    ]
+    on = f"{one.name} against {other.name}, block {' or '.join(map(str, sorted(set(halves))))}"
+    return verdicts.judged_draws(statement(mean_a, mean_b), draws, [len(of) for of in judged], on)

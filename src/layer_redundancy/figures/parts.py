@@ -7,13 +7,15 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-from layer_redundancy.figures.style import GREY, LEGEND_SIZE, SERIES, VERMILLION, WIDTH, style_of, text_width
+from layer_redundancy.figures.style import GREY, LEGEND_SIZE, SERIES, VERMILLION, WIDTH, style_of, text_width, words
 
 PERPLEXITY_LIMIT = 1e7  # far beyond a guess among all tokens; what is above is drawn at the upper edge
+LINEAR_TO = 0.1  # nats of damage up to which an axis of damage is linear: there, what is nothing lies at 0
 _BAND: dict[str, Any] = {"alpha": 0.25, "lw": 0}
 _CHANCE: dict[str, Any] = {"color": GREY, "ls": (0, (4, 2))}
 
@@ -140,7 +142,11 @@ def legend_above(axes: Axes, handles: list | None = None, labels: list | None = 
         handles, labels = [*handles, Line2D([], [], ls="")], [*labels, title]
     widest = max(text_width(label, LEGEND_SIZE) for label in labels) + 4.2 * LEGEND_SIZE  # handle and gaps
     columns = int(np.clip((WIDTH - 0.9) * 72 // widest, 1, len(labels)))
-    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, columnspacing=1.6)
+    side_by_side = {tuple: HandlerTuple(ndivide=None, pad=0.2)}
+    axes.legend(
+        handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, columnspacing=1.6,
+        handler_map=side_by_side,
+    )  # fmt: skip
 
 
 def cut_perplexity(axes: Axes, rows: pd.DataFrame, x: str, limit: float = PERPLEXITY_LIMIT) -> None:
@@ -156,36 +162,43 @@ def cut_perplexity(axes: Axes, rows: pd.DataFrame, x: str, limit: float = PERPLE
     )  # fmt: skip
 
 
-def perplexity_panel(
-    axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame | None, x: str = "block", label: str = "one block removed"
-) -> None:
-    """Draws perplexity with its interval, on a logarithmic scale; values that are not finite at the upper edge.
+def damage_axis(axes: Axes, label: str) -> None:
+    """A y axis of what is lost, in nats: linear around nothing, logarithmic beyond."""
+    axes.set_yscale("symlog", linthresh=LINEAR_TO, linscale=0.5)
+    low, high = axes.get_ylim()
+    ticks = [-1, -LINEAR_TO, 0, LINEAR_TO, 0.3, 1, 3, 10, 30]
+    axes.set_yticks([tick for tick in ticks if low <= tick <= high])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.axhline(0, color=GREY, lw=1.2, zorder=1)
+    axes.set_ylabel(label)
+
+
+def damage_panel(axes: Axes, rows: pd.DataFrame, x: str = "block", label: str = "text, one block removed") -> None:
+    """Draws what text loses, in nats a token against the dense model, with its interval.
 
     Args:
-        rows: columns x, perplexity; optionally low, high.
-        dense: rows of the dense model: perplexity.
+        rows: columns x, log_increase; optionally log_increase_low, log_increase_high. Values that are not finite are
+            drawn as triangles at the upper edge.
     """
     rows = rows.sort_values(x)
     colour, marker = SERIES["perplexity"]
-    values = rows["perplexity"].replace([np.inf, -np.inf], np.nan)
+    values = rows["log_increase"].astype(float).replace([np.inf, -np.inf], np.nan)
     size = 4.5 if len(rows) <= 40 else 3
     axes.plot(rows[x], values, marker=marker, ms=size, color=colour, label=label)
-    band(axes, rows[values.notna()], x, colour, label="95 % interval")
-    for value in [] if dense is None else dense["perplexity"]:
-        axes.axhline(value, color=GREY, lw=1.6, zorder=1, label=f"dense model: {value:.4g}", gid="dense")
-        values = pd.concat([values, pd.Series([value])])
-    choose_y_scale(axes, values.clip(upper=PERPLEXITY_LIMIT), log=True)
-    cut_perplexity(axes, rows.assign(perplexity=rows["perplexity"].replace(np.inf, np.nan)), x)
-    gone = rows[x][~np.isfinite(rows["perplexity"].astype(float))]
+    if {"log_increase_low", "log_increase_high"} <= set(rows.columns):
+        ends = rows.assign(low=rows["log_increase_low"], high=rows["log_increase_high"])
+        band(axes, ends[values.notna()], x, colour, label="95 % interval")
+    damage_axis(axes, "loss above the dense model's\n(nats a token)")
+    gone = rows[x][values.isna()]
     if len(gone):
         place = axes.get_xaxis_transform()  # x in data, y from 0 (foot) to 1 (top)
         axes.plot(gone, [0.97] * len(gone), "^", color=VERMILLION, transform=place, clip_on=False, label="not finite")
-    axes.set_ylabel("perplexity, log scale")
     legend_above(axes)
 
 
 def accuracy_panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame | None, x: str = "block") -> None:
-    """Draws accuracy with error bars, a line a (task, metric), with the dense model's level and chance.
+    """Draws accuracy with its interval, a line a (task, metric), with the dense model's level and chance.
 
     Args:
         rows: columns x, task, metric, accuracy, low, high, n, chance.
@@ -193,46 +206,52 @@ def accuracy_panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame | None, x
     """
     series = list(rows.groupby(["task", "metric"], sort=False))
     tasks = list(dict.fromkeys(rows["task"]))
-    blocks = max(rows[x].nunique(), 1)
-    chances = rows.groupby("task", sort=False)["chance"].first().dropna()
     seen: dict[str, int] = {}
-    for place, ((task, metric), part) in enumerate(series):
+    handles: list[Any] = []
+    labels: list[str] = []
+    for (task, metric), part in series:
         part = part.sort_values(x)
         colour, marker = style_of(task, tasks)
         again = seen.get(task, 0)  # a second metric of a task keeps its colour, with hollow markers
         seen[task] = again + 1
-        counts = sorted({int(n) for n in part["n"].dropna()})
-        items = f"n={counts[0]}" if len(counts) == 1 else f"n={counts[0]}-{counts[-1]}" if counts else "n unknown"
-        # So that error bars stand side by side.
-        shift = (place - (len(series) - 1) / 2) * 0.5 / len(series) * (1 if x == "block" else 3)
-        reach = interval(part, "accuracy")
-        axes.errorbar(
-            part[x] + shift,
+        dashes = ("-", ":")[again % 2]
+        many = part[x].nunique() > 10
+        points = axes.errorbar(
+            part[x],
             part["accuracy"],
-            yerr=reach,
+            yerr=None if many else interval(part, "accuracy"),
             color=colour,
-            ls=("-", ":")[again % 2],
-            lw=1.0,
-            elinewidth=0.8 if blocks <= 40 else 0.5,
+            ls=dashes,
+            lw=1.2,
+            elinewidth=0.8,
             marker=marker,
-            ms=4.5 if blocks <= 40 else 2.5,
+            ms=4.5 if part[x].nunique() <= 40 else 2.5,
             mfc="white" if again else colour,
-            label=f"{task}, {metric}, {items}",
         )
+        if many:
+            band(axes, part, x, colour)
+        handles.append(points)
+        labels.append(f"{words(task)}{f', {metric}' if len(series) > len(tasks) else ''} ({_items(part)})")
         if dense is not None:
             for value in dense.loc[(dense["task"] == task) & (dense["metric"] == metric), "accuracy"]:
-                axes.axhline(value, color=colour, lw=1.6, ls=("-", ":")[again % 2], zorder=1, alpha=0.75, gid="dense")
+                axes.axhline(value, color=colour, lw=0.9, ls=dashes, zorder=1, gid="dense")
+    chances = rows.groupby("task", sort=False)["chance"].first().dropna()
     for value, same in chances.groupby(chances, sort=False):
         for turn, task in enumerate(same.index):  # tasks of equal chance share one line, in dashes of either colour
-            dashes = (5 * turn, (4, 5 * len(same) - 4))
-            axes.axhline(value, color=style_of(task, tasks)[0], lw=1.4, ls=dashes, zorder=1, gid="chance")
-    handles, labels = axes.get_legend_handles_labels()
+            dashed: Any = (5 * turn, (4, 5 * len(same) - 4))
+            axes.axhline(value, color=style_of(task, tasks)[0], lw=1.4, ls=dashed, zorder=1, gid="chance")
+            handles.append(Line2D([], [], color=style_of(task, tasks)[0], lw=1.4, ls=(0, (4, 2))))
+            labels.append(f"{words(task)}: chance")
     if dense is not None and len(dense):
-        handles, labels = [*handles, Line2D([], [], color=GREY, lw=1.6)], [*labels, "dense model"]
-    if len(chances):
-        handles, labels = [*handles, chance_handle()], [*labels, "chance"]
+        handles.append(tuple(Line2D([], [], color=style_of(task, tasks)[0], lw=0.9) for task in tasks))
+        labels.append("dense model")
     axes.set_ylabel("accuracy")
     legend_above(axes, handles, labels)
+
+
+def _items(rows: pd.DataFrame) -> str:
+    counts = sorted({int(n) for n in rows["n"].dropna()})
+    return f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}" if counts else "n unknown"
 
 
 def explain_accuracy(axes: Axes, rows: pd.DataFrame) -> None:

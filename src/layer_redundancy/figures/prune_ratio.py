@@ -1,49 +1,86 @@
-"""The figure of notebook 03: quality by the share of blocks removed."""
+"""The figure of notebook 03: what is left by the share of blocks removed."""
+
+from functools import partial
+from operator import mul
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from layer_redundancy.figures.parts import accuracy_panel, perplexity_panel, share_axis
+from layer_redundancy.figures.parts import accuracy_panel, damage_panel, interval, legend_above, share_axis
 from layer_redundancy.figures.style import GREY, WIDTH, style_of, styled
+
+CAPABLE = 200  # items from which on an accuracy is drawn
 
 
 @styled
 def prune_ratio(
     perplexity: pd.DataFrame,
     accuracy: pd.DataFrame,
-    cliffs: pd.DataFrame | None = None,
-    reported: pd.DataFrame | None = None,
+    without_a_model: pd.DataFrame | None = None,
+    unigram: float = np.nan,
 ) -> Figure:
-    """Perplexity and accuracy against the share of blocks removed (figure 2b), the cliff of each task marked.
+    """What text loses, and accuracy, against the share of blocks removed (figure 2b), beside rules without a model.
 
     Args:
-        perplexity: one row a depth: share (percent of blocks removed), perplexity; optionally low, high (95 %).
+        perplexity: one row a depth: share (percent of blocks removed), weights (percent of all weights),
+            log_increase (nats a token above the dense model's loss); optionally log_increase_low, log_increase_high.
         accuracy: one row a (depth, task, metric): share, and columns as in `single_layer_removal`.
-        cliffs: one row a task: task, share (first depth after the fall), share_low, share_high (95 % of resamples),
-            block (removed at that depth).
-        reported: published accuracies, drawn hollow: share, accuracy (0 to 1), label.
+        without_a_model: accuracies of rules that read nothing: task, rule, accuracy, low, high.
+        unigram: loss above the dense model's of who knows how frequent tokens are, and nothing else (nats a token).
     """
-    figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(WIDTH, 6.9), sharex=True, layout="constrained", height_ratios=[1, 1.25]
-    )
-    dense = [table[table["share"] == 0] for table in (perplexity, accuracy)]
-    perplexity_panel(top, perplexity, dense[0], x="share", label="blocks removed by Block Influence")
-    if reported is not None and len(reported):
-        for place, (label, part) in enumerate(reported.groupby("label", sort=False)):
-            marker = "Dsv^<>P"[place % 7]
-            bottom.plot(
-                part["share"], part["accuracy"], marker, ls="", ms=6, mfc="white", mec=GREY, mew=1.1, label=label
-            )
-    accuracy_panel(bottom, accuracy, dense[1], x="share")
-    cliffs = pd.DataFrame({"task": []}) if cliffs is None else cliffs
-    for row in cliffs.itertuples():
-        colour = style_of(row.task, list(cliffs["task"]))[0]
-        bottom.axvspan(row.share_low, row.share_high, color=colour, alpha=0.12, lw=0, zorder=0)
-        bottom.axvline(row.share, color=colour, lw=1.2, ls="-.", zorder=1, gid="cliff")
-        bottom.annotate(
-            f"cliff: block {row.block}", (row.share, 0.99), (4, 0), xycoords=bottom.get_xaxis_transform(),
-            textcoords="offset points", size=9, color=colour, va="top",
-        )  # fmt: skip
+    rules = pd.DataFrame() if without_a_model is None else without_a_model
+    figure, grid = plt.subplots(
+        2, 2, figsize=(WIDTH, 7.2), sharey="row", layout="constrained", height_ratios=[1, 1.25],
+        width_ratios=[1, 0.28 if len(rules) else 0.001],
+    )  # fmt: skip
+    top, bottom = grid[:, 0]
+    top.sharex(bottom)
+    top.tick_params(labelbottom=False)
+    grid[0, 1].set_axis_off()
+    damage_panel(top, perplexity, x="share", label="text, blocks removed in this order")
+    if np.isfinite(unigram):
+        top.axhline(unigram, color=GREY, ls="-.", lw=1.3, label="frequencies of tokens alone", gid="unigram")
+        legend_above(top)
+    accuracy_panel(bottom, accuracy, accuracy[accuracy["share"] == 0], x="share")
     share_axis(bottom)
+    _weights_axis(top, perplexity)
+    if len(rules):
+        _rules(grid[1, 1], rules, list(dict.fromkeys(accuracy["task"])))
+    else:
+        grid[1, 1].set_axis_off()
     return figure
+
+
+def _weights_axis(axes: Axes, rows: pd.DataFrame) -> None:
+    """A second axis: the share of all weights that is gone."""
+    if "weights" not in rows or not rows["weights"].max() > 0:
+        return
+    per_share = rows["weights"].max() / rows["share"].max()  # blocks weigh about the same
+    second = axes.secondary_xaxis(-0.04, functions=(partial(mul, per_share), partial(mul, 1 / per_share)))
+    second.set_xlabel("share of all weights removed (%)", size=9)
+    second.tick_params(labelsize=8)
+
+
+def _rules(axes: Axes, rules: pd.DataFrame, tasks: list[str]) -> None:
+    names = list(dict.fromkeys(rules["rule"]))
+    for place, task in enumerate(tasks):
+        part = rules[rules["task"] == task]
+        at = [names.index(rule) + 0.22 * (place - (len(tasks) - 1) / 2) for rule in part["rule"]]
+        colour, marker = style_of(task, tasks)
+        axes.errorbar(
+            at,
+            part["accuracy"],
+            yerr=interval(part, "accuracy"),
+            ls="",
+            marker=marker,
+            ms=4.5,
+            color=colour,
+            mfc="white",
+        )
+    axes.set_xticks(range(len(names)), names, rotation=90, size=8)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.tick_params(axis="y", labelleft=False)
+    axes.set_title("without a model", size=9.5)

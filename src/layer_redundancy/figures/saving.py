@@ -42,6 +42,14 @@ def save(figure: Figure, data: pd.DataFrame, folder: Path, name: str, caption: s
     return write_whole({Path(folder) / f"{name}.{kind}": content for kind, content in files.items()})
 
 
+def save_data(data: pd.DataFrame, folder: Path, name: str) -> list[Path]:
+    """Writes a table as <name>.csv alone: one that is no picture, since it has too many rows. Errors as `save`."""
+    check_name(name)
+    if not isinstance(data, pd.DataFrame):
+        raise StudyError(f"{shown(data)} is no table: give a pandas DataFrame")
+    return write_whole({Path(folder) / f"{name}.csv": _csv(data)})
+
+
 def check_name(name: str) -> None:
     """Raises StudyError where a file so called would lie elsewhere than in its folder, or could not be."""
     if not isinstance(name, str) or not name.strip(". ") or not name.isprintable() or {"/", "\\"} & set(name):

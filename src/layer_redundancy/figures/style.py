@@ -90,7 +90,11 @@ SERIES = {
     "angular_blocks": (VERMILLION, "P"),
     "greedy": (BLACK, "X"),
     "perplexity": (BLACK, "o"),
-    "passage_continuation": (GREEN, "o"),
+    "text": (BLACK, "o"),
+    "agreement": (BLUE, "s"),
+    "copying": (VERMILLION, "^"),
+    "last_word": (GREEN, "D"),
+    "last word": (GREEN, "D"),
     "mmlu_dev": (ORANGE, "s"),
     "mmlu": (ORANGE, "s"),
     "free-running": (VERMILLION, "D"),
@@ -110,6 +114,11 @@ _SPARE = [(VERMILLION, "D"), (PURPLE, "^"), (SKY, "v"), (BLUE, "P"), (GREEN, "X"
 def title_of(measure: str) -> str:
     """A measure's name for people; its name in the registry where it has no style of its own."""
     return MEASURES[measure].title if measure in MEASURES else measure
+
+
+def words(name: str) -> str:
+    """A task's or series' name as people read it."""
+    return name.replace("_", " ")
 
 
 def style_of(name: str, among: Sequence[str] = ()) -> tuple[str, str]:

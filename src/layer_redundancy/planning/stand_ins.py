@@ -75,6 +75,8 @@ def activation_sums(model: str, num_blocks: int, sequences: int) -> ActivationSu
     found.relative_magnitude[:] = STEP * (1 + _ranks(exchanged(places, 2))) + noise
     found.norm[:] = 1.0 + np.arange(num_blocks + 1)
     found.norm[:, -1] = 0.5  # the last block's output is smaller, as in most models
+    # After a third of the blocks, the first token outweighs the others, as in most models.
+    found.first_norm[:] = found.norm * np.where(np.arange(num_blocks + 1) > num_blocks // 3, 0.99, 0.5)
     start, end = np.indices((num_blocks + 1, num_blocks + 1))
     apart = np.abs(end - start) / (num_blocks + 1)
     found.last_angle[:] = np.where((end == max(1, num_blocks - 2)) & (start > 0), 0.9 * apart, apart)

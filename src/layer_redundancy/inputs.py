@@ -11,7 +11,8 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import benchmark_items, classification_sets, corpora
 from layer_redundancy.data.classification_sets import LabelledPrompts, PromptChoice
 from layer_redundancy.data.corpora import TokenBlocks
-from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
+from layer_redundancy.data.tokens import prepends_bos
+from layer_redundancy.evaluate.scoring import ChoiceTask, Passages, Perplexity
 from layer_redundancy.models import loading
 from layer_redundancy.models.checkpoints import ModelIdentity
 
@@ -83,6 +84,17 @@ class Inputs:
         """Perplexity of the evaluation text."""
         return Perplexity(self.evaluation)
 
+    def same_text(self, other: "Inputs") -> Perplexity | Passages:
+        """The evaluation text of another model in this one's tokens, passage by passage.
+
+        Each passage is read as the other reads it, from its first letter to its last, so that costs a byte can be
+        compared. The first token of each is not scored, unless it is the beginning-of-sequence token.
+
+        Raises:
+            StudyError: a passage that is longer than this model takes.
+        """
+        return self._passages(other)
+
     @cached_property
     def perplexity_on(self) -> Callable[[str], Perplexity]:
         """Perplexity of the evaluation split of another corpus; the profile's own if "" or its name is given."""
@@ -124,6 +136,18 @@ class Inputs:
 
     def _token_blocks(self, budget: TextBudget, split: corpora.Split, least: int | None = None) -> TokenBlocks:
         return corpora.token_blocks(budget, self.tokenizer, split, least)
+
+    def _passages(self, other: "Inputs") -> Perplexity | Passages:
+        read = other.evaluation
+        rows = read.input_ids[:, 1:] if read.bos else read.input_ids
+        texts = [other.tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in rows.tolist()]
+        prefix = (self.tokenizer.bos_token_id,) if prepends_bos(self.tokenizer) else ()
+        found = self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+        pieces = tuple((*prefix, *ids) for ids in found)
+        self._check_length(
+            max(map(len, pieces)), f"the {self.profile.name} profile's blocks of text in its tokens", "text"
+        )
+        return Passages(pieces)
 
     def _packed_blocks(self, corpus: str, split: corpora.Split, length: int, count: int) -> TokenBlocks:
         return corpora.packed_blocks(corpus, self.tokenizer, split, length, count)

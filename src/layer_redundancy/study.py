@@ -36,7 +36,7 @@ from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate import generate, generative_tasks, plain_forwards, sweep
 from layer_redundancy.evaluate.amounts import Pass, Quantization, Training, Work, Writing
 from layer_redundancy.evaluate.generate import PromptLengths
-from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
+from layer_redundancy.evaluate.scoring import ChoiceTask, Passages, Perplexity
 from layer_redundancy.figures import saving, table_pictures
 from layer_redundancy.inputs import Inputs, first_blocks
 from layer_redundancy.measures import activations, greedy, importance, registry, selections
@@ -510,7 +510,7 @@ class Study:
     def sweep(
         self,
         chosen: Sequence[Variant],
-        measurements: Sequence[Perplexity | ChoiceTask] | None = None,
+        measurements: Sequence[Perplexity | Passages | ChoiceTask] | None = None,
         progress: bool = True,
     ) -> dict[str, dict[Variant, Result]]:
         """Measures variants: measurement name -> variant -> result, of tasks with margins.
@@ -520,7 +520,7 @@ class Study:
             measurements: what to measure on each; perplexity and the profile's tasks if not given.
             progress: print what will be done, and draw a progress bar.
         """
-        measured: Sequence[Perplexity | ChoiceTask] = (
+        measured: Sequence[Perplexity | Passages | ChoiceTask] = (
             [self.perplexity, *self.tasks] if measurements is None else measurements
         )
         found = sweep.run(

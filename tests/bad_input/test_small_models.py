@@ -112,7 +112,7 @@ def test_a_notebook_of_which_nothing_applies_to_a_single_block_says_why(study, p
     assert "stack" not in vars(one), "not loaded for it"
 
 
-@pytest.mark.parametrize("number", ["02", "03", "04", "06"])
+@pytest.mark.parametrize("number", ["02", "03", "04"])
 def test_accuracy_beside_perplexity_needs_a_task(plan, number):
     one = plan(3).with_profile(tasks=())
     with pytest.raises(NotApplicable):
@@ -120,7 +120,7 @@ def test_accuracy_beside_perplexity_needs_a_task(plan, number):
     assert "the smoke profile has no task" in refusal(lambda: registry.by_number(number).measure(one))
 
 
-@pytest.mark.parametrize("number", ["05", "07", "09", "10", "11"])
+@pytest.mark.parametrize("number", ["05", "06", "07", "09", "10", "11"])
 def test_what_needs_no_task_is_measured_without_one(plan, number):
     assert registry.by_number(number).measure(plan(3).with_profile(tasks=())) is not None
 
@@ -311,7 +311,7 @@ def test_quantization_without_a_block_that_can_go_stands_alone(plan, blocks):
     assert ["of the same size" in one for one in claim.statement] == [True] * (blocks > 1)
 
 
-@pytest.mark.parametrize("blocks, ratios, statements", [(1, 0, 3), (2, 1, 4), (3, 2, 6), (6, 3, 7)])
+@pytest.mark.parametrize("blocks, ratios, statements", [(1, 0, 3), (2, 1, 4), (3, 2, 6), (6, 3, 6)])
 def test_two_models_are_compared_at_ratios_that_are_blocks_of_both(blocks, ratios, statements):
     rng = np.random.default_rng(0)
     counts = sorted({0, 1, *range(blocks), blocks // 2})
@@ -322,16 +322,6 @@ def test_two_models_are_compared_at_ratios_that_are_blocks_of_both(blocks, ratio
     assert np.isfinite(few[0, -3:]).sum() == ratios
     found = rwkv_redundancy.claim(many, few, 20, 0)
     assert len(found) == statements and found.measured.notna().all() and found.threshold.notna().all()
-
-
-def test_what_a_quarter_leaves_is_not_the_whole_model():
-    """Of two blocks, none and half of them are equally far from a quarter."""
-    part = {"model": "mine", "task": "t", "metric": "block_influence", "low": 0.0, "high": 1.0, "n": 4, "chance": 0.25}
-    accuracy = pd.DataFrame([part | {"count": k, "share": 50.0 * k, "accuracy": 0.5 - 0.5 * k} for k in (0, 1)])
-    found = rwkv_redundancy.kept(accuracy, paper_tables.table("rwkv"))
-    assert list(found[found.source == "measured"].removed) == [0.0, 50.0]
-    zero = rwkv_redundancy.kept(accuracy.assign(accuracy=0.0), paper_tables.table("rwkv"))
-    assert zero[zero.source == "measured"].kept.isna().all(), "no share is kept of nothing"
 
 
 @pytest.mark.parametrize("blocks, deep", [(2, [1]), (3, [1]), (6, [2])], ids=["two", "three", "six"])

@@ -1,20 +1,20 @@
 """Costs in bits per byte and what notebook 06 says of them; and the notebook's path on RWKV-4 and Mamba."""
 
+from types import SimpleNamespace
+
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 import transformers as tf
 
 from layer_redundancy.config import paper_tables, profiles
-from layer_redundancy.core import paths
+from layer_redundancy.core import paths, variants
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.data.corpora import TokenBlocks
+from layer_redundancy.core.verdicts import REFUTED, SUPPORTED, UNDECIDED
 from layer_redundancy.experiments import depth_curves, few_blocks
 from layer_redundancy.experiments import rwkv_redundancy as recurrent
 from layer_redundancy.models import smollm2
 from layer_redundancy.study import Study
-from made_up import checkpoint, nll_result, sums
+from made_up import checkpoint, nll_result, sums, task_result
 
 L, N = 6, 4
 COUNTS = depth_curves.depths(L)
@@ -23,10 +23,9 @@ COUNTS = depth_curves.depths(L)
 def test_bytes_are_those_of_the_scored_tokens():
     tokenizer = tf.AutoTokenizer.from_pretrained(smollm2.folder())
     text = "Ein Käfer – and a 漢字 in one sentence, to the end."
-    ids = torch.tensor([tokenizer(text).input_ids])
-    first = len(tokenizer.decode(ids[0, :1].tolist()).encode())
-    (size,) = recurrent.block_bytes(TokenBlocks(ids, "t", "evaluation", False), tokenizer)
-    assert size == len(text.encode()) - first
+    ids = tokenizer(text).input_ids
+    first = len(tokenizer.decode(ids[:1]).encode())
+    assert recurrent.piece_bytes([ids], tokenizer).tolist() == [len(text.encode()) - first]
 
 
 def test_bits_per_byte_do_not_depend_on_how_the_text_is_cut():
@@ -34,13 +33,6 @@ def test_bits_per_byte_do_not_depend_on_how_the_text_is_cut():
     sizes = np.array([10.0, 40.0])
     results = {(0,): nll_result(np.log(4) * sizes), (1,): nll_result(2 * np.log(4) * sizes)}
     assert recurrent.bits_per_byte(results, [(1,), (0,)], sizes) == pytest.approx(np.array([[4, 4], [2, 2]]))
-
-
-def test_curves_have_the_share_and_the_interval_of_each_depth():
-    costs = {"block_influence": np.array([[1.0, 1.2], [2.0, 2.0]])}
-    table = recurrent.measure_curves(costs, [0, 3], 12, "m")
-    assert list(table["share"]) == [0, 25] and list(table["bits_per_byte"]) == [1.1, 2.0]
-    assert table["low"][0] == pytest.approx(1.1 - 12.706 * 0.1, abs=1e-3) and table["high"][1] == 2.0
 
 
 def units(damage, quarter=0.3):
@@ -62,45 +54,72 @@ def test_summary_and_redundancy_by_hand():
     table = recurrent.redundancy({"m": values}, 100, 0).set_index("quantity")["m"]
     assert table["dense bits per byte"] == pytest.approx(1)
     assert table["cheapest block, %"] == pytest.approx(1) and table["dearest block, %"] == pytest.approx(300)
-    assert table["median block, %"] == pytest.approx(3.5) and table["blocks under 5%"] == pytest.approx(4 / 6)
+    assert table["median block, %"] == pytest.approx(3.5)
     assert table["25% removed, %"] == pytest.approx(30)
     both = recurrent.redundancy({"m": values, "other": 2 * values}, 100, 0)
     assert list(both)[1:] == ["m", "m low", "m high", "other", "other low", "other high"]
     assert (both["m low"] <= both["m"] + 1e-9).all() and (both["m"] <= both["m high"] + 1e-9).all()
 
 
-def test_claim_can_hold_and_fail():
+def test_claims_are_supported_and_refuted():
     held = recurrent.claim(units(DAMAGE, 0.2), units(DAMAGE, 0.3), 100, 0)
-    assert list(held["holds"]) == [True, True, True, False, True, True, True]
-    assert held["certainty"][:4].tolist() == [1, 1, 1, 0]
+    assert held["statement"][0] == recurrent.PRIMARY and held["role"][0] == "primary"
+    assert held["difference"][0] == pytest.approx(10) and held["low"][0] > 9
+    assert dict(zip(held["statement"], held["verdict"], strict=True)) == {
+        recurrent.PRIMARY: SUPPORTED,
+        recurrent.PRIMARY.replace("a quarter", "half"): UNDECIDED,  # the same, of which a difference would be seen
+        "the median block costs the model without attention under 5 %": SUPPORTED,
+        "the median block costs the transformer under 5 %": SUPPORTED,
+        "a quarter of the blocks costs the model without attention under 25 %": SUPPORTED,
+        "a quarter of the blocks costs the transformer under 25 %": REFUTED,
+    }
     failed = recurrent.claim(units([0.2] * L, 0.4), units([0.2] * L, 0.3), 100, 0)
-    assert list(failed["holds"]) == [False, False, False, False, True, False, True]
-    assert failed["measured"][2] == pytest.approx(40) and failed["threshold"][2] == 25
+    assert failed["verdict"].tolist() == [REFUTED, UNDECIDED, REFUTED, REFUTED, REFUTED, REFUTED]
 
 
-def test_kept_stands_beside_what_the_paper_prints():
-    rows = [
-        ("a", "block_influence", "t", k, 100 * k / 12, accuracy, accuracy - 0.1, accuracy + 0.1, 40, 0.25)
-        for k, accuracy in ((0, 0.75), (1, 0.7), (3, 0.5), (11, 0.2))
-    ] + [("b", "block_influence", "t", k, 25 * k, 0.3, 0.2, 0.4, 40, 0.25) for k in (0, 1)]
-    columns = ["model", "metric", "task", "count", "share", "accuracy", "low", "high", "n", "chance"]
-    table = pd.DataFrame(rows, columns=columns)
-    kept = recurrent.kept(pd.concat([table, table.assign(metric="greedy", accuracy=0.0)]), paper_tables.table("rwkv"))
+def one_model(name, right):
+    """A model of 12 blocks: the dense model's answers and those without a quarter."""
+    dense, quarter = variants.dense(12), variants.without(12, [4, 5, 6])
+    study = SimpleNamespace(num_blocks=12, dense=dense, identity=SimpleNamespace(name=name))
+    tasks = {"t": {dense: task_result(right[0]), quarter: task_result(right[1])}}
+    return recurrent.OneModel(study, None, None, [], {0: dense, 3: quarter}, {}, tasks)
+
+
+def test_what_is_kept_stands_beside_what_the_paper_prints():
+    guesses = [1] * 50 + [0] * 150
+    found = recurrent.Measured(
+        one_model("guesses", (guesses, guesses)),
+        one_model("knows", ([1] * 150 + [0] * 50, [1] * 100 + [0] * 100)),
+        [],
+        0,
+    )
+    kept = recurrent.kept(found, paper_tables.table("rwkv"))
     printed, measured = kept[kept["source"] != "measured"], kept[kept["source"] == "measured"].set_index("model")
-    assert list(printed["accuracy"]) == [50.37, 36.85] and printed["kept"].iloc[1] == pytest.approx(73.16, abs=0.01)
-    assert list(measured.loc["a", "kept"]) == pytest.approx([100, 100 * 2 / 3])
-    assert list(measured.loc["a", "above_chance"]) == pytest.approx([100, 50])
-    assert list(measured.loc["a", "low"]) == pytest.approx([65, 40]) and list(measured["n"]) == [40] * 4
-    assert measured.loc["b", "above_chance"].isna().all() and list(measured.loc["b", "kept"]) == [100, 100]
+    assert list(printed["accuracy"]) == [50.37, 36.85] and printed["above_chance"].isna().all()
+    assert list(measured.loc["knows", "above_chance"]) == pytest.approx([100, 50])
+    assert list(measured.loc["knows", "accuracy"]) == [75, 50] and list(measured["removed"]) == [0, 25, 0, 25]
+    assert measured.loc["guesses", "above_chance"].isna().all(), "nothing is kept of chance"
+    assert (measured["low"] < measured["accuracy"]).all() and (measured["n"] == 200).all()
+    assert recurrent.at_chance(kept).startswith("no share kept is given of guesses on t:")
 
 
 def test_agreement_of_the_true_order_is_one():
-    dense, single = np.ones(N), np.ones((L, N)) + np.array([5.0, 1, 3, 2, 4, 6])[:, None]
-    table = recurrent.agreement(sums(num_blocks=L), single, dense, [1, 3, 2, 4, 0, 5], 50, 0).set_index("measure")
-    assert table.loc["greedy"].tolist() == pytest.approx([1, 1, 1])
+    damage = np.ones((L, N)) * np.array([5.0, 1, 3, 2, 4, 6])[:, None]
+    summary = np.column_stack([np.ones(N), damage.T, np.zeros((N, 3))])
+    table = recurrent.agreement(sums(num_blocks=L), summary, 50, 0).set_index("measure")
     assert table["tau"].between(-1, 1).all() and (table["low"] <= table["high"]).all()
     # Sequential removes block 0 first: it ranks the pairs of (5, 1, 3, 2, 4, 6) as they are in 10 of 15 cases.
-    assert table.loc["sequential", "tau"] == pytest.approx((10 - 5) / 15)
+    assert table.loc["sequential"].tolist() == pytest.approx([(10 - 5) / 15] * 3)
+
+
+def test_both_models_read_the_same_passages():
+    study = Study.open("smoke")
+    mine, other = recurrent.pair(study)
+    text = mine.inputs.same_text(other.inputs)
+    assert len(text.pieces) == len(other.evaluation.input_ids)
+    for piece, ids in zip(text.pieces, other.evaluation.input_ids.tolist(), strict=True):
+        assert mine.tokenizer.decode(list(piece)) == other.tokenizer.decode(ids)
+    assert len({len(piece) for piece in text.pieces}) > 1, "in other numbers of tokens"
 
 
 # ------------------------------------------------------------------------------------------------ which two models
@@ -148,13 +167,11 @@ def test_transformers_own_recurrent_models_are_measured_as_rwkv5_is(tmp_path, ow
     measured = recurrent.measure(Study.open("smoke", str(path)), beside=str(beside))
     for found in (measured.recurrent, measured.transformer):
         study = found.study
-        assert found.costs["single"].shape == (study.num_blocks, len(study.evaluation.input_ids))
+        count = len(measured.transformer.study.evaluation.input_ids)
+        assert found.costs["single"].shape == (study.num_blocks, count)
         # Random weights: about log2 of the vocabulary a token.
-        per_token = np.log2(49152) * (study.evaluation.input_ids.shape[1] - 1)
-        bits = found.costs["dense"][0] * recurrent.block_bytes(study.evaluation, study.tokenizer)
-        assert bits == pytest.approx(per_token, rel=0.1)
-        assert sorted(found.greedy) == list(range(study.num_blocks))
-        assert set(found.curves["metric"]) == set(found.accuracy["metric"])
+        bits = found.results[study.dense].arrays["nll"] / np.log(2) / found.results[study.dense].arrays["tokens"]
+        assert bits == pytest.approx(np.log2(49152), rel=0.1)
         a_block = [few_blocks.is_a_block(study.num_blocks, ratio) for ratio in depth_curves.RATIOS]
         assert not all(a_block), "a tenth of four blocks is none"
         assert (np.isfinite(found.summary).sum(1) == found.summary.shape[1] - a_block.count(False)).all()

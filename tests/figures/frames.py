@@ -271,16 +271,13 @@ def prefill_frame() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "prompt_tokens", "side", "tokens_per_second", "low", "high"])
 
 
-def beside_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def beside_frame(n: int) -> pd.DataFrame:
     """Two models, one of them twice as deep."""
-    curves, accuracies = [], []
+    parts = []
     for model, blocks in (("recurrent", n), ("transformer", 2 * n)):
-        _, accuracy = metric_frames(blocks)
-        accuracy = accuracy[accuracy["task"] == "mmlu_dev"].assign(model=model)
-        bits = 1.0 + accuracy["share"] / 20
-        accuracies.append(accuracy)
-        curves.append(accuracy.assign(bits_per_byte=bits, low=0.9 * bits, high=1.1 * bits))
-    return pd.concat(curves, ignore_index=True), pd.concat(accuracies, ignore_index=True)
+        place = 100 * np.arange(blocks) / blocks
+        parts.append(pd.DataFrame({"model": model, "place": place, "rise": place, "low": place - 1, "high": place + 9}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def training_frame(n: int) -> pd.DataFrame:
@@ -416,7 +413,8 @@ FIGURES = {
     "method_accuracies": lambda n: benchmarks.method_accuracies(*method_frames()),
     "generation_by_position": lambda n: generation.generation_by_position(curve_frame(n)),
     "prefill_rates": lambda n: pictures.prefill_rates(prefill_frame()),
-    "removal_beside": lambda n: rwkv_redundancy.removal_beside(*beside_frames(n)),
+    "removal_beside": lambda n: rwkv_redundancy.removal_beside(beside_frame(n)),
+    "single_blocks": lambda n: rwkv_redundancy.single_blocks(beside_frame(n)),
     "training_curve": lambda n: training_curve.training_curve(training_frame(n), {"xz -9": 2.4, "order-5 n-gram": 2.3}),
     "generation_by_depth": lambda n: generation.generation_by_depth(*generation_frames(n)),
     "size_against_quality": lambda n: quantization.size_against_quality(size_frame(n), labelled=(0, 2)),

@@ -1,18 +1,18 @@
-"""The figure of notebook 06 shows what it is given."""
+"""The figures of notebook 06 show what they are given."""
+
+import pytest
 
 from layer_redundancy.figures import rwkv_redundancy
 
-from .frames import beside_frames
+from .frames import beside_frame
 
 
-def test_removal_beside_draws_each_model_with_its_dense_level_and_chance():
-    figure = rwkv_redundancy.removal_beside(*beside_frames(5))
-    top_left, top_right, bottom_left, bottom_right = figure.axes
-    assert [top_left.get_title("left"), top_right.get_title("left")] == ["recurrent", "transformer"]
-    assert top_left.get_yscale() == "log" and top_left.get_shared_y_axes().joined(top_left, top_right)
-    for axes in (bottom_left, bottom_right):
-        assert [line.get_ydata()[0] for line in axes.lines if line.get_gid() == "chance"] == [0.25]
-        assert "n=80" in axes.get_title("left")
-    assert len(top_left.containers) == len(bottom_right.containers) == 7
-    drawn = [len(axes.containers[0].lines[0].get_xdata()) for axes in (top_left, top_right)]
-    assert drawn == [5, 10]
+@pytest.mark.parametrize("draw", [rwkv_redundancy.single_blocks, rwkv_redundancy.removal_beside])
+def test_each_model_has_its_points_and_the_dense_level(draw):
+    (axes,) = draw(beside_frame(5)).axes
+    drawn = [container.lines[0].get_ydata() for container in axes.containers]
+    assert [len(values) for values in drawn] == [5, 10] and drawn[1][-1] == 90
+    assert [line.get_ydata()[0] for line in axes.lines if line.get_gid() == "dense"] == [0]
+    assert axes.get_yscale() == "symlog", "costs may be below 0"
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sum("recurrent (without attention)" in label for label in labels) == 1

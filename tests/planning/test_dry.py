@@ -1,6 +1,5 @@
 """What is planned is counted by hand here; that it is what runs, `make rehearse` shows on every notebook."""
 
-import tomllib
 from dataclasses import MISSING, fields, replace
 from types import ModuleType
 
@@ -153,15 +152,14 @@ def test_a_sweep_that_an_experiment_gains_is_in_the_plan(monkeypatch):
     assert more == [Sweep("perplexity", text, (variants.dense(32), pair))]
 
 
-def test_the_model_without_attention_has_its_own_scale():
-    """Notebook 06 measures it on four times the text and items of the embedded profile."""
+def test_two_models_are_planned_on_the_same_passages():
+    """Notebook 06 measures both on as many passages, and few of the variants on tasks."""
     ledger = pages("06", profile="embedded", model="")["06"]
-    recurrent = {one.measurement: one.amount.items for one in ledger.of(Sweep, "rwkv5-6.6m") if len(one.variants) > 50}
-    transformer = {one.measurement: one.amount.items for one in ledger.of(Sweep, "smollm2-135m-instruct")}
-    assert recurrent == {"perplexity": 128, "task/agreement": 50, "task/copying": 50}
-    assert transformer["task/agreement"] == 50  # the stand-in of the counted amount
-    alone = profiles.get("embedded")
-    assert [alone.text.evaluation_blocks, alone.tasks[0].limit] == [32, 200]
+    sweeps = {one: {w.measurement: w for w in ledger.of(Sweep, one)} for one in ("rwkv5-6.6m", "smollm2-135m-instruct")}
+    recurrent, transformer = sweeps.values()
+    assert recurrent["passages"].amount == transformer["perplexity"].amount
+    assert len(recurrent["passages"].variants) == 1 + 12 + 10, "one less by Block Influence is a single removal"
+    assert [len(of["task/agreement"].variants) for of in sweeps.values()] == [4, 4]
 
 
 def test_block_pruning_by_hand():
@@ -313,7 +311,6 @@ def test_the_rehearsal_turns_every_switch_off_its_default():
         if field.default is not MISSING and getattr(values, field.name) == field.default
     }
     assert unchanged <= STAYS, unchanged - STAYS
-    assert tomllib.loads((profiles.profile_file(run.PROFILE)).read_text())["budgets"]["rwkv_redundancy"]["scale"] == 2
 
 
 def test_experiments_and_notebooks_are_the_same():

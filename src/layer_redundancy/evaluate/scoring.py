@@ -279,6 +279,47 @@ class Perplexity:
 
 
 @dataclass(frozen=True, eq=False)
+class Passages:
+    """The loss of passages of text of any lengths: what two models read that cut the same text into other tokens.
+
+    Every token but a passage's first is scored.
+
+    Attributes:
+        pieces: the tokens of each passage, at least two.
+    """
+
+    pieces: tuple[tuple[int, ...], ...]
+    name: str = "passages"
+    version: int = 1
+
+    @cached_property
+    def data(self) -> str:
+        """Fingerprint of the tokens: sha256 (hex) of each passage's length and tokens, as little-endian int64."""
+        digest = hashlib.sha256()
+        for piece in self.pieces:
+            digest.update(np.array([len(piece), *piece], "<i8").tobytes())
+        return digest.hexdigest()
+
+    @property
+    def settings(self) -> str:
+        """No settings: the passages determine everything."""
+        return settings_text({})
+
+    @cached_property
+    def sequences(self) -> list[ScoredSequence]:
+        """One sequence a passage."""
+        return [ScoredSequence(piece[:-1], (piece[1:],)) for piece in self.pieces]
+
+    def result(self, outputs: Sequence[Outputs]) -> Result:
+        """arrays: nll and tokens (N,), of all scored tokens of each passage, nats; summary: nll a token, tokens."""
+        nll = -np.array([targets[0][0] for targets in outputs])
+        tokens = np.array([len(piece) - 1 for piece in self.pieces])
+        return Result(
+            {"nll": float(nll.sum() / tokens.sum()), "tokens": int(tokens.sum())}, {"nll": nll, "tokens": tokens}
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class ChoiceTask:
     """A multiple-choice task of lm-eval: its requests, scored here; its own process_results, for the metrics."""
 

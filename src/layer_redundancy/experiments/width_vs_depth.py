@@ -40,7 +40,6 @@ ON_AVERAGE = "random heads of a block's weights cost as much as a block, on aver
 IN_THE_MEDIAN = "random heads of a block's weights cost as much as a block, in the median"
 CHEAP = "share of single heads that raise the perplexity by less than 1 %"
 BY_NUMBER = "share of the differences between heads that goes with the head's number"
-BLOCK_OR_NUMBER = "share that goes with the head's block, less that with its number"
 
 COMPARABLE = 0.25  # of a block's damage: a smaller difference counts as none
 DRAWN = 200  # items: no accuracy on fewer is drawn
@@ -95,7 +94,7 @@ class Measured:
         heads: (block, head) -> (N,) increase of the loss on the calibration text, nats a token, without that head.
         everywhere: measurement -> the dense model's result, then one without the head of each number in all blocks.
         chosen: what is removed -> the variant: the cheapest heads that hold a block's weights, and the cheapest block,
-            by their damage alone on the calibration text; empty where the model has not so many.
+            by what each costs alone `at_most` on the calibration text; empty where the model has not so many.
         tasks: task -> variant -> result, of the dense model and the chosen.
         damage: what removals at equal weights cost on the evaluation text; None where there is nothing to compare.
     """
@@ -132,10 +131,10 @@ def measure(study: Study) -> Measured:
     heads = {pair: alone[variant] for pair, variant in single.items()}
     chosen: dict[str, Variant] = {}
     if blocks and size < len(single):
-        cheapest = sorted(heads, key=lambda pair: heads[pair].mean())[:size]
+        cheapest = sorted(heads, key=lambda pair: at_most(heads[pair]))[:size]
         chosen = {
             f"{size} chosen heads": variants.without_heads(num, cheapest),
-            "the chosen block": min(blocks, key=lambda variant: alone[variant].mean()),
+            "the chosen block": min(blocks, key=lambda variant: at_most(alone[variant])),
         }
     else:
         logger.info(
@@ -158,6 +157,19 @@ def measure(study: Study) -> Measured:
         {name.removeprefix("task/"): of for name, of in tasks.items()},
         _damage(study, blocks, list(chosen.values()), size, budget.random_sets) if chosen else None,
     )
+
+
+def at_most(damage: np.ndarray) -> float:
+    """What a removal costs at most, as far as a few blocks of text tell: the upper end of its 95 % interval.
+
+    By their means alone, heads are chosen that help on one text by chance and harm others: on other calibration text,
+    the 48 heads of the embedded model with the smallest means cost 0.74 nats together, those by the upper end 0.11.
+
+    Args:
+        damage: (N,) by block of text; its mean is taken where there is a single one.
+    """
+    high = stats.mean_interval(damage)[1]
+    return float(damage.mean() if np.isnan(high) else high)
 
 
 def _losses(
@@ -343,35 +355,26 @@ def _pattern_judged(heads: Mapping[tuple[int, int], np.ndarray], resamples: int,
         return pd.DataFrame()
 
     def statements(square: np.ndarray) -> list[Statement]:
-        by_block, by_number = pattern(square)
-        return [
-            Statement(BY_NUMBER, by_number, 0.1, "below", matters=0.1),
-            Statement(BLOCK_OR_NUMBER, by_block - by_number, 0.0, "above", matters=0.1),
-        ]
+        return [Statement(BY_NUMBER, pattern(square), 0.1, "below", matters=0.1)]
 
     of_model = [statements(cube[rows].mean(2)) for rows in stats.unit_rows(len(cube), resamples, seed)]
     of_text = [statements(cube[..., rows].mean(2)) for rows in stats.unit_rows(cube.shape[2], resamples, seed + 1)]
     return judged_draws(statements(cube.mean(2)), [of_model, of_text], [len(cube), cube.shape[2]])
 
 
-def pattern(square: np.ndarray) -> tuple[float, float]:
-    """How much of the differences between heads goes with their block, and with their number, beyond what chance gives.
+def pattern(square: np.ndarray) -> float:
+    """How much of the differences between heads goes with their number, beyond what chance gives.
 
     Args:
         square: (B, H) damage of each head, any unit: ranks are compared, since a few heads cost a thousandfold.
 
     Returns:
-        Shares of the sum of squares of the ranks (two-way without interaction), beyond what is expected where all heads
-        are shuffled, or those of each block: about 0 where there is no pattern, 1 where there is nothing else.
+        The numbers' share of the sum of squares of the ranks (two-way without interaction), beyond what is expected
+        where the heads of each block are shuffled: about 0 where there is no pattern, 1 where there is nothing else.
     """
     num, count = square.shape
     ranks = square.ravel().argsort(kind="stable").argsort().reshape(square.shape).astype(float)
     total = ((ranks - ranks.mean()) ** 2).sum()
-    by_block = count * ((ranks.mean(1) - ranks.mean()) ** 2).sum()
-    by_number = num * ((ranks.mean(0) - ranks.mean()) ** 2).sum()
-    chance = total * (num - 1) / (num * count - 1), (total - by_block) / num
-    shares = [
-        (found - by_chance) / (total - by_chance)
-        for found, by_chance in zip((by_block, by_number), chance, strict=True)
-    ]
-    return float(shares[0]), float(shares[1])
+    within_blocks = total - count * ((ranks.mean(1) - ranks.mean()) ** 2).sum()
+    by_number, by_chance = num * ((ranks.mean(0) - ranks.mean()) ** 2).sum(), within_blocks / num
+    return float((by_number - by_chance) / (total - by_chance))

@@ -39,12 +39,11 @@ def _by_number(axes: Axes, rows: pd.DataFrame) -> None:
         part = rows[rows["measurement"] == name].sort_values("head")
         colour, marker = style_of(name, names)
         is_task = part["chance"].notna().any()
-        items = f", n={int(part['n'].iloc[0])}" if is_task else " of the text"
         shift = (place - (len(names) - 1) / 2) * 0.16
-        label = (f"{name}{items}" if is_task else "loss") + ", 95 % interval"
+        label = f"{name.replace('_', ' ')}, n={int(part['n'].iloc[0])}, 95 % interval" if is_task else "95 % interval"
         reach = interval(part, "value")
-        options = {"color": colour, "marker": marker, "elinewidth": 0.9, "ls": ""}
-        axes.errorbar(part["head"] + shift, part["value"], yerr=reach, label=label, **options)
+        x, y = part["head"] + shift, part["value"]
+        axes.errorbar(x, y, yerr=reach, label=label, color=colour, marker=marker, elinewidth=0.9, ls="")
         axes.axhline(part["dense"].iloc[0], color=colour, lw=1.6, zorder=1, gid="dense")
         if is_task:
             chance_line(axes, part["chance"].iloc[0])

@@ -31,7 +31,7 @@ from layer_redundancy.evaluate import gaps, sweep
 from layer_redundancy.evaluate.amounts import Quantization, Sweep, Training, Work, Writing, part, text_amount
 from layer_redundancy.evaluate.batches import arrange
 from layer_redundancy.evaluate.generate import PromptLengths
-from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
+from layer_redundancy.evaluate.scoring import ChoiceTask, Passages, Perplexity
 from layer_redundancy.inputs import Inputs
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.models import quantize
@@ -190,6 +190,11 @@ class DryInputs(Inputs):
         self.needs.corpora[own_files.corpus(corpus)] = None
         return dry_text(corpus, split, count, length)
 
+    def _passages(self, other: Inputs) -> Perplexity | Passages:
+        # As many tokens as the other model's, about: nobody knows before.
+        text = replace(other.evaluation, corpus=f"{other.evaluation.corpus} as {other.identity.name} reads it")
+        return Perplexity(text, name="passages")
+
     def amount(self, budget: TaskBudget) -> Amount:
         """Amount of the items of a benchmark that its budget asks for."""
         whole = self.amount_of(budget)
@@ -333,7 +338,7 @@ class DryStudy(Study):
     def sweep(
         self,
         chosen: Sequence[Variant],
-        measurements: Sequence[Perplexity | ChoiceTask] | None = None,
+        measurements: Sequence[Perplexity | Passages | ChoiceTask] | None = None,
         progress: bool = True,
     ) -> dict[str, dict[Variant, Result]]:
         found: dict[str, dict[Variant, Result]] = {}
@@ -351,13 +356,15 @@ class DryStudy(Study):
             found[measurement.name] = {v: self._result(measurement, v, key) for v, key in keys.items()}
         return found
 
-    def _result(self, measurement: Perplexity | ChoiceTask, variant: Variant, key: Key) -> Result:
+    def _result(self, measurement: Perplexity | Passages | ChoiceTask, variant: Variant, key: Key) -> Result:
         known = self._known(key)
         if known is None:
             return self._measured(measurement, variant)
         return measurement.with_margins(known) if isinstance(measurement, ChoiceTask) else known
 
-    def _lacking(self, measurement: Perplexity | ChoiceTask, fresh: Mapping[Variant, Producer]) -> list[Sweep]:
+    def _lacking(
+        self, measurement: Perplexity | Passages | ChoiceTask, fresh: Mapping[Variant, Producer]
+    ) -> list[Sweep]:
         """What was not asked for before of a measurement on some variants; it is then marked as asked for."""
         what, wanted = _sequences(measurement, self.ledger.places)
         ran = {v: self.ledger.ran.setdefault(producer, {}) for v, producer in fresh.items()}
@@ -376,12 +383,12 @@ class DryStudy(Study):
             for part, lacking in gaps.parts(wanted, known)
         ]
 
-    def _measured(self, measurement: Perplexity | ChoiceTask, variant: Variant) -> Result:
+    def _measured(self, measurement: Perplexity | Passages | ChoiceTask, variant: Variant) -> Result:
         """A result of the right shape; its loss is higher the later the stand-in order would remove what is gone."""
-        if isinstance(measurement, Perplexity):
-            blocks, length = measurement.blocks.input_ids.shape
+        if isinstance(measurement, Perplexity | Passages):
             loss = stand_ins.loss(self.shape_of, self.num_blocks, variant)
-            nll, tokens = np.full(blocks, loss * (length - 1)), np.full(blocks, length - 1)
+            tokens = _scored_tokens(measurement)
+            nll = loss * tokens
             return Result({"perplexity": float(np.exp(loss)), "nll": loss}, {"nll": nll, "tokens": tokens})
         zeros = np.zeros(measurement.items.num_items)
         summary = {"acc": 0.0, "items": len(zeros), "chance": measurement.items.chance}
@@ -425,29 +432,41 @@ class DryStudy(Study):
         return found
 
 
-def _sequences(measurement: Perplexity | ChoiceTask, known: dict[bytes, int]) -> tuple[str, int]:
+def _sequences(measurement: Perplexity | Passages | ChoiceTask, known: dict[bytes, int]) -> tuple[str, int]:
     """The sequences of a measurement as bits, and what they are sequences of; "" for those whose digests are known."""
     if isinstance(measurement, Perplexity):
         if isinstance(measurement.blocks, DryText):
             blocks, length = measurement.blocks.input_ids.shape
             return f"{measurement.blocks.corpus} {measurement.blocks.split} {length}", (1 << blocks) - 1
-    elif isinstance(measurement.items, DryItems):
+    elif isinstance(measurement, ChoiceTask) and isinstance(measurement.items, DryItems):
         items = measurement.items
         return f"{items.name} {items.num_fewshot}", (1 << items.num_items) - 1 << items.first_item
     return "", gaps.of_places(known.setdefault(s.digest, len(known)) for s in measurement.sequences)
 
 
-def _amount(measurement: Perplexity | ChoiceTask, some: int, known: Mapping[bytes, int]) -> Amount:
+def _scored_tokens(text: Perplexity | Passages) -> np.ndarray:
+    """Scored tokens of each block of text, or of each passage, (N,)."""
+    if isinstance(text, Passages):
+        return np.array([len(piece) - 1 for piece in text.pieces])
+    blocks, length = text.blocks.input_ids.shape
+    return np.full(blocks, length - 1)
+
+
+def _amount(measurement: Perplexity | Passages | ChoiceTask, some: int, known: Mapping[bytes, int]) -> Amount:
     """The amount of some sequences of a measurement, given as `_sequences` has them."""
     if isinstance(measurement, Perplexity):
         return text_amount(some.bit_count(), measurement.blocks.input_ids.shape[1])
-    if isinstance(measurement.items, DryItems):
+    if isinstance(measurement, Passages):
+        count = len(measurement.pieces)
+    elif isinstance(measurement.items, DryItems):
         return part(measurement.items.amount, some.bit_count())
+    else:
+        count = measurement.items.num_items
     arranged = arrange(measurement.sequences, Sharing(prefixes=True))
     places = [k for k, i in enumerate(arranged.order) if some >> known[arranged.sequences[i].digest] & 1]
     sequences = [arranged.sequences[arranged.order[k]] for k in places]
     tokens, scored = sum(len(s.input_ids) for s in sequences), sum(s.num_scored for s in sequences)
-    items = round(measurement.items.num_items * len(places) / len(arranged.order))
+    items = round(count * len(places) / len(arranged.order))
     return Amount(items, len(places), tokens, arranged.num_tokens(places), scored)
 
 

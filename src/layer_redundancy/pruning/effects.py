@@ -177,7 +177,9 @@ def comparison(first: Study, second: Study) -> pd.DataFrame:
     else:
         a, b = (
             rwkv_redundancy.bits_per_byte(
-                {one.dense: result}, [one.dense], rwkv_redundancy.block_bytes(one.evaluation, one.tokenizer)
+                {one.dense: result},
+                [one.dense],
+                rwkv_redundancy.piece_bytes(one.evaluation.input_ids.tolist(), one.tokenizer),
             )[0]
             for one, result in zip((first, second), text, strict=True)
         )

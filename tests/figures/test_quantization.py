@@ -20,12 +20,12 @@ def test_size_against_quality_marks_what_no_other_mix_beats():
 
 
 def test_interactions_stand_on_the_margin_with_each_draw():
-    rows = pd.DataFrame({"weights": "GPTQ, 4 bits", "count": [3, 8], "pruning": [0.3, 1.2], "quantization": 0.4})
-    rows = rows.assign(interaction=[0.02, 0.1], low=[0.0, 0.05], high=[0.04, 0.15])
+    rows = pd.DataFrame({"weights": "GPTQ, 4 bits", "count": [3, 8, 15], "pruning": [0.3, 1.2, 9], "quantization": 0.4})
+    rows = rows.assign(interaction=[0.02, 0.1, 1], low=[0.0, 0.05, 0], high=[0.04, 0.15, 2], both=[0.72, 1.7, 10.4])
     draws = pd.DataFrame({"weights": "GPTQ, 4 bits", "count": [3, 3, 8, 8], "interaction": [0.01, 0.03, 0.08, 0.12]})
     axes = quantization.damage_interaction(rows, draws, 0.25).axes[0]
     heights = [patch.get_paths()[0].get_extents().height for patch in axes.collections[:2]]
     assert sorted(heights)[-2:] == pytest.approx([0.15, 0.2]), "a quarter of 0.3 and of 0.4, on either side"
     drawn = [list(line.get_ydata()) for line in axes.lines]
     assert [0.01, 0.03] in drawn and [0.08, 0.12] in drawn
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["3", "8"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["3", "8"], "nothing is left of the third"

@@ -7,16 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from layer_redundancy.core import stats
 from layer_redundancy.data import corpora
-
-if TYPE_CHECKING:
-    from layer_redundancy.evaluate.scoring import ChoiceTask
+from layer_redundancy.evaluate.scoring import ChoiceTask
 
 CORPUS = "wikipedia"  # whose calibration split tells how frequent words are
 WORD = re.compile(r"\w+")
@@ -25,7 +23,7 @@ Units = Callable[[str], list[str]]  # a text -> its words, or parts of words
 Rule = Callable[[str, list[str]], np.ndarray]  # text before, choices -> a score of each choice; the highest is taken
 
 
-def table(tasks: Sequence["ChoiceTask"]) -> pd.DataFrame:
+def table(tasks: Sequence[ChoiceTask]) -> pd.DataFrame:
     """Accuracy of every rule on every task, on all items that the task has here.
 
     Where a rule is of two minds it gets its share of the item: 0.5 where it cannot choose between two of which one is

@@ -42,7 +42,7 @@ def gap_to_greedy(gaps: pd.DataFrame, accuracy: pd.DataFrame, rules: pd.DataFram
     _gaps(figure.add_subplot(grid[0, :]), gaps)
     for place, task in enumerate(tasks):
         axes = figure.add_subplot(grid[1, place])
-        _task(axes, accuracy[accuracy["task"] == task], rules[rules["task"] == task])
+        _task(axes, accuracy[accuracy["task"] == task], rules[rules["task"] == task], explained=not place)
         axes.tick_params(labelleft=not place)
         axes.set_ylabel("" if place else "accuracy")
     return figure
@@ -56,7 +56,7 @@ def _gaps(axes: Axes, gaps: pd.DataFrame) -> None:
         front = 4 if metric.startswith("block_influence") else 2
         axes.plot(part["share"], part["gap"], marker=marker, color=colour, label=titles(metric), zorder=front)
         band(axes, part, "share", colour)
-    axes.axhline(0, color=BLACK, lw=1.4, ls="--", zorder=3, label="Greedy")
+    axes.axhline(0, color=BLACK, lw=1.4, ls="--", zorder=3)
     axes.set_yscale("symlog", linthresh=LINEAR_TO, linscale=1.6)
     ticks = [-1, -0.5, 0, 0.5, 1, 2, 5, 10, 20]
     low, high = axes.get_ylim()
@@ -73,10 +73,11 @@ def _gaps(axes: Axes, gaps: pd.DataFrame) -> None:
         axes.set_xticks(shares, [f"{share}\n({weight:.0f})" for share, weight in zip(shares, weights, strict=True)])
         axes.set_xlabel("blocks removed (%); in brackets: weights removed (%)")
     handles, labels = axes.get_legend_handles_labels()
-    legend_above(axes, [*handles, band_handle()], [*labels, "95 % interval"])
+    greedy = Line2D([], [], color=BLACK, ls="--", marker=style_of("greedy")[1])
+    legend_above(axes, [*handles, greedy, band_handle()], [*labels, titles("greedy"), "95 % interval"])
 
 
-def _task(axes: Axes, rows: pd.DataFrame, rules: pd.DataFrame) -> None:
+def _task(axes: Axes, rows: pd.DataFrame, rules: pd.DataFrame, explained: bool) -> None:
     metrics = [metric for metric in dict.fromkeys(rows["metric"]) if metric]
     shares = sorted(set(rows.loc[rows["metric"] != "", "share"]))
     for place, metric in enumerate(metrics):
@@ -96,8 +97,10 @@ def _task(axes: Axes, rows: pd.DataFrame, rules: pd.DataFrame) -> None:
         best = rules.loc[rules["accuracy"].idxmax()]
         axes.axhline(best["accuracy"], color=GREY, ls=":", lw=1.4, zorder=1, gid="rule")
         handles, labels = [*handles, Line2D([], [], color=GREY, ls=":", lw=1.4)], [*labels, "best rule without a model"]
-    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, columnspacing=1.2)
-    axes.set_title(f"{name}, n = {int(dense['n'])}", loc="left", pad=38)
+    if explained:
+        legend = axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, columnspacing=1.2)
+        legend.set_in_layout(False)  # it may reach over the next panel, which has none
+    axes.set_title(f"{name}, n = {int(dense['n'])}", loc="left", pad=24)
     axes.set_xticks(range(len(shares)), [f"{share:.0f} %" for share in shares])
     axes.set_xlim(-0.5, len(shares) - 0.5)
     axes.set_ylim(0, 1.02)

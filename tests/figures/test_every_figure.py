@@ -9,7 +9,12 @@ from layer_redundancy.figures import saving, style
 from . import frames
 from .frames import CAPTION, FIGURES, drawn_boxes, score_frame
 
-NAMED_ROWS = {"recipes", "selections", "difference_from_whole"}  # whose y axis has names, not numbers
+NAMED_ROWS = {
+    "order_agreement",
+    "recipes",
+    "selections",
+    "difference_from_whole",
+}  # whose y axis has names, not numbers
 
 
 @pytest.mark.parametrize("blocks", [4, 32, 80])

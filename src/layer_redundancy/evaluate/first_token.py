@@ -32,6 +32,7 @@ CONDITIONS = {
 WHOLE, WITHOUT, GIVEN_BACK, ONLY_FIRST = CONDITIONS
 ATTENTION_TOKENS = 256  # tokens of a text whose attention is looked at: the weights of all pairs are in memory
 ATTENTION_TEXTS = 4
+MOST_TOKENS = 4096  # of a batch: the states after every block are in memory
 
 
 @torch.no_grad()
@@ -77,7 +78,7 @@ def of_text(stack: DecoderStack, text: TokenBlocks, block: int, batch_tokens: in
         summary: alike, the mean cosine of what the block adds in one text and in another.
     """
     ids = text.input_ids
-    rows = max(1, throughput.batch_tokens(stack, batch_tokens) // ids.shape[1])
+    rows = max(1, min(MOST_TOKENS, throughput.batch_tokens(stack, batch_tokens)) // ids.shape[1])
     parts = [_of_batch(stack, ids[start : start + rows], block) for start in range(0, len(ids), rows)]
     nll, first, other, added = (
         np.concatenate([part[which] for part in parts], axis=axis) for which, axis in enumerate((1, 1, 1, 0))
@@ -108,7 +109,8 @@ def _of_batch(stack: DecoderStack, ids: Tensor, block: int) -> tuple[np.ndarray,
         other.append(norms[:, 1:].mean(1).numpy())
         nll.append(_nll(stack, states[-1], ids[:, 1:]))
         if name == WHOLE:
-            added = (states[block + 1].cpu()[:, 0] - states[block].cpu()[:, 0]).double().numpy()
+            before, after = (states[i][:, 0].cpu().double() for i in (block, block + 1))
+            added = (after - before).numpy()
     return np.stack(nll), np.stack(first), np.stack(other), added
 
 
@@ -163,7 +165,7 @@ def of_items(
     """A task's items under some conditions: condition -> result, as a sweep has it."""
     sequences = task.sequences
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].input_ids))
-    budget = throughput.batch_tokens(stack, batch_tokens)
+    budget = min(MOST_TOKENS, throughput.batch_tokens(stack, batch_tokens))
     outputs: dict[str, dict[int, Outputs]] = {name: {} for name in conditions}
     while order:
         rows = max(1, budget // len(sequences[order[0]].input_ids))

@@ -121,7 +121,7 @@ def rules(found: Measured) -> pd.DataFrame:
     """What rules without a model get of the tasks: `without_a_model.table`, those of its rules that always choose, in
     words for a figure, and of each task the best of all rules."""
     table = without_a_model.table(found.tasks)
-    best = table.sort_values("accuracy", kind="stable").drop_duplicates("task", keep="last").assign(rule="best rule")
+    best = table.sort_values("accuracy", kind="stable").drop_duplicates("task", keep="last").assign(rule="best of all")
     known = table[table["rule"].isin(SHOWN_RULES)]
     known = known.assign(rule=[SHOWN_RULES[rule] for rule in known["rule"]])
     return pd.concat([known, best.sort_index()], ignore_index=True)

@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from layer_redundancy.figures.parts import accuracy_panel, damage_panel, interval, legend_above, share_axis
 from layer_redundancy.figures.style import GREY, WIDTH, style_of, styled
 
-CAPABLE = 200  # items from which on an accuracy is drawn
-
 
 @styled
 def prune_ratio(
@@ -84,3 +82,4 @@ def _rules(axes: Axes, rules: pd.DataFrame, tasks: list[str]) -> None:
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.tick_params(axis="y", labelleft=False)
     axes.set_title("without a model", size=9.5)
+    axes.set_xlabel("rule")

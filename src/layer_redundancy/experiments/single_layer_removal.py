@@ -275,8 +275,8 @@ def early_blocks(num_blocks: int) -> list[int]:
 def dissociation(one: Capability, other: Capability, resamples: int, seed: int) -> pd.DataFrame:
     """Whether a middle-to-late block costs one task more than another.
 
-    The block is the one for which the difference is largest on one half of the items; it is judged on the other half,
-    and the other way round, so that nothing speaks for it but the block itself.
+    The block is the one whose difference stands out most on one half of the items, in standard errors; it is judged on
+    the other half, and the other way round, so that nothing speaks for it but the block itself.
 
     Args:
         one, other: the dense model, then without each block.
@@ -288,10 +288,7 @@ def dissociation(one: Capability, other: Capability, resamples: int, seed: int) 
     harms = [capability.nats[:, 1:] - capability.nats[:, :1] for capability in (one, other)]
     if not middle or min(map(len, harms)) < 4:
         return pd.DataFrame()
-    halves = [
-        middle[int(np.argmax(harms[0][start::2][:, middle].mean(0) - harms[1][start::2][:, middle].mean(0)))]
-        for start in (0, 1)
-    ]
+    halves = [middle[_standing_out(*(harm[start::2][:, middle] for harm in harms))] for start in (0, 1)]
     judged = []
     for harm in harms:  # the items of one half, without the block that the other half chose
         found = harm[:, halves[0]].copy()
@@ -309,3 +306,10 @@ def dissociation(one: Capability, other: Capability, resamples: int, seed: int) 
     ]
     on = f"{one.name} against {other.name}, block {' or '.join(map(str, sorted(set(halves))))}"
     return verdicts.judged_draws(statement(mean_a, mean_b), draws, [len(of) for of in judged], on)
+
+
+def _standing_out(one: np.ndarray, other: np.ndarray) -> int:
+    """Where the means of (N, K) and (M, K) values differ most, the first above the second, in standard errors."""
+    error = np.sqrt(sum(of.var(0, ddof=1) / len(of) for of in (one, other)))
+    difference = one.mean(0) - other.mean(0)
+    return int(np.argmax(difference / np.maximum(error, 1e-12)))

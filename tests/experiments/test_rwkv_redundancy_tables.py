@@ -95,11 +95,11 @@ def test_what_is_kept_stands_beside_what_the_paper_prints():
     )
     kept = recurrent.kept(found, paper_tables.table("rwkv"))
     printed, measured = kept[kept["source"] != "measured"], kept[kept["source"] == "measured"].set_index("model")
-    assert list(printed["accuracy"]) == [50.37, 36.85] and printed["above_chance"].isna().all()
+    assert list(printed["score"]) == [50.37, 36.85] and printed["above_chance"].isna().all()
     assert list(measured.loc["knows", "above_chance"]) == pytest.approx([100, 50])
-    assert list(measured.loc["knows", "accuracy"]) == [75, 50] and list(measured["removed"]) == [0, 25, 0, 25]
+    assert list(measured.loc["knows", "score"]) == [75, 50] and list(measured["removed"]) == [0, 25, 0, 25]
     assert measured.loc["guesses", "above_chance"].isna().all(), "nothing is kept of chance"
-    assert (measured["low"] < measured["accuracy"]).all() and (measured["n"] == 200).all()
+    assert (measured["low"] < measured["score"]).all() and (measured["n"] == 200).all()
     assert recurrent.at_chance(kept).startswith("no share kept is given of guesses on t:")
 
 

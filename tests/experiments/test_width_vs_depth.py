@@ -25,7 +25,7 @@ def removals(depth, width, chosen, seed=0):
 
 
 def measured(of_heads, damage=None, chosen=None, tasks=None):
-    return Measured(0, 0, 2, None, None, of_heads, {}, chosen or {}, tasks or {}, damage)
+    return Measured(0, 0, 2, None, None, None, of_heads, {}, chosen or {}, tasks or {}, damage)
 
 
 def test_heads_by_number_are_paired_with_the_dense_model():
@@ -84,7 +84,7 @@ def test_equal_weights_are_comparable_within_a_margin():
 def test_sets_of_heads_are_resampled_with_their_text():
     """The interval is that of a mean over sets drawn for each text, which the text alone would make too narrow."""
     damage = removals(np.full(L, 0.5), 0.5, [0.1, 0.1])
-    raw = width_vs_depth.compared(damage, 2000, 0).set_index("statement")
+    raw = width_vs_depth.random_compared(damage, 2000, 0).set_index("statement")
     of_text = damage.random.mean(1) - damage.blocks.mean(1)
     assert raw.loc[width_vs_depth.ON_AVERAGE, "error"] == pytest.approx(of_text.std(ddof=1) / np.sqrt(N), rel=0.06)
     assert raw.loc[width_vs_depth.ON_AVERAGE, "degrees"] == N - 1
@@ -118,8 +118,9 @@ def test_the_damage_of_a_text_is_that_of_its_own_sets(tmp_path, monkeypatch):
     num, count = study.num_blocks, len(study.evaluation.input_ids)
     assert found.damage.blocks.shape == (count, num) and found.damage.random.shape == (count, 2)
     sets = variants.random_heads(num, study.identity.num_attention_heads, found.set_size, 2 * count, study.profile.seed)
-    results = study.sweep([study.dense, sets[3], *found.chosen.values()], [study.perplexity])["perplexity"]
-    damage = [result_tables.cost(results[v]) - result_tables.cost(results[study.dense]) for v in list(results)[1:]]
+    variants_run = [study.dense, sets[3], *found.chosen.values()]
+    results = study.sweep(variants_run, [study.perplexity])["perplexity"]
+    damage = [result_tables.cost(results[v]) - result_tables.cost(results[study.dense]) for v in variants_run[1:]]
     assert found.damage.random[1, 1] == pytest.approx(damage[0][1], abs=1e-5), "the fourth set, on the second text"
     np.testing.assert_allclose(found.damage.chosen.T, damage[1:], atol=1e-5)
     kept, best = found.chosen.values()

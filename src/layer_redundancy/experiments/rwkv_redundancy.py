@@ -299,9 +299,9 @@ def kept(found: Measured, printed: pd.DataFrame) -> pd.DataFrame:
         printed: the paper's numbers, `paper_tables.table("rwkv")`.
 
     Returns:
-        source (paper or measured), model, task, removed (percent of the blocks), low, high (95 %, Wilson), accuracy
-        (all in percent), chance, n, above_chance (percent of what the dense model has beyond chance; none where chance
-        lies in its interval, nor for the paper, whose chance we do not know).
+        source (paper or measured), model, task, removed (percent of the blocks), low, high (95 %, Wilson), score
+        (accuracy; all in percent), chance, n, above_chance (percent of what the dense model has beyond chance; none
+        where chance lies in its interval, nor for the paper, whose chance we do not know).
     """
     rows: list[tuple] = []
     for row in printed.itertuples():
@@ -317,7 +317,7 @@ def kept(found: Measured, printed: pd.DataFrame) -> pd.DataFrame:
                 percent = [100 * value for value in (now.low, now.high, now.accuracy, now.chance)]
                 above = 100 * (now.accuracy - now.chance) / (whole.accuracy - whole.chance) if _knows(whole) else np.nan
                 rows.append(("measured", one.name, task, 100 * len(now.removed) / num, *percent, now.n, above))
-    columns = ["source", "model", "task", "removed", "low", "high", "accuracy", "chance", "n", "above_chance"]
+    columns = ["source", "model", "task", "removed", "low", "high", "score", "chance", "n", "above_chance"]
     return pd.DataFrame(rows, columns=columns)
 
 

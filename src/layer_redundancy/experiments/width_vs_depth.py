@@ -55,6 +55,8 @@ class Budget:
         calibration_blocks: number of first blocks of the calibration text on which single heads are removed.
         calibration_length: number of first tokens of each that are used.
         block_step: single heads are removed in every block_step-th block.
+        chosen_blocks: number of blocks of evaluation text on which the chosen heads and the chosen block are removed,
+            for their difference to be known better than the margin: two variants are cheap.
         random_sets: sets of heads that hold as many weights as a block, drawn at random for each block of evaluation
             text.
     """
@@ -62,18 +64,19 @@ class Budget:
     evaluation_blocks: Count
     calibration_blocks: Count
     calibration_length: Annotated[int, at_least(2)]
+    chosen_blocks: Count
     block_step: Count = 1
     random_sets: Count = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Damage:
-    """Increase of the mean loss, nats a token, by block of text; N blocks.
+    """Increase of the mean loss, nats a token, by block of text; N blocks of text, or M that the chosen are tried on.
 
     Attributes:
         blocks: (N, L), without each block of the model.
         random: (N, K), without each of K random sets of heads; the sets of each block of text are its own.
-        chosen: (N, 2), without the chosen heads and without the chosen block.
+        chosen: (M, 2), without the chosen heads and without the chosen block.
     """
 
     blocks: np.ndarray
@@ -91,6 +94,7 @@ class Measured:
         set_size: number of heads that hold as many weights as a block; the model may have fewer.
         calibration: the text on which single heads and blocks were removed to choose by.
         everywhere_on: the text on which heads were removed in all blocks.
+        chosen_on: the text on which the chosen were removed.
         heads: (block, head) -> (N,) increase of the loss on the calibration text, nats a token, without that head.
         everywhere: measurement -> the dense model's result, then one without the head of each number in all blocks.
         chosen: what is removed -> the variant: the cheapest heads that hold a block's weights, and the cheapest block,
@@ -104,6 +108,7 @@ class Measured:
     set_size: int
     calibration: TokenBlocks
     everywhere_on: TokenBlocks
+    chosen_on: TokenBlocks
     heads: Mapping[tuple[int, int], np.ndarray]
     everywhere: Mapping[str, Sequence[Result]]
     chosen: Mapping[str, Variant]
@@ -145,17 +150,19 @@ def measure(study: Study) -> Measured:
     everywhere_on = first_blocks(study.evaluation, budget.evaluation_blocks)
     of_number = study.sweep(everywhere, [Perplexity(everywhere_on), *study.tasks])
     tasks = study.sweep([study.dense, *chosen.values()], study.tasks) if chosen and study.tasks else {}
+    chosen_on = study.inputs.text("evaluation", evaluation_blocks=budget.chosen_blocks)
     return Measured(
         block_size,
         head_size,
         size,
         calibration,
         everywhere_on,
+        chosen_on,
         heads,
         {name: [of[v] for v in everywhere] for name, of in of_number.items()},
         chosen,
         {name.removeprefix("task/"): of for name, of in tasks.items()},
-        _damage(study, blocks, list(chosen.values()), size, budget.random_sets) if chosen else None,
+        _damage(study, blocks, list(chosen.values()), chosen_on, size) if chosen else None,
     )
 
 
@@ -181,21 +188,23 @@ def _losses(
     return dense, {variant: result_tables.cost(found[variant]) - dense for variant in chosen}
 
 
-def _damage(study: Study, blocks: Sequence[Variant], chosen: Sequence[Variant], size: int, random_sets: int) -> Damage:
-    """What removals at equal weights cost on the evaluation text."""
+def _damage(
+    study: Study, blocks: Sequence[Variant], chosen: Sequence[Variant], chosen_on: TokenBlocks, size: int
+) -> Damage:
+    """What removals at equal weights cost on evaluation text."""
     text, num, num_heads = study.evaluation, study.num_blocks, study.identity.num_attention_heads
-    dense, whole = _losses(study, [*blocks, *chosen], study.perplexity)
-    count = len(dense)
-    sets = variants.random_heads(num, num_heads, size, count * random_sets, study.profile.seed)
-    logger.info(f"{len(sets)} random sets of {size} heads, {random_sets} on each of {count} blocks of text")
+    dense, single = _losses(study, blocks, study.perplexity)
+    _, by_choice = _losses(study, chosen, Perplexity(chosen_on))
+    count, each = len(dense), study.profile.budget(Budget).random_sets
+    sets = variants.random_heads(num, num_heads, size, count * each, study.profile.seed)
+    logger.info(f"{len(sets)} random sets of {size} heads, {each} on each of {count} blocks of text")
     drawn = []
     for place in range(count):
-        mine = sets[place * random_sets : (place + 1) * random_sets]
+        mine = sets[place * each : (place + 1) * each]
         on = Perplexity(replace(text, input_ids=text.input_ids[place : place + 1]))
         losses = study.sweep(mine, [on], progress=False)[on.name]
         drawn.append([result_tables.cost(losses[variant]).item() - dense[place] for variant in mine])
-    by_block, by_choice = (np.stack([whole[v] for v in of], axis=1) for of in (blocks, chosen))
-    return Damage(by_block, np.array(drawn), by_choice)
+    return Damage(np.stack(list(single.values()), axis=1), np.array(drawn), np.stack(list(by_choice.values()), axis=1))
 
 
 def weights_note(found: Measured) -> str:
@@ -203,6 +212,15 @@ def weights_note(found: Measured) -> str:
     return (
         f"a block holds {found.block_size:,} weights, a head {found.head_size:,}: {found.set_size} heads weigh as "
         "much as a block"
+    )
+
+
+def texts_note(found: Measured) -> str:
+    """Which text says what, in a caption."""
+    blocks, length = found.calibration.input_ids.shape
+    return (
+        f"Single heads, and the choice: {blocks} blocks of {length} tokens of the calibration split; what was chosen: "
+        f"{len(found.chosen_on.input_ids)} blocks of evaluation text"
     )
 
 
@@ -306,7 +324,8 @@ def claim(found: Measured, resamples: int, seed: int) -> pd.DataFrame:
     parts = [judge(_cheap_heads, np.stack(list(found.heads.values()), axis=1), resamples, seed)]
     parts.append(_pattern_judged(found.heads, resamples, seed))
     if found.damage is not None:
-        parts.append(compared(found.damage, resamples, seed))
+        parts.append(chosen_compared(found.damage.chosen, resamples, seed))
+        parts.append(random_compared(found.damage, resamples, seed))
     return verdicts(parts, PRIMARY)
 
 
@@ -323,28 +342,32 @@ def margin(damage: float) -> float:
     return max(SMALLEST, COMPARABLE * damage)
 
 
-def compared(damage: Damage, resamples: int, seed: int) -> pd.DataFrame:
-    """Whether equal weights cost as much in width as in depth: a raw table, as of `judged_draws`.
+def chosen_compared(chosen: np.ndarray, resamples: int, seed: int) -> pd.DataFrame:
+    """Whether the chosen heads cost as much as the chosen block, (M, 2) on evaluation text: a raw table."""
+    most = margin(float(chosen[:, 1].mean()))
+
+    def statements(mean: np.ndarray) -> list[Statement]:
+        return [Statement(PRIMARY, float(mean[0] - mean[1]), most, "within")]
+
+    return judge(statements, chosen, resamples, seed)
+
+
+def random_compared(damage: Damage, resamples: int, seed: int) -> pd.DataFrame:
+    """Whether random heads cost as much as a block, on average and in the median: a raw table.
 
     Blocks of text are resampled, with the sets of heads that were drawn for them.
     """
-    margins = [margin(float(x)) for x in _depth(damage)]
+    margins = [margin(float(of(damage.blocks.mean(0)))) for of in (np.mean, np.median)]
 
     def statements(rows: np.ndarray) -> list[Statement]:
-        drawn = Damage(damage.blocks[rows], damage.random[rows], damage.chosen[rows])
-        width = drawn.chosen[:, 0].mean(), drawn.random.mean(), np.median(drawn.random)
-        named = zip((PRIMARY, ON_AVERAGE, IN_THE_MEDIAN), width, _depth(drawn), margins, strict=True)
-        return [Statement(name, float(heads - block), most, "within") for name, heads, block, most in named]
+        heads, blocks = damage.random[rows], damage.blocks[rows].mean(0)
+        differences = heads.mean() - blocks.mean(), np.median(heads) - np.median(blocks)
+        named = zip((ON_AVERAGE, IN_THE_MEDIAN), differences, margins, strict=True)
+        return [Statement(name, float(difference), most, "within") for name, difference, most in named]
 
     count = len(damage.blocks)
     draws = [statements(rows) for rows in stats.unit_rows(count, resamples, seed)]
     return judged_draws(statements(np.arange(count)), [draws], [count])
-
-
-def _depth(damage: Damage) -> tuple[float, float, float]:
-    """What the chosen block costs, a block on average, and in the median."""
-    single = damage.blocks.mean(0)
-    return float(damage.chosen[:, 1].mean()), float(single.mean()), float(np.median(single))
 
 
 def _pattern_judged(heads: Mapping[tuple[int, int], np.ndarray], resamples: int, seed: int) -> pd.DataFrame:

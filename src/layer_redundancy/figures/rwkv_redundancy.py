@@ -1,5 +1,7 @@
 """The figures of notebook 06: removals from two models, in percent of what each spends on a byte of text."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -40,15 +42,17 @@ def removal_beside(table: pd.DataFrame) -> Figure:
 
 
 def _draw(axes: Axes, table: pd.DataFrame, line: bool) -> None:
+    handles: list[Any] = []
+    labels = []
     for (model, rows), (colour, marker, kind) in zip(table.groupby("model", sort=False), _KINDS, strict=True):
         rows = rows.sort_values("place")
-        axes.errorbar(
-            rows["place"], rows["rise"], yerr=interval(rows, "rise"), color=colour, marker=marker, elinewidth=0.9,
-            ls="-" if line else "", label=f"{model} ({kind}), 95 % interval",
-        )  # fmt: skip
-    axes.axhline(0, color=GREY, lw=1.6, zorder=1, label="dense model", gid="dense")
+        style: dict[str, Any] = {"color": colour, "marker": marker, "ls": "-" if line else ""}
+        handles.append(axes.errorbar(rows["place"], rows["rise"], interval(rows, "rise"), elinewidth=0.9, **style))
+        labels.append(f"{model} ({kind}), 95 % interval")
+    handles.append(axes.axhline(0, color=GREY, lw=1.6, zorder=1, gid="dense"))
     axes.set_yscale("symlog", linthresh=1, linscale=0.5)
+    axes.set_ylim(min(1.2 * table["low"].min(), -0.3), 1.6 * max(table["high"].max(), 1))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("rise of the bits per byte\n(% of the dense model's)")
-    legend_above(axes)
+    legend_above(axes, handles, [*labels, "dense model"])

@@ -5,10 +5,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from layer_redundancy.figures.parts import chance_handle, chance_line, heat_map, interval, legend_above, whole_ticks
+from layer_redundancy.figures.parts import heat_map, interval, legend_above, log_axis, whole_ticks
 from layer_redundancy.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, WIDTH, style_of, styled
 
 
@@ -23,10 +22,10 @@ def head_removal(everywhere: pd.DataFrame) -> Figure:
     """
     loss = everywhere["measurement"] == "perplexity"
     panels = [loss, ~loss][: 1 + (~loss).any()]
-    figure, row = plt.subplots(1, len(panels), figsize=(WIDTH, 3.7), squeeze=False, layout="constrained")
+    figure, row = plt.subplots(1, len(panels), figsize=(WIDTH, 3.9), squeeze=False, layout="constrained")
     for axes, chosen in zip(row[0], panels, strict=True):
         _by_number(axes, everywhere[chosen])
-    row[0, 0].set_ylabel("loss, above the dense model's (nats a token)")
+    row[0, 0].set_ylabel("rise of the loss (nats a token)")
     for axes in row[0, 1:]:
         axes.set_ylabel("accuracy")
     return figure
@@ -38,22 +37,21 @@ def _by_number(axes: Axes, rows: pd.DataFrame) -> None:
     for place, name in enumerate(names):
         part = rows[rows["measurement"] == name].sort_values("head")
         colour, marker = style_of(name, names)
-        is_task = part["chance"].notna().any()
+        task, items = name.replace("_", " "), int(part["n"].iloc[0])
         shift = (place - (len(names) - 1) / 2) * 0.16
-        label = f"{name.replace('_', ' ')}, n={int(part['n'].iloc[0])}, 95 % interval" if is_task else "95 % interval"
-        reach = interval(part, "value")
-        x, y = part["head"] + shift, part["value"]
+        x, y, reach = part["head"] + shift, part["value"], interval(part, "value")
+        label = f"{task}, n={items}" if part["chance"].notna().any() else "without the head, 95 % interval"
         axes.errorbar(x, y, yerr=reach, label=label, color=colour, marker=marker, elinewidth=0.9, ls="")
-        axes.axhline(part["dense"].iloc[0], color=colour, lw=1.6, zorder=1, gid="dense")
-        if is_task:
-            chance_line(axes, part["chance"].iloc[0])
+        of = f"{task}: " if part["chance"].notna().any() else ""
+        axes.axhline(part["dense"].iloc[0], color=colour, lw=1.4, zorder=1, gid="dense", label=f"{of}dense model")
+        if part["chance"].notna().any():
+            axes.axhline(
+                part["chance"].iloc[0], color=colour, lw=1.2, ls=(0, (4, 2)), zorder=1, gid="chance",
+                label=f"{of}chance",
+            )  # fmt: skip
     axes.set_xlabel("number of the head that is removed in all blocks")
     whole_ticks(axes, rows["head"], 16)
-    handles, labels = axes.get_legend_handles_labels()
-    handles, labels = [*handles, Line2D([], [], color=GREY, lw=1.6)], [*labels, "dense model"]
-    if rows["chance"].notna().any():
-        handles, labels = [*handles, chance_handle()], [*labels, "chance"]
-    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2 if len(names) > 1 else 1)
 
 
 @styled
@@ -87,15 +85,29 @@ def damage_distributions(table: pd.DataFrame) -> Figure:
     for (what, damage), colour, marker in zip(many, (BLUE, VERMILLION, GREEN, BLACK), "osD^", strict=False):
         share = np.arange(1, len(damage) + 1) / len(damage)
         label = f"{what}, n={len(damage)}: median {np.median(damage):.2f}, mean {damage.mean():.2f}"
-        axes.step(damage, share, where="post", color=colour, marker=marker, ms=3, label=label)
+        axes.step(
+            damage, share, where="post", color=colour, marker=marker if len(damage) < 60 else "", ms=3, label=label
+        )
     for (what, (value,)), colour in zip(chosen, (ORANGE, GREEN, BLACK, GREY), strict=False):
         axes.axvline(value, color=colour, lw=1.8, ls="--", label=f"{what}: {value:.2f}", gid="chosen", zorder=3)
-    span = table["damage"].abs()
-    axes.set_xscale("symlog", linthresh=float(f"{max(span.quantile(0.05), 1e-3):.1g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    _damage_axis(axes, table["damage"])
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("loss, above the dense model's (nats a token)")
     axes.set_ylabel("share of the removals that\ncost at most so much")
     legend_above(axes)
     return figure
+
+
+def _damage_axis(axes: Axes, damage: pd.Series) -> None:
+    """A logarithmic x axis, straight around 0 where something costs less than nothing."""
+    least, most = float(damage.min()), float(damage.max())
+    if least > 0:
+        log_axis(axes, "x")
+        axes.set_xlim(0.8 * least, 1.25 * most)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        return
+    axes.set_xscale("symlog", linthresh=float(f"{max(damage.abs().quantile(0.25), 1e-3):.1g}"))
+    axes.set_xlim(1.25 * least, 1.25 * most)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

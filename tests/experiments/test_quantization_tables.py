@@ -43,7 +43,6 @@ def precision(name, bits, cost=0.0, extra=0.0, spread=0.0, noise=0.0, first=None
     more, tasks = {"bits": None if ready else bits}, {"task/t": {PLAN[k]: task_result(right - k) for k in (0, K)}}
     if first is not None:
         more |= {"first": 3 + TEXT + first + 0 * drawn[:, None], "first_bytes": (10_000_000, 10_000_001)}
-        more["first_tasks"] = {"task/t": task_result(5)}
     disk = {PLAN[k]: weights.of(PLAN[k]) + 9 for k in (0, K)}
     return Precision(name, nll, weights, disk, tasks, **more)
 
@@ -161,7 +160,7 @@ def test_table_has_the_papers_rows_and_both_orders():
     assert list(measured.setting) == ["dense", "ShortGPT", "dense", "ShortGPT", "removed first", "dense", "ShortGPT"]
     assert list(measured.blocks) == [6, 4, 6, 4, 4, 6, 4] and list(measured.draws) == [1, 1, 5, 5, 5, 1, 1]
     assert measured.perplexity.tolist() == pytest.approx(np.exp([3, 3.2, 3.3, 3.5, 3.45, 3.2, 3.4]).tolist())
-    assert measured["t (n=10)"].tolist() == [80, 60, 80, 60, 50, 80, 60]
+    assert measured["t (n=10)"].tolist() == pytest.approx([80, 60, 80, 60, np.nan, 80, 60], nan_ok=True)
     assert measured["in memory (MB)"].tolist() == [98, 66, 26, 18, 10, 26, 18]
     assert measured["on disk (MB)"].iloc[4] == pytest.approx(10.000001)
     assert table2.points(found, PLAN).weights.unique().tolist() == [table2.FULL, "a"], "two depths make no curve"

@@ -51,6 +51,7 @@ MEASURE = "block_influence"
 # that loses a quarter more by quantization than the whole one still counts as losing the same.
 ADDITIVE = 0.25
 FREE = 0.01  # nats: a hundredth of the perplexity
+SHARES = (0.1, 0.25)  # of the blocks, removed at every precision; without half of them no small model is of any use
 MATTERS = 0.1  # nats by which one model must be better than another to be preferred: a tenth of the perplexity
 ADDS_UP = (
     "the paper's share of blocks removed, GPTQ at {} bits: the damages add up, within a quarter of the smaller one"
@@ -104,7 +105,6 @@ class Precision:
             own Block Influence; None where that was not measured.
         first: (S, N) mean NLL of the models that were quantized after the table's blocks were removed; None likewise.
         first_bytes: bytes of such a model's weights, in memory and on disk.
-        first_tasks: task -> result of the first such model.
         bits: bits a weight that GPTQ left, 16 at full precision; None for what is measured at the table's depths only.
     """
 
@@ -117,7 +117,6 @@ class Precision:
     own: np.ndarray | None = None
     first: np.ndarray | None = None
     first_bytes: tuple[int, int] = (0, 0)
-    first_tasks: Mapping[str, Result] = field(default_factory=dict)
     bits: int | None = None
 
 
@@ -137,7 +136,7 @@ class Measured:
         text: the evaluation text.
         draws: number of calibration texts from which GPTQ was made.
         removals: number of removed blocks -> variant, in the order of the full-precision model's Block Influence, the
-            same for all precisions.
+            same for all precisions: those of `SHARES` and of the table for all, those of `steps` for the one concerned.
         steps: (more bits, fewer bits, count) for each two neighbouring numbers of bits: without so many blocks, the
             model of more bits is no larger than the whole model of fewer.
         precisions: full, GPTQ by bits, then, at the table's two depths only, the ready checkpoint, and rounding to
@@ -183,16 +182,14 @@ def measure(study: Study, ready: str = "") -> Measured:
             "lower quantization_blocks for more"
         )
     order, k = study.order(MEASURE), removed_in_table(num)
-    counts = {0, k, *(min(num - 1, depth_curves.at_ratio(num, ratio)) for ratio in depth_curves.RATIOS)}
+    common = {0, k, *(min(num - 1, depth_curves.at_ratio(num, share)) for share in SHARES)}
     sizes = {bits: study.quantized(Scheme(bits)).weight_bytes() for bits in budget.bits}
     steps = _steps({16: study.weight_bytes(), **sizes}, order)
-    counts |= {count for _, _, count in steps}
-    removals: dict[int, Variant] = {count: variants.without(num, order[:count]) for count in sorted(counts)}
+    counts = sorted(common | {count for _, _, count in steps})
+    removals: dict[int, Variant] = {count: variants.without(num, order[:count]) for count in counts}
     few: list[Variant] = [removals[count] for count in dict.fromkeys((0, k))]
     text = first_blocks(study.evaluation, budget.evaluation_blocks or len(study.evaluation.input_ids))
     measurement = Perplexity(text)
-
-    every = list(removals.values())
 
     def at_the_tables_depths(of: Study, scored: bool) -> dict[str, Any]:
         """Sizes, and tasks if they are scored, of a model in the table."""
@@ -201,13 +198,15 @@ def measure(study: Study, ready: str = "") -> Measured:
         tasks = of.sweep(few, of.tasks) if scored and of.tasks else {}
         return {"weights": of.weight_bytes(), "disk": disk, "tasks": tasks}
 
-    def at_all_depths(name: str, draws: Sequence[Study], scored: bool, **more: Any) -> Precision:
-        """A precision at all depths, with Block Influence and what its own order leaves."""
+    def at_all_depths(name: str, bits: int, draws: Sequence[Study], scored: bool, **more: Any) -> Precision:
+        """A precision at all its depths, with Block Influence and what its own order leaves."""
+        mine = common | {count for more_bits, _, count in steps if more_bits == bits}
+        every = [removals[count] for count in sorted(mine)]
         sums, nll, own = [], [], []
         for one in draws:
             sums.append(one.activation_sums())
-            mine = importance.removal_order(importance.scores(sums[-1], MEASURE), MEASURE)[:k]
-            left = variants.without(num, mine)
+            its_order = importance.removal_order(importance.scores(sums[-1], MEASURE), MEASURE)
+            left = variants.without(num, its_order[:k])
             nll.append(_nll(one, [*every, left], measurement))
             own.append(nll[-1][left])
             if one is draws[0]:
@@ -215,21 +214,19 @@ def measure(study: Study, ready: str = "") -> Measured:
             if one is not study:
                 one.unload()  # so that one model at a time is held
         stacked = {variant: np.stack([of[variant] for of in nll]) for variant in every}
-        return Precision(name, stacked, sums=tuple(sums), own=np.stack(own), **more)
+        return Precision(name, stacked, sums=tuple(sums), own=np.stack(own), bits=bits, **more)
 
     def at_few_depths(name: str, one: Study, scored: bool) -> Precision:
         nll = {variant: values[None] for variant, values in _nll(one, few, measurement).items()}
         return Precision(name, nll, **at_the_tables_depths(one, scored))
 
-    found = [at_all_depths(FULL, [study], scored=True, bits=16)]
+    found = [at_all_depths(FULL, 16, [study], scored=True)]
     for bits in budget.bits:
         logger.info(f"GPTQ, {bits} bits")
         scheme, drawn, scored = Scheme(bits), texts if bits in budget.drawn else texts[:1], bits in budget.scored
-        first = (
-            _removed_first(study, scheme, order[:k], drawn, measurement, scored) if bits in budget.pruned_first else {}
-        )
+        first = _removed_first(study, scheme, order[:k], drawn, measurement) if bits in budget.pruned_first else {}
         draws = [study.quantized(scheme, text=one) for one in drawn]
-        found.append(at_all_depths(f"GPTQ, {bits} bits", draws, scored, bits=bits, **first))
+        found.append(at_all_depths(f"GPTQ, {bits} bits", bits, draws, scored, **first))
     if other is not None:
         found.append(at_few_depths(ready or own_ready, other, scored=True))
     for bits in budget.rounded:
@@ -243,7 +240,6 @@ def _removed_first(
     removed: np.ndarray,
     texts: Sequence[TokenBlocks],
     measurement: Perplexity,
-    scored: bool,
 ) -> dict[str, Any]:
     """What `Precision` has of models that are quantized after blocks were removed, one a calibration text."""
     if not len(removed):
@@ -254,9 +250,7 @@ def _removed_first(
         one = study.quantized(scheme, removed.tolist(), text)
         nll.append(_nll(one, [one.dense], measurement)[one.dense])
         if text is texts[0]:
-            tasks = one.sweep([one.dense], one.tasks, progress=False) if scored else {}
             found["first_bytes"] = one.weight_bytes().of(one.dense), disk_bytes(one, one.dense)
-            found["first_tasks"] = {name: of[one.dense] for name, of in tasks.items()}
     return found | {"first": np.stack(nll)}
 
 
@@ -418,8 +412,7 @@ def _rows(
             sizes = precision.weights.of(variant), precision.disk[variant]
             yield precision, setting, len(variant), precision.nll[variant], tasks, *sizes
         if precision.first is not None:
-            tasks = dict(precision.first_tasks)
-            yield precision, "removed first", len(removals[k]), precision.first, tasks, *precision.first_bytes
+            yield precision, "removed first", len(removals[k]), precision.first, {}, *precision.first_bytes
 
 
 def points(precisions: Sequence[Precision], removals: Mapping[int, Variant]) -> pd.DataFrame:
@@ -432,6 +425,8 @@ def points(precisions: Sequence[Precision], removals: Mapping[int, Variant]) -> 
     rows = []
     for precision in _at_all_depths(precisions):
         for count, variant in removals.items():
+            if variant not in precision.nll:
+                continue
             nll = precision.nll[variant]
             low, high = np.exp(_mean_interval(nll))
             size = precision.weights.of(variant) / 1e6
@@ -477,7 +472,7 @@ def interaction(precisions: Sequence[Precision], removals: Mapping[int, Variant]
     rows = []
     for precision in others:
         for count, variant in removals.items():
-            if not count:
+            if not count or not {variant} <= full.nll.keys() & precision.nll.keys():
                 continue
             values = _paired(full, precision, variant, removals[0])
             pruning, quantization, extra = _damages(values)
@@ -515,7 +510,7 @@ def draws_of_gptq(precisions: Sequence[Precision], removals: Mapping[int, Varian
     rows = []
     for precision in others:
         for count, variant in removals.items():
-            if not count or len(precision.nll[variant]) < 2:
+            if not count or not {variant} <= full.nll.keys() & precision.nll.keys() or len(precision.nll[variant]) < 2:
                 continue
             parts = _damages(_paired(full, precision, variant, removals[0]).mean(1))
             rows += [(precision.name, 1 + i, count, *one) for i, one in enumerate(zip(*parts, strict=True))]

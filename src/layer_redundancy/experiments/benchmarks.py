@@ -1,6 +1,7 @@
-"""Scores of the dense and the pruned models on a set of benchmarks, their averages, and what the paper reports.
+"""Notebook 08: what is left on benchmarks, beside perplexity (ShortGPT table 1 and figure 1).
 
-Scores are kept item by item, benchmark -> method -> (N,) in 0..1, the same N items for every method of a benchmark.
+Scores are kept item by item, benchmark -> model -> (N,) in 0..1, the same N items for every model of a benchmark. A
+model is named by a label, such as "ShortGPT, 8 of 30"; the whole model is "Dense", as in the paper's table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,23 +12,34 @@ import numpy as np
 import pandas as pd
 
 from layer_redundancy.config import paper_tables
-from layer_redundancy.config.checks import between
+from layer_redundancy.config.checks import Share, between
 from layer_redundancy.config.profiles import TaskBudget
-from layer_redundancy.core import stats, variants
+from layer_redundancy.core import stats, variants, verdicts
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
+from layer_redundancy.core.verdicts import Statement
 from layer_redundancy.core.wording import counted
 from layer_redundancy.data import task_files
 from layer_redundancy.evaluate import generative_tasks
 from layer_redundancy.evaluate.scoring import ChoiceTask
 from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
+from layer_redundancy.figures.style import words
 from layer_redundancy.study import Study
 
 Scores = Mapping[str, Mapping[str, np.ndarray]]
-KEPT = 0.92  # "our method maintains 92 % performance while reducing approximately 25 % of the parameters" (ShortGPT, 1)
-
+KEPT = 0.92  # "our method maintains 92% performance while reducing approximately 25% of the parameters" (ShortGPT, 1)
+DENSE, PRUNED, RIVAL, BROKEN = "Dense", "ShortGPT", "reverse order", "a single block"  # kinds of model
+DRAWN = 200  # items: an accuracy on fewer is in tables only
+MOST_DRAWN = 6  # benchmarks in one panel: more cannot be told apart
+MOST_TESTED = 4  # benchmarks with a statement each: every statement makes the others harder to support
+TITLES = {
+    "mmlu_dev": "MMLU, letters",
+    "mmlu_dev_continuation": "MMLU, whole answers",
+    "mmlu_dev_fewshot": "MMLU, letters after five examples",
+}
 
 NOTEBOOK = "08_benchmarks"
+PRIMARY = "ShortGPT: 92 % is left of what exceeds a single block's score, averaged over tasks"
 
 
 @dataclass(frozen=True)
@@ -38,46 +50,67 @@ class Budget:
         tasks: multiple-choice benchmarks of table 1.
         generative_tasks: benchmarks whose answers are generated.
         ratio: share of the blocks that is removed; None ("auto") for the paper's number of blocks.
+        further_ratios: other shares that Block Influence removes.
     """
 
     tasks: tuple[TaskBudget, ...]
     generative_tasks: tuple[TaskBudget, ...] = ()
     ratio: Annotated[float | None, between(0, 1)] = None
+    further_ratios: tuple[Share, ...] = (0.1, 0.5)
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The dense model and two pruned ones on the benchmarks.
+    """The dense model and pruned ones on perplexity and the benchmarks.
 
     Attributes:
-        methods: method -> variant, the dense model first; it alone where no block can be removed.
-        num_removed: number of blocks that the pruned models lack.
+        models: label -> variant, the dense model first, then less and less of it by Block Influence, then reverse
+            order's; the dense model alone where no block can be removed.
+        kinds: label -> DENSE, PRUNED (as many blocks as the paper removes, by Block Influence), RIVAL (as many, the
+            last), BROKEN (a single block is left), or "" for other depths.
+        weights: label -> share of the weights that is gone, in percent.
+        num_removed: number of blocks that PRUNED and RIVAL lack.
         tasks: the multiple-choice benchmarks.
-        results: measurement -> variant -> result, of the multiple-choice benchmarks.
+        results: measurement -> variant -> result, of perplexity and the multiple-choice benchmarks.
         generated: benchmark -> variant -> result, of the generative benchmarks.
     """
 
-    methods: dict[str, Variant]
+    models: dict[str, Variant]
+    kinds: dict[str, str]
+    weights: dict[str, float]
     num_removed: int
     tasks: Sequence[ChoiceTask]
     results: Mapping[str, Mapping[Variant, Result]]
     generated: Mapping[str, Mapping[Variant, Result]]
 
     def scores(self) -> dict[str, dict[str, np.ndarray]]:
-        """Benchmark -> method -> (items,) score in 0..1."""
-        found = scores(self.results, self.methods)
+        """Benchmark -> label -> (items,) score in 0..1."""
+        found = scores({task.name: self.results[task.name] for task in self.tasks}, self.models)
         for name, results in self.generated.items():
             metric = generative_tasks.primary_metric(next(iter(results.values())))
-            found[name] = {method: results[v].arrays[metric] for method, v in self.methods.items()}
+            found[name] = {label: results[v].arrays[metric] for label, v in self.models.items()}
         return found
 
     def chance(self) -> dict[str, float]:
         """Multiple-choice benchmark -> accuracy of guessing."""
         return {task.items.name: task.items.chance for task in self.tasks}
 
+    def label(self, kind: str) -> str | None:
+        """The label of the model of a kind; None where there is none."""
+        return next((label for label, one in self.kinds.items() if one == kind), None)
+
+    def removed(self, label: str) -> int:
+        """Number of blocks that a model lacks."""
+        return len(self.models[DENSE]) - len(self.models[label])
+
+
+def title(task: str) -> str:
+    """A benchmark's name as people read it."""
+    return TITLES.get(task, words(task))
+
 
 def measure(study: Study, limit: int | None = None) -> Measured:
-    """Measures the dense model, Block Influence's and reverse order's removals on the profile's benchmarks.
+    """Measures the dense model, Block Influence's and reverse order's removals on text and the profile's benchmarks.
 
     Of a single block, which cannot be removed, the dense model alone.
 
@@ -91,25 +124,34 @@ def measure(study: Study, limit: int | None = None) -> Measured:
         chosen, written = (tuple(replace(one, limit=limit) for one in of) for of in (chosen, written))
     count = num_removed(study.identity.name, num, budget.ratio)
     few_blocks.say_if_single(study)
-    methods = {"Dense": study.dense}
+    models, kinds = {DENSE: study.dense}, {DENSE: DENSE}
     if count:
         few_blocks.say_what_shares_are(num, [9 / 32 if budget.ratio is None else budget.ratio])
-        methods["ShortGPT"] = variants.without(num, study.order("block_influence")[:count])
-        methods["reverse order"] = variants.without(num, study.order("reverse_order")[:count])
+        order = study.order("block_influence")
+        for k in sorted({count, *(min(num - 1, depth_curves.at_ratio(num, one)) for one in budget.further_ratios)}):
+            label = f"{PRUNED}, {k} of {num}"
+            models[label], kinds[label] = variants.without(num, order[:k]), PRUNED if k == count else ""
+        label = f"{RIVAL}, {count} of {num}"
+        models[label], kinds[label] = variants.without(num, study.order("reverse_order")[:count]), RIVAL
+        last = variants.without(num, order[: num - 1])
+        if last not in models.values():
+            models[BROKEN], kinds[BROKEN] = last, BROKEN
     tasks = [study.inputs.task(one) for one in chosen]
-    results = study.sweep(list(methods.values()), tasks)
-    generated = {task_files.task_name(one.name): study.generative_task(one, list(methods.values())) for one in written}
-    return Measured(methods, count, tasks, results, generated)
+    results = study.sweep(list(models.values()), [study.perplexity, *tasks])
+    generated = {task_files.task_name(one.name): study.generative_task(one, list(models.values())) for one in written}
+    sizes = study.weight_bytes()
+    gone = {label: 100 * (1 - sizes.of(v) / sizes.of(study.dense)) for label, v in models.items()}
+    return Measured(models, kinds, gone, count, tasks, results, generated)
 
 
 def note(study: Study, found: Measured, limit: int | None = None) -> str:
     """What is removed, in a caption."""
-    text = f"{found.num_removed} of {counted(study.num_blocks, 'block')} removed"
-    if found.num_removed:
-        removed = ", ".join(map(str, variants.removed_blocks(study.num_blocks, found.methods["ShortGPT"])))
-        text += f"; ShortGPT removes {removed}"
+    pruned = found.label(PRUNED)
+    if pruned is None:
+        text = f"0 of {counted(study.num_blocks, 'block')} removed: the dense model alone"
     else:
-        text += ": the dense model alone"
+        removed = ", ".join(map(str, variants.removed_blocks(study.num_blocks, found.models[pruned])))
+        text = f"{pruned}, lacks blocks {removed}"
     return text + (f". A quick look: {limit} items a benchmark" if limit else "")
 
 
@@ -125,38 +167,40 @@ def num_removed(model: str, num_blocks: int, ratio: float | None = None) -> int:
     return min(num_blocks - 1, depth_curves.at_ratio(num_blocks, 9 / 32 if ratio is None else ratio))
 
 
-def scores(results: Mapping[str, Mapping[Variant, Result]], methods: Mapping[str, Variant]) -> dict[str, dict]:
+def scores(results: Mapping[str, Mapping[Variant, Result]], models: Mapping[str, Variant]) -> dict[str, dict]:
     """Accuracies item by item.
 
     Args:
         results: measurement -> variant -> result, of multiple-choice tasks.
-        methods: method -> variant.
+        models: label -> variant.
     """
     found = {}
     for name, of_variant in results.items():
         metric = result_tables.accuracy_metric(next(iter(of_variant.values())))
         assert metric is not None, f"{name} is no task"
-        chosen = {method: of_variant[variant].arrays[metric] for method, variant in methods.items()}
+        chosen = {label: of_variant[variant].arrays[metric] for label, variant in models.items()}
         found[name.removeprefix("task/")] = chosen
     return found
 
 
+# ---------------------------------------------------------------------------------------------------- tables
+
+
 def table(scores: Scores, chance: Mapping[str, float]) -> pd.DataFrame:
-    """One row a (benchmark, method).
+    """One row a (benchmark, model).
 
     Args:
-        scores: benchmark -> method -> (items,) scores; the first method is the dense model.
+        scores: benchmark -> label -> (items,) scores; the first is the dense model.
         chance: benchmark -> accuracy of guessing; none for a benchmark that is not multiple choice.
 
     Returns:
-        task, method, n, chance, accuracy, low, high (95 %: Wilson, or Student's t for scores that are not 0 or 1),
-        change (from the dense model), change_low, change_high (95 % t interval, paired by item), kept (percent of the
-        dense model's).
+        task, model, n, chance, low, high, accuracy (95 %: Wilson, or Student's t for scores that are not 0 or 1),
+        change_low, change_high, change (from the dense model, 95 % t interval, paired by item).
     """
     rows = []
-    for task, of_method in scores.items():
-        dense = next(iter(of_method.values()))
-        for method, values in of_method.items():
+    for task, of_model in scores.items():
+        dense = next(iter(of_model.values()))
+        for model, values in of_model.items():
             if np.isin(values, (0, 1)).all():
                 low, high = stats.accuracy_interval(round(values.sum()), len(values))
             else:
@@ -165,104 +209,252 @@ def table(scores: Scores, chance: Mapping[str, float]) -> pd.DataFrame:
             rows.append(
                 {
                     "task": task,
-                    "method": method,
+                    "model": model,
                     "n": len(values),
                     "chance": chance.get(task, np.nan),
-                    "accuracy": values.mean(),
                     "low": low,
                     "high": high,
-                    "change": (values - dense).mean(),
+                    "accuracy": values.mean(),
                     "change_low": change_low,
                     "change_high": change_high,
-                    "kept": 100 * values.mean() / dense.mean() if dense.any() else np.nan,
+                    "change": (values - dense).mean(),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def wide(measured: pd.DataFrame) -> pd.DataFrame:
-    """`table` as table 1 is printed: a row a method, a column a benchmark, in percent with its 95 % interval."""
-    columns = {}
+def known_tasks(measured: pd.DataFrame) -> list[str]:
+    """The benchmarks that the dense model does better than guessing and than a single block; argument from `table`."""
+    known = []
     for task, part in measured.groupby("task", sort=False):
-        bounds = 100 * part[["accuracy", "low", "high"]].to_numpy()
-        cells = [f"{value:.1f} ({low:.1f} to {high:.1f})" for value, low, high in bounds]
-        columns[f"{task} (n={part['n'].iloc[0]})"] = pd.Series(cells, index=part["method"])
-    return pd.DataFrame(columns).rename_axis("method").reset_index()
+        part = part.set_index("model")
+        floors = [part["chance"].iloc[0], part["accuracy"].get(BROKEN, np.nan)]
+        if not (part["low"][DENSE] <= np.nanmax([*floors, -np.inf])):
+            known.append(str(task))
+    return known
 
 
-def averages(scores: Scores, resamples: int, seed: int) -> pd.DataFrame:
-    """Mean over the benchmarks, each weighing the same, and the percentage of the dense model's that is kept.
-
-    Returns:
-        method, average, low, high, kept, kept_low, kept_high; all in percent, 95 % over bootstrap resamples of each
-        benchmark's items.
-    """
-    methods, means, draws = _drawn(scores, resamples, seed)
-    with np.errstate(divide="ignore", invalid="ignore"):  # of a model that gets nothing right, no share is kept
-        kept = np.where(means[0] > 0, 100 * means / means[0], np.nan)
-        kept_draws = np.where(draws[:, :1] > 0, 100 * draws / draws[:, :1], np.nan)
-    rows = []
-    for i, method in enumerate(methods):
-        low, high = stats.percentile_interval(100 * draws[:, i])
-        kept_low, kept_high = (
-            np.nanpercentile(kept_draws[:, i], stats.INTERVAL) if kept[i] == kept[i] else (np.nan,) * 2
-        )
-        rows.append((method, 100 * means[i], low, high, kept[i], kept_low, kept_high))
-    return pd.DataFrame(rows, columns=["method", "average", "low", "high", "kept", "kept_low", "kept_high"])
-
-
-def _drawn(scores: Scores, resamples: int, seed: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """(methods, (M,) averages over benchmarks, (R, M) the same over resamples of the items)."""
-    methods = list(next(iter(scores.values())))
-    groups = [np.stack([of_method[method] for method in methods], axis=1) for of_method in scores.values()]
-    return methods, *stats.task_averages(groups, resamples, seed)
-
-
-def claim(scores: Scores, pruned: str, rival: str, resamples: int, seed: int) -> pd.DataFrame:
-    """ShortGPT's claim on table 1, here: 92 % is kept, and Block Influence beats removing the last blocks.
+def models_table(found: Measured, measured: pd.DataFrame) -> pd.DataFrame:
+    """Table 1 as people read it: a row a model.
 
     Args:
-        scores: benchmark -> method -> (items,) scores; the first method is the dense model.
-        pruned: the method claimed for.
-        rival: the method to beat.
+        found: what was measured.
+        measured: its scores, from `table`.
 
     Returns:
-        statement, measured, threshold, holds, certainty (share of the bootstrap resamples in which it holds too). No
-        row where the two were not measured, or the dense model gets nothing right.
+        model, removed (blocks), weights removed (%), perplexity, nats more (a token, against the dense model, with its
+        95 % interval), and a column a known benchmark, in percent with its 95 % interval; that comes first where the
+        items are fewer than DRAWN.
     """
-    methods, means, draws = _drawn(scores, resamples, seed)
-    if not {pruned, rival} <= set(methods) or not means[0]:
-        return pd.DataFrame(columns=stats.CLAIM)
-    a, b = methods.index(pruned), methods.index(rival)
-    rows = [
-        ("92 % of the dense model's average is kept", means[a] / means[0], KEPT, draws[:, a] >= KEPT * draws[:, 0]),
-        (f"{pruned} keeps a higher average than {rival}", means[a], means[b], draws[:, a] > draws[:, b]),
-    ]
-    return pd.DataFrame(
-        [(name, x, y, x >= y if y == KEPT else x > y, held.mean()) for name, x, y, held in rows],
-        columns=stats.CLAIM,
-    )
+    text, _ = result_tables.perplexity(found.results["perplexity"], found.models[DENSE])
+    text = text.set_index("removed")
+    known = known_tasks(measured)
+    rows = []
+    for label, variant in found.models.items():
+        one = text.loc[[variants.removed_blocks(len(found.models[DENSE]), variant)]].iloc[0]
+        more = f"{one['log_increase']:.2f} ({one['log_increase_low']:.2f} to {one['log_increase_high']:.2f})"
+        row = {
+            "model": label,
+            "removed": found.removed(label),
+            "weights removed (%)": found.weights[label],
+            "perplexity": one["perplexity"],
+            "nats more": "" if label == DENSE else more,
+        }
+        for task in known:
+            part = measured[(measured["task"] == task) & (measured["model"] == label)].iloc[0]
+            row[f"{title(task)}, % (n={part['n']})"] = _percent(part)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _percent(row: pd.Series) -> str:
+    value, low, high = (100 * row[name] for name in ("accuracy", "low", "high"))
+    between = f"{low:.0f} to {high:.0f}"
+    return f"{value:.1f} ({between})" if row["n"] >= DRAWN else f"{between} ({value:.1f})"
+
+
+def changes(found: Measured, measured: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    """What is left of each known benchmark, and on average.
+
+    Args:
+        measured: scores, from `table`.
+
+    Returns:
+        A row a (benchmark, pruned model), and (all, pruned model): task, model, n, chance, low, high, accuracy,
+        change_low, change_high, change, left (percent of what the dense model's score exceeds a single block's by) with
+        left_low and left_high, 95 %.
+    """
+    known = known_tasks(measured)
+    rows = measured[measured["task"].isin(known)].copy()
+    left, errors = {}, {}
+    scores = found.scores()
+    for label in found.models:
+        for place, task in enumerate(known):
+            values = np.stack([scores[task][name] for name in (DENSE, label)] + [_floor(found, scores, task)], axis=1)
+            whole, n = _left(values.mean(0), len(values)), len(values)
+            draws = np.array([_left(mean, n) for mean in stats.bootstrap_means(values, resamples, seed + place)])
+            left[task, label], errors[task, label] = whole, (stats.standard_error(draws, n), n)
+    for name, place in (("left", 0), ("left_low", 1), ("left_high", 2)):
+        rows[name] = [
+            100 * _with_interval(left[key], [errors[key]], 1)[place]
+            for key in zip(rows["task"], rows["model"], strict=True)
+        ]
+    for label in found.models if known else ():
+        each = [left[task, label] for task in known]
+        low_high = _with_interval(np.mean(each), [errors[task, label] for task in known], len(known))
+        part = rows[rows["model"] == label]
+        row = {"task": "average", "model": label, "n": part["n"].sum(), "accuracy": part["accuracy"].mean()}
+        row |= {"change": part["change"].mean()}
+        row |= dict(zip(("left", "left_low", "left_high"), 100 * np.array(low_high), strict=True))
+        rows = pd.concat([rows, pd.DataFrame([row])], ignore_index=True)
+    return rows.assign(task=[title(task) for task in rows["task"]], removed=[found.removed(m) for m in rows["model"]])
+
+
+def _with_interval(value: float, errors: Sequence[tuple[float, int]], parts: int) -> tuple[float, float, float]:
+    """A mean of so many parts of which each has a standard error on so many units, with its 95 % interval."""
+    error, degrees = stats.combined([one / parts for one, _ in errors], [n for _, n in errors])
+    half = stats.student_t.ppf(0.975, degrees) * error if degrees >= 1 else np.nan
+    return float(value), float(value - half), float(value + half)
+
+
+def _floor(found: Measured, scores: Scores, task: str) -> np.ndarray:
+    """(items,) what a broken model scores: with a single block left, or by guessing where that is the pruned one."""
+    broken = found.label(BROKEN)
+    if broken is not None:
+        return scores[task][broken]
+    return np.full(len(scores[task][DENSE]), found.chance().get(task, 0.0))
+
+
+def _left(means: np.ndarray, n: int) -> float:
+    """Means of (dense, pruned, floor) on n items -> the share that is left of what exceeds the floor."""
+    dense, pruned, floor = means
+    return (pruned - floor) / max(dense - floor, 1 / n)
+
+
+def answers(found: Measured, measured: pd.DataFrame) -> pd.DataFrame:
+    """Benchmarks whose accuracy cannot tell the dense model from a guess, by the right answer's share.
+
+    Args:
+        measured: scores, from `table`.
+
+    Returns:
+        task, model, removed, n, low, high, accuracy, share (of the right answer among the choices' probabilities, its
+        geometric mean), and nats (of the log of that share, against the dense model, paired by item) with nats_low and
+        nats_high, 95 %.
+    """
+    known, rows = known_tasks(measured), []
+    for task in found.tasks:
+        if task.items.name in known:
+            continue
+        logs = {label: _gold_share(found, task, label) for label in found.models}
+        for label, log in logs.items():
+            part = measured[(measured["task"] == task.items.name) & (measured["model"] == label)].iloc[0]
+            low, high = stats.mean_interval(log - logs[DENSE])
+            row = {"task": title(task.items.name), "model": label, "removed": found.removed(label)}
+            row |= part[["n", "low", "high", "accuracy"]].to_dict() | {"share": np.exp(log.mean())}
+            rows.append(row | {"nats": (log - logs[DENSE]).mean(), "nats_low": low, "nats_high": high})
+    return pd.DataFrame(rows)
+
+
+def _gold_share(found: Measured, task: ChoiceTask, label: str) -> np.ndarray:
+    return found.results[task.name][found.models[label]].arrays["gold_share"]
+
+
+# ---------------------------------------------------------------------------------------------------- statements
+
+
+def claim(found: Measured, resamples: int, seed: int) -> pd.DataFrame:
+    """ShortGPT's claim on table 1, here: 92 % is left, and Block Influence beats removing the last blocks.
+
+    Returns:
+        Columns of `verdicts.verdicts`. The average is over the benchmarks that the dense model can do; no statement on
+        them where there is none, or no block can go.
+    """
+    pruned, rival = found.label(PRUNED), found.label(RIVAL)
+    if pruned is None or rival is None:
+        return verdicts.verdicts([], PRIMARY)
+    scores = found.scores()
+    known = known_tasks(table(scores, found.chance()))
+    values = {
+        task: np.stack([*(scores[task][name] for name in (DENSE, pruned, rival)), _floor(found, scores, task)], axis=1)
+        for task in known
+    }
+
+    def statements(means: Mapping[str, np.ndarray]) -> list[Statement]:
+        left = {task: _left(mean[[0, 1, 3]], len(values[task])) for task, mean in means.items()}
+        average = np.mean(list(left.values()))
+        by_rival = np.mean([_left(mean[[0, 2, 3]], len(values[task])) for task, mean in means.items()])
+        all_said = [
+            Statement(PRIMARY, average, KEPT, "above", 0.1),
+            Statement("ShortGPT leaves more than reverse order, averaged over tasks", average, by_rival, "above", 0.1),
+        ]
+        if len(left) > 1:
+            all_said += [
+                Statement(f"ShortGPT: 92 % is left of {title(task)}", left[task], KEPT, "above", 0.1)
+                for task in (left if len(left) <= MOST_TESTED else ())
+            ]
+        if {"copying", "agreement"} <= set(left):
+            lost = left["agreement"] - left["copying"]
+            all_said.append(Statement("ShortGPT: less is left of copying than of agreement", lost, 0.0, "above", 0.1))
+        return all_said
+
+    parts = []
+    if known:
+        whole = {task: of_items.mean(0) for task, of_items in values.items()}
+        draws = [
+            [statements(whole | {task: mean}) for mean in stats.bootstrap_means(values[task], resamples, seed + place)]
+            for place, task in enumerate(known)
+        ]
+        parts.append(verdicts.judged_draws(statements(whole), draws, [len(values[task]) for task in known], "accuracy"))
+    for task in [task for task in found.tasks if task.items.name not in known][:MOST_TESTED]:
+        logs = np.stack([_gold_share(found, task, label) for label in (DENSE, pruned)], axis=1)
+        if np.isfinite(logs).all():
+            parts.append(_of_answers(task, logs, resamples, seed))
+    return verdicts.verdicts(parts, PRIMARY)
+
+
+def _of_answers(task: ChoiceTask, logs: np.ndarray, resamples: int, seed: int) -> pd.DataFrame:
+    """Statements on the right answer's share, by the logs of it (items, 2) of the dense and the pruned model."""
+    name = title(task.items.name)
+
+    def statements(means: np.ndarray) -> list[Statement]:
+        guess = f"{name}: the whole model gives the right answer more than an equal share"
+        falls = f"{name}: the right answer's share falls by ShortGPT (log)"
+        return [
+            Statement(guess, means[0], task.items.chance, "above", 0.02),
+            Statement(falls, means[1], 0.0, "below", 0.05),
+        ]
+
+    values = np.stack([np.exp(logs[:, 0]), logs[:, 1] - logs[:, 0]], axis=1)
+    return verdicts.judge(statements, values, resamples, seed, "answers")
+
+
+# ---------------------------------------------------------------------------------------------------- the paper's table
 
 
 def reported_claim() -> pd.DataFrame:
     """The same claim on the paper's own numbers, with averages as they follow from its cells.
 
     Returns:
-        model, ShortGPT kept as printed and as computed (percent of the dense average), the best other method and what
-        it keeps, and whether each half of the claim holds: 92 % kept, best method.
+        model, what ShortGPT removes of the weights as printed and by the published shape (percent), what it keeps as
+        printed and from the cells (percent of the dense average), the best other method and what it keeps, and whether
+        each half of the claim holds: 92 % kept, best method.
     """
     rows = []
+    weights = paper_tables.weights_removed().set_index("model")
     for model, part in paper_tables.table1_averages().groupby("model", sort=False):
-        part = part.set_index("method").drop("Dense")
-        others = part["percentage"].drop("ShortGPT")
-        ours = part.loc["ShortGPT"]
+        part = part.set_index("method").drop(DENSE)
+        others = part["percentage"].drop(PRUNED)
+        ours = part.loc[PRUNED]
         rows.append(
             {
                 "model": model,
-                "ShortGPT kept, printed": ours["percentage_reported"],
-                "ShortGPT kept, computed": ours["percentage"],
+                "weights removed, printed (%)": weights["printed"][model],
+                "weights removed, by its shape (%)": weights["weights"][model],
+                "kept, printed (%)": ours["percentage_reported"],
+                "kept, from the cells (%)": ours["percentage"],
                 "best other": others.idxmax(),
-                "it keeps, computed": others.max(),
+                "it keeps, from the cells (%)": others.max(),
                 "92 % kept": "yes" if ours["percentage"] >= 100 * KEPT else "no",
                 "best method": "yes" if ours["percentage"] > others.max() else "no",
             }
@@ -270,36 +462,22 @@ def reported_claim() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def beside_paper(averages: pd.DataFrame, model: str) -> pd.DataFrame:
-    """What is kept of the dense average: reported for each model and method, and measured here.
-
-    Returns:
-        model, method, removed parameters (percent), average and kept as printed and as computed from the cells; then
-        the measured rows, with what is computed only.
-    """
+def reported_averages() -> pd.DataFrame:
+    """Table 1's averages: model, method, average and percentage of the dense one, as printed and from the 13 cells."""
     reported = paper_tables.table1_averages()
-    theirs = pd.DataFrame(
+    return pd.DataFrame(
         {
             "model": reported["model"],
             "method": reported["method"],
             "average, printed": reported["average_reported"],
-            "average, computed": reported["average"],
+            "average, from the cells": reported["average"],
             "kept, printed (%)": reported["percentage_reported"],
-            "kept, computed (%)": reported["percentage"],
+            "kept, from the cells (%)": reported["percentage"],
         }
     )
-    ours = pd.DataFrame(
-        {
-            "model": f"{model}, measured here",
-            "method": averages["method"],
-            "average, computed": averages["average"],
-            "kept, computed (%)": averages["kept"],
-        }
-    )
-    return pd.concat([theirs, ours], ignore_index=True)
 
 
-def by_benchmark(measured: pd.DataFrame, model: str, names: Mapping[str, str]) -> pd.DataFrame:
+def by_benchmark(found: Measured, measured: pd.DataFrame, model: str, names: Mapping[str, str]) -> pd.DataFrame:
     """Scores beside the paper's, benchmark by benchmark, for a model of its table 1.
 
     Args:
@@ -314,22 +492,38 @@ def by_benchmark(measured: pd.DataFrame, model: str, names: Mapping[str, str]) -
     rows = rows[rows["model"] == paper_tables.known_model(model)]
     cells = list(dict.fromkeys(names.values()))
     theirs = rows.melt("method", [c for c in rows if c in cells], "benchmark", "score")
-    ours = measured[measured["task"].isin(names) & measured["method"].isin(rows["method"])]
+    ours = measured.assign(method=measured["model"].map(found.kinds))
+    ours = ours[ours["task"].isin(names) & ours["method"].isin(rows["method"])]
     ours = ours.assign(benchmark=ours["task"].map(names), score=100 * ours["accuracy"])
     theirs = theirs[theirs["method"].isin(ours["method"])]
     return paper_tables.compare(ours, theirs, ["benchmark", "method"], "score")
 
 
-def known_tasks(measured: pd.DataFrame) -> list[str]:
-    """The benchmarks that the dense model does better than chance, or all if there is none; argument from `table`."""
-    dense = measured[measured["method"] == "Dense"].set_index("task")
-    known = [task for task in dense.index if not dense["low"][task] <= dense["chance"][task]]
-    return known or list(dense.index)
+# ---------------------------------------------------------------------------------------------------- the figure
 
 
-def markers(methods: Sequence[str]) -> pd.DataFrame:
-    """MMLU accuracies of table 1 as hollow markers for figure 1: method, label, accuracy (0 to 1)."""
+def drawn(found: Measured, measured: pd.DataFrame, rules: pd.DataFrame) -> pd.DataFrame:
+    """What the figure shows: accuracies on DRAWN items or more of benchmarks that the dense model can do.
+
+    Args:
+        measured: scores, from `table`.
+        rules: how far rules get that read nothing, from `without_a_model.table`.
+
+    Returns:
+        task, model, accuracy, low, high, n, chance of at most MOST_DRAWN benchmarks; `model` "best rule" for the best
+        of the rules. All benchmarks where none is left, as in a quick look.
+    """
+    known = known_tasks(measured)
+    enough = measured[measured["task"].isin(known) & (measured["n"] >= DRAWN)]
+    rows = measured if enough.empty else enough
+    rows = rows[rows["task"].isin(list(dict.fromkeys(rows["task"]))[:MOST_DRAWN])]
+    best = rules.sort_values("accuracy").groupby("task").tail(1).assign(model="best rule")
+    rows = pd.concat([rows, best[best["task"].isin(rows["task"])]], ignore_index=True)
+    columns = ["task", "model", "accuracy", "low", "high", "n", "chance"]
+    return rows[columns].assign(task=[title(task) for task in rows["task"]])
+
+
+def reported_scores() -> pd.DataFrame:
+    """MMLU accuracies of table 1: method, model, accuracy (0 to 1)."""
     rows = paper_tables.table("table1")
-    rows = rows[rows["method"].isin([*methods, "LLM-Pruner", "SliceGPT", "LaCo"])]
-    labels = "MMLU, paper, " + rows["model"]
-    return pd.DataFrame({"method": rows["method"], "label": labels, "accuracy": rows["MMLU"] / 100})
+    return pd.DataFrame({"method": rows["method"], "model": rows["model"], "accuracy": rows["MMLU"] / 100})

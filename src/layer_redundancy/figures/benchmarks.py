@@ -1,42 +1,71 @@
-"""The figure of notebook 08: accuracies by method of pruning."""
+"""The figure of notebook 08: what is left by method of pruning, measured here and as the paper prints it."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from layer_redundancy.figures.parts import chance_line, interval, legend_above
-from layer_redundancy.figures.style import GREY, WIDTH, style_of, styled
+from layer_redundancy.figures.parts import chance_line, interval
+from layer_redundancy.figures.style import GREY, LEGEND_SIZE, WIDTH, style_of, styled
+
+HOLLOW = "Dsv^"
 
 
 @styled
-def method_accuracies(measured: pd.DataFrame, reported: pd.DataFrame | None = None) -> Figure:
-    """Accuracy of the dense and the pruned models (figure 1).
+def method_accuracies(measured: pd.DataFrame, reported: pd.DataFrame) -> Figure:
+    """Accuracy of the dense and the pruned models (figure 1): measured on the left, the paper's on the right.
 
     Args:
-        measured: one row a (method, task): method, task, accuracy, low, high (95 % interval), n, chance.
-        reported: published accuracies on the paper's models, drawn hollow: method, label, accuracy (0 to 1).
+        measured: one row a (model, task): model, task, accuracy, low, high (95 % interval), n, chance.
+        reported: published accuracies of MMLU: method, model, accuracy (0 to 1).
     """
-    reported = pd.DataFrame(columns=["method", "label", "accuracy"]) if reported is None else reported
-    methods = list(dict.fromkeys([*measured["method"], *reported["method"]]))
-    tasks = list(dict.fromkeys(measured["task"]))
-    figure, axes = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
-    for place, task in enumerate(tasks):
-        part = measured[measured["task"] == task]
-        colour, marker = style_of(task, tasks)
-        x = [methods.index(m) + (place - (len(tasks) - 1) / 2) * 0.5 / len(tasks) for m in part["method"]]
-        reach = interval(part, "accuracy")
-        label = f"{task}, n={int(part['n'].iloc[0])}"
-        axes.errorbar(x, part["accuracy"], yerr=reach, color=colour, ls="", marker=marker, ms=6, label=label)
-    for place, chance in enumerate(sorted(measured["chance"].dropna().unique())):
-        label = "_chance" if place else "chance"
-        chance_line(axes, chance, label)
-    for place, (label, part) in enumerate(reported.groupby("label", sort=False)):
-        x = [methods.index(m) + 0.3 for m in part["method"]]
-        axes.plot(x, part["accuracy"], "Dsv^"[place % 4], ls="", ms=6, mfc="white", mec=GREY, mew=1.1, label=label)
-    axes.set_xticks(range(len(methods)), methods)
-    axes.set_xlim(-0.6, len(methods) - 0.4)
-    axes.set_ylim(0, None)
-    axes.set_ylabel("accuracy")
-    axes.set_xlabel("model: dense, or a quarter removed by")
-    legend_above(axes)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(WIDTH, 4.6), layout="constrained", sharey=True, width_ratios=[1.7, 1]
+    )
+    _measured_panel(left, measured)
+    methods = list(dict.fromkeys(reported["method"]))
+    for place, (model, part) in enumerate(reported.groupby("model", sort=False)):
+        shift = (place - 1.5) * 0.12
+        x = [methods.index(method) + shift for method in part["method"]]
+        marker = HOLLOW[place % len(HOLLOW)]
+        right.plot(x, part["accuracy"], marker, ls="", ms=6, mfc="white", mec=GREY, mew=1.2, label=model)
+    chance_line(right, 0.25, "chance")
+    _name(right, methods)
+    right.set_title("MMLU as the paper prints it")
+    for axes, columns in ((left, 2), (right, 1)):
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.08), ncols=columns, fontsize=LEGEND_SIZE)
+    left.set_ylim(0, 1.02)
     return figure
+
+
+def _measured_panel(axes: Axes, rows: pd.DataFrame) -> None:
+    """Draws every task with its own chance, which stands at the left edge."""
+    models, tasks = list(dict.fromkeys(rows["model"])), list(dict.fromkeys(rows["task"]))
+    for place, task in enumerate(tasks):
+        part = rows[rows["task"] == task]
+        colour, marker = style_of(task, tasks)
+        shift = (place - (len(tasks) - 1) / 2) * 0.5 / len(tasks)
+        axes.errorbar(
+            [models.index(model) + shift for model in part["model"]],
+            part["accuracy"],
+            yerr=interval(part, "accuracy"),
+            color=colour,
+            ls="",
+            marker=marker,
+            ms=6,
+            label=f"{task}, n={int(part['n'].iloc[0])}",
+        )
+        for value in part["chance"].dropna().unique()[:1]:
+            # Tasks of equal chance share one line, in dashes of each colour.
+            axes.axhline(value, color=colour, lw=1.3, ls=(5 * place, (4, 5 * len(tasks) - 4)), zorder=1, gid="chance")
+    axes.plot([], [], color=GREY, lw=1.3, ls=(0, (4, 2)), label="chance, in the task's colour")
+    _name(axes, models)
+    axes.set_ylabel("accuracy")
+    axes.set_title("Measured here, 95 % intervals")
+
+
+def _name(axes: Axes, names: list[str]) -> None:
+    """Names the places of an x axis, upright where they are many."""
+    axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names], rotation=35, ha="right")
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.grid(axis="x", visible=False)

@@ -67,7 +67,7 @@ class MeasureStyle(NamedTuple):
 
 MEASURES = {
     "block_influence": MeasureStyle(BLUE, "o", "Block Influence", "1 - cosine"),
-    "relative_magnitude": MeasureStyle(ORANGE, "s", "Relative magnitude", "length of the update / of the output"),
+    "relative_magnitude": MeasureStyle(ORANGE, "s", "Relative magnitude", "update / output (lengths)"),
     "hidden_norm": MeasureStyle(GREEN, "^", "Hidden-state norm", "length of the output"),
     "sequential": MeasureStyle(PURPLE, "v", "Sequential", "−block index"),
     "reverse_order": MeasureStyle(SKY, "D", "Reverse order", "−block index"),

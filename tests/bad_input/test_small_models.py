@@ -214,11 +214,12 @@ def width_claim(study):
 
 
 def methods(study):
-    return benchmarks.averages(benchmarks.measure(study).scores(), 20, 0)
+    found = benchmarks.measure(study)
+    return benchmarks.models_table(found, benchmarks.table(found.scores(), found.chance()))
 
 
 def benchmark_claim(study):
-    return benchmarks.claim(benchmarks.measure(study).scores(), "ShortGPT", "reverse order", 20, 0)
+    return benchmarks.claim(benchmarks.measure(study), 20, 0)
 
 
 def generation_claim(study):
@@ -445,25 +446,6 @@ def test_a_dry_run_counts_a_model_that_is_healed_and_then_quantized(plan):
 
 
 # --------------------------------------------------------------------------------------- one item, one block of text
-
-
-ALIKE = {"t": {name: np.zeros(3) for name in ("Dense", "ShortGPT", "reverse order")}}
-
-
-@pytest.mark.parametrize(
-    "table, column",
-    [
-        pytest.param(lambda: benchmarks.averages(ALIKE, 1, 0), "kept", id="benchmarks of which nothing is right"),
-    ],
-)
-def test_no_share_is_kept_of_nothing(table, column):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert table()[column].isna().all()
-
-
-def test_nothing_is_claimed_of_benchmarks_of_which_nothing_is_right():
-    assert benchmarks.claim(ALIKE, "ShortGPT", "reverse order", 1, 0).empty
 
 
 @pytest.mark.parametrize("low, cell", [(np.nan, "| 3.00 |"), (2.5, "| 3.00 (2.50 to 3.50) |")], ids=["one", "several"])

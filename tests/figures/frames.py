@@ -260,9 +260,9 @@ def damage_frame(n: int) -> pd.DataFrame:
 
 
 def method_frames() -> tuple[pd.DataFrame, pd.DataFrame]:
-    one = pd.DataFrame({"method": ["Dense", "ShortGPT"], "accuracy": [0.6, 0.4], "low": 0.3, "high": 0.7, "n": 40})
+    one = pd.DataFrame({"model": ["Dense", "ShortGPT"], "accuracy": [0.6, 0.4], "low": 0.3, "high": 0.7, "n": 40})
     both = pd.concat([one.assign(task="mmlu_dev", chance=0.25), one.assign(task="mmlu_dev_fewshot", chance=0.25)])
-    reported = pd.DataFrame({"method": ["Dense", "LaCo"], "label": "MMLU, paper, A", "accuracy": [0.55, 0.3]})
+    reported = pd.DataFrame({"method": ["Dense", "LaCo"], "model": "A", "accuracy": [0.55, 0.3]})
     return both, reported
 
 

@@ -292,7 +292,7 @@ STAYS = {
     ("prompt_tuning", "weights_rate"), ("prompt_tuning", "rate_power"), ("prompt_tuning", "lora_rate"),  # rates only
     ("prompt_tuning", "max_words"),  # made-up texts are of any length
     ("block_pruning", "evaluation_corpus"), ("quantization", "ready"),  # the paper's
-    ("benchmarks", "generative_tasks"), ("generation", "tasks"),  # likewise
+    ("benchmarks", "generative_tasks"), ("generation", "tasks"), ("benchmarks", "tasks_of_few"),  # likewise
 }  # fmt: skip
 
 

@@ -28,7 +28,9 @@ from layer_redundancy.study import Study
 
 Scores = Mapping[str, Mapping[str, np.ndarray]]
 KEPT = 0.92  # "our method maintains 92% performance while reducing approximately 25% of the parameters" (ShortGPT, 1)
+NO_MODEL = "best rule without a model"
 DENSE, PRUNED, RIVAL, BROKEN = "Dense", "ShortGPT", "reverse order", "a single block"  # kinds of model
+SURE = 4  # standard errors: of a smaller score the share that is left is anything
 DRAWN = 200  # items: an accuracy on fewer is in tables only
 MOST_DRAWN = 6  # benchmarks in one panel: more cannot be told apart
 MOST_TESTED = 4  # benchmarks with a statement each: every statement makes the others harder to support
@@ -48,12 +50,14 @@ class Budget:
 
     Attributes:
         tasks: multiple-choice benchmarks of table 1.
+        tasks_of_few: likewise, on the dense model and at `ratio` only.
         generative_tasks: benchmarks whose answers are generated.
         ratio: share of the blocks that is removed; None ("auto") for the paper's number of blocks.
         further_ratios: other shares that Block Influence removes.
     """
 
     tasks: tuple[TaskBudget, ...]
+    tasks_of_few: tuple[TaskBudget, ...] = ()
     generative_tasks: tuple[TaskBudget, ...] = ()
     ratio: Annotated[float | None, between(0, 1)] = None
     further_ratios: tuple[Share, ...] = (0.1, 0.5)
@@ -84,7 +88,7 @@ class Measured:
     generated: Mapping[str, Mapping[Variant, Result]]
 
     def scores(self) -> dict[str, dict[str, np.ndarray]]:
-        """Benchmark -> label -> (items,) score in 0..1."""
+        """Benchmark -> label -> (items,) score in 0..1, of the models that it was measured on."""
         found = scores({task.name: self.results[task.name] for task in self.tasks}, self.models)
         for name, results in self.generated.items():
             metric = generative_tasks.primary_metric(next(iter(results.values())))
@@ -119,9 +123,9 @@ def measure(study: Study, limit: int | None = None) -> Measured:
         limit: items of each benchmark, for a quick look; None for as many as the profile gives.
     """
     budget, num = study.profile.budget(Budget), study.num_blocks
-    chosen, written = budget.tasks, budget.generative_tasks
+    chosen, of_few, written = budget.tasks, budget.tasks_of_few, budget.generative_tasks
     if limit is not None:
-        chosen, written = (tuple(replace(one, limit=limit) for one in of) for of in (chosen, written))
+        chosen, of_few, written = (tuple(replace(one, limit=limit) for one in of) for of in (chosen, of_few, written))
     count = num_removed(study.identity.name, num, budget.ratio)
     few_blocks.say_if_single(study)
     models, kinds = {DENSE: study.dense}, {DENSE: DENSE}
@@ -136,12 +140,15 @@ def measure(study: Study, limit: int | None = None) -> Measured:
         last = variants.without(num, order[: num - 1])
         if last not in models.values():
             models[BROKEN], kinds[BROKEN] = last, BROKEN
-    tasks = [study.inputs.task(one) for one in chosen]
+    tasks, fewer = ([study.inputs.task(one) for one in of] for of in (chosen, of_few))
     results = study.sweep(list(models.values()), [study.perplexity, *tasks])
+    if fewer:
+        few = [variant for label, variant in models.items() if kinds[label] in (DENSE, PRUNED, RIVAL)]
+        results = results | study.sweep(few, fewer)
     generated = {task_files.task_name(one.name): study.generative_task(one, list(models.values())) for one in written}
     sizes = study.weight_bytes()
     gone = {label: 100 * (1 - sizes.of(v) / sizes.of(study.dense)) for label, v in models.items()}
-    return Measured(models, kinds, gone, count, tasks, results, generated)
+    return Measured(models, kinds, gone, count, [*tasks, *fewer], results, generated)
 
 
 def note(study: Study, found: Measured, limit: int | None = None) -> str:
@@ -178,7 +185,7 @@ def scores(results: Mapping[str, Mapping[Variant, Result]], models: Mapping[str,
     for name, of_variant in results.items():
         metric = result_tables.accuracy_metric(next(iter(of_variant.values())))
         assert metric is not None, f"{name} is no task"
-        chosen = {label: of_variant[variant].arrays[metric] for label, variant in models.items()}
+        chosen = {label: of_variant[v].arrays[metric] for label, v in models.items() if v in of_variant}
         found[name.removeprefix("task/")] = chosen
     return found
 
@@ -224,12 +231,20 @@ def table(scores: Scores, chance: Mapping[str, float]) -> pd.DataFrame:
 
 
 def known_tasks(measured: pd.DataFrame) -> list[str]:
-    """The benchmarks that the dense model does better than guessing and than a single block; argument from `table`."""
+    """The benchmarks that the dense model can do, by `table`.
+
+    It does them better than guessing, and exceeds a single block's score, of which shares are taken, by SURE standard
+    errors or more (the score of guessing, where a single block was not measured).
+    """
     known = []
     for task, part in measured.groupby("task", sort=False):
-        part = part.set_index("model")
-        floors = [part["chance"].iloc[0], part["accuracy"].get(BROKEN, np.nan)]
-        if not (part["low"][DENSE] <= np.nanmax([*floors, -np.inf])):
+        rows = part.set_index("model")
+        dense = rows.loc[DENSE]
+        if BROKEN in rows.index:
+            exceeds, half = -rows["change"][BROKEN], rows["change_high"][BROKEN] - rows["change"][BROKEN]
+        else:
+            exceeds, half = dense["accuracy"] - np.nan_to_num(dense["chance"]), dense["high"] - dense["accuracy"]
+        if not dense["low"] <= dense["chance"] and exceeds > max(0, SURE / 2 * half):
             known.append(str(task))
     return known
 
@@ -261,8 +276,9 @@ def models_table(found: Measured, measured: pd.DataFrame) -> pd.DataFrame:
             "nats more": "" if label == DENSE else more,
         }
         for task in known:
-            part = measured[(measured["task"] == task) & (measured["model"] == label)].iloc[0]
-            row[f"{title(task)}, % (n={part['n']})"] = _percent(part)
+            part = measured[(measured["task"] == task) & (measured["model"] == label)]
+            n = measured.loc[measured["task"] == task, "n"].iloc[0]
+            row[f"{title(task)}, % (n={n})"] = _percent(part.iloc[0]) if len(part) else ""
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -290,6 +306,8 @@ def changes(found: Measured, measured: pd.DataFrame, resamples: int, seed: int) 
     scores = found.scores()
     for label in found.models:
         for place, task in enumerate(known):
+            if label not in scores[task]:
+                continue
             values = np.stack([scores[task][name] for name in (DENSE, label)] + [_floor(found, scores, task)], axis=1)
             whole, n = _left(values.mean(0), len(values)), len(values)
             draws = np.array([_left(mean, n) for mean in stats.bootstrap_means(values, resamples, seed + place)])
@@ -299,9 +317,12 @@ def changes(found: Measured, measured: pd.DataFrame, resamples: int, seed: int) 
             100 * _with_interval(left[key], [errors[key]], 1)[place]
             for key in zip(rows["task"], rows["model"], strict=True)
         ]
-    for label in found.models if known else ():
-        each = [left[task, label] for task in known]
-        low_high = _with_interval(np.mean(each), [errors[task, label] for task in known], len(known))
+    for label in found.models:
+        tasks = [task for task in known if label in scores[task]]
+        if len(tasks) < max(2, len(known)):
+            continue  # another average
+        each = [left[task, label] for task in tasks]
+        low_high = _with_interval(float(np.mean(each)), [errors[task, label] for task in tasks], len(tasks))
         part = rows[rows["model"] == label]
         row = {"task": "average", "model": label, "n": part["n"].sum(), "accuracy": part["accuracy"].mean()}
         row |= {"change": part["change"].mean()}
@@ -319,9 +340,8 @@ def _with_interval(value: float, errors: Sequence[tuple[float, int]], parts: int
 
 def _floor(found: Measured, scores: Scores, task: str) -> np.ndarray:
     """(items,) what a broken model scores: with a single block left, or by guessing where that is the pruned one."""
-    broken = found.label(BROKEN)
-    if broken is not None:
-        return scores[task][broken]
+    if BROKEN in scores[task]:
+        return scores[task][BROKEN]
     return np.full(len(scores[task][DENSE]), found.chance().get(task, 0.0))
 
 
@@ -338,21 +358,24 @@ def answers(found: Measured, measured: pd.DataFrame) -> pd.DataFrame:
         measured: scores, from `table`.
 
     Returns:
-        task, model, removed, n, low, high, accuracy, share (of the right answer among the choices' probabilities, its
-        geometric mean), and nats (of the log of that share, against the dense model, paired by item) with nats_low and
-        nats_high, 95 %.
+        task, model, removed, n, low, high, accuracy, share (of the right answer among the choices' probabilities, mean
+        over items), share_change from the dense model's with its 95 % interval (share_low, share_high), paired by item,
+        and nats (the change of the share's log, likewise).
     """
     known, rows = known_tasks(measured), []
     for task in found.tasks:
         if task.items.name in known:
             continue
-        logs = {label: _gold_share(found, task, label) for label in found.models}
+        labels = [label for label, variant in found.models.items() if variant in found.results[task.name]]
+        logs = {label: _gold_share(found, task, label) for label in labels}
         for label, log in logs.items():
             part = measured[(measured["task"] == task.items.name) & (measured["model"] == label)].iloc[0]
-            low, high = stats.mean_interval(log - logs[DENSE])
+            change = np.exp(log) - np.exp(logs[DENSE])
+            low, high = stats.mean_interval(change)
             row = {"task": title(task.items.name), "model": label, "removed": found.removed(label)}
-            row |= part[["n", "low", "high", "accuracy"]].to_dict() | {"share": np.exp(log.mean())}
-            rows.append(row | {"nats": (log - logs[DENSE]).mean(), "nats_low": low, "nats_high": high})
+            row |= part[["n", "low", "high", "accuracy"]].to_dict() | {"share": np.exp(log).mean()}
+            row |= {"share_change": change.mean(), "share_low": low, "share_high": high}
+            rows.append(row | {"nats": (log - logs[DENSE]).mean()})
     return pd.DataFrame(rows)
 
 
@@ -382,20 +405,20 @@ def claim(found: Measured, resamples: int, seed: int) -> pd.DataFrame:
 
     def statements(means: Mapping[str, np.ndarray]) -> list[Statement]:
         left = {task: _left(mean[[0, 1, 3]], len(values[task])) for task, mean in means.items()}
-        average = np.mean(list(left.values()))
-        by_rival = np.mean([_left(mean[[0, 2, 3]], len(values[task])) for task, mean in means.items()])
+        average = float(np.mean(list(left.values())))
+        by_rival = float(np.mean([_left(mean[[0, 2, 3]], len(values[task])) for task, mean in means.items()]))
         all_said = [
-            Statement(PRIMARY, average, KEPT, "above", 0.1),
-            Statement("ShortGPT leaves more than reverse order, averaged over tasks", average, by_rival, "above", 0.1),
+            Statement(PRIMARY, average, KEPT, "above", 0.15),
+            Statement("ShortGPT leaves more than reverse order, averaged over tasks", average, by_rival, "above", 0.15),
         ]
         if len(left) > 1:
             all_said += [
-                Statement(f"ShortGPT: 92 % is left of {title(task)}", left[task], KEPT, "above", 0.1)
+                Statement(f"ShortGPT: 92 % is left of {title(task)}", left[task], KEPT, "above", 0.2)
                 for task in (left if len(left) <= MOST_TESTED else ())
             ]
         if {"copying", "agreement"} <= set(left):
             lost = left["agreement"] - left["copying"]
-            all_said.append(Statement("ShortGPT: less is left of copying than of agreement", lost, 0.0, "above", 0.1))
+            all_said.append(Statement("ShortGPT: less is left of copying than of agreement", lost, 0.0, "above", 0.2))
         return all_said
 
     parts = []
@@ -407,26 +430,15 @@ def claim(found: Measured, resamples: int, seed: int) -> pd.DataFrame:
         ]
         parts.append(verdicts.judged_draws(statements(whole), draws, [len(values[task]) for task in known], "accuracy"))
     for task in [task for task in found.tasks if task.items.name not in known][:MOST_TESTED]:
-        logs = np.stack([_gold_share(found, task, label) for label in (DENSE, pruned)], axis=1)
-        if np.isfinite(logs).all():
-            parts.append(_of_answers(task, logs, resamples, seed))
+        share = np.exp(_gold_share(found, task, DENSE))[:, None]
+        if np.isfinite(share).all():
+            parts.append(verdicts.judge(_more_than_guessed(task), share, resamples, seed, "share of the right answer"))
     return verdicts.verdicts(parts, PRIMARY)
 
 
-def _of_answers(task: ChoiceTask, logs: np.ndarray, resamples: int, seed: int) -> pd.DataFrame:
-    """Statements on the right answer's share, by the logs of it (items, 2) of the dense and the pruned model."""
-    name = title(task.items.name)
-
-    def statements(means: np.ndarray) -> list[Statement]:
-        guess = f"{name}: the whole model gives the right answer more than an equal share"
-        falls = f"{name}: the right answer's share falls by ShortGPT (log)"
-        return [
-            Statement(guess, means[0], task.items.chance, "above", 0.02),
-            Statement(falls, means[1], 0.0, "below", 0.05),
-        ]
-
-    values = np.stack([np.exp(logs[:, 0]), logs[:, 1] - logs[:, 0]], axis=1)
-    return verdicts.judge(statements, values, resamples, seed, "answers")
+def _more_than_guessed(task: ChoiceTask) -> verdicts.Statements:
+    name = f"{title(task.items.name)}: the whole model gives the right answer more than an equal share"
+    return lambda means: [Statement(name, means[0], task.items.chance, "above", 0.1)]
 
 
 # ---------------------------------------------------------------------------------------------------- the paper's table
@@ -510,14 +522,14 @@ def drawn(found: Measured, measured: pd.DataFrame, rules: pd.DataFrame) -> pd.Da
         rules: how far rules get that read nothing, from `without_a_model.table`.
 
     Returns:
-        task, model, accuracy, low, high, n, chance of at most MOST_DRAWN benchmarks; `model` "best rule" for the best
-        of the rules. All benchmarks where none is left, as in a quick look.
+        task, model, accuracy, low, high, n, chance of at most MOST_DRAWN benchmarks; `model` NO_MODEL for the best of
+        the rules. All benchmarks where none is left, as in a quick look.
     """
     known = known_tasks(measured)
     enough = measured[measured["task"].isin(known) & (measured["n"] >= DRAWN)]
     rows = measured if enough.empty else enough
     rows = rows[rows["task"].isin(list(dict.fromkeys(rows["task"]))[:MOST_DRAWN])]
-    best = rules.sort_values("accuracy").groupby("task").tail(1).assign(model="best rule")
+    best = rules.sort_values("accuracy").groupby("task").tail(1).assign(model=NO_MODEL)
     rows = pd.concat([rows, best[best["task"].isin(rows["task"])]], ignore_index=True)
     columns = ["task", "model", "accuracy", "low", "high", "n", "chance"]
     return rows[columns].assign(task=[title(task) for task in rows["task"]])

@@ -24,22 +24,23 @@ def method_accuracies(measured: pd.DataFrame, reported: pd.DataFrame) -> Figure:
     )
     _measured_panel(left, measured)
     methods = list(dict.fromkeys(reported["method"]))
-    for place, (model, part) in enumerate(reported.groupby("model", sort=False)):
-        shift = (place - 1.5) * 0.12
+    models = list(reported.groupby("model", sort=False))
+    for place, (model, part) in enumerate(models):
+        shift = (place - (len(models) - 1) / 2) * 0.12
         x = [methods.index(method) + shift for method in part["method"]]
         marker = HOLLOW[place % len(HOLLOW)]
         right.plot(x, part["accuracy"], marker, ls="", ms=6, mfc="white", mec=GREY, mew=1.2, label=model)
-    chance_line(right, 0.25, "chance")
+    chance_line(right, 0.25)
     _name(right, methods)
     right.set_title("MMLU as the paper prints it")
-    for axes, columns in ((left, 2), (right, 1)):
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.08), ncols=columns, fontsize=LEGEND_SIZE)
+    right.legend(loc="upper right", fontsize=LEGEND_SIZE)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=LEGEND_SIZE)
     left.set_ylim(0, 1.02)
     return figure
 
 
 def _measured_panel(axes: Axes, rows: pd.DataFrame) -> None:
-    """Draws every task with its own chance, which stands at the left edge."""
+    """Draws every task, with its chance in its colour."""
     models, tasks = list(dict.fromkeys(rows["model"])), list(dict.fromkeys(rows["task"]))
     for place, task in enumerate(tasks):
         part = rows[rows["task"] == task]
@@ -55,10 +56,12 @@ def _measured_panel(axes: Axes, rows: pd.DataFrame) -> None:
             ms=6,
             label=f"{task}, n={int(part['n'].iloc[0])}",
         )
-        for value in part["chance"].dropna().unique()[:1]:
-            # Tasks of equal chance share one line, in dashes of each colour.
-            axes.axhline(value, color=colour, lw=1.3, ls=(5 * place, (4, 5 * len(tasks) - 4)), zorder=1, gid="chance")
-    axes.plot([], [], color=GREY, lw=1.3, ls=(0, (4, 2)), label="chance, in the task's colour")
+    chances = rows.groupby("task", sort=False)["chance"].first().dropna()
+    for value, same in chances.groupby(chances, sort=False):
+        for turn, task in enumerate(same.index):  # tasks of equal chance share one line, in dashes of each colour
+            dashes = (5 * turn, (4, 5 * len(same) - 4))
+            axes.axhline(value, color=style_of(task, tasks)[0], lw=1.3, ls=dashes, zorder=1, gid="chance")
+    axes.plot([], [], color=GREY, lw=1.3, ls=(0, (4, 2)), label="chance")
     _name(axes, models)
     axes.set_ylabel("accuracy")
     axes.set_title("Measured here, 95 % intervals")

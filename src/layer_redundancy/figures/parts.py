@@ -133,15 +133,17 @@ def choose_y_scale(axes: Axes, values: Iterable[float], log: bool | None = None)
     return True
 
 
-def legend_above(axes: Axes, handles: list | None = None, labels: list | None = None, title: str = "") -> None:
-    """Legend above the axes, where no data can be, in as many columns as fit the figure's width."""
+def legend_above(
+    axes: Axes, handles: list | None = None, labels: list | None = None, title: str = "", width: float = WIDTH
+) -> None:
+    """Legend above the axes, where no data can be, in as many columns as fit so many inches."""
     if handles is None:
         handles, labels = axes.get_legend_handles_labels()
     labels = list(labels or [])
     if title:
         handles, labels = [*handles, Line2D([], [], ls="")], [*labels, title]
     widest = max(text_width(label, LEGEND_SIZE) for label in labels) + 4.2 * LEGEND_SIZE  # handle and gaps
-    columns = int(np.clip((WIDTH - 0.9) * 72 // widest, 1, len(labels)))
+    columns = int(np.clip((width - 0.9) * 72 // widest, 1, len(labels)))
     side_by_side = {tuple: HandlerTuple(ndivide=None, pad=0.2)}
     axes.legend(
         handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, columnspacing=1.6,
@@ -197,12 +199,15 @@ def damage_panel(axes: Axes, rows: pd.DataFrame, x: str = "block", label: str = 
     legend_above(axes)
 
 
-def accuracy_panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame | None, x: str = "block") -> None:
+def accuracy_panel(
+    axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame | None, x: str = "block", width: float = WIDTH
+) -> None:
     """Draws accuracy with its interval, a line a (task, metric), with the dense model's level and chance.
 
     Args:
         rows: columns x, task, metric, accuracy, low, high, n, chance.
         dense: rows of the dense model: task, metric, accuracy.
+        width: inches that the legend may take.
     """
     series = list(rows.groupby(["task", "metric"], sort=False))
     tasks = list(dict.fromkeys(rows["task"]))
@@ -246,7 +251,7 @@ def accuracy_panel(axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame | None, x
         handles.append(tuple(Line2D([], [], color=style_of(task, tasks)[0], lw=0.9) for task in tasks))
         labels.append("dense model")
     axes.set_ylabel("accuracy")
-    legend_above(axes, handles, labels)
+    legend_above(axes, handles, labels, width=width)
 
 
 def _items(rows: pd.DataFrame) -> str:

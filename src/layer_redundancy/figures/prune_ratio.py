@@ -32,17 +32,18 @@ def prune_ratio(
     rules = pd.DataFrame() if without_a_model is None else without_a_model
     figure, grid = plt.subplots(
         2, 2, figsize=(WIDTH, 7.2), sharey="row", layout="constrained", height_ratios=[1, 1.25],
-        width_ratios=[1, 0.28 if len(rules) else 0.001],
+        width_ratios=[1, 0.22 if len(rules) else 0.001],
     )  # fmt: skip
     top, bottom = grid[:, 0]
     top.sharex(bottom)
     top.tick_params(labelbottom=False)
     grid[0, 1].set_axis_off()
-    damage_panel(top, perplexity, x="share", label="text, blocks removed in this order")
+    damage_panel(top, perplexity, x="share", label="text")
     if np.isfinite(unigram):
         top.axhline(unigram, color=GREY, ls="-.", lw=1.3, label="frequencies of tokens alone", gid="unigram")
-        legend_above(top)
-    accuracy_panel(bottom, accuracy, accuracy[accuracy["share"] == 0], x="share")
+    width = WIDTH - 1.9 * bool(len(rules))
+    legend_above(top, width=width)
+    accuracy_panel(bottom, accuracy, accuracy[accuracy["share"] == 0], x="share", width=width)
     share_axis(bottom)
     _weights_axis(top, perplexity)
     if len(rules):

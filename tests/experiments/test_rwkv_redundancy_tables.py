@@ -100,7 +100,7 @@ def test_what_is_kept_stands_beside_what_the_paper_prints():
     assert list(measured.loc["knows", "score"]) == [75, 50] and list(measured["removed"]) == [0, 25, 0, 25]
     assert measured.loc["guesses", "above_chance"].isna().all(), "nothing is kept of chance"
     assert (measured["low"] < measured["score"]).all() and (measured["n"] == 200).all()
-    assert recurrent.at_chance(kept).startswith("no share kept is given of guesses on t:")
+    assert recurrent.at_chance(kept).startswith("No share kept is given of guesses on t:")
 
 
 def test_agreement_of_the_true_order_is_one():

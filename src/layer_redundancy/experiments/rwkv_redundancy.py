@@ -332,7 +332,7 @@ def at_chance(kept: pd.DataFrame) -> str:
     lines = [f"{row.model} on {row.task.replace('_', ' ')}" for row in dense.itertuples()]
     if not lines:
         return ""
-    return f"no share kept is given of {', '.join(lines)}: chance lies in the interval of the whole model's accuracy"
+    return f"No share kept is given of {', '.join(lines)}: chance lies in the interval of the whole model's accuracy"
 
 
 def agreement(sums: ActivationSums, summary: np.ndarray, resamples: int, seed: int) -> pd.DataFrame:

@@ -38,8 +38,8 @@ NOTEBOOK = "05_width_vs_depth"
 PRIMARY = "chosen heads of a block's weights cost as much as the chosen block"
 ON_AVERAGE = "random heads of a block's weights cost as much as a block, on average"
 IN_THE_MEDIAN = "random heads of a block's weights cost as much as a block, in the median"
-CHEAP = "share of single heads that raise the perplexity by less than 1 %"
-BY_NUMBER = "share of the differences between heads that goes with the head's number"
+CHEAP = "most single heads raise the perplexity by less than 1 %"
+BY_NUMBER = "the head's number explains less than a tenth of the differences between heads"
 
 COMPARABLE = 0.25  # of a block's damage: a smaller difference counts as none
 DRAWN = 200  # items: no accuracy on fewer is drawn
@@ -150,7 +150,8 @@ def measure(study: Study) -> Measured:
     everywhere_on = first_blocks(study.evaluation, budget.evaluation_blocks)
     of_number = study.sweep(everywhere, [Perplexity(everywhere_on), *study.tasks])
     tasks = study.sweep([study.dense, *chosen.values()], study.tasks) if chosen and study.tasks else {}
-    chosen_on = study.inputs.text("evaluation", evaluation_blocks=budget.chosen_blocks)
+    text = replace(study.profile.text, evaluation_blocks=budget.chosen_blocks)
+    chosen_on = study.inputs.token_blocks(text, "evaluation", 1)  # fewer blocks will do where a corpus has no more
     return Measured(
         block_size,
         head_size,

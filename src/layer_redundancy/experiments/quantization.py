@@ -367,7 +367,7 @@ def table(precisions: Sequence[Precision], removals: Mapping[int, Variant], k: i
     Returns:
         source, weights, setting ("dense", "ShortGPT": removed after quantization, "removed first": before it), blocks,
         draws (of GPTQ's text), perplexity with its 95 % interval, MMLU as the paper prints it, each task's accuracy in
-        percent with its interval and number of items, on disk and in memory (MB, 10^6 bytes of weights).
+        percent with its interval, as text, on disk and in memory (MB, 10^6 bytes of weights).
     """
     rows = [
         {
@@ -396,7 +396,7 @@ def table(precisions: Sequence[Precision], removals: Mapping[int, Variant], k: i
             values = result_tables.right(result)
             low, high = stats.accuracy_interval(round(values.sum()), len(values))
             task = f"{name.removeprefix('task/')} (n={len(values)})"
-            row |= {task: 100 * values.mean(), f"{task}, 95 %": f"{100 * low:.1f} to {100 * high:.1f}"}
+            row[task] = f"{100 * values.mean():.1f} ({100 * low:.1f} to {100 * high:.1f})"
         rows.append(row | {"on disk (MB)": on_disk / 1e6, "in memory (MB)": in_memory / 1e6})
     sizes = ["on disk (MB)", "in memory (MB)"]
     found = pd.DataFrame(rows)

@@ -147,7 +147,8 @@ def measure(study: Study, limit: int | None = None) -> Measured:
         results = results | study.sweep(few, fewer)
     generated = {task_files.task_name(one.name): study.generative_task(one, list(models.values())) for one in written}
     sizes = study.weight_bytes()
-    gone = {label: 100 * (1 - sizes.of(v) / sizes.of(study.dense)) for label, v in models.items()}
+    whole = max(1, sizes.of(study.dense))  # a plan weighs nothing
+    gone = {label: 100 * (1 - sizes.of(v) / whole) for label, v in models.items()}
     return Measured(models, kinds, gone, count, [*tasks, *fewer], results, generated)
 
 

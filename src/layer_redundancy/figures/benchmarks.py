@@ -31,7 +31,7 @@ def method_accuracies(measured: pd.DataFrame, reported: pd.DataFrame) -> Figure:
         marker = HOLLOW[place % len(HOLLOW)]
         right.plot(x, part["accuracy"], marker, ls="", ms=6, mfc="white", mec=GREY, mew=1.2, label=model)
     chance_line(right, 0.25)
-    _name(right, methods)
+    _name(right, methods, "method of pruning")
     right.set_title("MMLU as the paper prints it")
     right.legend(loc="upper right", fontsize=LEGEND_SIZE)
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=LEGEND_SIZE)
@@ -62,13 +62,14 @@ def _measured_panel(axes: Axes, rows: pd.DataFrame) -> None:
             dashes = (5 * turn, (4, 5 * len(same) - 4))
             axes.axhline(value, color=style_of(task, tasks)[0], lw=1.3, ls=dashes, zorder=1, gid="chance")
     axes.plot([], [], color=GREY, lw=1.3, ls=(0, (4, 2)), label="chance")
-    _name(axes, models)
+    _name(axes, models, "model: blocks removed")
     axes.set_ylabel("accuracy")
     axes.set_title("Measured here, 95 % intervals")
 
 
-def _name(axes: Axes, names: list[str]) -> None:
-    """Names the places of an x axis, upright where they are many."""
+def _name(axes: Axes, names: list[str], label: str) -> None:
+    """Names the places of an x axis, aslant."""
     axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names], rotation=35, ha="right")
     axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_xlabel(label)
     axes.grid(axis="x", visible=False)

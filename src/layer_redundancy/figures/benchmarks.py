@@ -62,7 +62,7 @@ def _measured_panel(axes: Axes, rows: pd.DataFrame) -> None:
             dashes = (5 * turn, (4, 5 * len(same) - 4))
             axes.axhline(value, color=style_of(task, tasks)[0], lw=1.3, ls=dashes, zorder=1, gid="chance")
     axes.plot([], [], color=GREY, lw=1.3, ls=(0, (4, 2)), label="chance")
-    _name(axes, models, "model: blocks removed")
+    _name(axes, models, "model, and how many of its blocks are removed")
     axes.set_ylabel("accuracy")
     axes.set_title("Measured here, 95 % intervals")
 

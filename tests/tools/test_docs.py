@@ -78,14 +78,17 @@ def test_a_statement_that_begins_to_hold_stops_it_too(changed):
         pages.render("findings.md", changed("figure5_claim", turn))
 
 
-def test_a_verdict_that_is_no_longer_certain_stops_it(changed):
+def test_a_verdict_that_changed_stops_it(tmp_path, changed):
+    statement = "ShortGPT leaves more than reverse order, averaged over tasks"
+
     def doubt(table):
-        table.certainty = table.certainty.astype(float)
-        table.loc[table.statement == "ShortGPT keeps a higher average than reverse order", "certainty"] = 0.9
+        table.loc[table.statement == statement, "verdict"] = "undecided"
         return table
 
-    with pytest.raises(StudyError, match=r"'ShortGPT keeps a higher .*' certainly holds, but .* certainty 0.9$"):
-        pages.render("findings.md", changed("table1_claim", doubt))
+    call = f'{{% call finding("x", verdict("table1_claim", "{statement}", "supported")) %}}It does.{{% endcall %}}'
+    assert rendered(tmp_path, call) == "It does.\n"
+    with pytest.raises(StudyError, match=rf"turned: the prose says that '{statement}' is supported, but .*: undecided"):
+        rendered(tmp_path, call, changed("table1_claim", doubt))
 
 
 def test_an_inequality_that_turned_stops_it(changed):
@@ -108,13 +111,14 @@ def test_a_number_that_changed_makes_the_page_stale(changed):
     assert text != pages.page("findings.md").read_text()
 
 
-def test_a_row_that_is_missing_or_there_twice_is_an_error(changed):
+def test_a_row_that_is_missing_or_there_twice_is_an_error(tmp_path, changed):
+    text = "{{ row('table1_changes', task='copying', model='Dense').accuracy }}"
     for edit, number in (
-        (lambda table: table[table.method != "ShortGPT"], 0),
-        (lambda table: pd.concat([table, table[table.method == "ShortGPT"]]), 2),
+        (lambda table: table[table.model != "Dense"], 0),
+        (lambda table: pd.concat([table, table[table.model == "Dense"]]), 2),
     ):
-        with pytest.raises(StudyError, match=f"{number} rows of table1_changes.csv have .*'ShortGPT'"):
-            pages.render("findings.md", changed("table1_changes", edit))
+        with pytest.raises(StudyError, match=f"{number} rows of table1_changes.csv have .*'Dense'"):
+            rendered(tmp_path, text, changed("table1_changes", edit))
 
 
 @pytest.mark.parametrize(
@@ -122,18 +126,21 @@ def test_a_row_that_is_missing_or_there_twice_is_an_error(changed):
     [
         ("{{ nothing }}", "'nothing' is undefined"),
         ("{{ row('figure99').x }}", r"no table figure99.csv in embedded, bench, paper"),
-        ("{{ row('table1_claim', claim='x') }}", "table1_claim.csv has no column 'claim': choose from statement,"),
-        ("{{ row('table1_changes', method='Dense', task='mmlu_dev').acc }}", "table1_changes.csv has no column 'acc'"),
-        ("{{ row('table1_changes', method='Dense', task='mmlu_dev').accuracy | percent }}", "number of items"),
-        ("{{ row('table1_changes', method='Dense', task='mmlu_dev').accuracy | fixed }}", "number of items"),
+        (
+            "{{ row('table1_claim', claim='x') }}",
+            "table1_claim.csv has no column 'claim': choose from role,",
+        ),
+        ("{{ row('table1_changes', model='Dense', task='copying').acc }}", "table1_changes.csv has no column 'acc'"),
+        ("{{ row('table1_changes', model='Dense', task='copying').accuracy | percent }}", "number of items"),
+        ("{{ row('table1_changes', model='Dense', task='copying').accuracy | fixed }}", "number of items"),
         ("{{ rows('why_lift_compared')[0].accuracy }}", "an accuracy without its number of items"),
         ("{{ rows('figure7_reported')[0].low | fixed }}", "an empty cell cannot be printed"),
         ("{% call finding('x') %}It is so.{% endcall %}", "finding 'x' is tied to nothing"),
         ("{% call finding('x', compare('a', 1, '=', 2)) %}{% endcall %}", "no relation '='"),
         ("{{ 1 + }}", ", line 1: "),
         (
-            "{% set a, b = rows('table1_changes')[0], rows('table1_changes')[3] %}{{ kept(a, b) }}",
-            "on 100 and on 60 items",
+            "{% set a, _, b, _ = rows('table1_changes', model='Dense') %}{{ kept(a, b) }}",
+            "on 400 and on 200 items",
         ),
     ],
 )
@@ -144,13 +151,13 @@ def test_a_mistake_in_a_template_is_one_line(tmp_path, text, message):
 
 
 def test_what_helpers_print(tmp_path, changed):
-    dense = "{% set d = row('table1_changes', method='Dense', task='mmlu_dev') %}"
-    pruned = "{% set s = row('table1_changes', method='ShortGPT', task='mmlu_dev') %}"
+    dense = "{% set d = row('table1_changes', model='Dense', task='copying') %}"
+    pruned = "{% set s = row('table1_changes', model='ShortGPT, 8 of 30', task='copying') %}"
 
     def by_hand(table):
         columns = ["accuracy", "low", "high", "n", "chance"]
-        table.loc[table.method == "Dense", columns] = [0.75, 0.65, 0.83, 60, 0.25]
-        table.loc[table.method == "ShortGPT", columns] = [0.5, 0.4, 0.6, 60, 0.25]
+        table.loc[table.model == "Dense", columns] = [0.75, 0.65, 0.83, 60, 0.25]
+        table.loc[table.model == "ShortGPT, 8 of 30", columns] = [0.5, 0.4, 0.6, 60, 0.25]
         return table
 
     tables = changed("table1_changes", by_hand)

@@ -36,7 +36,7 @@ from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate import generate, generative_tasks, plain_forwards, sweep
 from layer_redundancy.evaluate.amounts import Pass, Quantization, Training, Work, Writing
 from layer_redundancy.evaluate.generate import PromptLengths
-from layer_redundancy.evaluate.scoring import ChoiceTask, Passages, Perplexity
+from layer_redundancy.evaluate.scoring import ChoiceTask, Passages, Perplexity, WrittenAnswers
 from layer_redundancy.figures import saving, table_pictures
 from layer_redundancy.inputs import Inputs, first_blocks
 from layer_redundancy.measures import activations, greedy, importance, registry, selections
@@ -510,7 +510,7 @@ class Study:
     def sweep(
         self,
         chosen: Sequence[Variant],
-        measurements: Sequence[Perplexity | Passages | ChoiceTask] | None = None,
+        measurements: Sequence[Perplexity | Passages | ChoiceTask | WrittenAnswers] | None = None,
         progress: bool = True,
     ) -> dict[str, dict[Variant, Result]]:
         """Measures variants: measurement name -> variant -> result, of tasks with margins.
@@ -520,7 +520,7 @@ class Study:
             measurements: what to measure on each; perplexity and the profile's tasks if not given.
             progress: print what will be done, and draw a progress bar.
         """
-        measured: Sequence[Perplexity | Passages | ChoiceTask] = (
+        measured: Sequence[Perplexity | Passages | ChoiceTask | WrittenAnswers] = (
             [self.perplexity, *self.tasks] if measurements is None else measurements
         )
         found = sweep.run(
@@ -550,6 +550,29 @@ class Study:
             self.store,
             self.profile.batch_tokens,
             when_done=lambda variant: self._log(*self._continuation_work(variant, lengths)),
+        )
+
+    def continuations_by(self, other: "Study", lengths: PromptLengths) -> Result:
+        """Greedy continuations by another model of the same tokenizer, such as this one with fewer bits.
+
+        Args:
+            other: the study of that model.
+            lengths: the prompts, as in `continuations`.
+
+        Returns:
+            As `generate.measure` of a variant: compared with this model's own continuations, and read by it.
+        """
+        lengths, text = profiles.valid(PromptLengths, lengths), self.prompts(lengths)
+        reference = self.continuations([self.dense], lengths)[self.dense].arrays["tokens"]
+        against = {"reference": generate.digest(reference), "judge": self.identity.fingerprint}
+        shape = lengths.prompts, lengths.new_tokens
+        return other.cached(
+            generate.key_of(other.identity, other.dense, text, lengths, against),
+            lambda: generate.beside(
+                lambda: self.stack, lambda: other.stack, text, lengths, reference, self.profile.batch_tokens
+            ),
+            lambda: generate.no_continuations(shape),
+            lambda: other._continuation_work(other.dense, lengths),
         )
 
     def _continuation_work(self, variant: Variant, lengths: PromptLengths) -> list[Work]:

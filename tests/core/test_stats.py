@@ -10,8 +10,7 @@ import scipy.stats
 
 from direct_importance import made_up, made_up_sums
 from layer_redundancy.core import stats
-from layer_redundancy.core.store import Result
-from layer_redundancy.experiments import block_pruning, prompt_tuning
+from layer_redundancy.experiments import block_pruning
 from layer_redundancy.measures import importance
 
 close = pytest.approx
@@ -110,12 +109,6 @@ def test_draws_over_seeds_and_units():
     same(interval, (0.2976485148514852, 0.5659653465346534))
 
 
-def test_draws_over_items_and_seeds():
-    expected = [0.4546204620462046, 0.5734323432343233, 0.29496699669966997]
-    expected += [0.30899339933993397, 0.48556105610561057, 0.43028052805280526]
-    same(stats.means_over_items_and_seeds(made_up(3, 8), 6, [7, 1]), expected)
-
-
 # ---------------------------------------------------------------------------------- and of those who draw from them
 
 
@@ -139,20 +132,6 @@ def test_draws_of_best_starts():
     table = block_pruning.best_starts(made_up_sums(), 50, seed=8)
     assert table["start"].tolist() == [3, 0, 1] and table["high"].tolist() == [3, 2, 1]
     same(table["certainty"], [0.46, 0.46, 0.68])
-
-
-def test_draws_of_accuracies_differ_between_data_sets():
-    run = prompt_tuning.Run
-    names = [name for name in run.__dataclass_fields__ if name not in ("dataset", "method", "kept", "seed")]
-    rest = dict.fromkeys(names)
-    found = {
-        run(dataset=of, method="m", kept=1, seed=seed, **rest): Result({}, {"correct": made_up(3, 8)[seed]})
-        for of in ("x", "y")
-        for seed in range(3)
-    }
-    accuracies = prompt_tuning.Accuracies(found, 6, seed=7)
-    same(accuracies.drawn("y", "m", 1)[:2], [0.4546204620462046, 0.5734323432343233])
-    same(accuracies.drawn("x", "m", 1)[:2], [0.3783003300330033, 0.3692244224422442])
 
 
 def test_kendalls_tau_of_many_rankings_is_scipys():

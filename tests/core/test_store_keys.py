@@ -203,6 +203,13 @@ def test_continuations(study):
     ]
 
 
+def test_continuations_by_another_model(study):
+    other = replace(study, identity=replace(study.identity, fingerprint="other"))
+    study.continuations_by(other, PromptLengths(prompts=2, prompt_tokens=3, new_tokens=4))
+    settings = f'{{"judge": "model", "new_tokens": 4, "prompt_tokens": 3, "prompts": 2, "reference": "{DENSE_TOKENS}"}}'
+    assert study.store.keys()[1:] == [Key("other", WHOLE, "continuations", PROMPTS_2_BY_7, settings, 1)]
+
+
 def test_generative_tasks(study, monkeypatch):
     monkeypatch.setattr(lm_eval, "__version__", PACKAGES)
     task = generative_tasks.GenerativeTask(
@@ -239,8 +246,9 @@ def test_trainings(study):
     assert study.store.keys() == [Key(HEALED, "0,1,2,3,4", "training", "", "{}", 1)]
 
 
-TUNED = '{"batch": 16, "dataset": "movie_reviews", "dtype": "float32", "learning_rate": %s, "part": "test", \
-"schedule": "linear", "seed": 1, "steps": 4, "trained": "%s", %s"warmup": 0, "weight_decay": 0.0}'
+TUNED = '{"batch": 16, "converged": 0.05, "dataset": "movie_reviews", "dtype": "float32", "learning_rate": %s, \
+"part": "test", "schedule": "constant_with_warmup", "seed": 1, "steps": 25, "trained": "%s", %s"warmup": 2, \
+"weight_decay": 0.0}'
 
 
 @pytest.mark.parametrize(
@@ -361,7 +369,7 @@ def test_trainings_that_were_stopped(study, monkeypatch):
     monkeypatch.setattr(prompt_tuning, "_result", tuned)
     monkeypatch.setattr(study.store, "get", lambda key: None)
     prompt_tuning.results(study, [Run("movie_reviews", "prompt tuning", kept=2, seed=1)])
-    assert asked == ["training-faf759d1fb2b6c41"]
+    assert asked == ["training-a2eeaabe77dbe1ba"]
 
 
 def test_texts_of_the_hub_in_tokens(tmp_path, monkeypatch):

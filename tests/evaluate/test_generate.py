@@ -142,6 +142,19 @@ def test_measure_sets_a_variant_against_the_dense_model():
         np.testing.assert_array_equal(together, np.minimum.accumulate(pruned["tokens"] == reference, axis=1))
 
 
+def test_another_model_is_set_against_the_dense_one_as_a_variant_is():
+    """Of a pruned model as a model of its own the same comes as of the variant."""
+    stack, other, text = stack_of("llama"), stack_of("llama"), blocks()
+    reference = generate.measure(stack, (0, 1, 2, 3, 4), text, BUDGET, None).arrays["tokens"]
+    expected = generate.measure(stack, PRUNED, text, BUDGET, reference)
+    with plain_forwards.applied(other, PRUNED) as model:
+        pruned = decoder_stack(model)
+        found = generate.beside(lambda: stack, lambda: pruned, text, BUDGET, reference)
+    assert found.summary == expected.summary
+    for name, values in expected.arrays.items():
+        np.testing.assert_allclose(found.arrays[name], values, atol=1e-5)
+
+
 def test_results_are_reused_and_a_killed_run_goes_on(tmp_path, monkeypatch):
     store, text = Store(tmp_path / "store.sqlite"), blocks()
     plan = variants.single_removal(5)[:3]

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,8 +8,10 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import tiny_models
+from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Store
-from layer_redundancy.evaluate import scoring, sweep
+from layer_redundancy.evaluate import plain_forwards, scoring, sweep
+from layer_redundancy.evaluate.scoring import ChoiceTask, WrittenAnswers
 from layer_redundancy.models import compiled, loading
 from layer_redundancy.models.stack import decoder_stack
 from measurements import Continuations, identity, ragged_sequences
@@ -129,3 +132,34 @@ def test_perplexity_by_hand():
     result = measurement.result([[(-1.0, True)], [(-3.0, False)]])
     assert result.summary == {"perplexity": pytest.approx(np.e), "nll": 1.0, "tokens": 4}
     assert result.arrays["nll"].tolist() == [1.0, 3.0]
+
+
+def asked(choices: list[list[tuple[int, ...]]], gold: list[int | None]) -> SimpleNamespace:
+    """A task's items: prompts of four tokens, and choices."""
+    requests = [
+        SimpleNamespace(doc=doc, choice=i, context_ids=(5, 6, 7, 8 + doc), continuation_ids=choice)
+        for doc, of_item in enumerate(choices)
+        for i, choice in enumerate(of_item)
+    ]
+    items = [SimpleNamespace(gold=one) for one in gold]
+    return SimpleNamespace(
+        name="made_up", num_fewshot=0, num_items=len(items), items=items, requests=requests, fingerprint="made up"
+    )
+
+
+def test_an_answer_is_written_where_a_greedy_continuation_is_the_right_choice():
+    model = tiny_models.build("llama")
+    ids = [torch.tensor([[5, 6, 7, 8 + doc]]) for doc in range(3)]
+    with torch.no_grad():
+        greedy = []
+        for prompt in ids:
+            for _ in range(2):
+                prompt = torch.cat([prompt, model(input_ids=prompt).logits[:, -1:].argmax(-1)], dim=1)
+            greedy.append(tuple(prompt[0, 4:].tolist()))
+    other = [((first + 1) % 90, second) for first, second in greedy]
+    items = asked([[other[0], greedy[0]], [greedy[1], other[1]], [greedy[2][:1], other[2]]], gold=[1, 1, 0])
+    measured = WrittenAnswers(ChoiceTask(items))
+    result = measured.result(plain_forwards.score(model, measured.sequences))
+    assert result.arrays["written"].tolist() == [1, 0, 1] and result.summary["items"] == 3
+    with pytest.raises(StudyError, match="made_up has items without a single right choice"):
+        WrittenAnswers(ChoiceTask(asked([[(1,), (2,)]], gold=[None]))).result([[(0.0, True)], [(0.0, True)]])

@@ -99,30 +99,38 @@ def ratio_frame(rows: int) -> pd.DataFrame:
     )
 
 
+WRITERS = ["whole model", "8 bits", "2 blocks removed", "8 blocks removed"]
+
+
 def curve_frame(n: int) -> pd.DataFrame:
     parts = []
-    for removed in (1, 2, 4):
-        for place, reading in enumerate(("teacher-forced", "own text", "free-running", "not yet diverged")):
-            agreement = (0.9 - 0.02 * removed) ** (np.arange(n) * place)
+    for place, model in enumerate(WRITERS[1:]):
+        for reading in ("teacher-forced", "own text"):
+            agreement = (0.98 - 0.2 * place) * np.ones(n)
             part = {"position": np.arange(1, n + 1), "agreement": agreement, "low": 0.9 * agreement, "high": agreement}
-            parts.append(pd.DataFrame({"removed": removed, "reading": reading, "n": 24, **part}))
-        parts.append(parts[-1].assign(reading="independent errors"))
+            parts.append(pd.DataFrame({"model": model, "reading": reading, "n": 200, **part}))
     return pd.concat(parts, ignore_index=True)
 
 
-def generation_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame, float]:
-    removed = np.arange(n)
-    one = pd.DataFrame({"removed": removed.astype(float), "value": 1 / (1 + removed), "n": 24})
-    values = [one.assign(measure=m) for m in ("teacher-forced", "own text", "free-running", "repetition")]
-    values += [one.assign(measure="perplexity", value=3.0 + 10 * removed)]
-    values += [
-        pd.DataFrame({"removed": [np.nan] * 2, "measure": ["repetition", "perplexity"], "value": [0.03, 20.0], "n": 24})
+def quality_frame() -> pd.DataFrame:
+    rows = [
+        (model, measure, value / (1 + place))
+        for place, model in enumerate([*WRITERS, "real text"])
+        for measure, value in (("same tokens", 1.0), ("repeated 4-grams", 0.3), ("perplexity", 20.0))
+        if (model, measure) != ("real text", "same tokens")
     ]
-    values = pd.concat(values, ignore_index=True)
-    kept = one.rename(columns={"value": "kept"}).assign(low=0.0, high=1.0)
-    tasks = (("free-running", "generative"), ("gsm8k_cot", "generative"), ("passage_continuation", "multiple choice"))
-    kept = pd.concat([kept.assign(task=task, kind=kind) for task, kind in tasks])
-    return values.assign(low=0.9 * values["value"], high=1.1 * values["value"]), kept, 0.013
+    table = pd.DataFrame(rows, columns=["model", "measure", "value"]).assign(n=200)
+    return table.assign(low=0.9 * table["value"], high=1.1 * table["value"])
+
+
+def answer_frame() -> pd.DataFrame:
+    rows = [
+        ("copying", how, model, accuracy - 0.1 * place)
+        for how, accuracy in (("chosen", 0.98), ("written", 0.9))
+        for place, model in enumerate(WRITERS)
+    ]
+    table = pd.DataFrame(rows, columns=["task", "how", "model", "accuracy"]).assign(n=200, chance=0.25)
+    return table.assign(low=table["accuracy"] - 0.05, high=table["accuracy"] + 0.02)
 
 
 def ratio_curves(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, float]:
@@ -370,8 +378,8 @@ def selection_frame() -> pd.DataFrame:
     return frame.assign(healed_loss=loss - 5, healed_low=loss - 5.6, healed_high=loss - 4.4)
 
 
-def tuning_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Accuracies by the number of kept blocks, levels of baselines, differences from all n blocks, and costs."""
+def tuning_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Accuracies by the number of kept blocks, levels of baselines, and costs."""
     rows = [
         (name, method, kept, 0.5 + 0.4 * kept / n)
         for name in ("amazon_reviews", "mean")
@@ -380,16 +388,13 @@ def tuning_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.
     ]
     by_depth = pd.DataFrame(rows, columns=["dataset", "method", "kept", "accuracy"])
     reach = {"low": -0.1, "high": 0.1, "seed_low": -0.05, "seed_high": 0.05}
-    by_depth = by_depth.assign(**{name: by_depth["accuracy"] + by for name, by in reach.items()})
+    by_depth = by_depth.assign(**{name: by_depth["accuracy"] + by for name, by in reach.items()}, seeds=5, n=300)
     levels = pd.DataFrame({"dataset": ["amazon_reviews", "mean"], "chance": 0.5, "majority": 0.55, "bag_of_words": 0.7})
-    few = by_depth[(by_depth["kept"] == 1) & (by_depth["method"] != "untuned")]
-    compared = few[["dataset", "method", "kept"]].assign(difference=[-3.0, 1.0, -2.0, 0.5])
-    compared = compared.assign(low=compared["difference"] - 1, high=compared["difference"] + 1)
     costs = by_depth.loc[by_depth["dataset"] == "mean", ["method", "kept"]]
     seconds = costs["kept"] / 100
     costs = costs.assign(parameters=1e6 * costs["kept"], inference_bytes=1e7 * costs["kept"], seconds=seconds)
     costs = costs.assign(training_bytes=3e7 * costs["kept"], fastest=0.9 * seconds, slowest=1.2 * seconds)
-    return by_depth, levels, compared, costs
+    return by_depth, levels, costs
 
 
 FIGURES = {
@@ -411,12 +416,13 @@ FIGURES = {
     "head_map": lambda n: width_vs_depth.head_map(head_frame(n)),
     "damage_distributions": lambda n: width_vs_depth.damage_distributions(damage_frame(n)),
     "method_accuracies": lambda n: benchmarks.method_accuracies(*method_frames()),
-    "generation_by_position": lambda n: generation.generation_by_position(curve_frame(n)),
+    "agreement_by_position": lambda n: generation.agreement_by_position(curve_frame(n)),
     "prefill_rates": lambda n: pictures.prefill_rates(prefill_frame()),
     "removal_beside": lambda n: rwkv_redundancy.removal_beside(beside_frame(n)),
     "single_blocks": lambda n: rwkv_redundancy.single_blocks(beside_frame(n)),
     "training_curve": lambda n: training_curve.training_curve(training_frame(n), {"xz -9": 2.4, "order-5 n-gram": 2.3}),
-    "generation_by_depth": lambda n: generation.generation_by_depth(*generation_frames(n)),
+    "text_quality": lambda n: generation.text_quality(quality_frame()),
+    "chosen_and_written": lambda n: generation.chosen_and_written(answer_frame()),
     "size_against_quality": lambda n: quantization.size_against_quality(size_frame(n), labelled=(0, 2)),
     "damage_interaction": lambda n: quantization.damage_interaction(interaction_frame(n)),
     "block_pruning": lambda n: block_pruning.block_pruning(pruning_frame(), 1000, (45, 55)),
@@ -425,8 +431,7 @@ FIGURES = {
     "recipes": lambda n: healing.recipes(recipe_frame()),
     "selections": lambda n: healing.selections(selection_frame()),
     "accuracy_by_kept_blocks": lambda n: prompt_tuning.accuracy_by_kept_blocks(*tuning_frames(n)[:2]),
-    "difference_from_whole": lambda n: prompt_tuning.difference_from_whole(tuning_frames(n)[2]),
-    "tuning_costs": lambda n: prompt_tuning.tuning_costs(tuning_frames(n)[3]),
+    "tuning_costs": lambda n: prompt_tuning.tuning_costs(tuning_frames(n)[2]),
     "influence_by_precision": lambda n: quantization.influence_by_precision(precision_frame(n)),
 }
 

@@ -4,30 +4,31 @@ import numpy as np
 
 from layer_redundancy.figures import generation
 
-from .frames import curve_frame, generation_frames
+from .frames import WRITERS, answer_frame, curve_frame, quality_frame
 
 
-def test_generation_by_position_has_a_column_a_depth():
+def test_agreement_by_position_has_a_panel_a_reading():
     curves = curve_frame(8)
-    figure = generation.generation_by_position(curves)
-    assert len(figure.axes) == 6
-    assert [axes.get_title("left") for axes in figure.axes[:3]] == [
-        "1 block removed", "2 blocks removed", "4 blocks removed"]  # fmt: skip
-    together = curves[(curves["removed"] == 4) & (curves["reading"] == "not yet diverged")]["agreement"].sum()
-    assert figure.axes[5].get_title("left") == f"{together:.1f} tokens before they part"
-    assert [len(axes.lines) for axes in figure.axes] == [3, 3, 3, 2, 2, 2]
-    part = curves[(curves["removed"] == 2) & (curves["reading"] == "own text")]
+    figure = generation.agreement_by_position(curves)
+    assert [axes.get_title("left") for axes in figure.axes] == [
+        "both read the whole model's text", "both read the model's own text"]  # fmt: skip
+    part = curves[(curves["model"] == WRITERS[2]) & (curves["reading"] == "own text")]
     np.testing.assert_allclose(figure.axes[1].lines[1].get_ydata(), part["agreement"])
-    assert "95 % interval, n=24 prompts" in [text.get_text() for text in figure.legends[0].get_texts()]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == [*WRITERS[1:], "95 % interval, n=200 prompts"]
 
 
-def test_generation_by_depth_draws_the_real_text_chance_and_every_task():
-    values, kept, chance = generation_frames(7)
-    top, right, left, bottom = generation.generation_by_depth(values, kept, chance).axes
-    assert [len(top.lines), len(right.containers)] == [4, 3]
-    assert [line.get_ydata()[0] for line in top.lines if line.get_gid() == "chance"] == [chance]
-    assert [line.get_ydata()[0] for axes in (left, bottom) for line in axes.lines if line.get_gid() == "text"] == [
-        0.03, 20.0]  # fmt: skip
-    assert bottom.get_yscale() == "log" and left.get_yscale() == "linear"
-    legend = [text.get_text() for text in right.get_legend().get_texts()]
-    assert {"agreement, free-running, n=24", "gsm8k_cot, n=24", "passage_continuation, n=24", "chance"} == set(legend)
+def test_text_quality_has_a_row_a_model_and_the_real_text():
+    values = quality_frame()
+    same, repeated, perplexity = generation.text_quality(values).axes
+    assert [text.get_text() for text in same.get_yticklabels()] == [*WRITERS, "real text"]
+    assert [len(axes.containers) for axes in (same, repeated, perplexity)] == [4, 5, 5], "the real text is no model's"
+    assert perplexity.get_xscale() == "log"
+
+
+def test_answers_have_a_chance_of_choosing_and_none_of_writing():
+    (axes,) = generation.chosen_and_written(answer_frame()).axes
+    assert [line.get_ydata()[0] for line in axes.lines if line.get_gid() == "chance"] == [0.25]
+    assert [text.get_text().replace("\n", " ") for text in axes.get_xticklabels()] == WRITERS
+    written = axes.containers[1].lines[0].get_ydata().astype(float)
+    np.testing.assert_allclose(written, answer_frame().query("how == 'written'")["accuracy"])

@@ -269,22 +269,6 @@ def interval_over_seeds_and_units(values: np.ndarray, resamples: int, seed: int)
     return percentile_interval(np.einsum("rs,sn,rn->r", rows, values, columns))
 
 
-def means_over_items_and_seeds(values: np.ndarray, resamples: int, seed: int | Sequence[int]) -> np.ndarray:
-    """Means of (S, N) values over S training seeds and N items, both resampled: float64 (R,).
-
-    Items are drawn first, then seeds.
-
-    Args:
-        seed: the seed of the resampling; several numbers make one seed, such as a study's and a data set's place.
-    """
-    num_seeds, num_items = values.shape
-    _checked(min(num_seeds, num_items), resamples)
-    rng = generator(seed)
-    items = rng.multinomial(num_items, np.full(num_items, 1 / num_items), resamples) / num_items
-    seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), resamples) / num_seeds
-    return ((seeds @ values) * items).sum(1)
-
-
 # ------------------------------------------------------------------------------------------------- rank correlation
 
 

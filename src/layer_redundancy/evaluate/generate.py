@@ -213,28 +213,111 @@ def measure(
         `tokens` under the dense model, nats. For the dense model also text_nll: of the real text that follows the
         prompts. summary: means over prompts.
     """
-    ids = blocks.input_ids[: budget.prompts, : budget.prompt_tokens + budget.new_tokens]
-    prompts, text = ids[:, : budget.prompt_tokens], ids[:, budget.prompt_tokens :].numpy()
+    prompts, text = _prompts(blocks, budget)
     with plain_forwards.applied(stack, variant) as model:
-        tokens = continuations(model, prompts, budget.new_tokens, batch_tokens)
-        of_dense = reference is None
-        reference = tokens if of_dense else reference
-        forced, nll = read(model, prompts, reference, batch_tokens=batch_tokens)
-    if of_dense:
-        arrays = {"tokens": tokens, "judged": forced, "forced": forced, "nll": nll}
-        arrays["text_nll"] = read(stack.model, prompts, text, batch_tokens=batch_tokens)[1]
-    else:
-        judged, nll = read(stack.model, prompts, tokens, batch_tokens=batch_tokens)
-        arrays = {"tokens": tokens, "judged": judged, "forced": forced, "nll": nll}
+        written = write(model, prompts, budget.new_tokens, reference, batch_tokens)
+    if reference is not None:
+        return judged(stack, prompts, written, reference, batch_tokens)
+    found = _result(written.tokens, written.forced, written.forced, written.nll, written.tokens)
+    found.arrays["text_nll"] = read(stack.model, prompts, text.numpy(), batch_tokens=batch_tokens)[1]
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What a model writes after prompts, and what it makes of a reference's text; (N, T) each.
+
+    Attributes:
+        tokens: int64, its continuations.
+        forced: int64, its choices when it reads the reference.
+        nll: float32, -log p of the reference, nats.
+    """
+
+    tokens: np.ndarray
+    forced: np.ndarray
+    nll: np.ndarray
+
+
+def write(
+    model: nn.Module, prompts: Tensor, new_tokens: int, reference: np.ndarray | None, batch_tokens: int = 2048
+) -> Written:
+    """Continues prompts, int64 (N, P), and reads the reference's continuations, (N, T); None for its own."""
+    tokens = continuations(model, prompts, new_tokens, batch_tokens)
+    return Written(tokens, *read(model, prompts, tokens if reference is None else reference, batch_tokens))
+
+
+def judged(
+    stack: DecoderStack, prompts: Tensor, written: Written, reference: np.ndarray, batch_tokens: int = 2048
+) -> Result:
+    """What the dense model makes of another's continuations; the result of `measure`."""
+    choices, nll = read(stack.model, prompts, written.tokens, batch_tokens=batch_tokens)
+    return _result(written.tokens, written.forced, choices, nll, reference)
+
+
+def _result(
+    tokens: np.ndarray, forced: np.ndarray, judged: np.ndarray, nll: np.ndarray, reference: np.ndarray
+) -> Result:
     summary = {
         "agreement": float((tokens == reference).mean()),
         "forced_agreement": float((forced == reference).mean()),
-        "own_agreement": float((arrays["judged"] == tokens).mean()),
+        "own_agreement": float((judged == tokens).mean()),
         "repetition": float(repetition(tokens).mean()),
-        "perplexity": perplexity(arrays["nll"].mean(dtype=float)),
+        "perplexity": perplexity(nll.mean(dtype=float)),
         "prompts": len(tokens),
     }
-    return Result(summary, arrays)
+    return Result(summary, {"tokens": tokens, "judged": judged, "forced": forced, "nll": nll})
+
+
+def no_continuations(shape: tuple[int, int]) -> Result:
+    """A result of the same shape (N, T) for continuations that were not written."""
+    arrays: dict[str, np.ndarray] = {name: np.zeros(shape, np.int64) for name in ("tokens", "judged", "forced")}
+    return Result({}, arrays | {name: np.zeros(shape, np.float32) for name in ("nll", "text_nll")})
+
+
+def _prompts(blocks: TokenBlocks, budget: PromptLengths) -> tuple[Tensor, Tensor]:
+    """Prompts (N, P) and the real text that follows them (N, T)."""
+    ids = blocks.input_ids[: budget.prompts, : budget.prompt_tokens + budget.new_tokens]
+    return ids[:, : budget.prompt_tokens], ids[:, budget.prompt_tokens :]
+
+
+def key_of(
+    identity: ModelIdentity, variant: Variant, blocks: TokenBlocks, budget: PromptLengths, against: dict[str, str]
+) -> Key:
+    """The store's key of a variant's continuations.
+
+    Args:
+        against: what they are compared with; {} for those of the dense model, which are the reference.
+    """
+    settings = {"prompts": budget.prompts, "prompt_tokens": budget.prompt_tokens, "new_tokens": budget.new_tokens}
+    return Key(
+        model=identity.fingerprint,
+        variant=name(variant),
+        measurement="continuations",
+        data=blocks.fingerprint,
+        settings=settings_text(settings | against),
+        version=VERSION + rotary.corrected(identity.config, budget.prompt_tokens + budget.new_tokens),
+    )
+
+
+def beside(
+    get_stack: Callable[[], DecoderStack],
+    get_other: Callable[[], DecoderStack],
+    blocks: TokenBlocks,
+    budget: PromptLengths,
+    reference: np.ndarray,
+    batch_tokens: int | None = 2048,
+) -> Result:
+    """As `measure`, of another model that reads the same tokens, such as the same one with fewer bits.
+
+    Args:
+        get_stack: loads the model whose continuations are the reference.
+        get_other: loads the model that is compared with it.
+        reference: int64 (N, T), the first one's continuations.
+    """
+    prompts, other = _prompts(blocks, budget)[0], get_other()
+    held = throughput.batch_tokens(other, batch_tokens)
+    written = write(other.model, prompts, budget.new_tokens, reference, held)
+    return judged(get_stack(), prompts, written, reference, held)
 
 
 # Eight parameters: what is measured of what, where from, where to, and two settings that most callers leave alone.
@@ -270,19 +353,11 @@ def run(
         StudyError: as `variants.plan`, `check_length`, `continuations` and `read`.
     """
     check_length(blocks, budget)
-    settings = {"prompts": budget.prompts, "prompt_tokens": budget.prompt_tokens, "new_tokens": budget.new_tokens}
 
     def key(variant: Variant, reference: np.ndarray | None) -> Key:
         # A variant is compared with these very tokens: rounding on another machine may have chosen others.
-        against = {} if reference is None else {"reference": _digest(reference)}
-        return Key(
-            model=identity.fingerprint,
-            variant=name(variant),
-            measurement="continuations",
-            data=blocks.fingerprint,
-            settings=settings_text(settings | against),
-            version=VERSION + rotary.corrected(identity.config, budget.prompt_tokens + budget.new_tokens),
-        )
+        against = {} if reference is None else {"reference": digest(reference)}
+        return key_of(identity, variant, blocks, budget, against)
 
     def stored(variant: Variant, reference: np.ndarray | None) -> Result:
         def compute() -> Result:
@@ -306,7 +381,8 @@ def run(
     return {variant: results[variant] for variant in (whole, *others)}
 
 
-def _digest(tokens: np.ndarray) -> str:
+def digest(tokens: np.ndarray) -> str:
+    """sha256 (hex) of tokens."""
     return hashlib.sha256(np.array(tokens.shape, "<i8").tobytes() + tokens.astype("<i8").tobytes()).hexdigest()
 
 

@@ -400,6 +400,55 @@ class ChoiceTask:
         return replace(result, arrays=result.arrays | {"gold_share": gold_share, "margin": margin})
 
 
+@dataclass(frozen=True, eq=False)
+class WrittenAnswers:
+    """A multiple-choice task asked openly: would the model, writing greedily, write the right choice?
+
+    It would where each of the choice's tokens is the most likely one after those before it, which the forwards of the
+    task tell: its sequences are the task's own, and nothing runs twice.
+    """
+
+    task: ChoiceTask
+    version: int = 1
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"written/{self.items.name}")
+
+    @property
+    def items(self) -> "TaskItems":
+        """The task's items."""
+        return self.task.items
+
+    @property
+    def data(self) -> str:
+        """As the task's."""
+        return self.task.data
+
+    @property
+    def settings(self) -> str:
+        """As the task's."""
+        return self.task.settings
+
+    @property
+    def sequences(self) -> list[ScoredSequence]:
+        """The task's."""
+        return self.task.sequences
+
+    def result(self, outputs: Sequence[Outputs]) -> Result:
+        """arrays: written (items,), 1 where the right choice is what the model writes; summary: its mean, items.
+
+        Raises:
+            StudyError: an item has no single right choice.
+        """
+        gold = [item.gold for item in self.items.items]
+        if None in gold:
+            raise StudyError(f"{self.items.name} has items without a single right choice: it cannot be asked openly")
+        asked = zip(self.items.requests, self.task.loglikelihoods(outputs), strict=True)
+        written = np.array([float(greedy) for request, (_, greedy) in asked if request.choice == gold[request.doc]])
+        return Result({"written": float(written.mean()), "items": len(written)}, {"written": written})
+
+
 class RandomSequences:
     """Stands in for text and prompts where a model has random weights and no tokenizer.
 

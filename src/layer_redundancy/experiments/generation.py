@@ -1,4 +1,4 @@
-"""Greedy continuations by pruned models: how far they follow the dense model, and what their errors grow into.
+"""Notebook 09: what pruned models write, beside what they choose, and whether their errors accumulate.
 
 A pruned model and the dense one are compared at each position of a continuation in three ways:
 
@@ -6,40 +6,51 @@ A pruned model and the dense one are compared at each position of a continuation
     teacher-forced  both read the dense model's continuation;
     own text        both read the pruned model's continuation.
 
-Free-running agreement must fall along the continuation once a token differs, even if the text stays as good. The other
-two are the controls, since there both models read the same: if errors accumulate, in that they bring the pruned model
-where it errs more, agreement on its own text falls with position and lies below teacher-forced agreement; if both are
-low from the first token on, errors need not accumulate to ruin the text. Until the first error all three read the same
-tokens, so free-running and teacher-forced part from the dense model at the same position.
+Free-running agreement falls along the continuation once a token differs, even if the text stays as good, and so it does
+for a model that nobody would call damaged: the same weights at 8 bits. That one is the control. Errors accumulate if
+they bring the pruned model where it errs more: agreement on its own text then lies below teacher-forced agreement, and
+below what the control shows of that. Late in a text much is repetition, which either model follows easily, so tokens
+that end a repeated 4-gram are left out.
 
-Statistics are functions of arrays (prompts, positions). Intervals and certainties: bootstrap over prompts (items).
+Whether writing suffers before choosing is asked with the same items in two ways: is the right choice the likeliest of
+the choices, and is it what the model would write?
+
+Statistics are functions of arrays (prompts, positions). Intervals and verdicts are over prompts, or items.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import torch
 
 from layer_redundancy.config import paper_tables
-from layer_redundancy.config.checks import Count
+from layer_redundancy.config.checks import Count, Share, given
 from layer_redundancy.config.profiles import TaskBudget
-from layer_redundancy.core import flags, stats, variants
-from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core import flags, stats, variants, verdicts
+from layer_redundancy.core.errors import NotApplicable
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
+from layer_redundancy.core.verdicts import Statement
 from layer_redundancy.data import task_files
 from layer_redundancy.evaluate import generate, generative_tasks
 from layer_redundancy.evaluate.generate import PromptLengths
+from layer_redundancy.evaluate.scoring import ChoiceTask, WrittenAnswers
 from layer_redundancy.experiments import few_blocks, result_tables
+from layer_redundancy.models.quantize import Scheme
 from layer_redundancy.study import Study
 
 logger = logging.getLogger(__name__)
 
 NOTEBOOK = "09_generation"
-NEAR_ZERO = 0.1  # "scores approaching zero": less than a tenth of what the dense model has above chance
+CONTROL = Scheme(8, "rtn")  # a change of the weights that harms nothing
+NEAR_ZERO = 0.1  # "scores approaching zero": less than a tenth of what the dense model has
+MARGIN = 0.05  # share of tokens: fewer errors than that are no accumulation that anybody would notice
+MATTERS = 0.2  # of what the whole model has above chance: the smallest difference of what is kept worth telling
+WHOLE, EIGHT_BITS, REAL = "whole model", "8 bits", "real text"
 
 
 @dataclass(frozen=True)
@@ -48,14 +59,17 @@ class Budget:
 
     Attributes:
         prompts, prompt_tokens, new_tokens: see `generate.PromptLengths`.
-        max_removed: the most blocks that are removed.
+        fractions: shares of the blocks that are removed; the smallest is where text still makes sense, the largest the
+            paper's.
+        written: multiple-choice tasks that are also asked openly.
         tasks: generative benchmarks of lm-eval; one that runs generated code needs the notebook's leave too.
     """
 
     prompts: Count
     prompt_tokens: Count
     new_tokens: Count
-    max_removed: Count
+    fractions: Annotated[tuple[Share, ...], given()] = (0.07, 0.25)
+    written: tuple[TaskBudget, ...] = ()
     tasks: tuple[TaskBudget, ...] = ()
 
     @property
@@ -64,117 +78,111 @@ class Budget:
         return PromptLengths(self.prompts, self.prompt_tokens, self.new_tokens)
 
 
+Answers = dict[str, np.ndarray]  # who answers -> (items,) 0 to 1
+
+
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What variants write and answer, in the order of Block Influence.
+    """What the models write and answer. Models are named as figures name them: WHOLE, EIGHT_BITS, "2 blocks removed".
 
     Attributes:
-        removals: number of removed blocks -> variant.
-        continuations: variant -> result of `generate.run`.
-        generated: generative benchmark -> variant -> result.
-        few: numbers of removed blocks at which multiple choice is measured.
-        choices: measurement -> variant -> result, at these numbers of removed blocks.
+        removals: name of a pruned model -> number of its removed blocks, ascending.
+        texts: model -> result of `generate.run`, or of `Study.continuations_by`.
+        chosen, written: task -> model -> (items,) 1 where the answer is right, by choosing and by writing.
+        chance: task -> chance of choosing right.
+        generated: generative benchmark -> model -> (items,) scores.
     """
 
-    removals: dict[int, Variant]
-    continuations: Mapping[Variant, Result]
-    generated: Mapping[str, Mapping[Variant, Result]]
-    few: list[int]
-    choices: Mapping[str, Mapping[Variant, Result]]
+    removals: dict[str, int]
+    texts: dict[str, Result]
+    chosen: dict[str, Answers]
+    written: dict[str, Answers]
+    chance: dict[str, float]
+    generated: dict[str, Answers]
 
     @property
-    def dense(self) -> Variant:
-        """The whole model."""
-        return self.removals[0]
+    def few(self) -> str | None:
+        """The pruned model that lost the fewest blocks; None where no block can go."""
+        return next(iter(self.removals), None)
 
     @property
-    def deepest(self) -> int:
-        """The largest number of removed blocks."""
-        return max(self.removals)
+    def quarter(self) -> str | None:
+        """The one that lost the most."""
+        return next(reversed(self.removals), None)
 
-    @property
-    def quarter(self) -> int:
-        """The paper's 25 %, or the deepest."""
-        return min(quarter(len(self.dense)), self.deepest)
 
-    @property
-    def shown(self) -> list[int]:
-        """Numbers of removed blocks that are looked at closely; none where none can be removed."""
-        return sorted({1, max(1, self.quarter // 2), self.quarter} & (set(self.removals) - {0}))
+def removed_name(count: int) -> str:
+    """A pruned model as figures name it."""
+    return f"{count} block{'s' * (count > 1)} removed"
 
 
 @flags.checked
 def measure(study: Study, run_generated_code: bool = False) -> Measured:
-    """Removes blocks in the order of Block Influence; every variant continues prompts and answers benchmarks.
+    """Removes blocks in the order of Block Influence; the models continue prompts and answer benchmarks.
 
     Args:
         study: the study of the model.
         run_generated_code: without it benchmarks that run what the model writes are left out, in a line.
     """
-    budget = study.profile.budget(Budget)
+    budget, num = study.profile.budget(Budget), study.num_blocks
     few_blocks.say_if_single(study)
-    few_blocks.say_what_shares_are(study.num_blocks, [0.25])
-    order = study.order("block_influence")[: budget.max_removed]
-    removals = dict(enumerate(variants.cumulative_removal(study.num_blocks, order)))
-    continuations = study.continuations(list(removals.values()), budget.lengths)
-    generated = {}
+    few_blocks.say_what_shares_are(num, budget.fractions)
+    counts = sorted({max(1, round(num * fraction)) for fraction in budget.fractions} & set(range(1, num)))
+    order = study.order("block_influence").tolist() if counts else []
+    removals = {removed_name(count): count for count in counts}
+    pruned = {name: variants.without(num, order[:count]) for name, count in removals.items()}
+    models = {WHOLE: study.dense} | pruned
+    control = _control(study)
+
+    written = study.continuations(list(models.values()), budget.lengths)
+    texts = {WHOLE: written[study.dense]}
+    texts |= {} if control is None else {EIGHT_BITS: study.continuations_by(control, budget.lengths)}
+    texts |= {name: written[variant] for name, variant in pruned.items()}
+
+    tasks = [study.inputs.task(one) for one in budget.written]
+    generated: dict[str, Answers] = {}
     for task in budget.tasks:
         name = task_files.task_name(task.name)
         if not run_generated_code and generative_tasks.runs_code(task, trust_remote_code=study.profile.trust_tasks):
             logger.warning(f"{name} left out: it runs what the model writes, which run_generated_code=True allows")
             continue
-        generated[name] = study.generative_task(task, list(removals.values()), run_generated_code)
+        answers = study.generative_task(task, list(models.values()), run_generated_code)
+        metric = generative_tasks.primary_metric(answers[study.dense])
+        generated[name] = {who: answers[variant].arrays[metric] for who, variant in models.items()}
     if not budget.tasks:
-        logger.info(f"the {study.profile.name} profile has no generative benchmark: agreement stands in for one")
-    deepest = max(removals)
-    at_quarter = min(quarter(study.num_blocks), deepest)
-    few = sorted({0, max(1, at_quarter // 2), at_quarter, deepest} & set(removals))
-    choices = study.sweep([removals[n] for n in few])
-    return Measured(removals, continuations, generated, few, choices)
+        logger.info(
+            f"the {study.profile.name} profile has no generative benchmark: tasks asked openly stand in for one"
+        )
+    return Measured(removals, texts, *_both_ways(study, control, models, tasks), generated)
 
 
-def scores(study: Study, found: Measured) -> dict[str, "Scored"]:
-    """Agreement with the dense model, the generative benchmarks, and multiple choice at a few depths."""
-    table = own_scores(found.continuations, found.dense)
-    for name, answers in found.generated.items():
-        metric = generative_tasks.primary_metric(answers[found.dense])
-        table[name] = ("generative", {v: r.arrays[metric] for v, r in answers.items()}, 0.0)
-    for task in study.tasks:
-        accuracies = {variant: result_tables.right(result) for variant, result in found.choices[task.name].items()}
-        table[task.items.name] = ("multiple choice", accuracies, task.items.chance)
-    return table
+def _control(study: Study) -> Study | None:
+    """The same model with 8 bits a weight; None where it cannot be made, which is said in a line."""
+    try:
+        return study.quantized(CONTROL)
+    except NotApplicable as error:
+        logger.info(f"the control at 8 bits is left out, and what is compared with it: {error}")
+        return None
 
 
-def real_text(study: Study) -> np.ndarray:
-    """What really follows the prompts; int64 (prompts, new tokens)."""
-    lengths = study.profile.budget(Budget).lengths
-    return study.prompts(lengths).input_ids[:, lengths.prompt_tokens :].numpy()
+def _both_ways(
+    study: Study, control: Study | None, models: Mapping[str, Variant], tasks: list[ChoiceTask]
+) -> tuple[dict[str, Answers], dict[str, Answers], dict[str, float]]:
+    chosen: dict[str, Answers] = {}
+    written: dict[str, Answers] = {}
+    for task in tasks:
+        name, openly = task.items.name, WrittenAnswers(task)
+        found = study.sweep(list(models.values()), [task, openly])
+        chosen[name] = {who: result_tables.right(found[task.name][v]) for who, v in models.items()}
+        written[name] = {who: found[openly.name][v].arrays["written"] for who, v in models.items()}
+        if control is not None:
+            at_8 = control.sweep([control.dense], [task, openly])
+            chosen[name][EIGHT_BITS] = result_tables.right(at_8[task.name][control.dense])
+            written[name][EIGHT_BITS] = at_8[openly.name][control.dense].arrays["written"]
+    return chosen, written, {task.items.name: task.items.chance for task in tasks}
 
 
-def note(study: Study) -> str:
-    """Prompts and continuations in a caption."""
-    lengths = study.profile.budget(Budget).lengths
-    prompts = study.prompts(lengths)
-    return (
-        f"Generation: {prompts.corpus}, {prompts.split} split, {lengths.prompts} prompts of "
-        f"{lengths.prompt_tokens} tokens, {lengths.new_tokens} new ones, greedy"
-    )
-
-
-def samples(study: Study, found: Measured) -> pd.DataFrame:
-    """What the models write after the first prompt: removed, text."""
-
-    def shorten(ids: torch.Tensor | np.ndarray) -> str:
-        return " ".join(study.tokenizer.decode(ids).split())
-
-    lengths = study.profile.budget(Budget).lengths
-    prompt = study.prompts(lengths).input_ids[0, : lengths.prompt_tokens][-24:]
-    rows = [{"removed": "prompt", "text": "... " + shorten(prompt)}]
-    rows += [
-        {"removed": str(n), "text": shorten(found.continuations[found.removals[n]].arrays["tokens"][0])}
-        for n in [0, *found.shown]
-    ]
-    return pd.DataFrame(rows)
+# ------------------------------------------------------------------------------------------------ text
 
 
 def agreement(tokens: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -182,33 +190,14 @@ def agreement(tokens: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return (tokens == reference).astype(float)
 
 
-def undiverged(agrees: np.ndarray) -> np.ndarray:
-    """Whether no token up to a position, that one included, differs: (N, T) of 0 and 1 -> (N, T) of 0 and 1."""
-    return np.minimum.accumulate(agrees, axis=1)
-
-
-def independent_errors(forced: np.ndarray) -> np.ndarray:
-    """Share of prompts that would not have diverged if errors were independent: a ** (1, ..., T).
-
-    Args:
-        forced: (..., N, T) teacher-forced agreement, 0 to 1; its mean over N and T is the rate a.
-
-    Returns:
-        float64 (..., T).
-    """
-    rate = forced.mean(axis=(-1, -2))
-    return rate[..., None] ** np.arange(1, forced.shape[-1] + 1)
-
-
-def chance_agreement(tokens: np.ndarray) -> float:
-    """How often continuations of two different prompts have the same token at the same position, 0 to 1.
-
-    Args:
-        tokens: int64 (N, T), continuations by one model; the result is nan if N is 1.
-    """
-    num = len(tokens)
-    same = (tokens[:, None] == tokens[None]).mean(axis=-1)
-    return float((same.sum() - num) / (num * (num - 1))) if num > 1 else float("nan")
+def agreements(found: Measured, model: str) -> dict[str, np.ndarray]:
+    """Agreement of a model with the dense one by what the two read: name -> float64 (N, T) of 0 and 1."""
+    reference, arrays = found.texts[WHOLE].arrays["tokens"], found.texts[model].arrays
+    return {
+        "teacher-forced": agreement(arrays["forced"], reference),
+        "own text": agreement(arrays["tokens"], arrays["judged"]),
+        "free-running": agreement(arrays["tokens"], reference),
+    }
 
 
 def fresh(tokens: np.ndarray, n: int = generate.NGRAM) -> np.ndarray:
@@ -226,60 +215,76 @@ def fresh(tokens: np.ndarray, n: int = generate.NGRAM) -> np.ndarray:
     return new
 
 
-def by_position(
-    results: Mapping[Variant, Result], dense: Variant, resamples: int, seed: int, window: int = 1
-) -> pd.DataFrame:
-    """Agreement with the dense model along the continuation.
+def real_text(study: Study) -> np.ndarray:
+    """What really follows the prompts; int64 (prompts, new tokens)."""
+    lengths = study.profile.budget(Budget).lengths
+    return study.prompts(lengths).input_ids[:, lengths.prompt_tokens :].numpy()
+
+
+def text_quality(found: Measured, text: np.ndarray) -> pd.DataFrame:
+    """What becomes of generated text.
 
     Args:
-        results: variant -> result, from `generate.run`.
-        window: positions that are averaged, so that a point is steadier; shares that have not diverged are not.
+        text: int64 (N, T) the real text that follows the prompts.
 
     Returns:
-        removed (number of blocks), reading ("teacher-forced", "own text", "free-running", "not yet diverged",
-        "independent errors": what the last would be if errors were independent at the teacher-forced rate), position
-        (1 = first new token; the middle of a window), agreement (0 to 1), low, high (95 %, bootstrap over prompts), n
-        (prompts). Without the dense model.
+        model (REAL for the real text), measure, value, low, high (95 %, over prompts), n (prompts). Measures:
+        "same tokens" (as the dense model writes, 0 to 1), "repeated 4-grams" (share, 0 to 1), "perplexity" (under the
+        dense model that reads prompt and text).
+    """
+    rows = []
+
+    def add(model: str, measure: str, values: np.ndarray, exp: bool = False) -> None:
+        numbers = (values.mean(), *stats.mean_interval(values))
+        value, low, high = map(generate.perplexity, numbers) if exp else numbers
+        rows.append({"model": model, "measure": measure, "value": value, "low": low, "high": high, "n": len(values)})
+
+    for model, result in found.texts.items():
+        add(model, "same tokens", agreements(found, model)["free-running"].mean(1))
+        add(model, "repeated 4-grams", generate.repetition(result.arrays["tokens"]))
+        add(model, "perplexity", result.arrays["nll"].mean(1, dtype=float), exp=True)
+    add(REAL, "repeated 4-grams", generate.repetition(text))
+    add(REAL, "perplexity", found.texts[WHOLE].arrays["text_nll"].mean(1, dtype=float), exp=True)
+    return pd.DataFrame(rows)
+
+
+def by_position(found: Measured, resamples: int, seed: int, window: int = 1) -> pd.DataFrame:
+    """Agreement with the dense model along the continuation, of tokens that end no repeated 4-gram.
+
+    Args:
+        window: positions that are taken together, so that a point is steadier.
+
+    Returns:
+        model, reading ("teacher-forced", "own text"), position (1 = first new token; the middle of a window), agreement
+        (0 to 1), low, high (95 %, over prompts), n (prompts). Without the dense model.
     """
     parts = []
-    for variant in results:
-        if variant == dense:
-            continue
-        agrees = agreements(results, dense, variant)
-        forced, free = agrees["teacher-forced"], agrees["free-running"]
-        curves = {reading: _windows(values, window) for reading, values in agrees.items()}
-        curves["not yet diverged"] = undiverged(free)
-        for reading, values in curves.items():
-            step = 1 if reading == "not yet diverged" else window
-            low, high = np.percentile(stats.bootstrap_means(values, resamples, seed), stats.INTERVAL, axis=0)
-            part = {"position": _middles(free.shape[1], step), "agreement": values.mean(0), "low": low, "high": high}
-            parts.append(_labelled(part, dense, variant, reading, len(free)))
-        drawn = stats.bootstrap_means(forced, resamples, seed)[:, None]  # one rate a resample
-        low, high = np.percentile(independent_errors(drawn), stats.INTERVAL, axis=0)
-        expected = {"position": _middles(free.shape[1], 1), "agreement": independent_errors(forced)}
-        parts.append(_labelled(expected | {"low": low, "high": high}, dense, variant, "independent errors", len(free)))
-    return pd.concat(parts, ignore_index=True)
+    for model in (name for name in found.texts if name != WHOLE):
+        for reading, (same, new) in _fresh_agreement(found, model).items():
+            same, new = _windows(same, window), _windows(new, window)
+            drawn = stats.bootstrap_means(np.stack([same, new], axis=1), resamples, seed)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio, draws = same.mean(0) / new.mean(0), drawn[:, 0] / drawn[:, 1]
+            ends = [stats.interval(r, draws[:, i], len(same)) for i, r in enumerate(ratio)]
+            part = {"position": _middles(found.texts[model].arrays["tokens"].shape[1], window), "agreement": ratio}
+            part |= {"low": [low for low, _ in ends], "high": [high for _, high in ends]}
+            parts.append(pd.DataFrame({"model": model, "reading": reading, **part, "n": len(same)}))
+    columns = ["model", "reading", "position", "agreement", "low", "high", "n"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def _labelled(part: dict, dense: Variant, variant: Variant, reading: str, num: int) -> pd.DataFrame:
-    removed = len(variants.removed_blocks(len(dense), variant))
-    return pd.DataFrame({"removed": removed, "reading": reading, **part, "n": num})
-
-
-def agreements(results: Mapping[Variant, Result], dense: Variant, variant: Variant) -> dict[str, np.ndarray]:
-    """Agreement of a variant with the dense model by what the two read: name -> float64 (N, T) of 0 and 1."""
-    reference, arrays = results[dense].arrays["tokens"], results[variant].arrays
-    return {
-        "teacher-forced": agreement(arrays["forced"], reference),
-        "own text": agreement(arrays["tokens"], arrays["judged"]),
-        "free-running": agreement(arrays["tokens"], reference),
-    }
+def _fresh_agreement(found: Measured, model: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By reading: agreement where the text is new, else 0; and where it is new. (N, T) each."""
+    agrees = agreements(found, model)
+    read = {"teacher-forced": found.texts[WHOLE], "own text": found.texts[model]}
+    new = {reading: fresh(result.arrays["tokens"]).astype(float) for reading, result in read.items()}
+    return {reading: (agrees[reading] * where, where) for reading, where in new.items()}
 
 
 def _windows(values: np.ndarray, window: int) -> np.ndarray:
-    """(N, T) -> (N, ceil(T / window)) means; the last window may be shorter."""
+    """(N, T) -> (N, ceil(T / window)) sums; the last window may be shorter."""
     cuts = range(0, values.shape[1], window)
-    return np.stack([values[:, c : c + window].mean(axis=1) for c in cuts], axis=1)
+    return np.stack([values[:, c : c + window].sum(axis=1) for c in cuts], axis=1)
 
 
 def _middles(length: int, window: int) -> np.ndarray:
@@ -287,264 +292,181 @@ def _middles(length: int, window: int) -> np.ndarray:
     return (starts + 1 + np.minimum(starts + window, length)) / 2
 
 
-def by_depth(
-    results: Mapping[Variant, Result], dense: Variant, text: np.ndarray, resamples: int, seed: int
-) -> pd.DataFrame:
-    """What becomes of generated text as blocks go.
+def note(study: Study) -> str:
+    """Prompts and continuations in a caption."""
+    lengths = study.profile.budget(Budget).lengths
+    prompts = study.prompts(lengths)
+    return (
+        f"{prompts.corpus}, {prompts.split} split, {lengths.prompts} prompts of {lengths.prompt_tokens} tokens, "
+        f"{lengths.new_tokens} new ones, greedy. Blocks removed by Block Influence"
+    )
 
-    Args:
-        results: variant -> result, from `generate.run`.
-        text: int64 (N, T) the real text that follows the prompts.
 
-    Returns:
-        removed (number of blocks; NaN for the real text), measure, value, low, high (95 %, bootstrap over prompts), n
-        (prompts). Measures: "free-running", "teacher-forced" and "own text" (agreement, 0 to 1),
-        "repetition" (share of repeated 4-grams, 0 to 1), "perplexity" (of the generated tokens under the dense model
-        that reads prompt and continuation).
-    """
-    rows = []
+def samples(study: Study, found: Measured) -> pd.DataFrame:
+    """What the models write after the first prompt: model, text."""
 
-    def add(removed: float, measure: str, values: np.ndarray, exp: bool = False) -> None:
-        low, high = stats.percentile_interval(stats.bootstrap_means(values, resamples, seed))
-        numbers = [values.mean(), low, high]
-        value, low, high = map(generate.perplexity, numbers) if exp else numbers
-        row = {"removed": removed, "measure": measure, "value": value, "low": low, "high": high, "n": len(values)}
-        rows.append(row)
+    def shorten(ids: torch.Tensor | np.ndarray) -> str:
+        return " ".join(study.tokenizer.decode(ids).split())
 
-    for variant, result in results.items():
-        removed = len(variants.removed_blocks(len(dense), variant))
-        for reading, values in agreements(results, dense, variant).items():
-            add(removed, reading, values.mean(1))
-        add(removed, "repetition", generate.repetition(result.arrays["tokens"]))
-        add(removed, "perplexity", result.arrays["nll"].mean(1, dtype=float), exp=True)
-    add(np.nan, "repetition", generate.repetition(text))
-    add(np.nan, "perplexity", results[dense].arrays["text_nll"].mean(1, dtype=float), exp=True)
+    lengths = study.profile.budget(Budget).lengths
+    prompt = study.prompts(lengths).input_ids[0, : lengths.prompt_tokens][-24:]
+    rows = [{"model": "prompt", "text": "... " + shorten(prompt)}]
+    rows += [{"model": name, "text": shorten(result.arrays["tokens"][0])} for name, result in found.texts.items()]
     return pd.DataFrame(rows)
 
 
-def kept(
-    name: str, kind: str, scores: Mapping[Variant, np.ndarray], dense: Variant, chance: float, resamples: int, seed: int
-) -> pd.DataFrame:
-    """How much of what the dense model has above chance a variant keeps, on one measure.
+# ------------------------------------------------------------------------------------------------ answers
 
-    Args:
-        name: name of the measure.
-        kind: "generative" or "multiple choice".
-        scores: variant -> (N,) scores of prompts or items, 0 to 1; the dense model's among them.
-        chance: score without knowledge; the dense model's mean must lie above it.
+
+def answers(found: Measured) -> pd.DataFrame:
+    """Right answers to the same items, by choosing and by writing.
 
     Returns:
-        removed (number of blocks), task, kind, score, kept ((score - chance) / (dense - chance)), low, high (95 %,
-        paired bootstrap over items), n (items), chance.
+        task, how ("chosen", "written"), model, accuracy (0 to 1), low, high (95 %, Wilson), n (items), chance.
     """
-    base = scores[dense]
-    if not base.mean() > chance:
-        raise StudyError(f"the dense model is at chance on {name}: what a pruned one keeps of that says nothing")
-    drawn_base = stats.bootstrap_means(base, resamples, seed) - chance
     rows = []
-    for variant, values in scores.items():
-        drawn = stats.bootstrap_means(values, resamples, seed) - chance
-        with np.errstate(divide="ignore", invalid="ignore"):
-            shares = np.where(drawn_base > 0, drawn / drawn_base, np.nan)
-        low, high = np.nanpercentile(shares, stats.INTERVAL)
-        rows.append(
-            {
-                "removed": len(variants.removed_blocks(len(dense), variant)),
-                "task": name,
-                "kind": kind,
-                "score": values.mean(),
-                "kept": (values.mean() - chance) / (base.mean() - chance),
-                "low": low,
-                "high": high,
-                "n": len(values),
-                "chance": chance,
-            }
-        )
-    return pd.DataFrame(rows)
+    for how, of_tasks in (("chosen", found.chosen), ("written", found.written)):
+        for task, of_models in of_tasks.items():
+            for model in (name for name in found.texts if name in of_models):
+                right = of_models[model]
+                low, high = stats.accuracy_interval(round(right.sum()), len(right))
+                row = {"task": task, "how": how, "model": model, "accuracy": right.mean(), "low": low, "high": high}
+                rows.append(row | {"n": len(right), "chance": found.chance[task] if how == "chosen" else 0.0})
+    return pd.DataFrame(rows, columns=["task", "how", "model", "accuracy", "low", "high", "n", "chance"])
 
 
-def kept_scores(known: Mapping[str, "Scored"], dense: Variant, resamples: int, seed: int) -> pd.DataFrame:
-    """`kept` on every score that the dense model does better than chance; without a row if there is none."""
-    parts = [kept(name, kind, of, dense, chance, resamples, seed) for name, (kind, of, chance) in known.items()]
-    columns = ["removed", "task", "kind", "score", "kept", "low", "high", "n", "chance"]
-    return pd.concat(parts) if parts else pd.DataFrame(columns=columns)
-
-
-def accumulation(
-    results: Mapping[Variant, Result], dense: Variant, variant: Variant, resamples: int, seed: int
-) -> pd.DataFrame:
-    """What becomes of the text, and do errors accumulate (the paper's appendix D)? Statements on one variant.
-
-    Returns:
-        removed (number of blocks), statement, measured, threshold, holds, certainty (share of the bootstrap resamples
-        of the prompts in which it holds too). Halves are those of the continuation. The statements on its own text
-        leave tokens out that end a repeated 4-gram.
-    """
-    agrees = agreements(results, dense, variant)
-    forced, free, own = agrees["teacher-forced"], agrees["free-running"], agrees["own text"]
-    half, steps = free.shape[1] // 2, np.arange(1, free.shape[1] + 1)
-    columns = {
-        "rate": forced.mean(1),
-        "together": undiverged(free).sum(1),
-        "nll": results[variant].arrays["nll"].mean(1, dtype=float),
-        "dense_nll": results[dense].arrays["nll"].mean(1, dtype=float),
-        "repeated": generate.repetition(results[variant].arrays["tokens"]),
-        "dense_repeated": generate.repetition(results[dense].arrays["tokens"]),
-    }
-    new = {"forced": fresh(results[dense].arrays["tokens"]), "own": fresh(results[variant].arrays["tokens"])}
-    for name, values in (("free", free), ("forced", forced), ("own", own)):
-        for part, where in (("early", slice(half)), ("late", slice(half, None))):
-            columns[f"{name}_{part}"] = values[:, where].mean(1)
-            if name in new:  # sums and numbers of tokens: their ratio is over all prompts
-                columns[f"{name}_{part}_new"] = (values * new[name])[:, where].mean(1)
-                columns[f"{name}_{part}_all"] = new[name][:, where].mean(1)
-
-    def statements(mean: pd.Series) -> list[tuple[str, float, float, bool]]:
-        drop, forced_drop = mean.free_early - mean.free_late, mean.forced_early - mean.forced_late
-        expected = (mean.rate**steps).sum()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            own_early, own_late = mean.own_early_new / mean.own_early_all, mean.own_late_new / mean.own_late_all
-            forced_late = mean.forced_late_new / mean.forced_late_all
-        pairs = [
-            ("text repeats itself more than the dense model's (4-grams)", mean.repeated, mean.dense_repeated, False),
-            ("text is less likely than the dense model's own (nats a token)", mean.nll, mean.dense_nll, False),
-            ("free-running agreement falls from half to half by more than teacher-forced", drop, forced_drop, False),
-            ("on its own text, agreement is lower in the second half (repeats left out)", own_late, own_early, True),
-            ("second half: agreement is lower on its own text than teacher-forced", own_late, forced_late, True),
-            ("the first error comes sooner (tokens) than independent ones would", mean.together, expected, True),
-        ]
-        return [(name, a, b, a < b if below else a > b) for name, a, b, below in pairs]
-
-    table = np.stack(list(columns.values()), axis=1)
-    again = [
-        [holds for *_, holds in statements(pd.Series(row, columns))]
-        for row in stats.bootstrap_means(table, resamples, seed)
-    ]
-    whole = statements(pd.Series(table.mean(0), columns))
-    return _claim_rows(dense, variant, whole, np.mean(again, axis=0))
-
-
-def _claim_rows(dense: Variant, variant: Variant, statements: Sequence[tuple], certainty: Sequence) -> pd.DataFrame:
-    columns = ["statement", "measured", "threshold", "holds"]
-    table = pd.DataFrame(statements, columns=columns).assign(certainty=certainty)
-    table.insert(0, "removed", len(variants.removed_blocks(len(dense), variant)))
-    return stats.stated(table)
-
-
-def first_to_suffer(
-    generative: Mapping[Variant, np.ndarray],
-    other: Mapping[Variant, np.ndarray],
-    chances: tuple[float, float],
-    names: tuple[str, str],
-    dense: Variant,
-    variant: Variant,
-    resamples: int,
-    seed: int,
-) -> pd.DataFrame:
-    """Does generation suffer more than another task, and does it come near zero? Two statements on one variant.
-
-    Args:
-        generative: variant -> (N,) scores, 0 to 1.
-        other: the same for a multiple-choice task, which has other items.
-        chances: score without knowledge of each of the two.
-        names: name of each of the two, for the statements.
-
-    Returns:
-        As `accumulation`; measured is the share that is kept of what the dense model has above chance. Prompts and
-        items are resampled independently.
-    """
-
-    def shares(scores: Mapping[Variant, np.ndarray], chance: float, seed: int) -> tuple[float, np.ndarray]:
-        pair = np.stack([scores[variant], scores[dense]], axis=1) - chance
-        drawn = stats.bootstrap_means(pair, resamples, seed)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return pair[:, 0].mean() / pair[:, 1].mean(), drawn[:, 0] / drawn[:, 1]
-
-    mine, mine_drawn = shares(generative, chances[0], seed)
-    theirs, theirs_drawn = shares(other, chances[1], seed + 1)
-    statements = [
-        (f"{names[0]} keeps less of its score above chance than {names[1]}", mine, theirs, mine < theirs),
-        (f"{names[0]} keeps less than a tenth: near zero", mine, NEAR_ZERO, mine < NEAR_ZERO),
-    ]
-    certainty = [(mine_drawn < theirs_drawn).mean(), (mine_drawn < NEAR_ZERO).mean()]
-    return _claim_rows(dense, variant, statements, certainty)
-
-
-Scored = tuple[str, Mapping[Variant, np.ndarray], float]  # kind, variant -> (N,) scores 0 to 1, chance
-
-
-def own_scores(results: Mapping[Variant, Result], dense: Variant) -> dict[str, Scored]:
-    """Agreement with the dense model as a score of each prompt: "free-running" and "teacher-forced"."""
-    chance = chance_agreement(results[dense].arrays["tokens"])
-    kinds = {"free-running": "generative", "teacher-forced": "one token at a time"}
-    return {
-        name: (kind, {v: agreements(results, dense, v)[name].mean(1) for v in results}, chance)
-        for name, kind in kinds.items()
-    }
-
-
-def known(scores: Mapping[str, Scored], dense: Variant) -> dict[str, Scored]:
-    """The scores on which the dense model is better than chance."""
-    return {name: scored for name, scored in scores.items() if scored[1][dense].mean() > scored[2]}
-
-
-def compared(kept: pd.DataFrame, model: str, removed: int, num_blocks: int) -> pd.DataFrame:
+def compared(found: Measured, model: str, num_blocks: int) -> pd.DataFrame:
     """What is kept here beside what the paper's models keep of XSum, for which they write, and of MMLU (table 1).
 
-    Args:
-        kept: rows of `kept` for all scores.
-        removed: number of removed blocks, out of num_blocks.
-
     Returns:
-        model, removed (%), score, kind, kept (share of the dense model's score above chance), 95 %, n. No row where
-        nothing was removed.
+        model, removed (%), score, how, kept (share of the dense model's score above chance), n. No row where nothing
+        was removed; none of a task whose dense score may be chance.
     """
-    if not removed:
+    if found.quarter is None:
         return pd.DataFrame()
     table = paper_tables.table("table1").set_index(["method", "model"])
-    rows = []
-    for task, kind, chance in (("XSum", "generative", 0.0), ("MMLU", "multiple choice", 25.0)):
+    rows: list[tuple] = []
+    for task, how, chance in (("XSum", "written", 0.0), ("MMLU", "chosen", 25.0)):
         shares = (table.loc["ShortGPT", task] - chance) / (table.loc["Dense", task] - chance)
-        rows += [
-            (m, table.loc[("ShortGPT", m), "ratio_percent"], task, kind, shares[m], "", None) for m in shares.index
-        ]
-    for row in kept[kept["removed"] == removed].itertuples():
-        interval = f"{row.low:.2f} to {row.high:.2f}"
-        rows.append((model, 100 * removed / num_blocks, row.task, row.kind, row.kept, interval, row.n))
-    columns = ["model", "removed (%)", "score", "kind", "kept", "95 %", "n"]
+        rows += [(m, table.loc[("ShortGPT", m), "ratio_percent"], task, how, shares[m], None) for m in shares.index]
+    removed = 100 * found.removals[found.quarter] / num_blocks
+    for how, of_tasks in (("chosen", found.chosen), ("written", found.written), ("written", found.generated)):
+        for task, of_models in of_tasks.items():
+            chance = found.chance.get(task, 0.0) if how == "chosen" else 0.0
+            whole, rest = of_models[WHOLE], of_models[found.quarter]
+            if _above(whole, chance):
+                kept = (rest.mean() - chance) / (whole.mean() - chance)
+                rows.append((model, removed, task, how, kept, len(whole)))
+    columns = ["model", "removed (%)", "score", "how", "kept", "n"]
     return pd.DataFrame(rows, columns=columns).astype({"n": "Int64"})
 
 
-def claim(
-    results: Mapping[Variant, Result],
-    scores: Mapping[str, Scored],
-    dense: Variant,
-    removals: Mapping[int, Variant],
-    shown: Sequence[int],
-    resamples: int,
-    seed: int,
-) -> pd.DataFrame:
-    """The paper's claims on generation: `first_to_suffer` at the deepest of `shown`, `accumulation` at each.
+def _above(scores: np.ndarray, chance: float) -> bool:
+    """Whether a score is surely above chance, so that a share of the difference says something."""
+    return len(scores) > 1 and stats.accuracy_interval(round(scores.sum()), len(scores))[0] > chance
 
-    Args:
-        results: variant -> result, from `generate.run`.
-        scores: the scores on which the dense model is better than chance.
-        removals: number of removed blocks -> variant.
-        shown: numbers of removed blocks; where there is none, nothing is stated.
-    """
-    if not shown:
-        return pd.DataFrame(columns=["removed", *stats.CLAIM], dtype=object)
+
+# ------------------------------------------------------------------------------------------------ the paper's claims
+
+
+FEW, QUARTER = "a few blocks removed", "a quarter removed"
+ACCUMULATE = "errors accumulate: more of its tokens are errors on its own text than on the dense model's"
+PRIMARY = f"{FEW}: {ACCUMULATE}"
+
+
+def claim(study: Study, found: Measured) -> pd.DataFrame:
+    """The paper's claims on generation, made into statements that can be false: the table of `verdicts.verdicts`."""
+    resamples, seed = study.profile.bootstrap_resamples, study.profile.seed
+    depths = _depths(found)
     parts = []
-    for a, (kind, mine, chance) in scores.items():
-        for b, (other, theirs, other_chance) in scores.items():
-            if (kind, other) == ("generative", "multiple choice"):
-                names = ("agreement with the dense model's text" if a == "free-running" else a, b)
-                chances, variant = (chance, other_chance), removals[max(shown)]
-                parts.append(first_to_suffer(mine, theirs, chances, names, dense, variant, resamples, seed))
-    parts += [accumulation(results, dense, removals[n], resamples, seed) for n in shown]
-    return pd.concat(parts, ignore_index=True).drop_duplicates(["removed", "statement"])
+    if EIGHT_BITS in found.texts and depths:
+        parts.append(_accumulation(found, depths, resamples, seed))
+    for task in found.written:
+        if (
+            depths
+            and _above(found.chosen[task][WHOLE], found.chance[task])
+            and _above(found.written[task][WHOLE], 0.25)
+        ):
+            parts.append(_writing_first(found, task, depths, resamples, seed))
+    for task, of_models in found.generated.items():
+        if depths and _above(of_models[WHOLE], 0.0):
+            parts.append(_near_zero(task, of_models, depths, resamples, seed))
+    return verdicts.verdicts(parts, PRIMARY)
 
 
-def quarter(num_blocks: int) -> int:
-    """The paper's 25 % in blocks; at least one."""
-    return max(1, round(num_blocks / 4))
+def _depths(found: Measured) -> dict[str, str]:
+    """What statements call a pruned model -> its name."""
+    names = list(found.removals)
+    if len(names) < 2:
+        return dict(zip([FEW], names, strict=False))
+    return {FEW: names[0], **{name: name for name in names[1:-1]}, QUARTER: names[-1]}
+
+
+def _accumulation(found: Measured, depths: Mapping[str, str], resamples: int, seed: int) -> pd.DataFrame:
+    """Do errors accumulate (the paper's appendix D)? Halves are those of the continuation, repeats left out.
+
+    Each share of errors is that of a model less the 8-bit model's, which stands for what the text alone does.
+    """
+    columns: dict[str, np.ndarray] = {}
+    for model in (EIGHT_BITS, *depths.values()):
+        for reading, (same, new) in _fresh_agreement(found, model).items():
+            half = same.shape[1] // 2
+            for part, where in (("early", slice(half)), ("late", slice(half, None))):
+                columns[f"{model} {reading} {part} errors"] = (new - same)[:, where].sum(1)
+                columns[f"{model} {reading} {part} all"] = new[:, where].sum(1)
+
+    def statements(means: np.ndarray) -> list[Statement]:
+        mean = dict(zip(columns, means, strict=True))
+
+        def errors(model: str, reading: str, part: str) -> float:
+            place = f"{model} {reading} {part}"
+            return mean[f"{place} errors"] / mean[f"{place} all"] if mean[f"{place} all"] else np.nan
+
+        def on_own_text(model: str) -> float:
+            return errors(model, "own text", "late") - errors(model, "teacher-forced", "late")
+
+        def along(model: str) -> float:
+            return errors(model, "teacher-forced", "late") - errors(model, "teacher-forced", "early")
+
+        rows = []
+        for what, model in depths.items():
+            more = on_own_text(model) - on_own_text(EIGHT_BITS)
+            rows.append(Statement(f"{what}: {ACCUMULATE}", more, MARGIN, "above", MARGIN))
+            more = along(model) - along(EIGHT_BITS)
+            rows.append(Statement(f"{what}: it errs as often late in a text as early", more, MARGIN, "within"))
+        return rows
+
+    values = np.stack(list(columns.values()), axis=1)
+    return verdicts.judge(statements, values, resamples, seed, "written text, beyond the 8-bit model")
+
+
+def _writing_first(found: Measured, task: str, depths: Mapping[str, str], resamples: int, seed: int) -> pd.DataFrame:
+    """Does writing an answer suffer more than choosing it? Of what the dense model has above chance."""
+    chance, models = found.chance[task], (WHOLE, *depths.values())
+    columns = [of[task][model] for model in models for of in (found.chosen, found.written)]
+
+    def statements(means: np.ndarray) -> list[Statement]:
+        chosen, written = means[::2] - chance, means[1::2]
+        if chosen[0] <= 0 or written[0] <= 0:
+            kept = np.full((2, len(models)), np.nan)
+        else:
+            kept = np.stack([chosen / chosen[0], written / written[0]])
+        name = "less is kept of writing the answer than of choosing it"
+        return [
+            Statement(f"{what}: {name}", kept[1, i], kept[0, i], "below", MATTERS) for i, what in enumerate(depths, 1)
+        ]
+
+    return verdicts.judge(statements, np.stack(columns, axis=1), resamples, seed, task)
+
+
+def _near_zero(task: str, of_models: Answers, depths: Mapping[str, str], resamples: int, seed: int) -> pd.DataFrame:
+    """Do scores approach zero?"""
+    values = np.stack([of_models[model] for model in (WHOLE, *depths.values())], axis=1)
+
+    def statements(means: np.ndarray) -> list[Statement]:
+        return [
+            Statement(f"{what}: less than a tenth of the score is kept", mean, NEAR_ZERO * means[0], "below", MATTERS)
+            for what, mean in zip(depths, means[1:], strict=True)
+        ]
+
+    return verdicts.judge(statements, values, resamples, seed, task)

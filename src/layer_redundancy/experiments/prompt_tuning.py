@@ -5,7 +5,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from layer_redundancy.config import paper_tables
-from layer_redundancy.config.checks import Count, Rate, Seed, Whole, at_least, given
+from layer_redundancy.config.checks import Count, Rate, Seed, Whole, at_least, given, one_of
 from layer_redundancy.config.profiles import Recipe
-from layer_redundancy.core import devices, stats
+from layer_redundancy.core import devices, stats, verdicts
 from layer_redundancy.core.cache import new_path, scratch_beside
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result
+from layer_redundancy.core.verdicts import Statement
 from layer_redundancy.core.wording import counted
 from layer_redundancy.data import classification_sets
 from layer_redundancy.data.classification_sets import LabelledPrompts, PromptChoice
@@ -37,12 +38,17 @@ logger = logging.getLogger(__name__)
 NOTEBOOK = "12_prompt_tuning"
 VERSION = 1  # raise it when a run means something else
 UNTUNED, PROMPTS, WEIGHTS = "untuned", "prompt tuning", "fine-tuning"
+WARMUP = 5  # steps in which the learning rate rises
+USUAL_EPOCHS = 5  # after which most trainings have converged, for a plan
 TIMED = 64  # items
 BATCH_TOKENS = 8192  # tokens of a forward without gradients, where the profile leaves it to the device
 LORA = Recipe("lora", learning_rate=0.0, rank=8, alpha=16, dropout=0.0)  # the rate is the budget's
 ALL = Recipe("full", learning_rate=0.0)
 FITS = 0.8  # share of the device's memory that weights, gradients and the optimizer's states may take
 MEAN = "mean"  # the mean of all data sets
+FITTED = 0.95  # share of its shots that a trained model labels right, at least
+MARGIN = 3.0  # points of accuracy that a part may be behind the whole and still count as no worse
+MATTERS = 10.0  # points of accuracy
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,9 @@ class Budget:
         shots: training texts of each label.
         test_items: test items of each data set; None for all.
         seeds: seeds of the draw of the shots, of their order, and of what is random in the weights.
-        epochs: how often each shot is seen in prompt tuning, and in fine-tuning.
+        methods: PROMPTS and WEIGHTS, or one of them.
+        epochs: how often each shot is seen at most in prompt tuning, and in fine-tuning.
+        converged: training ends with the first epoch whose mean loss is below this, in nats a text, at every depth.
         batch: texts a step.
         prompt_rate: learning rate of prompt tuning.
         weights_rate: learning rate of fine-tuning all weights of the whole model.
@@ -90,7 +98,9 @@ class Budget:
     shots: Count
     test_items: Annotated[int | None, at_least(1)]
     seeds: Annotated[tuple[Seed, ...], given()] = (0, 1, 2)
-    epochs: tuple[Count, Count] = (3, 3)
+    methods: Annotated[tuple[Annotated[str, one_of("prompt tuning", "fine-tuning")], ...], given()] = (PROMPTS, WEIGHTS)
+    epochs: tuple[Count, Count] = (20, 20)
+    converged: Annotated[float, at_least(0)] = 0.05
     batch: Count = 16
     prompt_rate: Rate = 0.03
     weights_rate: Rate = 5e-5
@@ -157,7 +167,7 @@ def every_run(study: Study) -> list[Run]:
         Run(name, method, k, seed)
         for k in kept
         for name in budget.datasets
-        for method in (PROMPTS, WEIGHTS)
+        for method in budget.methods
         for seed in budget.seeds
     ]
 
@@ -189,7 +199,8 @@ def results(study: Study, runs: Sequence[Run] | None = None, part: str = "test")
     Returns:
         Results with arrays `correct` (items,) and `gold_logprob` (items,), the right label's log-probability among the
         labels, in nats; and `loss` (steps,) of the training. The summary has accuracy, and of the training seconds,
-        peak_bytes and trainable (weights).
+        peak_bytes, trainable (weights), train_accuracy (of the shots, when all is done) and train_loss (mean of the
+        last epoch, nats a text).
 
     Raises:
         NotApplicable: peft cannot tune prompts of such a model.
@@ -220,7 +231,7 @@ def _run(study: Study, run: Run, part: str, label: str) -> Result:
         virtual = budget_of(study).virtual_tokens if run.method == PROMPTS else 0
         length = prompts.train_tokens // len(prompts.train) + virtual
         recipe = Recipe({"all": "full"}.get(trained, trained), how.learning_rate)
-        examples = how.steps * how.batch
+        examples = min(how.steps * how.batch, USUAL_EPOCHS * len(prompts.train))
         return [judged, Training(recipe, examples * length, length, examples, run.kept, kept=False)]
 
     return study.cached(key, compute, lambda: _no_result(len(prompts.judged), run), work)
@@ -229,8 +240,9 @@ def _run(study: Study, run: Run, part: str, label: str) -> Result:
 def _no_result(items: int, run: Run) -> Result:
     """A result of the same shape for a run that was not done."""
     summary = {"dataset": run.dataset, "seed": run.seed, "accuracy": 0.0, "items": items}
-    summary |= {"seconds": 0.0, "peak_bytes": 0, "trainable": 0}
-    return Result(summary, {"correct": np.zeros(items, bool), "gold_logprob": np.zeros(items, np.float32)})
+    summary |= {"seconds": 0.0, "peak_bytes": 0, "trainable": 0, "train_accuracy": 0.0, "train_loss": 0.0}
+    arrays = {"correct": np.zeros(items, bool), "gold_logprob": np.zeros(items, np.float32), "loss": np.zeros(1)}
+    return Result(summary, arrays)
 
 
 def describe(run: Run) -> str:
@@ -244,7 +256,8 @@ def _optimization(study: Study, run: Run, trained: str, examples: int) -> traini
     fewer = (study.num_blocks / run.kept) ** budget.rate_power
     rates = {"prompts": budget.prompt_rate, "all": budget.weights_rate * fewer, "lora": budget.lora_rate * fewer}
     steps = math.ceil(epochs * examples / budget.batch)
-    return training_loop.Optimization(steps, budget.batch, rates[trained], warmup=steps // 10, schedule="linear")
+    warmup = min(WARMUP, steps // 10)
+    return training_loop.Optimization(steps, budget.batch, rates[trained], warmup, "constant_with_warmup")
 
 
 def _key(study: Study, run: Run, prompts: LabelledPrompts, part: str) -> Key:
@@ -253,7 +266,7 @@ def _key(study: Study, run: Run, prompts: LabelledPrompts, part: str) -> Key:
     if run.method != UNTUNED:
         trained = trained_weights(study) if run.method == WEIGHTS else "prompts"
         settings |= asdict(_optimization(study, run, trained, len(prompts.train)))
-        settings |= {"seed": run.seed, "trained": trained}
+        settings |= {"seed": run.seed, "trained": trained, "converged": budget.converged}
         settings |= {"virtual_tokens": budget.virtual_tokens} if run.method == PROMPTS else {}
         settings |= healing.rules_of_adapters(study.identity, LORA) if trained == "lora" else {}
     variant = tuple(range(run.kept))
@@ -262,12 +275,16 @@ def _key(study: Study, run: Run, prompts: LabelledPrompts, part: str) -> Key:
 
 def _result(study: Study, run: Run, prompts: LabelledPrompts, folder: Path, label: str) -> Result:
     model, fitted = tuned(study, run, prompts, folder, label)
-    correct, gold = tuning.judge(model, prompts.judged, prompts.words, study.profile.batch_tokens or BATCH_TOKENS)
+    batch_tokens = study.profile.batch_tokens or BATCH_TOKENS
+    correct, gold = tuning.judge(model, prompts.judged, prompts.words, batch_tokens)
     summary = {"dataset": run.dataset, "seed": run.seed, "accuracy": float(correct.mean()), "items": len(correct)}
     arrays = {"correct": correct, "gold_logprob": gold}
     if fitted is not None:
         summary |= {name: getattr(fitted, name) for name in ("seconds", "peak_bytes", "trainable")}
         arrays["loss"] = fitted.curve()[1].astype(np.float32)
+        epoch = math.ceil(len(prompts.train) / budget_of(study).batch)
+        learnt, _ = tuning.judge(model, prompts.train, prompts.words, batch_tokens)
+        summary |= {"train_accuracy": float(learnt.mean()), "train_loss": float(arrays["loss"][-epoch:].mean())}
     return Result(summary, arrays)
 
 
@@ -311,6 +328,7 @@ def tuned(
         seed=run.seed,
         loss=lambda model, batch: tuning.label_loss(model, batch, prompts.words),
         collate=classification_sets.collate,
+        converged=budget_of(study).converged,
         label=label or describe(run),
     )
     return model, replace(fitted, peak_bytes=fitted.peak_bytes - held)  # the whole model is no part of this one
@@ -359,7 +377,7 @@ def timings(study: Study) -> dict[tuple[int, str], Result]:
         NotApplicable: as `tuned`.
     """
     kept = depths(budget_of(study), study.num_blocks)
-    return {(k, method): _timing(study, k, method) for k in kept for method in (PROMPTS, WEIGHTS)}
+    return {(k, method): _timing(study, k, method) for k in kept for method in budget_of(study).methods}
 
 
 def _timing(study: Study, kept: int, method: str) -> Result:
@@ -407,39 +425,38 @@ def _timed(study: Study, kept: int, method: str, prompts: LabelledPrompts, batch
 
 
 def run_table(study: Study, found: Mapping[Run, Result]) -> pd.DataFrame:
-    """Every run: dataset, method, kept, seed, accuracy (0 to 1), low, high (95 % Wilson), n, gold_logprob (mean, nats
-    among the labels), training seconds, peak_bytes and trainable (NaN where nothing was trained)."""
+    """Every run: dataset, method, kept, seed; of the training, NaN where nothing was trained: steps, train_loss (mean
+    of the last epoch, nats a text), train_accuracy (of the shots), trainable (weights), seconds, peak_bytes; and
+    accuracy (0 to 1), low, high (95 % Wilson), n, gold_logprob (mean, nats among the labels)."""
     rows = []
     for run, result in found.items():
         correct = result.arrays["correct"]
         low, high = stats.accuracy_interval(int(correct.sum()), len(correct))
-        row = asdict(run) | {"accuracy": correct.mean(), "low": low, "high": high, "n": len(correct)}
-        row["gold_logprob"] = float(result.arrays["gold_logprob"].mean())
-        rows.append(row | {name: result.summary.get(name, np.nan) for name in ("seconds", "peak_bytes", "trainable")})
+        steps = len(result.arrays["loss"]) if "loss" in result.arrays else np.nan
+        of_training = ("train_loss", "train_accuracy", "trainable", "seconds", "peak_bytes")
+        row = asdict(run) | {"steps": steps} | {name: result.summary.get(name, np.nan) for name in of_training}
+        row |= {"accuracy": correct.mean(), "low": low, "high": high, "n": len(correct)}
+        rows.append(row | {"gold_logprob": float(result.arrays["gold_logprob"].mean())})
     return pd.DataFrame(rows)
 
 
 class Accuracies:
-    """What runs got right, as (seeds, items), and bootstrap resamples of both.
+    """What runs got right, as (seeds, items); intervals hold for other shots and other texts.
 
-    Seeds and items are resampled each for itself: an interval holds for other shots and other texts. Items are drawn
-    alike for all runs on a data set, and seeds alike for all of one method there, so that differences are paired. With
-    three seeds it is rough: what they have in common it cannot know.
+    Differences are paired: all runs on a data set are judged on the same items, and all of one method have the same
+    seeds.
 
     Args:
         found: run -> result, from `results`.
-        resamples: number of bootstrap resamples.
-        seed: seed of the resampling.
     """
 
-    def __init__(self, found: Mapping[Run, Result], resamples: int, seed: int):
+    def __init__(self, found: Mapping[Run, Result]):
         groups: dict[tuple[str, str, int], list[np.ndarray]] = {}
         for run, result in sorted(found.items(), key=lambda pair: pair[0].seed):
             groups.setdefault((run.dataset, run.method, run.kept), []).append(result.arrays["correct"])
         self.correct = {place: np.stack(rows).astype(float) for place, rows in groups.items()}
         self.datasets = list(dict.fromkeys(run.dataset for run in found))
         self.kept = sorted({run.kept for run in found})
-        self._resamples, self._seed = resamples, seed
 
     def methods(self) -> list[str]:
         """The methods that the results have, in order."""
@@ -454,27 +471,23 @@ class Accuracies:
         """The data sets, and their mean where there are several."""
         return self.datasets + [MEAN] * (len(self.datasets) > 1)
 
-    def measured(self, name: str, method: str, kept: int) -> float:
-        """Mean accuracy over seeds and items; for MEAN, the mean over data sets."""
-        return float(np.mean([self.correct[of, method, kept].mean() for of in self._of(name)]))
+    def values(self, name: str, method: str, kept: int) -> np.ndarray:
+        """What is right, (seeds, items); for MEAN the items of all data sets, as `together` has them."""
+        return self.together({of: self.correct[of, method, kept] for of in self._of(name)})
 
-    def drawn(self, name: str, method: str, kept: int) -> np.ndarray:
-        """The mean accuracy in each resample; (resamples,)."""
-        return np.mean([self._drawn(self.correct[of, method, kept], of) for of in self._of(name)], axis=0)
-
-    def resampled(self, name: str, values: np.ndarray) -> np.ndarray:
-        """The mean of other values (seeds, items) on a data set, with the same draws; (resamples,)."""
-        return self._drawn(np.asarray(values, float), name)
+    def together(self, of_datasets: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Values (seeds, items) of several data sets side by side, so that their mean is that of the sets' means."""
+        total = sum(values.shape[1] for values in of_datasets.values())
+        shares = [values * (total / (len(of_datasets) * values.shape[1])) for values in of_datasets.values()]
+        return np.concatenate(shares, axis=1)
 
     def _of(self, name: str) -> list[str]:
         return self.datasets if name == MEAN else [name]
 
-    def _drawn(self, values: np.ndarray, name: str) -> np.ndarray:
-        return stats.means_over_items_and_seeds(values, self._resamples, [self._seed, self.datasets.index(name)])
 
-
-def _ends(draws: np.ndarray) -> dict[str, float]:
-    low, high = stats.percentile_interval(draws)
+def _interval(values: np.ndarray) -> dict[str, float]:
+    """The 95 % interval of a mean of (seeds, items); of a single seed over items alone."""
+    low, high = stats.crossed_interval(values) if len(values) > 1 else stats.mean_interval(values[0])
     return {"low": low, "high": high}
 
 
@@ -482,21 +495,20 @@ def by_depth(accuracies: Accuracies) -> pd.DataFrame:
     """Accuracy by the number of kept blocks.
 
     Returns:
-        dataset (and MEAN of them), method, kept, accuracy, low, high (95 %, over seeds and items), seed_low, seed_high
-        (the seeds' range), seeds, n (items).
+        dataset (and MEAN of them), method, kept, accuracy, low, high (95 %, over seeds and items; over items where
+        there is one seed), seed_low, seed_high (the seeds' range), seeds, n (items).
     """
     rows = []
     for name in accuracies.names():
         for method in accuracies.methods():
             for kept in accuracies.kept:
-                runs = [accuracies.correct[of, method, kept] for of in accuracies._of(name)]
-                of_seed = np.mean([correct.mean(1) for correct in runs], axis=0)
+                values = accuracies.values(name, method, kept)
+                of_seed = values.mean(1)
                 rows.append(
-                    {"dataset": name, "method": method, "kept": kept}
-                    | {"accuracy": accuracies.measured(name, method, kept)}
-                    | _ends(accuracies.drawn(name, method, kept))
+                    {"dataset": name, "method": method, "kept": kept, "accuracy": values.mean()}
+                    | _interval(values)
                     | {"seed_low": of_seed.min(), "seed_high": of_seed.max(), "seeds": len(of_seed)}
-                    | {"n": sum(correct.shape[1] for correct in runs)}
+                    | {"n": values.shape[1]}
                 )
     return pd.DataFrame(rows)
 
@@ -532,75 +544,100 @@ def bag_of_words(study: Study, name: str) -> np.ndarray:
     return np.stack([classification_sets.bag_of_words(train, judged) for train in shots])
 
 
-def against_whole(accuracies: Accuracies, kept: Sequence[int]) -> pd.DataFrame:
-    """Some of the first blocks against the whole model, tuned alike; methods without tuning are left out.
-
-    Returns:
-        dataset, method, kept, accuracy, whole (accuracy of the whole model), difference (points of accuracy, 0 to 100),
-        low, high (95 %, paired by item, over seeds and items).
-    """
-    columns = ["dataset", "method", "kept", "accuracy", "whole", "difference", "low", "high"]
-    whole, rows = accuracies.kept[-1], []
-    for name in accuracies.names():
-        for method in accuracies.tuned_methods():
-            for count in kept:
-                draws = accuracies.drawn(name, method, count) - accuracies.drawn(name, method, whole)
-                measured = [accuracies.measured(name, method, k) for k in (count, whole)]
-                rows.append(
-                    {"dataset": name, "method": method, "kept": count, "accuracy": measured[0], "whole": measured[1]}
-                    | {"difference": 100 * (measured[0] - measured[1])}
-                    | _ends(100 * draws)
-                )
-    return pd.DataFrame(rows, columns=columns)
-
-
-def claim(study: Study, accuracies: Accuracies) -> pd.DataFrame:
-    """The paper's claim made into statements that can be false.
-
-    Returns:
-        statement, measured, threshold (accuracies, means over data sets), holds, certainty (share of the resamples of
-        seeds and items in which it holds too).
-    """
-    whole, name = accuracies.kept[-1], accuracies.names()[-1]
-    label = _baseline(accuracies, lambda of: _commonest(study, of)[None])
-    words = _baseline(accuracies, lambda of: bag_of_words(study, of))
-    rows = []
-
-    def state(statement: str, one: tuple, other: tuple, strictly: bool = True) -> None:
-        better = np.greater if strictly else np.greater_equal
-        rows.append(
-            {"statement": statement, "measured": one[0], "threshold": other[0]}
-            | {"holds": bool(better(one[0], other[0])), "certainty": better(one[1], other[1]).mean()}
-        )
-
-    for method in accuracies.tuned_methods():
-        of = {k: (accuracies.measured(name, method, k), accuracies.drawn(name, method, k)) for k in accuracies.kept}
-        for kept in [k for k in (1, 2) if k in of and k < whole]:
-            state(
-                f"{method}: {kept} of {whole} blocks are no worse than all of them", of[kept], of[whole], strictly=False
-            )
-        few = accuracies.kept[0]
-        beat = f"{method}: {counted(few, 'block')} beat{'s' * (few == 1)}"
-        state(f"{beat} the commonest label", of[few], label)
-        state(f"{beat} counting words of the same shots", of[few], words)
-        if whole > few:
-            state(f"{method}: all {whole} blocks beat counting words of the same shots", of[whole], words)
-    return pd.DataFrame(rows)
-
-
-def _baseline(accuracies: Accuracies, right: Callable[[str], np.ndarray]) -> tuple[float, np.ndarray]:
-    """A baseline's accuracy, the mean over data sets, and the same in each resample; from what it gets right."""
-    correct = {of: right(of) for of in accuracies.datasets}
-    measured = float(np.mean([values.mean() for values in correct.values()]))
-    return measured, np.mean([accuracies.resampled(of, values) for of, values in correct.items()], axis=0)
-
-
 def _commonest(study: Study, name: str) -> np.ndarray:
     """Which test items have the training texts' commonest label; bool (items,)."""
     budget = budget_of(study)
     data = classification_sets.load(name, budget.max_words)
     judged = classification_sets.few(data.test, budget.test_items, study.profile.seed)
     return judged.labels == np.bincount(data.train.labels).argmax()
+
+
+def against_whole(accuracies: Accuracies) -> pd.DataFrame:
+    """Parts of the model against the whole of it, tuned alike; methods without tuning are left out.
+
+    Returns:
+        dataset, method, kept, accuracy, whole (accuracy of the whole model), difference (points of accuracy, 0 to 100),
+        low, high (95 %, paired by item, over seeds and items), seeds, n (items).
+    """
+    columns = ["dataset", "method", "kept", "accuracy", "whole", "difference", "low", "high", "seeds", "n"]
+    whole, rows = accuracies.kept[-1], []
+    for name in accuracies.names():
+        for method in accuracies.tuned_methods():
+            all_of_it = accuracies.values(name, method, whole)
+            for count in accuracies.kept[:-1]:
+                part = accuracies.values(name, method, count)
+                points = 100 * (part - all_of_it)
+                rows.append(
+                    {"dataset": name, "method": method, "kept": count}
+                    | {"accuracy": part.mean(), "whole": all_of_it.mean(), "difference": points.mean()}
+                    | _interval(points)
+                    | {"seeds": points.shape[0], "n": points.shape[1]}
+                )
+    return pd.DataFrame(rows, columns=columns)
+
+
+# ------------------------------------------------------------------------------------------------ the paper's claim
+
+
+def quarter(kept: Sequence[int], num_blocks: int) -> int | None:
+    """The part of the model that is nearest to a quarter of its blocks; None where no part of it was tuned."""
+    parts = [count for count in kept if count < num_blocks]
+    return min(parts, key=lambda count: abs(count - num_blocks / 4), default=None)
+
+
+def fair(found: Mapping[Run, Result], accuracies: Accuracies, method: str, kept: int, words: np.ndarray) -> bool:
+    """Whether a part of the model is judged at all: it fits its shots with every seed, and word counts are no better.
+
+    Args:
+        words: what word counts get right, as `Accuracies.values`.
+    """
+    fits = [
+        result.summary.get("train_accuracy", 0.0) >= FITTED
+        for run, result in found.items()
+        if (run.method, run.kept) == (method, kept)
+    ]
+    return all(fits) and accuracies.values(accuracies.names()[-1], method, kept).mean() > words.mean()
+
+
+def claim(study: Study, found: Mapping[Run, Result]) -> pd.DataFrame:
+    """The paper's claim made into statements that can be false, on means over data sets, in points of accuracy.
+
+    A part of the blocks counts as good as all where it is at most MARGIN points behind. Parts that `fair` rejects are
+    left out: what did not learn its own shots, or less than word counts do, tells nothing of what blocks are worth.
+
+    Returns:
+        The table of `verdicts.verdicts`; seeds and test items are both resampled.
+    """
+    accuracies = Accuracies(found)
+    whole, name = accuracies.kept[-1], accuracies.names()[-1]
+    words = accuracies.together({of: bag_of_words(study, of).astype(float) for of in accuracies.datasets})
+    part = quarter(accuracies.kept, whole)
+    compared: list[tuple[str, np.ndarray, np.ndarray, float]] = []
+    for method in accuracies.tuned_methods():
+        of = {kept: accuracies.values(name, method, kept) for kept in accuracies.kept}
+        if part is not None and fair(found, accuracies, method, part, words):
+            compared.append((_within_margin(method, "first quarter of the blocks"), of[part], of[whole], -MARGIN))
+            compared.append((f"{method}: the first quarter of the blocks beats word counts", of[part], words, 0.0))
+        if 1 in of and part not in (1, None) and fair(found, accuracies, method, 1, words):
+            compared.append((_within_margin(method, "first block alone"), of[1], of[whole], -MARGIN))
+        compared.append((f"{method}: all blocks beat word counts of the same shots", of[whole], words, 0.0))
+
+    def statements(means: np.ndarray) -> list[Statement]:
+        return [
+            Statement(statement, mean, threshold, "above", MATTERS)
+            for (statement, _, _, threshold), mean in zip(compared, means, strict=True)
+        ]
+
+    values = np.stack([100 * (one - other) for _, one, other, _ in compared], axis=2)
+    resamples, seed = study.profile.bootstrap_resamples, study.profile.seed
+    return verdicts.verdicts([verdicts.judge(statements, values, resamples, seed, "accuracy")], PRIMARY)
+
+
+def _within_margin(method: str, what: str) -> str:
+    return f"{method}: the {what} is at most {MARGIN:g} points behind all of them"
+
+
+PRIMARY = _within_margin(WEIGHTS, "first quarter of the blocks")
 
 
 def beside_paper(study: Study, accuracies: Accuracies) -> pd.DataFrame:
@@ -616,7 +653,7 @@ def beside_paper(study: Study, accuracies: Accuracies) -> pd.DataFrame:
         whole = reported[(reported["model"] == row.model) & (reported["kept"] == row.blocks)]["accuracy"].iloc[0]
         what = "paper", row.model, row.method, row.blocks, row.kept
         rows.append((*what, row.accuracy, whole, row.accuracy - whole, np.nan, np.nan))
-    ours = against_whole(accuracies, [kept for kept in (1, 2) if kept in accuracies.kept[:-1]])
+    ours = against_whole(accuracies)
     for row in ours[ours["dataset"] == accuracies.names()[-1]].itertuples():
         what = "measured", study.identity.name, row.method, accuracies.kept[-1], row.kept
         rows.append((*what, 100 * row.accuracy, 100 * row.whole, row.difference, row.low, row.high))
@@ -624,45 +661,77 @@ def beside_paper(study: Study, accuracies: Accuracies) -> pd.DataFrame:
 
 
 def sizes_beside_paper(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
-    """Weights of the first block with embedding and head, and of the whole model; the paper's and ours.
+    """How much smaller parts of a model are than the whole, with embedding and head; the paper's and ours.
 
     Args:
         study: the study, which names the model.
         costs: rows of the function `costs`.
 
     Returns:
-        source, model, blocks, whole and single (millions of weights), saved (percent).
+        source, model, blocks, kept, whole and part (millions of weights), fewer_weights and less_memory (at inference;
+        percent). What the paper says of memory in words, "40%-65%" at "25%-50%" of the blocks, is in the caption.
     """
-    rows = []
+    rows: list[tuple] = []
     for model, part in paper_tables.table("why_lift_size").groupby("model", sort=False):
         sizes = part.set_index("kept")["parameters_millions"]
-        rows.append(("paper", model, sizes.index.max(), sizes[sizes.index.max()], sizes[1]))
-    ours = costs.drop_duplicates("kept").set_index("kept")["parameters"] / 1e6
-    rows.append(("measured", study.identity.name, ours.index.max(), ours.iloc[-1], ours.get(1, np.nan)))
-    table = pd.DataFrame(rows, columns=["source", "model", "blocks", "whole", "single"])
-    return table.assign(saved=100 * (1 - table["single"] / table["whole"]))
+        rows.append(("paper", model, sizes.index.max(), 1, sizes[sizes.index.max()], sizes[1], np.nan))
+    ours = costs[costs["method"] == costs["method"].iloc[-1]].set_index("kept")
+    whole = ours.iloc[-1]
+    for kept, row in ours.iloc[:-1].iterrows():
+        memory = 100 * (1 - row["inference_bytes"] / whole["inference_bytes"])
+        sizes = whole["parameters"] / 1e6, row["parameters"] / 1e6
+        rows.append(("measured", study.identity.name, ours.index[-1], kept, *sizes, memory))
+    table = pd.DataFrame(rows, columns=["source", "model", "blocks", "kept", "whole", "part", "less_memory"])
+    table.insert(6, "fewer_weights", 100 * (1 - table["part"] / table["whole"]))
+    return table
+
+
+def validation_error(study: Study, rate: float, seed: int) -> float:
+    """How many texts of the validation part are labelled wrong at a learning rate, the mean over depths and data sets.
+
+    By this `weights_rate` is chosen (`make rates`): no test text has a part in it.
+
+    Args:
+        rate: the learning rate of fine-tuning all blocks; fewer have theirs by `Budget.rate_power`.
+        seed: seed of the draw of the shots.
+
+    Returns:
+        The share, 0 to 1; nan where a training breaks down.
+    """
+    study = study.with_budget("prompt_tuning", weights_rate=rate)
+    budget, runs = budget_of(study), []
+    for kept in depths(budget, study.num_blocks):
+        runs += [Run(name, WEIGHTS, kept, seed) for name in budget.datasets]
+    found = results(study, runs, "validation")
+    return 1 - float(np.mean([result.summary["accuracy"] for result in found.values()]))
 
 
 def note(study: Study) -> str:
     """Data, shots and training in a caption."""
     budget = budget_of(study)
     parts = [classification_sets.note(budget.datasets, budget.shots, budget.test_items, budget.max_words)]
-    how = {
-        "all": f"all weights, learning rate {budget.weights_rate:g}",
-        "lora": f"LoRA of rank {LORA.rank} (Adam on all weights does not fit), learning rate {budget.lora_rate:g}",
-    }[trained_weights(study)]
-    if budget.rate_power:
-        how += f" for all blocks and larger for fewer (by {'their factor' if budget.rate_power == 1 else 'a power'})"
-    parts += [
-        f"Prompt tuning: {budget.virtual_tokens} virtual tokens, learning rate {budget.prompt_rate:g}, "
-        f"{counted(budget.epochs[0], 'epoch')}",
-        f"Fine-tuning: {how}, {counted(budget.epochs[1], 'epoch')}",
-        f"Batches of {budget.batch}, {len(budget.seeds)} seeds",
-    ]
+    if WEIGHTS in budget.methods:
+        how = {
+            "all": f"all weights, learning rate {budget.weights_rate:g}",
+            "lora": f"LoRA of rank {LORA.rank} (Adam on all weights does not fit), learning rate {budget.lora_rate:g}",
+        }[trained_weights(study)]
+        if budget.rate_power:
+            factor = "their factor" if budget.rate_power == 1 else "a power"
+            how += f" for all blocks and larger for fewer (by {factor})"
+        parts.append(f"Fine-tuning: {how}, at most {counted(budget.epochs[1], 'epoch')}")
+    if PROMPTS in budget.methods:
+        parts.append(
+            f"Prompt tuning: {budget.virtual_tokens} virtual tokens, learning rate {budget.prompt_rate:g}, "
+            f"at most {counted(budget.epochs[0], 'epoch')}"
+        )
+    parts.append(
+        f"Trained until an epoch's mean loss is below {budget.converged:g} nats. Batches of {budget.batch}, "
+        f"{len(budget.seeds)} seeds"
+    )
     return ". ".join(parts)
 
 
-INTERVALS = "Intervals: 95 %, bootstrap over seeds and test items"
+INTERVALS = "Intervals: 95 %, over seeds and test items"
 
 
 # ------------------------------------------------------------------------------------------------ export

@@ -2,114 +2,119 @@
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
-from layer_redundancy.figures.parts import band, band_handle, chance_line, choose_y_scale, interval, whole_ticks
-from layer_redundancy.figures.style import BLACK, GREY, SERIES, VERMILLION, WIDTH, style_of, styled
+from layer_redundancy.figures.parts import band, band_handle, chance_handle, chance_line, interval, whole_ticks
+from layer_redundancy.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, styled
+
+PRUNED = [(ORANGE, "s"), (VERMILLION, "P"), (PURPLE, "^"), (SKY, "v")]
+WAYS = {"chosen": (BLUE, "o", "chosen among the choices"), "written": (VERMILLION, "s", "written")}
+REFERENCES = {"whole model": (BLACK, "o"), "8 bits": (GREEN, "D"), "real text": (GREY, "X")}
+
+
+def model_styles(models: list[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each model; of pruned ones from light to dark as more goes."""
+    pruned = [name for name in models if name not in REFERENCES]
+    return {name: REFERENCES[name] for name in models if name in REFERENCES} | dict(zip(pruned, PRUNED, strict=False))
 
 
 @styled
-def generation_by_position(curves: pd.DataFrame) -> Figure:
-    """Agreement with the dense model along greedy continuations, a column a number of removed blocks (figure 10).
+def agreement_by_position(curves: pd.DataFrame) -> Figure:
+    """Agreement with the dense model along greedy continuations, on the dense model's text and on a model's own.
 
     Args:
-        curves: one row a (removed, reading, position): removed (number of blocks), reading ("teacher-forced", "own
-            text", "free-running"; "not yet diverged", "independent errors"), position (1 = first new token), agreement
-            (0 to 1), low, high (95 %), n (prompts).
+        curves: one row a (model, reading, position): model, reading ("teacher-forced", "own text"), position (1 = first
+            new token), agreement (0 to 1), low, high (95 %), n (prompts).
     """
-    depths = sorted(curves["removed"].unique())
-    figure, panels = plt.subplots(
-        2, len(depths), figsize=(WIDTH, 5.6), sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
-    labels = {
-        "teacher-forced": "both read the dense model's text (teacher-forced)",
-        "own text": "both read the pruned model's text",
-        "free-running": "each reads its own text (free-running)",
-        "not yet diverged": "not yet diverged",
-        "independent errors": "if errors were independent",
-    }
-    styles = {name: (*SERIES[name], "-") for name in ("teacher-forced", "own text", "free-running")}
-    styles |= {"not yet diverged": (VERMILLION, "", "-"), "independent errors": (GREY, "", "--")}
-    rows = (list(styles)[:3], list(styles)[3:])
-    for column, depth in enumerate(depths):
-        for axes, readings in zip(panels[:, column], rows, strict=True):
-            for reading in readings:
-                part = curves[(curves["removed"] == depth) & (curves["reading"] == reading)].sort_values("position")
-                colour, marker, line = styles[reading]
-                axes.plot(part["position"], part["agreement"], line, color=colour, marker=marker, label=labels[reading])
-                if reading != "independent errors":  # two bands on one another say nothing
-                    band(axes, part, "position", colour)
-            axes.set_ylim(-0.03, 1.03)
-        panels[0, column].set_title(f"{depth} block{'' if depth == 1 else 's'} removed")
-        together = curves[(curves["removed"] == depth) & (curves["reading"] == "not yet diverged")]["agreement"].sum()
-        panels[1, column].set_title(f"{together:.1f} tokens before they part", size=9.5)
-        whole_ticks(panels[1, column], curves["position"].round(), 6)
-        panels[1, column].set_xlabel("position of the new token")
-    panels[0, 0].set_ylabel("same token (share of prompts)")
-    panels[1, 0].set_ylabel("all tokens the same so far\n(share of prompts)")
-    entries = [entry for axes in panels[:, 0] for entry in zip(*axes.get_legend_handles_labels(), strict=True)]
-    entries.append((band_handle(), f"95 % interval, n={curves['n'].iloc[0]:.0f} prompts"))
-    figure.legend(*zip(*entries, strict=True), loc="outside upper left", ncols=2)
+    readings = {"teacher-forced": "both read the whole model's text", "own text": "both read the model's own text"}
+    figure, panels = plt.subplots(1, len(readings), figsize=(WIDTH, 3.7), sharey=True, layout="constrained")
+    styles = model_styles(list(dict.fromkeys(curves["model"])))
+    for axes, (reading, title) in zip(panels, readings.items(), strict=True):
+        for model, (colour, marker) in styles.items():
+            part = curves[(curves["model"] == model) & (curves["reading"] == reading)].sort_values("position")
+            axes.plot(part["position"], part["agreement"], marker=marker, color=colour, label=model)
+            band(axes, part, "position", colour)
+        axes.set_title(title)
+        axes.set_ylim(0, 1.03)
+        whole_ticks(axes, curves["position"].round(), 6)
+        axes.set_xlabel("position of the new token")
+    panels[0].set_ylabel("same token as the whole model\n(share; repeats left out)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = [*handles, band_handle()], [*labels, f"95 % interval, n={curves['n'].iloc[0]:.0f} prompts"]
+    figure.legend(handles, labels, loc="outside upper left", ncols=4)
     return figure
 
 
 @styled
-def generation_by_depth(values: pd.DataFrame, kept: pd.DataFrame, chance: float) -> Figure:
-    """Greedy continuations and what tasks keep, by the number of removed blocks (figure 10).
+def text_quality(values: pd.DataFrame) -> Figure:
+    """What becomes of written text: the same tokens, repetition and likelihood, a row a model.
 
     Args:
-        values: one row a (removed, measure): removed (number of blocks; NaN for the real text), measure
-            ("teacher-forced", "own text", "free-running": agreement, 0 to 1; "repetition": share of repeated 4-grams;
-            "perplexity": under the dense model), value, low, high (95 %), n (prompts).
-        kept: one row a (removed, task): removed, task, kind ("generative" is drawn solid), kept (share of the dense
-            model's score above chance), low, high (95 %), n (items). Without a row its panel is left out.
-        chance: agreement of continuations of different prompts.
+        values: one row a (model, measure): model, measure ("same tokens", "repeated 4-grams": shares; "perplexity"),
+            value, low, high (95 %), n (prompts).
     """
-    figure, ((top, right), (left, bottom)) = plt.subplots(2, 2, figsize=(WIDTH, 7.0), layout="constrained")
-    text = values[values["removed"].isna()].set_index("measure")["value"]
-    values = values.dropna(subset="removed")
+    measures = {
+        "same tokens": "tokens that the whole\nmodel writes there (share)",
+        "repeated 4-grams": "repeated 4-grams (share)",
+        "perplexity": "perplexity to the whole model,\nlog scale",
+    }
+    models = list(dict.fromkeys(values["model"]))
+    styles = model_styles(models)
+    height = 1.3 + 0.36 * len(models)
+    figure, panels = plt.subplots(1, len(measures), figsize=(WIDTH, height), sharey=True, layout="constrained")
+    for axes, (measure, label) in zip(panels, measures.items(), strict=True):
+        part = values[values["measure"] == measure].set_index("model")
+        for place, model in enumerate(models):
+            if model in part.index:
+                colour, marker = styles[model]
+                row = part.loc[[model]]
+                axes.errorbar(
+                    row["value"], [place], xerr=interval(row, "value"), color=colour, marker=marker, ms=6, ls="",
+                    elinewidth=1.6,
+                )  # fmt: skip
+        axes.set_xlabel(label)
+        if measure == "perplexity":
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.set_xlim(-0.02, 1.02 if measure == "same tokens" else None)
+    panels[0].set_yticks(range(len(models)), models)
+    panels[0].set_ylim(len(models) - 0.5, -0.5)
+    line = Line2D([], [], color=GREY, marker="|", ms=9, lw=1.6)
+    figure.legend([line], [f"95 % interval, n={int(values['n'].iloc[0])} prompts"], loc="outside upper left")
+    return figure
 
-    def draw(axes: Axes, measure: str, label: str, style: tuple[str, str]) -> None:
-        part = values[values["measure"] == measure].sort_values("removed")
-        axes.plot(part["removed"], part["value"], marker=style[1], color=style[0], label=label)
-        band(axes, part, "removed", style[0])
 
-    draw(top, "teacher-forced", "both read the dense model's text", SERIES["teacher-forced"])
-    draw(top, "own text", "both read the pruned model's text", SERIES["own text"])
-    draw(top, "free-running", "each reads its own text (free-running)", SERIES["free-running"])
-    chance_line(top, chance, label="texts of different prompts")
-    top.set_ylabel("same token as the dense model (share)")
-    names = list(dict.fromkeys(kept["task"]))
-    for place, name in enumerate(names):
-        part = kept[kept["task"] == name].sort_values("removed")
-        colour, marker = style_of(name, names)
-        line = "-" if part["kind"].iloc[0] == "generative" else "--"
-        reach = interval(part, "kept")
-        label = f"agreement, {name}" if name in ("free-running", "teacher-forced") else name
-        right.errorbar(
-            part["removed"] + 0.12 * (place - (len(names) - 1) / 2), part["kept"], yerr=reach, color=colour,
-            ls=line, marker=marker, elinewidth=0.9, label=f"{label}, n={int(part['n'].iloc[0])}",
-        )  # fmt: skip
-    if names:
-        right.axhline(0, color=GREY, ls=(0, (4, 2)), lw=1.2, zorder=1, label="chance")
-        right.set_ylabel("score above chance kept (share)")
-    else:
-        right.remove()
-    draw(left, "repetition", "generated text", SERIES["free-running"])
-    left.axhline(text["repetition"], color=BLACK, lw=1.2, ls=":", label="real text", gid="text")
-    left.set_ylim(-0.02, max(0.2, 1.05 * values.loc[values["measure"] == "repetition", "high"].max()))
-    left.set_ylabel("repeated 4-grams (share)")
-    draw(bottom, "perplexity", "generated text", SERIES["free-running"])
-    bottom.axhline(text["perplexity"], color=BLACK, lw=1.2, ls=":", label="real text", gid="text")
-    choose_y_scale(bottom, [*values[values["measure"] == "perplexity"]["value"], text["perplexity"]], log=True)
-    bottom.set_ylabel("dense model's perplexity, log scale")
-    prompts = f"95 % interval, n={int(values['n'].iloc[0])} prompts"
-    for axes in figure.axes:
-        whole_ticks(axes, values["removed"], 11)
-        axes.set_xlabel("blocks removed by Block Influence")
-        handles, labels = axes.get_legend_handles_labels()
-        if axes is left:
-            handles, labels = [*handles, band_handle()], [*labels, prompts]
-        axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0))
+@styled
+def chosen_and_written(rows: pd.DataFrame) -> Figure:
+    """Right answers to the same items by choosing and by writing, a panel a task.
+
+    Args:
+        rows: one row a (task, how, model): how ("chosen", "written"), accuracy (0 to 1), low, high (95 %), n (items),
+            chance (of choosing).
+    """
+    tasks, models = (list(dict.fromkeys(rows[column])) for column in ("task", "model"))
+    width = WIDTH if len(tasks) > 1 else 0.72 * WIDTH
+    figure, panels = plt.subplots(1, len(tasks), figsize=(width, 3.6), sharey=True, squeeze=False, layout="constrained")
+    for axes, task in zip(panels[0], tasks, strict=True):
+        for turn, (how, (colour, marker, label)) in enumerate(WAYS.items()):
+            part = rows[(rows["task"] == task) & (rows["how"] == how)].set_index("model").reindex(models).dropna()
+            places = [models.index(model) + 0.14 * (2 * turn - 1) for model in part.index]
+            axes.errorbar(
+                places, part["accuracy"], yerr=interval(part, "accuracy"), color=colour, marker=marker, ms=6, ls="",
+                elinewidth=1.6, label=f"{label}, n={int(part['n'].iloc[0])}",
+            )  # fmt: skip
+            if how == "chosen":
+                chance_line(axes, part["chance"].iloc[0])
+        axes.set_xticks(range(len(models)), [name.replace(" removed", "\nremoved") for name in models])
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_title(task.replace("_", " "))
+    panels[0, 0].set_ylabel("right answers (share)")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    labels = [*labels, "chance of choosing right"]
+    figure.legend([*handles, chance_handle()], labels, loc="outside upper left", ncols=len(labels))
     return figure

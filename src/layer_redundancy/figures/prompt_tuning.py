@@ -18,7 +18,7 @@ def accuracy_by_kept_blocks(rows: pd.DataFrame, levels: pd.DataFrame) -> Figure:
 
     Args:
         rows: one row a (dataset, method, kept): accuracy (0 to 1), low, high (95 % interval), seed_low, seed_high (the
-            seeds' range).
+            seeds' range), seeds, n (items).
         levels: one row a dataset, with a column for each of `LEVELS` (0 to 1).
     """
     names, methods = (list(dict.fromkeys(rows[column])) for column in ("dataset", "method"))
@@ -46,48 +46,9 @@ def accuracy_by_kept_blocks(rows: pd.DataFrame, levels: pd.DataFrame) -> Figure:
         axes.set_ylabel("accuracy")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     handles.append(band_handle())
-    labels.append("95 %, seeds and items; line: range of seeds")
-    figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
-    return figure
-
-
-@styled
-def difference_from_whole(rows: pd.DataFrame) -> Figure:
-    """How far a few of the first blocks are from the whole model, tuned alike.
-
-    Args:
-        rows: one row a (dataset, method, kept): difference (points of accuracy), low, high (95 % interval).
-    """
-    groups = rows[["dataset", "kept"]].drop_duplicates().to_numpy().tolist()
-    methods = [method for method in METHODS if method in set(rows["method"])]
-    figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.33 * len(rows)), layout="constrained")
-    places, names = [], []
-    for group, (name, kept) in enumerate(groups):
-        at = -group * (len(methods) + 1.0)
-        places.append(at - (len(methods) - 1) / 2)
-        names.append(f"{'mean' if name == 'mean' else name.replace('_', ' ')}, {kept} block{'s' * (kept > 1)}")
-        for turn, method in enumerate(methods):
-            row = rows[(rows["dataset"] == name) & (rows["kept"] == kept) & (rows["method"] == method)].iloc[0]
-            colour, marker = METHODS[method]
-            axes.hlines(at - turn, row["low"], row["high"], color=colour, lw=2.2, alpha=0.5)
-            label = method if not group else None
-            axes.plot(row["difference"], at - turn, marker, color=colour, ms=6, ls="", label=label)
-            axes.annotate(
-                f"{row['difference']:+.1f}".replace("-", "−"),
-                (row["difference"], at - turn),
-                (0, 4),
-                textcoords="offset points",
-                ha="center",
-                va="bottom",
-                size=8,
-            )
-    axes.axvline(0, color=BLACK, lw=1, ls="--")
-    axes.set_yticks(places, names)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="y", visible=False)
-    axes.margins(x=0.1, y=0.06)
-    axes.set_xlabel("accuracy minus that of the whole model, tuned alike (points); line: 95 % interval")
-    figure.legend(loc="outside upper left", ncols=len(methods), frameon=False)
+    seeds, items = int(rows["seeds"].max()), " to ".join(f"{n:.0f}" for n in sorted({rows["n"].min(), rows["n"].max()}))
+    labels.append(f"95 % interval; upright: range of {seeds} seed{'s' * (seeds > 1)}, n={items} texts each")
+    figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False)
     return figure
 
 

@@ -27,11 +27,11 @@ from layer_redundancy.data import classification_sets, task_files
 from layer_redundancy.data.benchmark_items import TaskItems
 from layer_redundancy.data.classification_sets import LabelledPrompts, PromptChoice
 from layer_redundancy.data.corpora import Split, TokenBlocks
-from layer_redundancy.evaluate import gaps, sweep
+from layer_redundancy.evaluate import gaps, generate, sweep
 from layer_redundancy.evaluate.amounts import Quantization, Sweep, Training, Work, Writing, part, text_amount
 from layer_redundancy.evaluate.batches import arrange
 from layer_redundancy.evaluate.generate import PromptLengths
-from layer_redundancy.evaluate.scoring import ChoiceTask, Passages, Perplexity
+from layer_redundancy.evaluate.scoring import ChoiceTask, Passages, Perplexity, WrittenAnswers
 from layer_redundancy.inputs import Inputs
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.models import quantize
@@ -338,7 +338,7 @@ class DryStudy(Study):
     def sweep(
         self,
         chosen: Sequence[Variant],
-        measurements: Sequence[Perplexity | Passages | ChoiceTask] | None = None,
+        measurements: Sequence[Perplexity | Passages | ChoiceTask | WrittenAnswers] | None = None,
         progress: bool = True,
     ) -> dict[str, dict[Variant, Result]]:
         found: dict[str, dict[Variant, Result]] = {}
@@ -356,14 +356,16 @@ class DryStudy(Study):
             found[measurement.name] = {v: self._result(measurement, v, key) for v, key in keys.items()}
         return found
 
-    def _result(self, measurement: Perplexity | Passages | ChoiceTask, variant: Variant, key: Key) -> Result:
+    def _result(
+        self, measurement: Perplexity | Passages | ChoiceTask | WrittenAnswers, variant: Variant, key: Key
+    ) -> Result:
         known = self._known(key)
         if known is None:
             return self._measured(measurement, variant)
         return measurement.with_margins(known) if isinstance(measurement, ChoiceTask) else known
 
     def _lacking(
-        self, measurement: Perplexity | Passages | ChoiceTask, fresh: Mapping[Variant, Producer]
+        self, measurement: Perplexity | Passages | ChoiceTask | WrittenAnswers, fresh: Mapping[Variant, Producer]
     ) -> list[Sweep]:
         """What was not asked for before of a measurement on some variants; it is then marked as asked for."""
         what, wanted = _sequences(measurement, self.ledger.places)
@@ -383,7 +385,7 @@ class DryStudy(Study):
             for part, lacking in gaps.parts(wanted, known)
         ]
 
-    def _measured(self, measurement: Perplexity | Passages | ChoiceTask, variant: Variant) -> Result:
+    def _measured(self, measurement: Perplexity | Passages | ChoiceTask | WrittenAnswers, variant: Variant) -> Result:
         """A result of the right shape; its loss is higher the later the stand-in order would remove what is gone."""
         if isinstance(measurement, Perplexity | Passages):
             loss = stand_ins.loss(self.shape_of, self.num_blocks, variant)
@@ -392,7 +394,7 @@ class DryStudy(Study):
             return Result({"perplexity": float(np.exp(loss)), "nll": loss}, {"nll": nll, "tokens": tokens})
         zeros = np.zeros(measurement.items.num_items)
         summary = {"acc": 0.0, "items": len(zeros), "chance": measurement.items.chance}
-        names = ("acc", "gold_logprob", "gold_share", "margin", "loglikelihood")
+        names = ("acc", "gold_logprob", "gold_share", "margin", "loglikelihood", "written")
         return Result(summary, dict.fromkeys(names, zeros))
 
     def continuations(self, chosen: Sequence[Variant], lengths: PromptLengths) -> dict[Variant, Result]:
@@ -401,10 +403,7 @@ class DryStudy(Study):
         fresh = [v for v in distinct if self.ledger.fresh(self.key("continuations", 1, v, settings=settings))]
         for variant in fresh:
             self._count(*self._continuation_work(variant, lengths))
-        shape = (lengths.prompts, lengths.new_tokens)
-        arrays = {name: np.zeros(shape, np.int64) for name in ("tokens", "judged", "forced")}
-        arrays |= {name: np.zeros(shape, np.float32) for name in ("nll", "text_nll")}
-        return {v: Result({}, arrays) for v in distinct}
+        return {v: generate.no_continuations((lengths.prompts, lengths.new_tokens)) for v in distinct}
 
     @flags.checked
     def generative_task(
@@ -432,13 +431,15 @@ class DryStudy(Study):
         return found
 
 
-def _sequences(measurement: Perplexity | Passages | ChoiceTask, known: dict[bytes, int]) -> tuple[str, int]:
+def _sequences(
+    measurement: Perplexity | Passages | ChoiceTask | WrittenAnswers, known: dict[bytes, int]
+) -> tuple[str, int]:
     """The sequences of a measurement as bits, and what they are sequences of; "" for those whose digests are known."""
     if isinstance(measurement, Perplexity):
         if isinstance(measurement.blocks, DryText):
             blocks, length = measurement.blocks.input_ids.shape
             return f"{measurement.blocks.corpus} {measurement.blocks.split} {length}", (1 << blocks) - 1
-    elif isinstance(measurement, ChoiceTask) and isinstance(measurement.items, DryItems):
+    elif isinstance(measurement, ChoiceTask | WrittenAnswers) and isinstance(measurement.items, DryItems):
         items = measurement.items
         return f"{items.name} {items.num_fewshot}", (1 << items.num_items) - 1 << items.first_item
     return "", gaps.of_places(known.setdefault(s.digest, len(known)) for s in measurement.sequences)
@@ -452,7 +453,9 @@ def _scored_tokens(text: Perplexity | Passages) -> np.ndarray:
     return np.full(blocks, length - 1)
 
 
-def _amount(measurement: Perplexity | Passages | ChoiceTask, some: int, known: Mapping[bytes, int]) -> Amount:
+def _amount(
+    measurement: Perplexity | Passages | ChoiceTask | WrittenAnswers, some: int, known: Mapping[bytes, int]
+) -> Amount:
     """The amount of some sequences of a measurement, given as `_sequences` has them."""
     if isinstance(measurement, Perplexity):
         return text_amount(some.bit_count(), measurement.blocks.input_ids.shape[1])

@@ -168,8 +168,19 @@ class Watch(TrainerCallback):
         self._step_start = self._saved = time.monotonic()
         self._counted = self.stepped = False
         self._held_out: dict[str, str] = {}
+        self._converged, self._pass_steps = 0.0, 1
         self.untrained: frozenset[str] = frozenset()
         self.bar = tqdm(total=trainer.args.max_steps, desc=label, unit="step", mininterval=1.0)
+
+    def ends_below(self, converged: float, pass_steps: int) -> None:
+        """Ends the training once the mean loss of a pass over the examples, so many steps, is lower."""
+        self._converged, self._pass_steps = converged, pass_steps
+
+    def _has_converged(self, step: int) -> bool:
+        if step % self._pass_steps:
+            return False
+        losses = [row["loss"] for row in self._trainer.state.log_history if "loss" in row]
+        return float(np.mean(losses[-self._pass_steps :])) < self._converged
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step:
@@ -228,7 +239,10 @@ class Watch(TrainerCallback):
         state.log_history.append(row | {"seconds": self.spent, "peak_bytes": self.peak})
         self.bar.set_postfix(self._held_out | {"loss": f"{row['loss']:.4g}"}, refresh=False)
         self.bar.update()
-        if self._every and (row["step"] % self._every == 0 or row["step"] == state.max_steps):
+        ends = row["step"] == state.max_steps
+        if self._has_converged(int(row["step"])):
+            ends = self._trainer.control.should_training_stop = True
+        if self._every and (row["step"] % self._every == 0 or ends):
             self._validate_now()
 
     def _validate_now(self) -> None:

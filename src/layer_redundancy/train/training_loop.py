@@ -149,6 +149,7 @@ def fit(
     collate: Collate | None = None,
     validate: Validate | None = None,
     validate_every: int = 0,
+    converged: float = 0.0,
     label: str = "training",
 ) -> Fitted:
     """Trains what requires a gradient, in place, or goes on where `folder`'s last checkpoint is.
@@ -167,6 +168,8 @@ def fit(
         collate: examples -> batch; stacks tensors if not given.
         validate: model -> a number to watch, such as a held-out loss; called in evaluation mode.
         validate_every: steps between validations, also before the first step and after the last; 0 for never.
+        converged: training ends with the first pass over all examples whose mean loss is below this, if not before;
+            0 for never. The schedule is still that of all steps.
         label: label of the progress bar.
 
     Raises:
@@ -196,6 +199,7 @@ def fit(
             arguments = training.arguments(optimization, folder, micro, seed, half, device)
             trainer = training.Training(model, arguments, ordered, loss or causal_loss, collate)
             trainer.watched = training.Watch(trainer, validate, validate_every, label)
+            trainer.watched.ends_below(converged, -(-len(examples) // optimization.batch))
             trainer.add_callback(trainer.watched)
             found = last_checkpoint(folder)
             try:

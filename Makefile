@@ -206,6 +206,9 @@ smoke: ## every notebook in small: does it run, and give what it gave?
 rwkv-train: $(READY) ## train the small RWKV anew (an hour on two cores; stopped, it goes on where it was)
 	@$(PY) -m tools.rwkv.train
 
+rates: $(READY) ## look for learning rates on held-out training text and write the table that profiles take them from (hours; minutes on a GPU)
+	@$(OFFLINE) $(PY) -m tools.rates --profile $(call quoted,$(PROFILE)) --device $(call quoted,$(DEVICE))
+
 gptq: $(READY) ## install what ready GPTQ checkpoints take (gptqmodel, optimum), for MODEL= or notebook 07's ready=
 	$(PY) -m pip install --disable-pip-version-check --no-deps -r data/requirements-gptq.txt
 
@@ -284,4 +287,4 @@ distclean: clean ## remove computed results, downloads and the environment too
 	rm -rf data/results data/cache build .venv
 
 FORCE:
-.PHONY: help setup figures verify expect plan prefetch rehearse smoke rwkv-train gptq bench bench-gpu test test-fast test-architectures lint format docs lab lock clean distclean FORCE
+.PHONY: help setup figures verify expect plan prefetch rehearse smoke rwkv-train rates gptq bench bench-gpu test test-fast test-architectures lint format docs lab lock clean distclean FORCE

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
+import numpy as np
+
 from layer_redundancy.config import own_files
 from layer_redundancy.config.profiles import Profile, TaskBudget, TextBudget, TrainingBudget
 from layer_redundancy.core.errors import StudyError
@@ -118,14 +120,22 @@ class Inputs:
         return cache(self._task)
 
     @cached_property
-    def training_text(self) -> Callable[[TrainingBudget], TokenBlocks]:
-        """The calibration text that a budget trains on, its held-out blocks last."""
+    def token_counts(self) -> np.ndarray:
+        """How often each token is in the calibration articles of the profile's corpus; (V,) int64."""
+        return self._token_counts()
+
+    @cached_property
+    def training_text(self) -> Callable[..., TokenBlocks]:
+        """The calibration text that a budget trains on, its held-out blocks last; of a seed, 0 if none is given."""
         return cache(self._training_text)
 
-    def _training_text(self, budget: TrainingBudget) -> TokenBlocks:
+    def _training_text(self, budget: TrainingBudget, seed: int = 0) -> TokenBlocks:
         self._check_length(budget.block_length, "the blocks to train on", "budgets.healing.training")
-        count = budget.steps * budget.batch + budget.held_out
-        return self._packed_blocks(budget.corpus or self.profile.text.corpus, "calibration", budget.block_length, count)
+        corpus, length = budget.corpus or self.profile.text.corpus, budget.block_length
+        count = budget.steps * budget.batch
+        if corpus in corpora.PACKED:
+            return self._packed_blocks(corpus, "calibration", length, count + budget.held_out)
+        return self._training_blocks(corpus, length, count, budget.held_out, seed)
 
     @cached_property
     def prompts_to_classify(self) -> Callable[[PromptChoice], LabelledPrompts]:
@@ -151,6 +161,12 @@ class Inputs:
 
     def _packed_blocks(self, corpus: str, split: corpora.Split, length: int, count: int) -> TokenBlocks:
         return corpora.packed_blocks(corpus, self.tokenizer, split, length, count)
+
+    def _token_counts(self) -> np.ndarray:
+        return corpora.token_counts(self.profile.text.corpus, self.tokenizer)
+
+    def _training_blocks(self, corpus: str, length: int, count: int, held_out: int, seed: int) -> TokenBlocks:
+        return corpora.training_blocks(corpus, self.tokenizer, length, count, held_out, seed)
 
     def _task(self, budget: TaskBudget) -> ChoiceTask:
         profile, limit = self.profile, self.identity.max_length

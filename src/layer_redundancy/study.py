@@ -54,7 +54,6 @@ SCORES_VERSION = 1  # raise it when a score from weights or gradients means some
 TRAINING_VERSION = 1  # raise it when what is kept of a training means something else
 PRUNED_VERSION = 1  # raise it when a pruned checkpoint is written in another way
 OF_MODEL = ("model", "revision", "trust_remote_code")  # what of a profile says which model is studied
-VALIDATIONS = 11  # times that a training measures its loss on held-out text, the first before any step
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,7 +322,7 @@ class Study:
             removed: blocks to remove; none to train the whole model.
             recipe: the recipe, which decides the weights to train.
             budget: how much text to train on.
-            seed: seed of the order of text and of new weights.
+            seed: seed of which text, of its order and of new weights.
 
         Raises:
             StudyError: as `variants.without` and `healing.check`; no text to train on; a model that is not on disk; no
@@ -335,7 +334,7 @@ class Study:
         seed = whole(seed, "a seed", 0, LARGEST_SEED)
         kept = variants.without(self.num_blocks, removed)
         gone = variants.removed_blocks(self.num_blocks, kept)
-        text = self.inputs.training_text(budget)
+        text = self.inputs.training_text(budget, seed)
         made = Healing(self.identity, self.profile.dtype, self.profile.device, gone, recipe, budget, text, seed)
         return replace(self, identity=made.healed_identity, healing=made)
 
@@ -606,8 +605,12 @@ class Study:
             run_generated_code,
         )
 
-    def training(self) -> Result:
+    @flags.checked
+    def training(self, keep: bool = True) -> Result:
         """What it took to train this model, which `healed` gave; trained now if that was not done.
+
+        Args:
+            keep: whether the weights are kept, so that the model can be measured.
 
         Returns:
             summary: seconds, peak_bytes, trainable; arrays: step and loss (N,), held_out_step and held_out (M,), the
@@ -617,15 +620,17 @@ class Study:
             StudyError: this model is none that `healed` gave; as `healing.heal`.
         """
         made, num = self._healing(), self.num_blocks
+        if made.recipe.method == "nf4":
+            return healing.untrained()
         budget = made.budget
         held_out = budget.held_out * budget.block_length * num
         return self.cached(
             self.key("training", TRAINING_VERSION),
-            lambda: healing.training_result(healing.heal(made)),
+            lambda: healing.training_result(healing.heal(made)) if keep else healing.tried(made),
             lambda: healing.no_training(budget.steps),
             lambda: [
                 Training(made.recipe, budget.tokens, budget.block_length, budget.tokens, num),
-                Pass(VALIDATIONS * held_out),
+                Pass((1 + min(budget.validations, budget.steps)) * held_out),
             ],
         )
 

@@ -37,68 +37,91 @@ def test_best_starts_say_how_certain_they_are():
     grid = importance.angular_grid(sums())
     assert sure["n"].tolist() == [1, 2, 3, 4, 5]
     assert sure["start"].tolist() == [importance.best_start(grid, n) for n in sure["n"]]
-    assert sure["start"].iloc[1] == 2 and sure["certainty"].iloc[1] == 1
+    assert sure["start"].iloc[1] == 2 and sure["same"].iloc[1] == 1
     assert sure["distance"].iloc[1] == pytest.approx(0.02) and sure["second"].iloc[1] == pytest.approx(0.11)
     assert sure["simple"].tolist() == [4, 3, 2, 1, 0]
     unsure = block_pruning.best_starts(sums(noise=0.5), 200, seed=0)
-    assert unsure["certainty"].min() < 0.9 and (unsure["low"] <= unsure["high"]).all()
+    assert unsure["same"].min() < 0.9 and (unsure["low"] <= unsure["high"]).all()
     again = block_pruning.best_starts(sums(noise=0.5), 200, seed=0)
     assert again.equals(unsure)
 
 
-def result(nll, right) -> Pruned:
-    def make(rule, healed, count):
-        loss = Result(
-            {"perplexity": float(np.exp(np.mean(nll)))}, {"nll": np.array(nll) * 7, "tokens": np.full(len(nll), 7)}
-        )
-        task = Result({"acc": float(np.mean(right)), "chance": 0.25}, {"acc": np.array(right, dtype=float)})
-        start = {"": 0, "simple rule": L - 1 - count}.get(rule, L - count)
-        return Pruned(rule, healed, count, tuple(range(start, start + count)), loss, {"t": task})
+def result(rule, healed, count, losses, right, seed=0, items=200) -> Pruned:
+    """A model's results: losses of two blocks of text, and a share of items that is right."""
+    nll = np.array(losses) + 0.01 * seed
+    loss = Result({"perplexity": float(np.exp(nll.mean()))}, {"nll": nll * 7, "tokens": np.full(2, 7)})
+    acc = (np.arange(items) < right * items).astype(float)
+    start = {"": 0, "simple rule": L - 1 - count}.get(rule, L - count)
+    steps = {"held_out_step": np.array([0, 4]), "held_out": np.array([9.0, 3.0 + seed])}
+    took = Result({"seconds": 1.0, "peak_bytes": 10, "trainable": 5}, steps) if healed else None
+    tasks = {} if seed or (healed and rule == "last blocks") else {"copying": task(acc)}
+    return Pruned(rule, healed, count, tuple(range(start, start + count)), loss, tasks, took, seed)
 
-    return make
+
+def task(acc) -> Result:
+    return Result({"acc": acc.mean(), "chance": 0.25}, {"acc": acc})
 
 
-def found() -> list[Pruned]:
-    """Healing takes most of the damage away; accuracy falls at half of the blocks, healed or not."""
-    good, bad = [1] * 8 + [0] * 2, [1] * 3 + [0] * 7
-    parts = [result([2.0, 2.2], good)("", False, 0), result([1.9, 2.1], good)("", True, 0)]
+def found(items: int = 200) -> list[Pruned]:
+    """Healing takes most of the damage away, and leaves the rules 0.02 nats apart; copying falls at two blocks."""
+    parts = [result("", False, 0, [2.0, 2.2], 0.9, items=items), result("", True, 0, [1.9, 2.1], 0.9, items=items)]
     for rule, extra in (("similarity", 1.0), ("simple rule", 3.0), ("last blocks", 5.0)):
-        for n in (2, 3):
-            parts.append(result([2 + extra * n, 2.2 + extra * n], good if n == 2 else bad)(rule, False, n))
-            if rule != "last blocks":
-                parts.append(
-                    result([2 + 0.05 * extra * n, 2.2 + 0.05 * extra * n], good if n == 2 else bad)(rule, True, n)
-                )
+        for n in (1, 2):
+            right = 0.6 if n == 1 else 0.3
+            parts.append(result(rule, False, n, [2 + extra * n, 2.2 + extra * n], right, items=items))
+            if n == 1:
+                healed = 0.02 + 0.01 * extra
+                parts += [result(rule, True, n, [2 + healed, 2.2 + healed], 0.88, s, items) for s in (0, 1, 2)]
     return parts
 
 
-def test_the_table_has_losses_and_accuracies_with_intervals():
-    table = block_pruning.table(found(), L, 1000)
-    row = table[(table["rule"] == "simple rule") & table["healed"] & (table["count"] == 3)].iloc[0]
-    assert row["loss"] == pytest.approx(2.55) and row["share"] == 50
-    assert row["normalized"] == pytest.approx(2.55 / np.log(1000))
-    assert (
-        row["low"] < row["loss"] < row["high"] and row["accuracy_low"] < row["accuracy"] == 0.3 < row["accuracy_high"]
-    )
-    assert (row["n"], row["chance"], row["removed"]) == (10, 0.25, (2, 3, 4))
+def test_the_table_has_damages_paired_with_the_whole_model_over_seeds():
+    table = block_pruning.table(found(), L, 1000).set_index(["rule", "healed", "count"])
+    row = table.loc[("simple rule", True, 1)]
+    assert row["seeds"] == 3 and row["damage"] == pytest.approx(0.06) and row["share"] == pytest.approx(100 / 6)
+    assert row["low"] < row["damage"] < row["high"] and row["trainable"] == 5
+    assert row["normalized"] == pytest.approx(2.16 / np.log(1000)) and row["removed"] == (4,)
+    assert table.loc[("similarity", False, 2), "damage"] == pytest.approx(2)
+    assert table.loc[("whole model", False, 0), "damage"] == 0
 
 
-def test_the_transition_is_where_accuracy_comes_nearer_to_chance():
-    falls = block_pruning.transitions(found(), L, 200, seed=0)
-    assert len(falls) == 4 and set(falls["share"]) == {50.0} and falls["known"].all()
-    assert ((falls["low"] <= 50) & (falls["high"] >= 50)).all()
-    never = [one for one in found() if one.count != 3]
-    assert block_pruning.transitions(never, L, 50, seed=0)["share"].isna().all()
+def test_accuracies_have_intervals_and_are_drawn_on_many_items_only():
+    table = block_pruning.accuracy_table(found(), L)
+    row = table[(table["rule"] == "similarity") & table["healed"]].iloc[0]
+    assert (row["accuracy"], row["n"], row["chance"], row["task"]) == (0.88, 200, 0.25, "copying")
+    assert row["low"] < 0.88 < row["high"] and len(block_pruning.drawn(table)) == len(table)
+    assert block_pruning.drawn(block_pruning.accuracy_table(found(items=199), L)).empty
 
 
-def test_the_claim_says_which_statements_hold():
-    claim = block_pruning.claim(found(), L, 100, seed=0)
-    assert claim["holds"].tolist() == [True, True, True, True, True, True, True]
-    assert (claim["certainty"] == 1).all()
-    assert claim["measured"].iloc[0] == pytest.approx(0.95 * 2) and claim["measured"].iloc[2] == pytest.approx(5)
-    worse = [
-        one if one.rule != "similarity" or one.healed else result([99, 99.2], [1])(*("similarity", False, one.count))
-        for one in found()
-    ]
-    again = block_pruning.claim(worse, L, 100, seed=0)
-    assert not again["holds"].iloc[2]
+def test_curves_have_a_row_a_seed():
+    curves = block_pruning.curve_table(found(), tokens_a_step=512)
+    mine = curves[(curves["rule"] == "similarity") & (curves["tokens"] == 2048)]
+    assert mine["held_out"].tolist() == [3, 4, 5] and mine["seed"].tolist() == [0, 1, 2]
+
+
+def test_the_transition_lies_between_the_last_depth_above_and_the_first_below():
+    falls = block_pruning.transitions(found(), L)
+    np.testing.assert_allclose(falls[["before", "after"]], [[100 / 6, 100 / 3]] * 2)
+    assert falls["known"].all()
+    never = [one for one in found() if one.count != 2]
+    assert block_pruning.transitions(never, L)["after"].isna().all()
+
+
+def test_the_last_block_is_set_beside_the_simple_rule():
+    ends = block_pruning.last_block_table(found())
+    assert ends[["count", "healed"]].to_numpy().tolist() == [[1, False], [2, False], [1, True]]
+    assert ends["difference"].tolist() == pytest.approx([2, 4, 0.02])
+
+
+def test_the_claim_says_what_is_supported():
+    claim = block_pruning.claim(found(), L, 100, seed=0).set_index("statement")
+    assert claim.index[0] == block_pruning.PRIMARY and claim["role"].iloc[0] == "primary"
+    assert claim.loc[block_pruning.PRIMARY, "measured"] == pytest.approx(0.02)
+    assert set(claim["verdict"]) == {"supported"}
+    last = "losing the last block too costs more once healed, 1 block gone (nats)"
+    assert claim.loc[last, "measured"] == pytest.approx(0.02)
+    assert (claim["on"] == "copying").sum() == 1
+    few = block_pruning.claim(found(items=199), L, 100, seed=0)
+    assert (few["on"] == "perplexity").all()
+    once = [one for one in found() if one.seed == 0]
+    assert len(block_pruning.claim(once, L, 100, seed=0)) == len(claim), "of one seed the text alone varies"

@@ -319,11 +319,11 @@ def precision_frame(n: int) -> pd.DataFrame:
 
 
 def pruning_frame() -> pd.DataFrame:
-    """Notebook 10: a whole model of six blocks, and three rules at two depths, the last never healed."""
-    columns = ["rule", "healed", "count", "loss", "accuracy"]
+    """Notebook 10: damage and accuracy of a whole model of six blocks, and three rules at two depths."""
+    columns = ["rule", "healed", "count", "damage", "accuracy"]
     rows = [
-        ("whole model", False, 0, 2.1, 0.8),
-        ("whole model", True, 0, 2.0, 0.8),
+        ("whole model", False, 0, 0.0, 0.8),
+        ("whole model", True, 0, -0.1, 0.8),
         ("similarity", False, 2, 4.1, 0.8),
         ("similarity", True, 2, 2.2, 0.8),
         ("similarity", False, 3, 5.1, 0.3),
@@ -335,9 +335,21 @@ def pruning_frame() -> pd.DataFrame:
         ("last blocks", False, 2, 12.1, 0.8),
         ("last blocks", False, 3, 17.1, 0.3),
     ]
-    frame = pd.DataFrame(rows, columns=columns).assign(task="t", n=10, chance=0.25)
-    frame = frame.assign(share=100 * frame["count"] / 6, low=frame["loss"] - 1, high=frame["loss"] + 1)
-    return frame.assign(accuracy_low=frame["accuracy"] - 0.2, accuracy_high=frame["accuracy"] + 0.15)
+    frame = pd.DataFrame(rows, columns=columns).assign(share=lambda one: 100 * one["count"] / 6)
+    return frame.assign(low=0.9 * frame["damage"], high=1.1 * frame["damage"])
+
+
+def pruning_accuracy_frame() -> pd.DataFrame:
+    """The same models' accuracies on two tasks."""
+    frame = pruning_frame().drop(columns="damage").assign(n=200)
+    frame = frame.assign(low=frame["accuracy"] - 0.2, high=frame["accuracy"] + 0.15)
+    return pd.concat([frame.assign(task="agreement", chance=0.5), frame.assign(task="copying", chance=0.25)])
+
+
+def last_block_frame() -> pd.DataFrame:
+    rows = [(1, False, 0.5), (2, False, -2.0), (3, False, -1.5), (3, True, 0.1)]
+    frame = pd.DataFrame(rows, columns=["count", "healed", "difference"])
+    return frame.assign(low=frame["difference"] - 0.3, high=frame["difference"] + 0.3)
 
 
 def healing_curve_frame() -> pd.DataFrame:
@@ -347,17 +359,29 @@ def healing_curve_frame() -> pd.DataFrame:
         ("similarity", 2, 64, 4.0),
         ("simple rule", 2, 64, 6.0),
     ]
-    return pd.DataFrame(rows, columns=["rule", "count", "tokens", "held_out"])
+    once = pd.DataFrame(rows, columns=["rule", "count", "tokens", "held_out"]).assign(seed=0)
+    return pd.concat([once, once.assign(seed=1, held_out=once["held_out"] + 1)], ignore_index=True)
 
 
 def recipe_frame() -> pd.DataFrame:
-    frame = pd.DataFrame({"recipe": ["partial", "lora"], "label": ["head and last 3", "LoRA, rank 8"]})
-    frame = frame.assign(
-        perplexity=[8.2, 22.2], low=[7.4, 20.1], high=[9.0, 24.5], accuracy=[0.75, 0.5], n=4, chance=0.25
-    )
-    return frame.assign(
-        accuracy_low=[0.5, 0.0], accuracy_high=[1.0, 1.0], trainable=[2e7, 1e6], peak_bytes=2e9, seconds=[2.0, 4.0]
-    )
+    labels = ["head and last 3", "LoRA, rank 8", "4 bits, untrained"]
+    frame = pd.DataFrame({"recipe": ["partial", "lora", "nf4"], "label": labels})
+    frame = frame.assign(damage=[0.6, 0.7, 1.3], low=[0.5, 0.6, 1.2], high=[0.7, 0.8, 1.4])
+    return frame.assign(trainable=[2e7, 1e6, 0], peak_bytes=[2e9, 2e9, 0], seconds=[2.0, 4.0, 0.0])
+
+
+LEVELS = {"whole model": 0.0, "untrained": 1.2, "unigram": 4.4}
+
+
+def capability_frame() -> pd.DataFrame:
+    models = (("whole model", "whole model"), ("untrained", "untrained"), ("LoRA, rank 8", "lora"))
+    rows = [
+        (*model, task, accuracy)
+        for task, accuracies in (("agreement", (0.9, 0.8, 0.85)), ("copying", (0.98, 0.5, 0.7)))
+        for model, accuracy in zip(models, accuracies, strict=True)
+    ]
+    frame = pd.DataFrame(rows, columns=["model", "recipe", "task", "accuracy"]).assign(n=200, chance=0.5)
+    return frame.assign(low=frame["accuracy"] - 0.05, high=frame["accuracy"] + 0.02)
 
 
 def training_curves_frame() -> pd.DataFrame:
@@ -373,9 +397,9 @@ def training_curves_frame() -> pd.DataFrame:
 
 def selection_frame() -> pd.DataFrame:
     names = ["random", "perplexity", "taylor", "block_influence", "magnitude_l1", "magnitude_l2", "reverse_order"]
-    loss = 7.05 + np.arange(len(names))
-    frame = pd.DataFrame({"selection": names, "loss": loss, "low": loss - 0.6, "high": loss + 0.6})
-    return frame.assign(healed_loss=loss - 5, healed_low=loss - 5.6, healed_high=loss - 4.4)
+    damage = 7.05 + np.arange(len(names))
+    frame = pd.DataFrame({"selection": names, "damage": damage, "low": damage - 0.6, "high": damage + 0.6})
+    return frame.assign(healed_damage=damage - 5, healed_low=damage - 5.6, healed_high=damage - 4.4)
 
 
 def tuning_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -425,11 +449,14 @@ FIGURES = {
     "chosen_and_written": lambda n: generation.chosen_and_written(answer_frame()),
     "size_against_quality": lambda n: quantization.size_against_quality(size_frame(n), labelled=(0, 2)),
     "damage_interaction": lambda n: quantization.damage_interaction(interaction_frame(n)),
-    "block_pruning": lambda n: block_pruning.block_pruning(pruning_frame(), 1000, (45, 55)),
+    "block_pruning": lambda n: block_pruning.block_pruning(pruning_frame(), 4.4),
+    "pruning_capabilities": lambda n: block_pruning.capabilities(pruning_accuracy_frame(), (45, 55)),
+    "last_block": lambda n: block_pruning.last_block(last_block_frame()),
     "healing_curves": lambda n: block_pruning.healing_curves(healing_curve_frame()),
-    "training_curves": lambda n: healing.training_curves(training_curves_frame()),
-    "recipes": lambda n: healing.recipes(recipe_frame()),
-    "selections": lambda n: healing.selections(selection_frame()),
+    "training_curves": lambda n: healing.training_curves(training_curves_frame(), {"unigram": 7.7}),
+    "recipes": lambda n: healing.recipes(recipe_frame(), LEVELS),
+    "healed_capabilities": lambda n: healing.capabilities(capability_frame()),
+    "selections": lambda n: healing.selections(selection_frame(), {"unigram": 4.4}),
     "accuracy_by_kept_blocks": lambda n: prompt_tuning.accuracy_by_kept_blocks(*tuning_frames(n)[:2]),
     "tuning_costs": lambda n: prompt_tuning.tuning_costs(tuning_frames(n)[2]),
     "influence_by_precision": lambda n: quantization.influence_by_precision(precision_frame(n)),

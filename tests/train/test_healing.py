@@ -13,6 +13,7 @@ from layer_redundancy.config.profiles import Recipe, TrainingBudget
 from layer_redundancy.core import devices, paths, variants
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
 from layer_redundancy.data import corpora
+from layer_redundancy.evaluate.scoring import Perplexity
 from layer_redundancy.models import checkpoints, loading, surgery
 from layer_redundancy.models.quantize import Scheme
 from layer_redundancy.models.stack import decoder_stack
@@ -25,6 +26,7 @@ RECIPES = {
     "mlp": Recipe("lora", 1e-2, targets="mlp", rank=4, alpha=4),
     "qlora": Recipe("qlora", 1e-2),
     "partial": Recipe("partial", 1e-2, last_blocks=2),
+    "kept": Recipe("partial", 1e-2, last_blocks=2, head="kept"),
     "full": Recipe("full", 1e-2),
 }
 BUDGET = TrainingBudget("", block_length=16, steps=3, batch=2, held_out=1)
@@ -43,11 +45,12 @@ def test_each_recipe_trains_what_it_says_and_counts_it(name):
         trained = {n: p for n, p in wrapped.named_parameters() if p.requires_grad}
         assert sum(p.numel() for p in trained.values()) == expected
         stack = decoder_stack(model)
-        if key == "partial":
+        if key in ("partial", "kept"):
             last = {id(p) for block in list(stack.blocks)[-2:] for p in block.parameters()}
             others = {id(p) for block in list(stack.blocks)[:-2] for p in block.parameters()}
             ids = {id(p) for p in trained.values()}
-            assert last <= ids and not others & ids and id(stack.head.weight) in ids
+            assert last <= ids and not others & ids and (id(stack.head.weight) in ids) == (key == "partial")
+            assert {id(p) for part in stack.final for p in part.parameters()} <= ids
             assert id(model.get_input_embeddings().weight) not in ids, "the embedding is not the head"
         elif key == "full":
             assert len(trained) == len(list(model.parameters()))
@@ -151,6 +154,26 @@ def test_a_healed_model_is_built_again_equal_to_the_trained_one(study, key, tmp_
     assert len(trained) == 1 and "stack" not in vars(other), "made once"
 
 
+@pytest.mark.slow
+def test_weights_of_4_bits_without_training_are_those_that_qlora_begins_with(study):
+    whole = study()
+    rounded = whole.healed([1], Recipe("nf4", 1e-3), BUDGET)
+    assert rounded.training().summary["trainable"] == 0 and not rounded.training().arrays["held_out"].size
+    begun = whole.healed([1], RECIPES["qlora"], replace(BUDGET, steps=1)).training().arrays["held_out"][0]
+    held_out = replace(whole.inputs.training_text(BUDGET), input_ids=whole.inputs.training_text(BUDGET).input_ids[-1:])
+    found = rounded.sweep([rounded.dense], [Perplexity(held_out)])["perplexity"][rounded.dense]
+    assert found.summary["nll"] == pytest.approx(begun, abs=2e-3)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_tried_leaves_no_weights_and_says_the_same(study):
+    whole = study()
+    tried = whole.healed([1], RECIPES["lora"], BUDGET).training(keep=False)
+    assert not list(paths.CACHE.glob("healed-*")) and not list(paths.CACHE.glob("training-*"))
+    work = whole.healed([1], RECIPES["lora"], BUDGET).healing
+    assert healing.training_result(healing.heal(work)).arrays["loss"].tolist() == tried.arrays["loss"].tolist()
+
+
 def test_a_healed_model_must_be_exported_before_it_is_changed_again(study):
     healed = study().healed([1], RECIPES["lora"], BUDGET)
     for change in (lambda: healed.healed([1], RECIPES["lora"], BUDGET), lambda: healed.quantized(Scheme(8, "rtn"))):
@@ -177,8 +200,10 @@ def test_another_setting_is_another_model(study):
         whole.healed([2], replace(RECIPES["lora"], rank=9), BUDGET),
         whole.healed([2], RECIPES["lora"], replace(BUDGET, steps=4)),
         whole.healed([2], RECIPES["lora"], BUDGET, seed=1),
+        whole.healed([2], RECIPES["partial"], BUDGET),
+        whole.healed([2], RECIPES["kept"], BUDGET),
     ]
-    assert len({other.identity.fingerprint for other in [one, *others]}) == 5
+    assert len({other.identity.fingerprint for other in [one, *others]}) == 7
     assert one.identity.fingerprint != whole.identity.fingerprint
 
 
@@ -188,6 +213,7 @@ def test_training_text_is_calibration_text_and_held_out_blocks_are_its_last(stud
     text = whole.inputs.training_text(BUDGET)
     assert text.split == "calibration" and tuple(text.input_ids.shape) == (7, 16)
     assert whole.inputs.training_text(BUDGET) is text
+    assert not torch.equal(text.input_ids[:6], whole.inputs.training_text(BUDGET, 1).input_ids[:6])
     evaluation = {tuple(row) for row in whole.evaluation.input_ids[:, :16].tolist()}
     assert not evaluation & {tuple(row) for row in text.input_ids.tolist()}
     with pytest.raises(StudyError, match="nothing is left to train on"):
@@ -197,7 +223,7 @@ def test_training_text_is_calibration_text_and_held_out_blocks_are_its_last(stud
 def test_recipes_that_cannot_be_are_one_line(study, monkeypatch):
     whole = study()
     for recipe, message in (
-        (Recipe("lore", 1e-3), "method must be one of lora, qlora, full, partial, not 'lore'"),
+        (Recipe("lore", 1e-3), "method must be one of lora, qlora, full, partial, nf4, not 'lore'"),
         (Recipe("lora", 1e-3, targets="some"), "targets must be one of all, mlp, not 'some'"),
     ):
         with pytest.raises(StudyError, match=message):

@@ -106,6 +106,7 @@ class TrainingBudget:
         warmup: steps in which the learning rate rises.
         schedule: schedule by which the learning rate falls after warmup, as transformers names it.
         held_out: blocks of the same corpus that are not trained on, for the number that is watched meanwhile.
+        validations: times that it is watched, besides once before the first step.
     """
 
     corpus: CorpusOrNone
@@ -115,6 +116,7 @@ class TrainingBudget:
     warmup: Whole = 0
     schedule: Annotated[str, one_of(*SCHEDULES)] = "cosine"
     held_out: Whole = 8
+    validations: Count = 10
 
     @property
     def tokens(self) -> int:
@@ -127,23 +129,26 @@ class Recipe:
     """Which weights of a pruned model are trained, and how fast.
 
     Attributes:
-        method: "lora", "qlora" (LoRA beside weights of 4 bits), "full" (all weights), or "partial" (the head and the
-            last blocks).
+        method: "lora", "qlora" (LoRA beside weights of 4 bits), "full" (all weights), "partial" (the head, the final
+            norm and the last blocks), or "nf4" (nothing: weights of 4 bits as QLoRA's, untrained).
         learning_rate: peak learning rate.
         targets: linear layers that get adapters: "all" of the blocks, or "mlp" for those outside of attention.
         rank: the adapters' rank.
         alpha: adapters are scaled by alpha / rank.
         dropout: dropout rate of the adapters' inputs.
         last_blocks: number of last blocks that are trained with the head.
+        head: whether partial training trains the head ("trained": one that is the embedding too gets weights of its
+            own, which add to the model's size) or leaves it as it is ("kept").
     """
 
-    method: Annotated[str, one_of("lora", "qlora", "full", "partial")]
+    method: Annotated[str, one_of("lora", "qlora", "full", "partial", "nf4")]
     learning_rate: Rate
     targets: Annotated[str, one_of("all", "mlp")] = "all"
     rank: Count = 8
     alpha: Count = 16
     dropout: Annotated[float, Check(lambda value: 0 <= value < 1, "at least 0 and below 1")] = 0.05
     last_blocks: Whole = 3
+    head: Annotated[str, one_of("trained", "kept")] = "trained"
 
 
 @dataclass(frozen=True)
@@ -395,7 +400,8 @@ def _converted(kind: Any, value: Any, place: Place) -> Any:
         wanted = "a list, in [brackets]"
     elif origin is Mapping or kind is Mapping:
         if isinstance(value, Mapping):
-            return dict(value)
+            inside = arguments[1] if arguments else Any
+            return {k: v if inside is Any else _converted(inside, v, place.at(k)) for k, v in value.items()}
     elif type(value) is kind or (kind is float and type(value) is int):
         if kind is float and not is_finite(value):
             raise place.error(f"must be a finite number, not {shown(value)}")

@@ -16,6 +16,10 @@ class StudyError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+class Diverged(StudyError):
+    """A training whose loss is no number any more; stated in one line."""
+
+
 class NotApplicable(StudyError):
     """A notebook has nothing to measure on this model; stated in one line, and no failure."""
 

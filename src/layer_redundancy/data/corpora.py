@@ -36,6 +36,7 @@ C4_FILES: dict[Split, str] = {
     "calibration": "en/c4-train.00000-of-01024.json.gz",
     "evaluation": "en/c4-validation.00000-of-00008.json.gz",
 }
+PACKED = ("c4", "alpaca")  # corpora of short documents, which are trained on one after the other
 PACK_DOCUMENTS = 2000  # documents that are tokenised at a time
 
 # A paragraph of prose starts like a sentence (list entries, headings, table rows and templates do not) and ends like
@@ -96,28 +97,87 @@ def token_blocks(budget: TextBudget, tokenizer: Any, split: Split, least: int | 
     budget = profiles.valid(TextBudget, budget)
     name = own_files.corpus_name(budget.corpus)
     asked = budget.calibration_blocks if split == "calibration" else budget.evaluation_blocks
-    bos = prepends_bos(tokenizer)
-    prefix = [tokenizer.bos_token_id] if bos else []
-    length = budget.block_length - len(prefix)
-
-    texts = sorted(articles(budget.corpus, split), key=_digest)
-    # verbose=False: an article longer than the model's context is no reason to warn, it is cut below.
-    ids = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-    dealt = []
-    for text, tokens in zip(texts, ids, strict=True):
-        tokens = _between(prefix, tokens, [])[len(prefix) :]
-        digests = [_digest(f"{k} {text}") for k in range(len(tokens) // length)]
-        order = sorted(range(len(digests)), key=digests.__getitem__)
-        dealt.append([prefix + tokens[k * length : (k + 1) * length] for k in order])
-    blocks = [block for turn in zip_longest(*dealt) for block in turn if block is not None]
+    cut, tokens = _cut(articles(budget.corpus, split), tokenizer, budget.block_length)
+    blocks = _dealt(cut)
     needed = asked if least is None else least
     if len(blocks) < needed:
         raise StudyError(
             f"corpus {name!r} gives {len(blocks)} {split} blocks of {budget.block_length} tokens "
-            f"({sum(map(len, ids))} tokens in {len(texts)} articles), not {needed}: "
+            f"({tokens} tokens in {len(cut)} articles), not {needed}: "
             "ask for fewer or shorter blocks, or give a corpus with more text"
         )
-    return TokenBlocks(torch.tensor(blocks[:asked], dtype=torch.long), name, split, bos)
+    return TokenBlocks(torch.tensor(blocks[:asked], dtype=torch.long), name, split, prepends_bos(tokenizer))
+
+
+def _cut(texts: Iterable[str], tokenizer: Any, block_length: int) -> tuple[list[list[list[int]]], int]:
+    """Whole blocks of each article, articles and their blocks in the order of a hash; and how many tokens all have."""
+    prefix = [tokenizer.bos_token_id] if prepends_bos(tokenizer) else []
+    length = block_length - len(prefix)
+    texts = sorted(texts, key=_digest)
+    # verbose=False: an article longer than the model's context is no reason to warn, it is cut below.
+    ids = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+    cut = []
+    for text, tokens in zip(texts, ids, strict=True):
+        tokens = _between(prefix, tokens, [])[len(prefix) :]
+        digests = [_digest(f"{k} {text}") for k in range(len(tokens) // length)]
+        order = sorted(range(len(digests)), key=digests.__getitem__)
+        cut.append([prefix + tokens[k * length : (k + 1) * length] for k in order])
+    return cut, sum(map(len, ids))
+
+
+def _dealt(cut: Iterable[list[list[int]]]) -> list[list[int]]:
+    """A block of each article in turn."""
+    return [block for turn in zip_longest(*cut) for block in turn if block is not None]
+
+
+def token_counts(corpus: str, tokenizer: Any) -> np.ndarray:
+    """How often each token is in a corpus's calibration articles; (V,) int64."""
+    ids = tokenizer(articles(corpus, "calibration"), add_special_tokens=False, verbose=False).input_ids
+    return np.bincount(np.concatenate([np.array(one, dtype=np.int64) for one in ids]), minlength=len(tokenizer))
+
+
+HELD_OUT_ARTICLES = 8  # one article of so many is held out from training, at least
+
+
+def training_blocks(
+    corpus: str, tokenizer: Any, length: int, count: int, held_out: int = 0, seed: int = 0
+) -> TokenBlocks:
+    """Text to train on, dealt over the corpus's calibration articles as `token_blocks` deals, and held-out text.
+
+    No article is both trained on and held out, unless there is a single one. Each seed has blocks of its own as long
+    as there are enough; the held-out ones are the same whatever the seed, and the first of more.
+
+    Args:
+        corpus: a corpus that `articles` knows.
+        tokenizer: a transformers tokenizer; blocks begin as those of `token_blocks`.
+        length: tokens a block.
+        count: number of blocks to train on; fewer where the corpus has less text.
+        held_out: number of blocks to hold out.
+        seed: decides which blocks are trained on.
+
+    Returns:
+        The blocks to train on, then the held-out ones.
+
+    Raises:
+        StudyError: unknown corpus, or less text than that.
+    """
+    _check_size(count, "calibration", length)
+    rest = [blocks for blocks in _cut(articles(corpus, "calibration"), tokenizer, length)[0] if blocks]
+    number, held = len(rest), []
+    if number == 1:
+        held, rest = [rest[0][:held_out]], [rest[0][held_out:]]
+    while held_out and len(rest) > 1 and (len(held) < number // HELD_OUT_ARTICLES or sum(map(len, held)) < held_out):
+        held.append(rest.pop())
+    trained, apart = _dealt(rest), _dealt(held)[:held_out]
+    if not trained or len(apart) < held_out:
+        name = own_files.corpus_name(corpus)
+        raise StudyError(
+            f"corpus {name!r} has {len(trained) + sum(map(len, held))} calibration blocks of {length} tokens in "
+            f"{number} articles, {held_out} of them to be held out with their articles: nothing is left to train on"
+        )
+    chosen = [trained[(seed * count + k) % len(trained)] for k in range(min(count, len(trained)))]
+    blocks = torch.tensor([*chosen, *apart], dtype=torch.long)
+    return TokenBlocks(blocks, own_files.corpus_name(corpus), "calibration", prepends_bos(tokenizer))
 
 
 def _check_size(blocks: int, split: str, length: int) -> None:
@@ -152,7 +212,7 @@ def packed_blocks(corpus: str, tokenizer: Any, split: Split, length: int, count:
         "count": count,
         "tokenizer": _tokenizer_digest(tokenizer),
     }
-    if corpus not in ("c4", "alpaca"):
+    if corpus not in PACKED:
         return _packed(corpus, tokenizer, split, length, count)
     key |= {"revision": sources.DATA[corpus].revision, "rules": RULES_VERSION}
 

@@ -5,31 +5,39 @@ counted from 0 it removes L - 1 - n, ..., L - 2.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from math import log
 from typing import Annotated
 
 import numpy as np
 import pandas as pd
 
-from layer_redundancy.config.checks import CorpusOrNone, Share, given
+from layer_redundancy.config.checks import CorpusOrNone, Count, Rate, Share, at_least, given
 from layer_redundancy.config.profiles import Recipe, TrainingBudget
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
+from layer_redundancy.core.verdicts import Statement, judge, verdicts
+from layer_redundancy.core.wording import counted
 from layer_redundancy.evaluate.scoring import Perplexity
-from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
-from layer_redundancy.measures import importance
+from layer_redundancy.experiments import depth_curves, few_blocks, learning_rates, result_tables
+from layer_redundancy.experiments.learning_rates import Trial
+from layer_redundancy.inputs import first_blocks
+from layer_redundancy.measures import importance, unigram
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.study import Study
 from layer_redundancy.train import healing
 
-SIMILARITY, SIMPLE, LAST = "similarity", "simple rule", "last blocks"
+SIMILARITY, SIMPLE, LAST, WHOLE = "similarity", "simple rule", "last blocks", "whole model"
 HEALED_RULES = (SIMILARITY, SIMPLE)
-NO_ACCURACY = {"accuracy": np.nan, "accuracy_low": np.nan, "accuracy_high": np.nan, "n": 0, "chance": np.nan}
-
+FEW = (1, 2, 3)  # numbers of blocks at which the last one is looked at
+COMPARABLE = 0.1  # nats a token between two rules that still count as comparable
+MATTERS = 0.1  # nats a token, and of accuracy and of a share of the damage, that somebody would care about
+DRAWN_ITEMS = 200  # accuracies on fewer items are not drawn, nor judged
 
 NOTEBOOK = "10_block_pruning"
+PRIMARY = "healed, the simple rule costs as much as similarity, a quarter of the blocks gone (nats)"
 
 
 @dataclass(frozen=True)
@@ -41,12 +49,18 @@ class Budget:
         recipe: the recipe, which decides the weights to train.
         fractions: shares of blocks removed at which the model is healed.
         evaluation_corpus: corpus on whose evaluation split the loss is measured; "" for the profile's.
+        evaluation_blocks: blocks of it, the first ones; None for all.
+        rates: learning rates of the rules that have another than the recipe's; also of "whole model".
+        seeds: trainings of each pruned model: each has text of its own, in an order of its own, and other new weights.
     """
 
     training: TrainingBudget
     recipe: Recipe
     fractions: Annotated[tuple[Share, ...], given()]
     evaluation_corpus: CorpusOrNone = ""
+    evaluation_blocks: Annotated[int | None, at_least(1)] = None
+    rates: Mapping[str, Rate] = field(default_factory=dict)
+    seeds: Count = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +72,7 @@ class Measured:
         perplexity: what the loss is measured on.
         counts: numbers of removed blocks, from 0 on.
         healed: the counts at which the model is also healed.
-        found: results, one for each rule, depth and state.
+        found: results, one for each rule, depth, state and training seed.
     """
 
     sums: ActivationSums
@@ -72,7 +86,13 @@ def counts(study: Study) -> tuple[list[int], list[int]]:
     """Numbers of removed blocks that are measured, from 0 on, and those of them at which the model is also healed."""
     num, fractions = study.num_blocks, study.profile.budget(Budget).fractions
     healed = sorted({min(num - 1, depth_curves.at_ratio(num, share)) for share in fractions})
-    return sorted({0, *healed, *depth_curves.depths(num, study.profile.depth_step)}), healed
+    few = [n for n in FEW if n < num]
+    return sorted({0, *few, *healed, *depth_curves.depths(num, study.profile.depth_step)}), healed
+
+
+def quarter(healed: Sequence[int], num_blocks: int) -> int:
+    """The number of removed blocks, of those at which models are healed, that is nearest to a quarter."""
+    return min(healed, key=lambda n: (abs(n - num_blocks / 4), n))
 
 
 def runs(sums: ActivationSums, ns: Sequence[int]) -> dict[str, dict[int, Variant]]:
@@ -94,12 +114,11 @@ def runs(sums: ActivationSums, ns: Sequence[int]) -> dict[str, dict[int, Variant
 
 
 def best_starts(sums: ActivationSums, resamples: int, seed: int) -> pd.DataFrame:
-    """The best start of every n, and how certain it is.
+    """The best start of every n, and whether other calibration text has the same.
 
     Returns:
-        n, start, distance, second (distance of the next best start), low, high (start's 95 % interval over resamples
-        of the calibration sequences), certainty (share of the resamples with the same start), simple (the simple
-        rule's start).
+        n, start, distance, second (distance of the next best start), low, high (start's 95 % interval over the
+        calibration sequences), same (share of their resamples with the same start), simple (the simple rule's start).
     """
     num, each = sums.num_blocks, sums.last_angle
     weights = stats.unit_counts(len(each), resamples, seed)
@@ -110,7 +129,7 @@ def best_starts(sums: ActivationSums, resamples: int, seed: int) -> pd.DataFrame
         start, row = importance.best_start(grid, n), grid[n - 1, : num - n + 1]
         drawn = np.diagonal(again, offset=n, axis1=1, axis2=2)
         starts = drawn.shape[1] - 1 - np.argmin(drawn[:, ::-1], axis=1)  # ties toward the deeper run
-        low, high = np.percentile(starts, stats.INTERVAL)
+        low, high = stats.interval(start, starts, len(each))
         rows.append(
             {
                 "n": n,
@@ -119,7 +138,7 @@ def best_starts(sums: ActivationSums, resamples: int, seed: int) -> pd.DataFrame
                 "second": np.sort(row)[1],
                 "low": low,
                 "high": high,
-                "certainty": (starts == start).mean(),
+                "same": (starts == start).mean(),
                 "simple": num - 1 - n,
             }
         )
@@ -136,8 +155,9 @@ class Pruned:
         count: number of removed blocks.
         removed: the removed blocks.
         loss: result of the perplexity measurement.
-        tasks: results by task.
+        tasks: results by task; of trained models the first seed's alone have them.
         training: what the training took; None without.
+        seed: seed of the training.
     """
 
     rule: str
@@ -147,6 +167,7 @@ class Pruned:
     loss: Result
     tasks: dict[str, Result]
     training: Result | None = None
+    seed: int = 0
 
     @property
     def nll(self) -> np.ndarray:
@@ -156,6 +177,43 @@ class Pruned:
     def right(self, task: str) -> np.ndarray:
         """1 for each item that was answered right, else 0; (N,)."""
         return result_tables.right(self.tasks[task])
+
+
+def recipe_for(study: Study, rule: str) -> Recipe:
+    """The recipe of what is left by a rule, at the rate that the profile has for it."""
+    budget = study.profile.budget(Budget)
+    return _at_rate(budget, rule, healing.possible(study.identity, budget.recipe))
+
+
+def _at_rate(budget: Budget, rule: str, recipe: Recipe) -> Recipe:
+    return replace(recipe, learning_rate=budget.rates.get(rule, recipe.learning_rate))
+
+
+def _trained(deep: Sequence[int]) -> list[tuple[str, int]]:
+    """The rules and depths that are healed: the last blocks only where few of them go."""
+    return [(rule, n) for rule in HEALED_RULES for n in deep] + [(LAST, min(deep))]
+
+
+def trials(study: Study) -> list[Trial]:
+    """What `make rates` tries: every rule, at all depths where it is healed together, and the whole model."""
+    budget, (_, deep) = study.profile.budget(Budget), counts(study)
+    chosen = cache(lambda: runs(study.activation_sums(), deep))
+
+    def trial(rule: str, depths: Sequence[int]) -> Trial:
+        def loss(rate: float, seed: int) -> float:
+            at_rate = replace(budget.recipe, learning_rate=rate)
+            losses = []
+            for n in depths:
+                removed = variants.removed_blocks(study.num_blocks, chosen()[rule][n]) if n else ()
+                losses.append(learning_rates.held_out_loss(study, removed, at_rate, budget.training, seed))
+            return float(np.mean(losses))
+
+        rate = _at_rate(budget, rule, budget.recipe).learning_rate
+        trained, training = healing.describe(budget.recipe), budget.training
+        return Trial("block_pruning", rule, trained, training.steps, training.batch, rate, loss, chosen)
+
+    every = _trained(deep)
+    return [trial(WHOLE, [0]), *(trial(rule, [n for one, n in every if one == rule]) for rule in dict(every))]
 
 
 def measure(study: Study) -> Measured:
@@ -172,23 +230,34 @@ def measure(study: Study) -> Measured:
     ns, deep = counts(study)
     sums = study.activation_sums()
     chosen = runs(sums, ns)
-    perplexity = study.inputs.perplexity_on(budget.evaluation_corpus)
+    perplexity = _perplexity(study, budget)
     found = _swept(study, {("", 0): study.dense}, perplexity)
     found += _swept(study, {(rule, n): v for rule, of in chosen.items() for n, v in of.items() if n}, perplexity)
     study.unload()
-    recipe = healing.possible(study.identity, budget.recipe)
-    for rule, n in [("", 0), *((rule, n) for rule in HEALED_RULES for n in deep)]:
+    todo = [("", 0, 0), *((rule, n, seed) for rule, n in _trained(deep) for seed in range(budget.seeds))]
+    for rule, n, seed in todo:
         removed = variants.removed_blocks(num, chosen[rule or SIMPLE][n])
-        other = study.healed(removed, recipe, budget.training, study.profile.seed)
+        other = study.healed(removed, recipe_for(study, rule or WHOLE), budget.training, seed)
         training = other.training()
-        (of,) = _swept(other, {(rule, n): other.dense}, perplexity)
-        found.append(replace(of, healed=True, removed=removed, training=training))
+        (of,) = _swept(other, {(rule, n): other.dense}, perplexity, with_tasks=seed == 0 and rule != LAST)
+        found.append(replace(of, healed=True, removed=removed, training=training, seed=seed))
+        other.unload()
     return Measured(sums, perplexity, ns, deep, found)
 
 
-def _swept(study: Study, chosen: Mapping[tuple[str, int], Variant], perplexity: Perplexity) -> list[Pruned]:
+def _perplexity(study: Study, budget: Budget) -> Perplexity:
+    whole = study.inputs.perplexity_on(budget.evaluation_corpus)
+    if budget.evaluation_blocks is None:
+        return whole
+    return replace(whole, blocks=first_blocks(whole.blocks, budget.evaluation_blocks))
+
+
+def _swept(
+    study: Study, chosen: Mapping[tuple[str, int], Variant], perplexity: Perplexity, *, with_tasks: bool = True
+) -> list[Pruned]:
     """Perplexity and the profile's tasks of each rule at each depth."""
-    results = study.sweep(list(chosen.values()), [perplexity, *study.tasks])
+    tasks = study.tasks if with_tasks else []
+    results = study.sweep(list(chosen.values()), [perplexity, *tasks])
     return [
         Pruned(
             rule,
@@ -196,138 +265,209 @@ def _swept(study: Study, chosen: Mapping[tuple[str, int], Variant], perplexity: 
             n,
             variants.removed_blocks(study.num_blocks, variant),
             results[perplexity.name][variant],
-            {task.items.name: results[task.name][variant] for task in study.tasks},
+            {task.items.name: results[task.name][variant] for task in tasks},
         )
         for (rule, n), variant in chosen.items()
     ]
 
 
+def _groups(found: Sequence[Pruned]) -> dict[tuple[str, bool, int], list[Pruned]]:
+    """(rule, healed, count) -> its trainings, in the order of their seeds; a single entry without."""
+    groups: dict[tuple[str, bool, int], list[Pruned]] = {}
+    for one in found:
+        groups.setdefault((one.rule, one.healed, one.count), []).append(one)
+    return groups
+
+
 def table(found: Sequence[Pruned], num_blocks: int, vocabulary: int) -> pd.DataFrame:
-    """One row a rule, depth, state and task.
+    """One row a rule, depth and state.
 
     Returns:
-        rule, healed, count, share (percent of blocks), removed, loss (nats a token), low, high (95 % t interval over
-        blocks of text), normalized (loss / log vocabulary, as the paper draws it), perplexity, task, accuracy,
-        accuracy_low, accuracy_high (95 % Wilson), n, chance, seconds, peak_bytes, trainable.
+        rule, healed, count, share (percent of blocks), removed, seeds, loss (nats a token), damage (the loss above the
+        whole model's, paired by blocks of text), low, high (95 % of it, over blocks of text and training seeds),
+        normalized (loss / log vocabulary, as the paper draws it), seconds, peak_bytes, trainable (means over seeds).
     """
+    groups = _groups(found)
+    dense = groups["", False, 0][0].nll
     rows = []
-    for one in found:
-        low, high = stats.mean_interval(one.nll)
+    for (rule, healed, count), runs in groups.items():
+        nll = np.stack([one.nll for one in runs])
+        low, high = _crossed(nll - dense)
         row = {
-            "rule": one.rule or "whole model",
-            "healed": one.healed,
-            "count": one.count,
-            "share": 100 * one.count / num_blocks,
-            "removed": one.removed,
-            "loss": one.nll.mean(),
+            "rule": rule or WHOLE,
+            "healed": healed,
+            "count": count,
+            "share": 100 * count / num_blocks,
+            "removed": runs[0].removed,
+            "seeds": len(runs),
+            "loss": nll.mean(),
+            "damage": (nll - dense).mean(),
             "low": low,
             "high": high,
-            "normalized": one.nll.mean() / log(vocabulary),
-            "perplexity": one.loss.summary["perplexity"],
+            "normalized": nll.mean() / log(vocabulary),
         }
-        took = one.training.summary if one.training else {}
-        row |= {name: took.get(name, np.nan) for name in ("seconds", "peak_bytes", "trainable")}
-        for task, result in one.tasks.items() or {"": None}.items():
-            rows.append(row | {"task": task} | (NO_ACCURACY if result is None else accuracy_row(result)))
+        took = [one.training.summary for one in runs if one.training is not None]
+        row |= {name: np.mean([t[name] for t in took]) if took else np.nan for name in COSTS}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
+COSTS = ("seconds", "peak_bytes", "trainable")
+
+
+def _crossed(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of (S, N) values; over the N alone where there is one seed."""
+    return stats.mean_interval(values[0]) if len(values) == 1 else stats.crossed_interval(values)
+
+
+def accuracy_table(found: Sequence[Pruned], num_blocks: int) -> pd.DataFrame:
+    """One row a rule, depth, state and task; of trained models the first seed's.
+
+    Returns:
+        rule, healed, count, share (percent of blocks), task, accuracy, low, high (95 % Wilson), n, chance.
+    """
+    rows = []
+    for one in found:
+        of = {
+            "rule": one.rule or WHOLE,
+            "healed": one.healed,
+            "count": one.count,
+            "share": 100 * one.count / num_blocks,
+        }
+        for task, result in one.tasks.items():
+            right = result_tables.right(result)
+            low, high = stats.accuracy_interval(right.sum(), len(right))
+            accuracy = {"accuracy": right.mean(), "low": low, "high": high}
+            rows.append(of | {"task": task} | accuracy | {"n": len(right), "chance": result.summary["chance"]})
+    columns = ["rule", "healed", "count", "share", "task", "accuracy", "low", "high", "n", "chance"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def curve_table(found: Sequence[Pruned], tokens_a_step: int) -> pd.DataFrame:
-    """rule, count, tokens, held_out (nats a token) while models were healed, wherever that was measured."""
+    """rule, count, seed, tokens, held_out (nats a token) while models were healed, wherever that was measured."""
     parts = []
     for one in found:
         if one.training is not None:
             arrays = one.training.arrays
             part = {"tokens": arrays["held_out_step"] * tokens_a_step, "held_out": arrays["held_out"]}
-            parts.append(pd.DataFrame(part).assign(rule=one.rule or "whole model", count=one.count))
-    return pd.concat(parts, ignore_index=True)[["rule", "count", "tokens", "held_out"]]
+            parts.append(pd.DataFrame(part).assign(rule=one.rule or WHOLE, count=one.count, seed=one.seed))
+    return pd.concat(parts, ignore_index=True)[["rule", "count", "seed", "tokens", "held_out"]]
 
 
-def accuracy_row(result: Result) -> dict[str, float]:
-    """accuracy, accuracy_low, accuracy_high (95 % Wilson), n, chance of a task's result."""
-    right = result_tables.right(result)
-    low, high = stats.accuracy_interval(right.sum(), len(right))
-    accuracy = {"accuracy": right.mean(), "accuracy_low": low, "accuracy_high": high}
-    return accuracy | {"n": len(right), "chance": result.summary["chance"]}
+def last_block_table(found: Sequence[Pruned]) -> pd.DataFrame:
+    """What it costs to lose the very last block too, rather than the one before the others: last blocks - simple rule.
+
+    Returns:
+        count, healed, difference (nats a token, paired by blocks of text and seeds), low, high (95 %), seeds.
+    """
+    groups = _groups(found)
+    rows = []
+    for (rule, healed, count), runs in groups.items():
+        if rule == LAST and (SIMPLE, healed, count) in groups:
+            pairs = zip(runs, groups[SIMPLE, healed, count], strict=True)
+            values = np.stack([one.nll - other.nll for one, other in pairs])
+            rows.append((count, healed, values.mean(), *_crossed(values), len(values)))
+    columns = ["count", "healed", "difference", "low", "high", "seeds"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["healed", "count"], ignore_index=True)
 
 
-def transitions(found: Sequence[Pruned], num_blocks: int, resamples: int, seed: int) -> pd.DataFrame:
+def drawn(accuracies: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table of accuracies that stand on items enough to be drawn."""
+    return accuracies[accuracies["n"] >= DRAWN_ITEMS].reset_index(drop=True)
+
+
+def above_whole(study: Study, measured: Measured) -> float:
+    """What a model of single tokens costs above the whole model on the same text, nats a token."""
+    dense = next(one for one in measured.found if not one.count and not one.healed).nll
+    return float((unigram.loss(study.inputs.token_counts, measured.perplexity.blocks) - dense).mean())
+
+
+def transitions(found: Sequence[Pruned], num_blocks: int) -> pd.DataFrame:
     """Where accuracy falls to chance: the share of removed blocks at which it is first nearer to chance than to dense.
 
     Returns:
-        rule, healed, task, share (percent; NaN where it never is), low, high (95 % over resampled items, a resample in
-        which it never is counting as 100), known (the whole model's accuracy lies above chance with 95 % certainty).
+        rule, task, before, after (percent of blocks: the last measured share at which it is not, and the first at which
+        it is, NaN where it never is), n, known (whether the whole model's own accuracy lies above chance with 95 %
+        confidence: where it does not, no transition can be seen).
     """
     dense = next(one for one in found if not one.count and not one.healed)
     rows = []
     for rule in HEALED_RULES:
-        for healed in (False, True):
-            mine = sorted((o for o in found if o.rule == rule and o.healed == healed), key=lambda one: one.count)
-            for task in dense.tasks:
-                chance = dense.tasks[task].summary["chance"]
-                right = np.stack([dense.right(task), *(one.right(task) for one in mine)], axis=1)  # (N, K)
-                shares = np.array([100 * one.count / num_blocks for one in mine])
-                draws = stats.bootstrap_means(right, resamples, seed)
-                again = [_first_low(mean, shares, chance) for mean in draws]
-                low, high = np.percentile(np.nan_to_num(again, nan=100.0), stats.INTERVAL)
-                rows.append(
-                    {
-                        "rule": rule,
-                        "healed": healed,
-                        "task": task,
-                        "share": _first_low(right.mean(0), shares, chance),
-                        "low": low,
-                        "high": high,
-                        "known": bool((draws[:, 0] > chance).mean() >= 0.95),
-                    }
-                )
-    return pd.DataFrame(rows)
-
-
-def _first_low(mean: np.ndarray, shares: np.ndarray, chance: float) -> float:
-    below = mean[1:] < (mean[0] + chance) / 2
-    return float(shares[below.argmax()]) if below.any() else np.nan
+        mine = sorted((o for o in found if o.rule == rule and not o.healed), key=lambda one: one.count)
+        for task, result in dense.tasks.items():
+            chance, whole = result.summary["chance"], dense.right(task)
+            fallen = [one.right(task).mean() < (whole.mean() + chance) / 2 for one in mine]
+            shares = [0.0, *(100 * one.count / num_blocks for one in mine)]
+            first = fallen.index(True) if any(fallen) else len(fallen)
+            known = stats.accuracy_interval(whole.sum(), len(whole))[0] > chance
+            after = shares[first + 1] if any(fallen) else np.nan
+            rows.append((rule, task, shares[first], after, len(whole), known))
+    return pd.DataFrame(rows, columns=["rule", "task", "before", "after", "n", "known"])
 
 
 def claim(found: Sequence[Pruned], num_blocks: int, resamples: int, seed: int) -> pd.DataFrame:
-    """The paper's statements as ones that can be false, by the loss on evaluation text; columns as `stats.claim`."""
-    by = {(one.rule, one.healed, one.count): one.nll for one in found}
-    ns = sorted({one.count for one in found if one.healed and one.count})
-    keys = [("", False, 0), ("", True, 0)]
-    keys += [(rule, healed, n) for rule in HEALED_RULES for healed in (False, True) for n in ns]
-    keys += [(LAST, False, n) for n in ns]
-    values = np.stack([by[key] for key in keys], axis=1)
+    """The paper's statements as ones that can be false, and what the data say; columns as `verdicts.verdicts`."""
+    groups = _groups(found)
+    healed = sorted({count for _, trained, count in groups if trained and count})
+    deep, few = quarter(healed, num_blocks), min(healed)
+    last = [n for n in FEW if (LAST, False, n) in groups]
+    keys = list(groups)
+    seeds = max(len(runs) for runs in groups.values())
+    # What is not trained, or once, is the same whatever the seed.
+    values = np.stack(
+        [np.stack([runs[s % len(runs)].nll for runs in groups.values()], axis=1) for s in range(seeds)]
+    )  # (S, N, M)
 
-    def statements(mean: np.ndarray) -> list[tuple[str, float, float, bool]]:
-        at = dict(zip(keys, mean, strict=True))
-        gains = [at[rule, False, n] - at[rule, True, n] for rule in HEALED_RULES for n in ns]
-        undone = [
-            (at[rule, False, n] - at[rule, True, n]) / (at[rule, False, n] - at["", True, 0])
-            for rule in HEALED_RULES
-            for n in ns
-        ]
-        raw = float(np.mean([at[SIMPLE, False, n] - at[SIMILARITY, False, n] for n in ns]))
-        after = float(np.mean([at[SIMPLE, True, n] - at[SIMILARITY, True, n] for n in ns]))
-        steps = {h: _steepest([at["", h, 0], *(at[SIMILARITY, h, n] for n in ns)], [0, *ns]) for h in (False, True)}
-        last = min(at[LAST, False, n] - at[SIMPLE, False, n] for n in ns)
-        return [
-            ("healing lowers the loss at every depth, by either rule (nats)", min(gains), 0.0, min(gains) > 0),
-            ("healing undoes at least 0.9 of the damage at every depth", min(undone), 0.9, min(undone) >= 0.9),
-            ("before healing similarity is better than the simple rule (mean difference, nats)", raw, 0.0, raw > 0),
-            ("healed, the two rules differ less than before (nats)", abs(after), abs(raw), abs(after) < abs(raw)),
-            ("healed, similarity still is the better rule (mean difference, nats)", after, 0.0, after > 0),
-            (
-                "the loss rises less steeply once healed (steepest rise, nats a block)",
-                steps[True], steps[False], steps[True] < steps[False],
+    def statements(means: np.ndarray) -> list[Statement]:
+        at = dict(zip(keys, means, strict=True))
+        before, after = at[SIMILARITY, False, deep], at[SIMILARITY, True, deep]
+        damage = before - at["", False, 0]
+        gone = f"{counted(few, 'block')} gone"
+        stated = [
+            Statement(PRIMARY, at[SIMPLE, True, deep] - after, COMPARABLE, "within"),
+            Statement(
+                "before healing, the simple rule costs more than similarity, a quarter of the blocks gone (nats)",
+                at[SIMPLE, False, deep] - before, 0.0, matters=MATTERS,
             ),
-            ("the last block should never go: what it costs beside the simple rule (nats)", last, 0.0, last > 0),
+            Statement(
+                "healing lowers the loss, a quarter of the blocks gone by similarity (nats)",
+                before - after, 0.0, matters=MATTERS,
+            ),
+            Statement(
+                "healing undoes at least 0.9 of what a quarter of the blocks costs, by similarity (share)",
+                (before - after) / damage if damage > 0 else np.nan, 0.9, matters=MATTERS,
+            ),
+            Statement(
+                f"losing the last block too costs more, {counted(max(last), 'block')} or fewer gone (nats, mean)",
+                float(np.mean([at[LAST, False, n] - at[SIMPLE, False, n] for n in last])), 0.0, matters=MATTERS,
+            ),
+            Statement(
+                "losing the last block too costs more, a quarter of the blocks gone (nats)",
+                at[LAST, False, deep] - at[SIMPLE, False, deep], 0.0, matters=MATTERS,
+            ),
+            Statement(
+                f"losing the last block too costs more once healed, {gone} (nats)",
+                at[LAST, True, few] - at[SIMPLE, True, few], 0.0, matters=MATTERS,
+            ),
         ]  # fmt: skip
+        return stated
 
-    return stats.claim(statements, values, resamples, seed)
+    parts = [judge(statements, values if seeds > 1 else values[0], resamples, seed)]
+    states = [groups[key][0] for key in (("", False, 0), (SIMILARITY, False, deep), (SIMILARITY, True, deep))]
+    for task in states[0].tasks:
+        right = np.stack([one.right(task) for one in states], axis=1)
+        if len(right) < DRAWN_ITEMS:
+            continue
 
+        def regained(means: np.ndarray, task: str = task) -> list[Statement]:
+            whole, before, after = means
+            name = (
+                f"healed, {task.replace('_', ' ')} is nearer to the whole model's than to what removal left (accuracy)"
+            )
+            return [Statement(name, after, (whole + before) / 2, matters=MATTERS)]
 
-def _steepest(losses: Sequence[float], ns: Sequence[int]) -> float:
-    return float(np.max(np.diff(losses) / np.diff(ns)))
+        parts.append(judge(regained, right, resamples, seed, on=task.replace("_", " ")))
+    return verdicts(parts, PRIMARY)
 
 
 def vocabulary(study: Study) -> int:

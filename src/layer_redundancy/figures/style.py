@@ -76,7 +76,14 @@ MEASURES = {
 
 # Rules of block pruning, recipes of healing, methods of prompt tuning: colour and marker, in the order of a legend.
 RULES = {"similarity": (VERMILLION, "P"), "simple rule": (BLUE, "o"), "last blocks": (SKY, "D")}
-RECIPES = {"lora": (ORANGE, "s"), "qlora": (PURPLE, "^"), "partial": (BLUE, "o"), "full": (BLACK, "X")}
+RECIPES = {
+    "lora": (ORANGE, "s"),
+    "qlora": (PURPLE, "^"),
+    "nf4": (PURPLE, "^"),
+    "partial": (BLUE, "o"),
+    "partial_kept": (SKY, "D"),
+    "full": (BLACK, "X"),
+}
 METHODS = {"untuned": (GREY, "s"), "prompt tuning": (ORANGE, "^"), "fine-tuning": (BLUE, "o")}
 BASELINES = {  # baselines of a classification: column -> label, colour, line
     "chance": ("chance", GREY, ":"),

@@ -5,17 +5,15 @@ import numpy as np
 from layer_redundancy.data.corpora import TokenBlocks
 
 
-def loss(known: TokenBlocks, text: TokenBlocks, vocabulary: int) -> np.ndarray:
-    """Loss of a text under the frequencies of the tokens of another, each counted once more than it is there.
+def loss(counts: np.ndarray, text: TokenBlocks) -> np.ndarray:
+    """Loss of a text under the frequencies of the tokens of another.
 
     Args:
-        known: the text whose tokens are counted.
+        counts: (V,) how often each token of the vocabulary is in the other text; each counts once more than that.
         text: the text to judge; the first token of each block is not.
-        vocabulary: number of tokens that there are.
 
     Returns:
         (N,) float64, the mean over each block's tokens, nats a token.
     """
-    size = max(vocabulary, int(known.input_ids.max()) + 1, int(text.input_ids.max()) + 1)
-    counts = np.bincount(known.input_ids.numpy().ravel(), minlength=size) + 1
-    return -np.log(counts / counts.sum())[text.input_ids.numpy()[:, 1:]].mean(1)
+    smoothed = np.asarray(counts, float) + 1
+    return -np.log(smoothed / smoothed.sum())[text.input_ids.numpy()[:, 1:]].mean(1)

@@ -195,6 +195,13 @@ class DryInputs(Inputs):
         text = replace(other.evaluation, corpus=f"{other.evaluation.corpus} as {other.identity.name} reads it")
         return Perplexity(text, name="passages")
 
+    def _token_counts(self) -> np.ndarray:
+        self.needs.corpora[own_files.corpus(self.profile.text.corpus)] = None
+        return np.zeros(1, np.int64)
+
+    def _training_blocks(self, corpus: str, length: int, count: int, held_out: int, seed: int) -> TokenBlocks:
+        return self._packed_blocks(corpus, "calibration", length, count + held_out)
+
     def amount(self, budget: TaskBudget) -> Amount:
         """Amount of the items of a benchmark that its budget asks for."""
         whole = self.amount_of(budget)
@@ -419,14 +426,17 @@ class DryStudy(Study):
         zeros = np.zeros(amount.items)
         return {v: Result({"score": 0.0, "metric": "score"}, {"score": zeros}) for v in distinct}
 
-    def training(self) -> Result:
+    @flags.checked
+    def training(self, keep: bool = True) -> Result:
         made = self._healing()
+        if made.recipe.method == "nf4":
+            return super().training()
         one = Training(made.recipe, made.budget.tokens, made.budget.block_length, made.budget.tokens, self.num_blocks)
         if not self.fits(one):
             self.ledger.left_out.append(healing.describe(made.recipe))
             raise DoesNotFit(f"training {healing.describe(made.recipe)} does not fit this device's memory")
         self.ledger.texts[made.text.fingerprint] = made.text
-        found = super().training()
+        found = super().training(keep=keep)
         self.unload()  # what was trained is loaded again to be measured
         return found
 

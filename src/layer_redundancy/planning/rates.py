@@ -120,7 +120,7 @@ class Speed:
 
     def trained_weights(self, training: Training) -> int:
         """Number of weights that a training trains."""
-        if training.recipe.method == "prompts":
+        if training.recipe.method in ("prompts", "nf4"):
             return 0  # a few tokens' states
         model = self.stack.model
         of_block = sum(p.numel() for block in self.stack.blocks for p in block.parameters()) / len(self.stack)
@@ -129,7 +129,8 @@ class Speed:
                 healing.trainable_weights(model, training.recipe) + (training.blocks - len(self.stack)) * of_block
             )
         if training.recipe.method == "partial":
-            ends = (model.get_output_embeddings(), *self.stack.final)
+            head = [model.get_output_embeddings()] if training.recipe.head == "trained" else []
+            ends = (*head, *self.stack.final)
             of_ends = sum(p.numel() for part in ends for p in part.parameters())
             return round(of_ends + min(training.recipe.last_blocks, training.blocks) * of_block)
         return round(healing.trainable_weights(model, training.recipe) * training.blocks / len(self.stack))

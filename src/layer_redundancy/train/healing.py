@@ -1,4 +1,4 @@
-"""Training what is left of a pruned model: LoRA, QLoRA, all weights, or the head and the last blocks.
+"""Training what is left of a pruned model: LoRA, QLoRA, all weights, or the last blocks with or without the head.
 
 A healed model is kept as what was trained (adapters, or the trained weights themselves) and built again from the dense
 model when it is needed: without some blocks, with 4-bit weights where they were trained beside such, adapters merged.
@@ -7,7 +7,8 @@ model when it is needed: without some blocks, with 4-bit weights where they were
 import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache as cache_in_memory
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,8 @@ from layer_redundancy.train.adapters import linear_layers, round_to_4_bits, roun
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("lora", "qlora", "full", "partial")
+METHODS = ("lora", "qlora", "full", "partial", "nf4")
+LATER = ("head", "validations")  # fields that came later: their defaults are no part of a healed model's name
 RULES_VERSION = 1  # raise it when the same settings give other weights
 ADAPTERS_VERSION = 2  # likewise, where adapters are on experts' matrices, or not on all linear layers
 WEIGHTS, RECORD = "trained.safetensors", "training.json"
@@ -49,7 +51,7 @@ class Healing:
         recipe: the recipe, which decides the weights to train.
         budget: how much text to train on.
         text: the blocks of text; the last `budget.held_out` are not trained on.
-        seed: seed of the order of text and of new weights.
+        seed: seed of the order of text and of new weights; it has decided which text.
     """
 
     identity: ModelIdentity
@@ -67,8 +69,8 @@ class Healing:
         return {
             "model": self.identity.fingerprint,
             "removed": list(self.removed),
-            "recipe": asdict(self.recipe),
-            "budget": asdict(self.budget),
+            "recipe": _named(self.recipe),
+            "budget": _named(self.budget),
             "text": self.text.fingerprint,
             "seed": self.seed,
             "rules": RULES_VERSION,
@@ -87,6 +89,12 @@ class Healing:
             fingerprint=fingerprint,
             num_hidden_layers=self.identity.num_hidden_layers - len(self.removed),
         )
+
+
+def _named(one: Recipe | TrainingBudget) -> dict[str, Any]:
+    """The fields that decide a healed model."""
+    later = [f.name for f in fields(one) if f.name in LATER and getattr(one, f.name) == f.default]
+    return {name: value for name, value in asdict(one).items() if name not in later}
 
 
 def rules_of_adapters(identity: ModelIdentity, recipe: Recipe) -> dict[str, Any]:
@@ -108,8 +116,15 @@ def describe(recipe: Recipe) -> str:
         "lora": f"LoRA, rank {recipe.rank}",
         "qlora": f"QLoRA, rank {recipe.rank}",
         "full": "all weights",
-        "partial": f"head and last {recipe.last_blocks}" if recipe.last_blocks else "head",
+        "partial": _partial(recipe),
+        "nf4": "4 bits, untrained",
     }[_checked(recipe).method]
+
+
+def _partial(recipe: Recipe) -> str:
+    if recipe.head == "kept":
+        return f"last {recipe.last_blocks}, head kept" if recipe.last_blocks else "final norm"
+    return f"head and last {recipe.last_blocks}" if recipe.last_blocks else "head"
 
 
 def _checked(recipe: Recipe) -> Recipe:
@@ -149,7 +164,7 @@ def prepare(model: nn.Module, recipe: Recipe, seed: int = 0) -> nn.Module:
     """
     _checked(recipe)
     model.requires_grad_(False)
-    if recipe.method == "partial":
+    if recipe.method == "partial" and recipe.head == "trained":
         untie_head(model)
     if recipe.method in ("full", "partial"):
         for part in _parts(model, recipe):
@@ -185,7 +200,7 @@ def _parts(model: nn.Module, recipe: Recipe) -> list[nn.Module]:
     """What a recipe trains all weights of; of a model that also reads images, the language model alone."""
     stack, head = decoder_stack(model), model.get_output_embeddings()
     if recipe.method == "partial":
-        return [head, *stack.final, *_last(stack, recipe)]
+        return [*([head] if recipe.head == "trained" else []), *stack.final, *_last(stack, recipe)]
     around = next(module for module in model.modules() if stack.blocks in module.children())
     return [model.get_input_embeddings(), around, *stack.final, head]
 
@@ -196,9 +211,9 @@ def _last(stack: DecoderStack, recipe: Recipe) -> list[nn.Module]:
 
 
 def check(recipe: Recipe, name: str, method: str | None) -> None:
-    """Raises NotApplicable for a recipe that trains weights themselves, of a model of that name, where these are
-    quantized by a method."""
-    if method is not None and recipe.method in ("full", "partial"):
+    """Raises NotApplicable for a recipe that trains or rounds weights themselves, of a model of that name, where these
+    are quantized by a method."""
+    if method is not None and recipe.method in ("full", "partial", "nf4"):
         raise NotApplicable(
             f"{name} has quantized weights ({method}), which take no gradient: train adapters (lora), or its "
             "full-precision model"
@@ -222,6 +237,8 @@ def trainable_weights(shapes: nn.Module, recipe: Recipe) -> int:
     if recipe.method in ("full", "partial"):
         trained = {id(p): p for part in _parts(shapes, recipe) for p in part.parameters()}
         return sum(p.numel() for p in trained.values())
+    if recipe.method == "nf4":
+        return 0
     found = adapters.places(shapes, recipe.targets)
     layers = [shapes.get_submodule(name).weight.shape for name in found.layers]
     stacks = [shapes.get_parameter(name).shape for name in found.stacks]
@@ -235,7 +252,7 @@ def heal(work: Healing) -> Path:
     """Trains, unless that is done, and returns the folder of what was trained: adapters or weights, and `RECORD`.
 
     Args:
-        work: what to train. Ten times meanwhile the loss on held-out text is shown.
+        work: what to train. Meanwhile the loss on held-out text is shown.
 
     Raises:
         StudyError: as `training.fit` and `prepare`; no memory for the recipe, no text to train on.
@@ -248,11 +265,7 @@ def heal(work: Healing) -> Path:
     with training_loop.workplace(settings) as folder:
         if place.is_dir():  # another process made it meanwhile
             return cache.checked(place)
-        model = _pruned(work)
-        check_memory(model, work.recipe)
-        wrapped = prepare(model, work.recipe, work.seed)
-        names = [name for name, p in model.named_parameters() if p.requires_grad]
-        fitted = _fit(work, wrapped, folder)
+        model, wrapped, names, fitted = _trained(work, folder)
 
         def write(target: Path) -> None:
             target.mkdir()
@@ -265,6 +278,21 @@ def heal(work: Healing) -> Path:
             (target / RECORD).write_text(json.dumps(note))
 
         return cache.made_once("healed", settings, write)
+
+
+def _trained(work: Healing, folder: Path) -> tuple[nn.Module, nn.Module, list[str], training_loop.Fitted]:
+    """The model, what of it was trained (peft's model around it, or itself), its trained parameters, what it took."""
+    model = _pruned(work)
+    check_memory(model, work.recipe)
+    wrapped = prepare(model, work.recipe, work.seed)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    return model, wrapped, names, _fit(work, wrapped, folder)
+
+
+def tried(work: Healing) -> Result:
+    """What `training_result` says of a training whose weights are not kept; raises StudyError as `heal`."""
+    with training_loop.workplace(work.settings) as folder:
+        return _result(asdict(_trained(work, folder)[-1]))
 
 
 def _fit(work: Healing, model: nn.Module, folder: Path) -> training_loop.Fitted:
@@ -301,7 +329,7 @@ def _fit(work: Healing, model: nn.Module, folder: Path) -> training_loop.Fitted:
         folder,
         seed=work.seed,
         validate=validate if len(held_out) else None,
-        validate_every=max(1, budget.steps // 10) if len(held_out) else 0,
+        validate_every=max(1, budget.steps // budget.validations) if len(held_out) else 0,
         label=f"{describe(work.recipe)}, {len(work.removed)} blocks removed, seed {work.seed}",
     )
 
@@ -333,6 +361,11 @@ def build(work: Healing) -> nn.Module:
     Raises:
         StudyError: as `heal`.
     """
+    if work.recipe.method == "nf4":
+        model = _pruned(work)
+        adapters.check_4_bits(model, linear_layers(model))
+        round_trip_4_bits(model)
+        return loading.prepare(model)
     folder = heal(work)
     model = _pruned(work)
     if work.recipe.method in ("lora", "qlora"):
@@ -368,15 +401,25 @@ def training_result(folder: Path) -> Result:
     """
     found = record(folder)
     with cache.reading(folder):
-        steps = [row for row in found["log"] if "loss" in row]
-        validations = [row for row in found["log"] if "validation" in row]
-        arrays = {
-            "step": np.array([row["step"] for row in steps]),
-            "loss": np.array([row["loss"] for row in steps]),
-            "held_out_step": np.array([row["step"] for row in validations]),
-            "held_out": np.array([row["validation"] for row in validations], dtype=float),
-        }
-        return Result({name: found[name] for name in ("seconds", "peak_bytes", "trainable")}, arrays)
+        return _result(found)
+
+
+def _result(found: Mapping[str, Any]) -> Result:
+    steps = [row for row in found["log"] if "loss" in row]
+    validations = [row for row in found["log"] if "validation" in row]
+    arrays = {
+        "step": np.array([row["step"] for row in steps]),
+        "loss": np.array([row["loss"] for row in steps]),
+        "held_out_step": np.array([row["step"] for row in validations]),
+        "held_out": np.array([row["validation"] for row in validations], dtype=float),
+    }
+    return Result({name: found[name] for name in ("seconds", "peak_bytes", "trainable")}, arrays)
+
+
+def untrained() -> Result:
+    """What `training_result` says where nothing is trained."""
+    nothing = {name: np.zeros(0) for name in ("step", "loss", "held_out_step", "held_out")}
+    return Result({"seconds": 0.0, "peak_bytes": 0, "trainable": 0}, nothing)
 
 
 def no_training(steps: int) -> Result:

@@ -21,7 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.utils import logging as transformers_logging
 
 from layer_redundancy.core import devices
-from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.errors import Diverged, StudyError
 from layer_redundancy.train import adapters
 from layer_redundancy.train.training_loop import WEIGHTS, Collate, Example, Loss, Optimization, Validate
 
@@ -231,7 +231,7 @@ class Watch(TrainerCallback):
     def logged(self, row: dict[str, float]) -> None:
         """Takes a step's row, before a checkpoint is written."""
         if not math.isfinite(row["loss"]):
-            raise StudyError(
+            raise Diverged(
                 f"{self._label}: the loss is {row['loss']} at step {row['step']}: choose a lower learning rate, or "
                 "dtype float32"
             )

@@ -373,7 +373,7 @@ def recipe_frame() -> pd.DataFrame:
 LEVELS = {"whole model": 0.0, "untrained": 1.2, "unigram": 4.4}
 
 
-def capability_frame() -> pd.DataFrame:
+def healed_capability_frame() -> pd.DataFrame:
     models = (("whole model", "whole model"), ("untrained", "untrained"), ("LoRA, rank 8", "lora"))
     rows = [
         (*model, task, accuracy)
@@ -455,7 +455,7 @@ FIGURES = {
     "healing_curves": lambda n: block_pruning.healing_curves(healing_curve_frame()),
     "training_curves": lambda n: healing.training_curves(training_curves_frame(), {"unigram": 7.7}),
     "recipes": lambda n: healing.recipes(recipe_frame(), LEVELS),
-    "healed_capabilities": lambda n: healing.capabilities(capability_frame()),
+    "healed_capabilities": lambda n: healing.capabilities(healed_capability_frame()),
     "selections": lambda n: healing.selections(selection_frame(), {"unigram": 4.4}),
     "accuracy_by_kept_blocks": lambda n: prompt_tuning.accuracy_by_kept_blocks(*tuning_frames(n)[:2]),
     "tuning_costs": lambda n: prompt_tuning.tuning_costs(tuning_frames(n)[2]),

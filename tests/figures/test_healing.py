@@ -4,7 +4,7 @@ import numpy as np
 
 from layer_redundancy.figures import healing as draw
 
-from .frames import LEVELS, capability_frame, named_lines, recipe_frame, selection_frame, training_curves_frame
+from .frames import LEVELS, healed_capability_frame, named_lines, recipe_frame, selection_frame, training_curves_frame
 
 
 def test_recipes_have_a_panel_a_cost_and_levels_beside_their_damage():
@@ -25,7 +25,7 @@ def test_training_curves_are_means_over_seeds_named_with_their_ends():
 
 
 def test_capabilities_have_a_panel_a_task_and_the_whole_model_first():
-    figure = draw.capabilities(capability_frame())
+    figure = draw.capabilities(healed_capability_frame())
     assert len(figure.axes) == 2 and "copying" in figure.axes[1].get_xlabel() and "200" in figure.axes[1].get_xlabel()
     labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
     assert labels == ["whole model", "removed, untrained", "LoRA, rank 8"]

@@ -137,9 +137,8 @@ SHOWN_RULES = {
 
 def unigram_loss(study: Study, found: Measured) -> float:
     """Loss above the dense model's of who knows how frequent tokens are in the calibration text, nats a token."""
-    vocabulary = 0 if study.tokenizer is None else len(study.tokenizer)
     dense = found.results["perplexity"][study.dense].summary["nll"]
-    return float(unigram.loss(study.calibration, study.evaluation, vocabulary).mean() - dense)
+    return float(unigram.loss(study.inputs.token_counts, study.evaluation).mean() - dense)
 
 
 def weights_removed(study: Study) -> np.ndarray:

@@ -13,12 +13,11 @@ from layer_redundancy.figures.parts import band, band_handle, chance_handle, cha
 from layer_redundancy.figures.style import BLACK, GREY, WIDTH, style_of, styled, title_of
 
 LINEAR_TO = 1.0  # nats of gap to the greedy order up to which the axis is linear; beyond, a model is ruined
-TITLES = {"greedy": "Greedy", "angular_blocks": "Runs of the smallest angular distance"}
 
 
 def titles(metric: str) -> str:
     """Names for people of measures that stand together in a cell, with commas between."""
-    return ", ".join(TITLES.get(name) or title_of(name) for name in metric.split(", "))
+    return ", ".join(map(title_of, metric.split(", ")))
 
 
 def _style(metric: str) -> tuple[str, str]:

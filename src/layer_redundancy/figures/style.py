@@ -115,9 +115,13 @@ SERIES = {
 _SPARE = [(VERMILLION, "D"), (PURPLE, "^"), (SKY, "v"), (BLUE, "P"), (GREEN, "X"), (ORANGE, "o")]
 
 
+# Orders of removal that have no scores.
+ORDERS = {"greedy": "Greedy", "angular_blocks": "Runs of the smallest angular distance"}
+
+
 def title_of(measure: str) -> str:
     """A measure's name for people; its name in the registry where it has no style of its own."""
-    return MEASURES[measure].title if measure in MEASURES else measure
+    return MEASURES[measure].title if measure in MEASURES else ORDERS.get(measure, measure)
 
 
 def words(name: str) -> str:

@@ -1,8 +1,10 @@
 """Notebook 04: which importance measure should choose what to remove (ShortGPT 4.4, figures 5 and 9)?
 
 Orders of removal are compared by the loss that they leave, on the same blocks of text, up to half of the blocks: beyond
-it every model is worse than a guess. An order depends on the calibration text too, so resamples of that text give other
-orders, whose losses are measured as well: an interval here is over evaluation text and calibration text.
+it every model is worse than a guess. Most statements are about depths to a third, where a model still tells something
+of its text; deeper, losses grow by nats a block, and a mean over depths says which order broke last. An order depends
+on the calibration text too, so resamples of that text give other orders, whose losses are measured as well: an interval
+here is over evaluation text and calibration text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +29,14 @@ from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.study import Study
 
 NOTEBOOK = "04_metric_comparison"
-PRIMARY = "Block Influence's mean loss over depths to half of the blocks is below relative magnitude's"
-MATTERS = 0.25  # nats a token: what greedy gains at a third of the blocks
+PRIMARY = "over depths to a third of the blocks, Block Influence's mean loss is within 0.1 nats of relative magnitude's"
+EQUAL = 0.1  # nats a token that count as none, between measures that cost the same
+WORTH = 0.25  # nats a token for which a greedy search, which costs hundreds of evaluations, would be worth it
+DEEP = 0.5  # nats a token that matter where models lose two nats and more
 ITEMS_MATTER = 0.1  # of accuracy
-EQUAL = 0.1  # nats a token that count as none
+THIRD = 1 / 3
 OF_TASKS = ("block_influence", "hidden_norm", "greedy")  # the orders that statements on tasks compare
-TO_HALF = "0 to 50 %"
+TO_THIRD, TO_HALF = "0 to 33 %", "0 to 50 %"
 
 Curves = Mapping[str, np.ndarray]  # measure -> (K, N): mean NLL a token of N blocks of text at K depths, nats
 
@@ -94,7 +98,8 @@ def measure(study: Study) -> Measured:
     few_blocks.say_what_shares_are(study.num_blocks, RATIOS)
     budget, num = study.profile.budget(Budget), study.num_blocks
     sums, greedy = study.activation_sums(), study.greedy_order()
-    counts = [k for k in depth_curves.depths(num, budget.depth_step) if k <= count_at(num, RATIOS[-1])]
+    counts = sorted({*depth_curves.depths(num, budget.depth_step), count_at(num, THIRD)})
+    counts = [k for k in counts if k <= count_at(num, RATIOS[-1])]
     by_order = depth_curves.removals_by_measure(sums, counts, greedy)
     texts = sums.resampled(budget.calibration_resamples, study.profile.seed)
     again = [depth_curves.removals_by_measure(text, counts) for text in texts]
@@ -233,18 +238,20 @@ def area(curve: np.ndarray, counts: Sequence[int]) -> np.ndarray:
 
 
 def best(study: Study, found: Measured) -> pd.DataFrame:
-    """The best measure at each of RATIOS, and for the loss by its mean over the depths to half.
+    """The best measure at each of RATIOS, and for the loss by its mean over the depths to a third and to half.
 
     Greedy, a reference, takes no part. Measures that leave the same blocks stand together.
 
     Returns:
-        on ("perplexity" or a task), removed ("10 %", ..., TO_HALF), best, value (mean NLL a token in nats, or
+        on ("perplexity" or a task), removed ("10 %", ..., TO_THIRD, TO_HALF), best, value (mean NLL a token in nats, or
         accuracy), next (the best of the others), next_value, ahead (what the best gains on it: nats or accuracy), low,
         high (its 95 % interval; of the loss over evaluation and calibration text, of accuracies over items).
     """
     draws, rows, counts = _Draws(study, found), [], ratio_counts(study.num_blocks)
     names = {name: removals for name, removals in found.by_order.items() if name != "greedy"}
-    for removed, depths in (*((r, [k]) for r, k in counts.items()), (TO_HALF, found.counts)):
+    third = [k for k in found.counts if k <= count_at(study.num_blocks, THIRD)]
+    means = {TO_THIRD: third, TO_HALF: found.counts} if third != found.counts else {TO_HALF: found.counts}
+    for removed, depths in ({r: [k] for r, k in counts.items()} | means).items():
 
         def loss(curves: Curves, group: Sequence[str], depths: Sequence[int] = depths) -> float:
             at = [found.counts.index(k) for k in depths]
@@ -312,9 +319,9 @@ def claim(study: Study, found: Measured) -> pd.DataFrame:
         `verdicts.verdicts` of statements on the loss, over evaluation and calibration text, and on every task that the
         dense model does better than chance, at a quarter of the blocks, over items.
     """
-    counts = ratio_counts(study.num_blocks)
-    parts = [_Draws(study, found).judged(lambda curves: loss_statements(curves, found.counts, counts))]
-    quarter = counts.get("25 %")
+    third, quarter = count_at(study.num_blocks, THIRD), ratio_counts(study.num_blocks).get("25 %")
+    others = rivals(found)
+    parts = [_Draws(study, found).judged(lambda curves: loss_statements(curves, found.counts, third, others))]
     for task, results in found.tasks.items():
         dense = result_tables.right(results[study.dense])
         if (
@@ -329,36 +336,41 @@ def claim(study: Study, found: Measured) -> pd.DataFrame:
     return verdicts.verdicts(parts, PRIMARY)
 
 
-def loss_statements(curves: Curves, depths: Sequence[int], counts: Mapping[str, int]) -> list[Statement]:
-    """Statements on the mean losses (K,) of every measure at the K depths.
-
-    Args:
-        counts: from `ratio_counts`.
-    """
-    mean = {name: float(area(curve, depths)) for name, curve in curves.items()}
-    ours, over = mean["block_influence"], "mean loss over depths to half of the blocks"
-    found = [Statement(PRIMARY, ours, mean["relative_magnitude"], "below", MATTERS)]
-    rivals = {
+def rivals(found: Measured) -> dict[str, str]:
+    """The measures that Block Influence should be ahead of, in words; one of two that give the same order."""
+    words = {
         "hidden_norm": "hidden norm's",
         "sequential": "that of the first blocks first",
         "reverse_order": "that of the last blocks first",
         "angular_blocks": "that of runs of the smallest angular distance",
     }
+    if found.by_order["hidden_norm"] == found.by_order["reverse_order"]:
+        words["hidden_norm"] = "hidden norm's, which removes the last blocks first"
+        del words["reverse_order"]
+    return words
+
+
+def loss_statements(curves: Curves, depths: Sequence[int], third: int, others: Mapping[str, str]) -> list[Statement]:
+    """Statements on the mean losses (K,) of every measure at the K depths.
+
+    Args:
+        third: one of the depths, a third of the blocks.
+        others: from `rivals`.
+    """
+    at = list(depths).index(third)
+    mean = {name: float(area(curve[: at + 1], depths[: at + 1])) for name, curve in curves.items()}
+    ours, over = mean["block_influence"], "over depths to a third of the blocks"
+    found = [Statement(PRIMARY, ours - mean["relative_magnitude"], EQUAL, "within")]
     found += [
-        Statement(f"Block Influence's {over} is below {words}", ours, mean[name], "below", MATTERS)
-        for name, words in rivals.items()
-        if name in mean
+        Statement(f"{over}, Block Influence's mean loss is below {words}", ours, mean[name], "below")
+        for name, words in others.items()
     ]
-    if "25 %" in counts:
-        at = list(depths).index(counts["25 %"])
-        apart = curves["greedy"][at] - curves["block_influence"][at]
-        what = f"at a quarter of the blocks the greedy order's loss is within {EQUAL} nats of Block Influence's"
-        found.append(Statement(what, float(apart), EQUAL, "within"))
-    if "50 %" in counts:
-        at = list(depths).index(counts["50 %"])
-        what = "at half of the blocks the greedy order's loss is below Block Influence's"
-        greedy, influence = (float(curves[name][at]) for name in ("greedy", "block_influence"))
-        found.append(Statement(what, greedy, influence, "below", MATTERS))
+    what = f"{over}, the greedy order's mean loss is within {WORTH} nats of Block Influence's"
+    found.append(Statement(what, mean["greedy"] - ours, WORTH, "within"))
+    if at + 1 < len(depths):
+        what = "from a third to half of the blocks, the greedy order's mean loss is below Block Influence's"
+        greedy, influence = (float(area(curves[name][at:], depths[at:])) for name in ("greedy", "block_influence"))
+        found.append(Statement(what, greedy, influence, "below", DEEP))
     return found
 
 

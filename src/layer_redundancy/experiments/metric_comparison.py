@@ -33,9 +33,8 @@ PRIMARY = "over depths to a third of the blocks, Block Influence's mean loss is 
 EQUAL = 0.1  # nats a token that count as none, between measures that cost the same
 WORTH = 0.25  # nats a token for which a greedy search, which costs hundreds of evaluations, would be worth it
 DEEP = 0.5  # nats a token that matter where models lose two nats and more
-ITEMS_MATTER = 0.1  # of accuracy
+SAME_ITEMS, ITEMS_MATTER = 0.1, 0.2  # of accuracy: what counts as none, and what a measure that suits tasks should gain
 THIRD = 1 / 3
-OF_TASKS = ("block_influence", "hidden_norm", "greedy")  # the orders that statements on tasks compare
 TO_THIRD, TO_HALF = "0 to 33 %", "0 to 50 %"
 
 Curves = Mapping[str, np.ndarray]  # measure -> (K, N): mean NLL a token of N blocks of text at K depths, nats
@@ -317,22 +316,21 @@ def claim(study: Study, found: Measured) -> pd.DataFrame:
 
     Returns:
         `verdicts.verdicts` of statements on the loss, over evaluation and calibration text, and on every task that the
-        dense model does better than chance, at a quarter of the blocks, over items.
+        dense model does better than chance, at a tenth and a quarter of the blocks, over items.
     """
-    third, quarter = count_at(study.num_blocks, THIRD), ratio_counts(study.num_blocks).get("25 %")
+    third, counts = count_at(study.num_blocks, THIRD), ratio_counts(study.num_blocks)
     others = rivals(found)
     parts = [_Draws(study, found).judged(lambda curves: loss_statements(curves, found.counts, third, others))]
     for task, results in found.tasks.items():
         dense = result_tables.right(results[study.dense])
-        if (
-            quarter is None
-            or stats.accuracy_interval(round(dense.sum()), len(dense))[0] <= results[study.dense].summary["chance"]
-        ):
-            continue
-        right = np.stack([result_tables.right(results[found.by_order[name][quarter]]) for name in OF_TASKS], axis=1)
-        parts.append(
-            verdicts.judge(task_statements, right, study.profile.bootstrap_resamples, study.profile.seed, task)
-        )
+        low, _ = stats.accuracy_interval(round(dense.sum()), len(dense))
+        if low > results[study.dense].summary["chance"]:
+            for removed, statement in TASK_STATEMENTS.items():
+                if removed in counts:
+                    names = statement.names
+                    right = [result_tables.right(results[found.by_order[name][counts[removed]]]) for name in names]
+                    units, resamples = np.stack(right, axis=1), study.profile.bootstrap_resamples
+                    parts.append(verdicts.judge(statement.of, units, resamples, study.profile.seed, task))
     return verdicts.verdicts(parts, PRIMARY)
 
 
@@ -374,16 +372,30 @@ def loss_statements(curves: Curves, depths: Sequence[int], third: int, others: M
     return found
 
 
-def task_statements(accuracy: np.ndarray) -> list[Statement]:
-    """Statements on accuracies without a quarter of the blocks, by each of OF_TASKS."""
-    ours, *others = map(float, accuracy)
-    return [
-        Statement(
-            f"without a quarter of the blocks, {order} leaves more items right than Block Influence's",
-            other,
-            ours,
-            "above",
-            ITEMS_MATTER,
-        )
-        for order, other in zip(("hidden norm's order", "the greedy order"), others, strict=True)
-    ]
+@dataclass(frozen=True)
+class TaskStatement:
+    """A statement on accuracies without some of the blocks.
+
+    Attributes:
+        names: the two orders of removal that it compares.
+        of: their accuracies (2,) -> the statement.
+    """
+
+    names: tuple[str, str]
+    of: Callable[[np.ndarray], list[Statement]]
+
+
+def _alike(accuracy: np.ndarray) -> list[Statement]:
+    what = "without a tenth of the blocks, the greedy order leaves as many items right as Block Influence's, within 0.1"
+    return [Statement(what, float(accuracy[0] - accuracy[1]), SAME_ITEMS, "within")]
+
+
+def _suits_tasks(accuracy: np.ndarray) -> list[Statement]:
+    what = "without a quarter of the blocks, hidden norm's order leaves more items right than Block Influence's"
+    return [Statement(what, float(accuracy[0]), float(accuracy[1]), "above", ITEMS_MATTER)]
+
+
+TASK_STATEMENTS = {  # by what is removed, as `ratio_counts` names it
+    "10 %": TaskStatement(("greedy", "block_influence"), _alike),
+    "25 %": TaskStatement(("hidden_norm", "block_influence"), _suits_tasks),
+}

@@ -372,8 +372,6 @@ GRID = importance.angular_grid(SUMS)
             ("fewer than none", lambda: stats.bootstrap_means(np.ones((3, 4)), -1, 0), "number of resamples must be"),
             ("resamples beyond memory", lambda: stats.unit_counts(4, 10**13, 0), "number of resamples must be"),
             ("nothing to resample", lambda: stats.bootstrap_means(np.ones((0, 4)), 9, 0), "nothing to resample"),
-            ("no tasks to average", lambda: stats.task_averages([], 9, 0), "nothing to resample"),
-            ("an interval of no draws", lambda: stats.percentile_interval(np.ones(0)), "number of resamples must be"),
             ("a resampling of no seed", lambda: stats.bootstrap_means(np.ones((3, 4)), 9, None), "a seed must be"),
             ("a proportion of nothing", lambda: stats.accuracy_interval(0, 0), "0 of 0 is no proportion"),
             ("more right than there are", lambda: stats.accuracy_interval(4, 3), "4 of 3 is no proportion"),

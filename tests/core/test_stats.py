@@ -10,7 +10,6 @@ import scipy.stats
 
 from direct_importance import made_up, made_up_sums
 from layer_redundancy.core import stats
-from layer_redundancy.experiments import block_pruning
 from layer_redundancy.measures import importance
 
 close = pytest.approx
@@ -57,15 +56,6 @@ def test_bootstrap_resamples_rows_together():
     assert (draws != stats.bootstrap_means(values, 400, seed=4)).any()
 
 
-def test_an_interval_over_seeds_is_wider_than_one_over_text_alone():
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal((1, 40)) + np.array([[0.0], [3.0], [6.0]])
-    low, high = stats.interval_over_seeds_and_units(values, 2000, seed=0)
-    one_low, one_high = stats.interval_over_seeds_and_units(values[1:2], 2000, seed=0)
-    assert low < one_low < values[1].mean() < one_high < high
-    assert stats.interval_over_seeds_and_units(np.ones((3, 5)), 100, seed=0) == (close(1), close(1))
-
-
 # --------------------------------------------------------------------------------------------- streams of draws
 
 
@@ -78,35 +68,6 @@ def test_draws_of_means():
     draws = stats.bootstrap_means(made_up(7, 3), 5, seed=11)
     exactly(draws[0], [0.2998585572842999, 0.562942008486563, 0.5403111739745403])
     assert stats.bootstrap_means(made_up(6, 3, 3), 4, seed=2).shape == (4, 3, 3)
-
-
-def test_draws_of_a_claim():
-    def statements(mean: np.ndarray) -> list[stats.Statement]:
-        a, b, c = map(float, mean)
-        return [("first above second", a, b, a > b), ("second above third", b, c, b > c)]
-
-    table = stats.claim(statements, made_up(7, 3), 60, seed=10)
-    assert list(table.columns) == ["statement", "measured", "threshold", "holds", "certainty"]
-    assert table["holds"].tolist() == [False, True]
-    same(table["certainty"], [0.31666666666666665, 0.5666666666666667])
-
-
-def test_draws_of_averages_over_tasks_go_on_from_task_to_task():
-    tasks = [np.stack([made_up(n), made_up(n)[::-1]], axis=1) for n in (9, 5)]
-    means, draws = stats.task_averages(tasks, 4, seed=5)
-    same(means, [0.4067106710671067, 0.40671067106710673])
-    expected = [
-        [0.4778877887788779, 0.3910891089108911],
-        [0.47249724972497253, 0.452035203520352],
-        [0.38965896589658966, 0.35709570957095715],
-        [0.49240924092409244, 0.3765676567656766],
-    ]
-    same(draws, expected)
-
-
-def test_draws_over_seeds_and_units():
-    interval = stats.interval_over_seeds_and_units(made_up(3, 8), 50, seed=6)
-    same(interval, (0.2976485148514852, 0.5659653465346534))
 
 
 # ---------------------------------------------------------------------------------- and of those who draw from them
@@ -128,12 +89,6 @@ def test_draws_of_calibration_texts():
     same(again.tokens - 9, np.array([63, 3, 3, 22, 3, 3]) / 101)
 
 
-def test_draws_of_best_starts():
-    table = block_pruning.best_starts(made_up_sums(), 50, seed=8)
-    assert table["start"].tolist() == [3, 0, 1] and table["high"].tolist() == [3, 2, 1]
-    same(table["certainty"], [0.46, 0.46, 0.68])
-
-
 def test_kendalls_tau_of_many_rankings_is_scipys():
     rng = np.random.default_rng(0)
     first, others = rng.permutation(30), rng.integers(0, 12, (200, 30)).astype(float)
@@ -144,11 +99,3 @@ def test_kendalls_tau_of_many_rankings_is_scipys():
     tied = rng.integers(0, 5, 30)
     expected = [scipy.stats.kendalltau(tied, other).statistic for other in others]
     np.testing.assert_allclose(stats.kendall_taus(tied, others), expected, rtol=0, atol=1e-14)
-
-
-def test_a_statement_without_a_number_is_not_made():
-    def statements(mean):
-        return [("of nothing", np.nan, 1.0, False), ("of something", mean[0], 0.0, mean[0] > 0)]
-
-    table = stats.claim(statements, np.ones((4, 1)), 10, seed=0)
-    assert table["statement"].tolist() == ["of something"] and table.index.tolist() == [0]

@@ -54,12 +54,10 @@ def render(template: str, tables: Tables | None = None, folder: Path = TEMPLATES
     environment.globals |= {
         "row": tables.row,
         "rows": tables.rows,
-        "holds": tables.holds,
-        "fails": tables.fails,
         "verdict": tables.verdict,
         "compare": compare,
         "finding": finding,
-        "verdicts": lambda name: verdicts(tables, name),
+        "verdicts": lambda name: verdicts(tables.table(name)),
         "primary": lambda name: primary(tables, name),
         "share": share,
         "kept": kept,
@@ -82,13 +80,13 @@ def render(template: str, tables: Tables | None = None, folder: Path = TEMPLATES
 
 
 def finding(name: str, *checks: Check, caller: Callable[[], str]) -> str:
-    """A paragraph, if the tables still say what it says: `{% call finding("name", holds(...)) %}...{% endcall %}`.
+    """A paragraph, if the tables still say what it says: `{% call finding("name", verdict(...)) %}...{% endcall %}`.
 
     Raises:
         StudyError: they do not, or nothing is checked.
     """
     if not checks:
-        raise StudyError(f"finding {name!r} is tied to nothing: give it what it claims (holds, fails, compare)")
+        raise StudyError(f"finding {name!r} is tied to nothing: give it what it claims (verdict, compare)")
     for check in checks:
         if not check.true:
             raise StudyError(f"finding {name!r} turned: the prose says that {check.words}, but {check.found}")
@@ -97,23 +95,8 @@ def finding(name: str, *checks: Check, caller: Callable[[], str]) -> str:
     return ("\n" if text.startswith("**") else "") + text + "\n"  # a bold answer begins a paragraph
 
 
-def verdicts(tables: Tables, name: str) -> str:
-    """The statements of a claim's table and what became of them, folded."""
-    if "verdict" in tables.table(name):
-        return _verdicts(tables.table(name))
-    lines = ["| statement | measured | threshold | holds | certainty |", "| --- | --- | --- | --- | --- |"]
-    found = tables.rows(name)
-    for row in found:
-        what = "; ".join(_plain(row[column]) for column in ("statement", "on", "removed") if column in row)
-        certainty = "" if math.isnan(row.certainty) else f"{row.certainty:.2f}"
-        numbers = f"{row.measured:.3g} | {row.threshold:.3g}"
-        lines.append(f"| {what} | {numbers} | {'yes' if row.holds else 'no'} | {certainty} |")
-    held = sum(bool(row.holds) for row in found)
-    summary = f"<details><summary>Statements that were tested: {held} of {len(found)} hold</summary>"
-    return "\n".join([summary, "", *lines, "", "</details>"])
-
-
-def _verdicts(table: pd.DataFrame) -> str:
+def verdicts(table: pd.DataFrame) -> str:
+    """A notebook's statements and their verdicts, folded."""
     shown = shown_verdicts(table)
     head, rule = "| " + " | ".join(shown.columns) + " |", "| " + " | ".join("---" for _ in shown.columns) + " |"
     lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in shown.to_numpy()]
@@ -129,11 +112,7 @@ def primary(tables: Tables, name: str) -> str:
         StudyError: no such table, or no one primary statement in it.
     """
     row = tables.row(name, role="primary")
-    return f"*{row.verdict}*: {_plain(row.statement)} ({row.measured:.3g} against {row.threshold:.3g})"
-
-
-def _plain(value: Any) -> str:
-    return str(value).replace("task/", "").replace("|", "\\|") if isinstance(value, str) else f"{value} removed"
+    return f"*{row.verdict}*: {row.statement} ({row.measured:.3g} against {row.threshold:.3g})"
 
 
 # ---------------------------------------------------------------------------------------------------- numbers

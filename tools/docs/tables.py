@@ -17,7 +17,6 @@ from layer_redundancy.core.errors import StudyError
 
 EMBEDDED = paths.ROOT / "figures" / "embedded"
 BENCH = paths.ROOT / "figures" / "bench"
-CERTAIN = 0.95  # share of resamples from which on a verdict is called certain
 
 
 @dataclass(frozen=True)
@@ -141,21 +140,6 @@ class Tables:
 
     # ------------------------------------------------------------------------------------------------ claims
 
-    def holds(self, table: str, statement: str, certain: bool | None = None, **where: Any) -> Check:
-        """That a statement of a claim's table holds, and if `certain` is given, whether that is certain.
-
-        Args:
-            table: name of the claim's table.
-            statement: its statement, word for word.
-            certain: True: at least 95 % of the resamples agree; False: fewer do; None: the prose does not say.
-            where: what else names the row.
-        """
-        return self._verdict(True, table, statement, certain, where)
-
-    def fails(self, table: str, statement: str, certain: bool | None = None, **where: Any) -> Check:
-        """That a statement of a claim's table does not hold; see `holds`."""
-        return self._verdict(False, table, statement, certain, where)
-
     def verdict(self, table: str, statement: str, verdict: str, **where: Any) -> Check:
         """That the data say so of a statement.
 
@@ -171,18 +155,6 @@ class Tables:
             row.verdict == verdict,
             f"{table}.csv{f' ({_named(where)})' if where else ''}: {row.verdict}, difference {row.difference:g} "
             f"({row.low:g} to {row.high:g}), p {row.p:g}",
-        )
-
-    def _verdict(self, expected: bool, table: str, statement: str, certain: bool | None, where: Mapping) -> Check:
-        row = self.row(table, statement=statement, **where)
-        agree = row.certainty if row.holds else 1 - row.certainty  # of the resamples, with the verdict
-        true = bool(row.holds) == expected and (certain is None or (agree >= CERTAIN) == certain)
-        surely = {True: "certainly ", False: "not for certain, ", None: ""}[certain]
-        return Check(
-            f"{statement!r} {surely}{'holds' if expected else 'does not hold'}",
-            true,
-            f"{table}.csv{f' ({_named(where)})' if where else ''}: measured {row.measured:g}, "
-            f"threshold {row.threshold:g}, {'holds' if row.holds else 'does not hold'}, certainty {row.certainty:g}",
         )
 
 

@@ -8,21 +8,17 @@ Resampling is with replacement, as many as there are. R is the number of resampl
 blocks of text, items, prompts or calibration sequences.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 from layer_redundancy.core.arguments import is_whole, plain, shown, whole
 from layer_redundancy.core.errors import StudyError
 
-INTERVAL = (2.5, 97.5)  # percentiles of every bootstrap interval
+INTERVAL = (2.5, 97.5)  # percentiles of resampled places in an order, which have no standard error
 MOST = 10**6  # resamples: more move no interval, and no memory holds them
-
-CLAIM = ["statement", "measured", "threshold", "holds", "certainty"]  # columns of a table of statements
-Statement = tuple[str, float, float, bool]  # the statement, measured, threshold, whether it holds
 
 
 # ------------------------------------------------------------------------------------- intervals without resampling
@@ -157,13 +153,6 @@ def crossed_interval(values: np.ndarray) -> tuple[float, float]:
 # --------------------------------------------------------------------------------------- one kind of unit resampled
 
 
-def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of bootstrap draws (R,). Raises StudyError if there are none."""
-    _checked(len(draws), len(draws))
-    low, high = np.percentile(draws, INTERVAL)
-    return float(low), float(high)
-
-
 def weighted_sums(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """(R, N) weights of N rows of values (N, M) -> float64 (R, M), the same to the last bit wherever the operands lie.
 
@@ -195,78 +184,6 @@ def bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray
     num = len(values)
     means = weighted_sums(unit_counts(num, resamples, seed) / num, values.reshape(num, -1).astype(float))
     return means.reshape(resamples, *values.shape[1:])
-
-
-def claim(
-    statements: Callable[[np.ndarray], list[Statement]], values: np.ndarray, resamples: int, seed: int
-) -> pd.DataFrame:
-    """Statements about means over blocks of text or items, and how certain they are.
-
-    Args:
-        statements: (M,) means -> statements, as many and in the same order whatever the means.
-        values: (N, M) values of N blocks of text or items.
-        resamples: bootstrap resamples of the N, drawn by `bootstrap_means`.
-        seed: the seed of the resampling.
-
-    Returns:
-        statement, measured, threshold, holds, certainty (share of the resamples in which it holds too); as `stated`.
-    """
-    whole = statements(values.mean(0))
-    again = [statements(mean) for mean in bootstrap_means(values, resamples, seed)]
-    rows = [
-        {
-            "statement": name,
-            "measured": value,
-            "threshold": threshold,
-            "holds": holds,
-            "certainty": np.mean([other[i][-1] for other in again]),
-        }
-        for i, (name, value, threshold, holds) in enumerate(whole)
-    ]
-    return stated(pd.DataFrame(rows, columns=CLAIM))
-
-
-def stated(claims: pd.DataFrame) -> pd.DataFrame:
-    """A table of statements without those of which there is no number: such a one neither holds nor fails."""
-    return claims.dropna(subset=["measured", "threshold"]).reset_index(drop=True)
-
-
-# ------------------------------------------------------------------------------------- several kinds of unit resampled
-
-
-def task_averages(tasks: Sequence[np.ndarray], resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Averages over tasks, each weighing the same, and again over each task's resampled items.
-
-    Args:
-        tasks: for each task (N, M), the scores of its N items under M methods; N differs between tasks. One stream
-            goes through the tasks in turn, so that their order matters; methods share the draws.
-
-    Returns:
-        (M,) averages and (R, M) averages of the resamples, float64.
-    """
-    _checked(min(map(len, tasks), default=0), resamples)
-    rng = generator(seed)
-    num_methods = tasks[0].shape[1]
-    means, draws = np.zeros(num_methods), np.zeros((resamples, num_methods))
-    for values in tasks:
-        num = len(values)
-        weights = rng.multinomial(num, np.full(num, 1 / num), size=resamples) / num
-        means += values.mean(0) / len(tasks)
-        draws += np.einsum("rn,nm->rm", weights, values) / len(tasks)
-    return means, draws
-
-
-def interval_over_seeds_and_units(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of (S, N) values over S training seeds and N units, both resampled.
-
-    Seeds are drawn first, then units.
-    """
-    num_seeds, num = values.shape
-    _checked(min(num_seeds, num), resamples)
-    rng = generator(seed)
-    rows = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples) / num_seeds
-    columns = rng.multinomial(num, np.full(num, 1 / num), size=resamples) / num
-    return percentile_interval(np.einsum("rs,sn,rn->r", rows, values, columns))
 
 
 # ------------------------------------------------------------------------------------------------- rank correlation

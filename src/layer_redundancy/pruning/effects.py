@@ -27,7 +27,8 @@ def ranking(study: Study, by: str) -> pd.DataFrame:
     if by in registry.REGISTRY and isinstance(registry.REGISTRY[by].kind, registry.Activations):
         sums = study.activation_sums()
         score = importance.scores(sums, by)
-        low, high = np.percentile(importance.bootstrap_scores(sums, by, resamples, seed), stats.INTERVAL, axis=0)
+        draws = importance.bootstrap_scores(sums, by, resamples, seed).T
+        low, high = np.transpose([stats.interval(*one, len(sums.tokens)) for one in zip(score, draws, strict=True)])
         _, ranks = layer_importance.order_stability(sums, by, resamples, seed)
         table = pd.DataFrame({"block": ranks["block"], "rank": ranks["rank"], "score": score, "low": low, "high": high})
         table = table.assign(rank_low=ranks["low"].astype(int), rank_high=ranks["high"].astype(int))

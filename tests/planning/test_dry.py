@@ -42,8 +42,12 @@ def test_single_removal_by_hand():
     assert text.block_tokens == (32 + 31 * 32 // 2) * tokens
     assert text.head_tokens == 33 * tokens
     assert mmlu.block_tokens == (32 + 31 * 32 // 2) * 1_740_000 and mmlu.head_tokens == 33 * 14042
-    # Plain forwards of the dense model and of every eleventh variant, on one block of text.
-    assert [one.block_tokens for one in ledger.of(Pass)] == [1023 * blocks for blocks in (32, 31, 31)]
+    # Plain forwards of the dense model and of every eleventh variant, on one block of text; the importance pass; and
+    # text and questions with block 10 for the first token and for others, blocks 11 to 31 four times or twice.
+    *plain, importance, of_text, of_questions = [one.block_tokens for one in ledger.of(Pass)]
+    assert plain == [1023 * blocks for blocks in (32, 31, 31)] and importance == 32 * 256 * 1024
+    assert of_text == 16 * 1024 * (11 + 4 * 21)
+    assert of_questions / (11 + 2 * 21) == pytest.approx(200 / 14042 * mmlu.amount.tokens, rel=0.01)
     assert ledger.loads == {LLAMA: 1}
 
 

@@ -58,7 +58,7 @@ class FirstToken:
 def block_of(sums: ActivationSums) -> int | None:
     """The block after which the first token's norm, in units of the others' mean norm, has grown most; None where it is
     below OUTSIZED of them after every block."""
-    others = (sums.norm - sums.first_norm).sum(0) / max(sums.tokens.sum() - len(sums.tokens), 1)
+    others = ((sums.norm - sums.first_norm) / np.maximum(sums.tokens - 1, 1)[:, None]).mean(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         times = sums.first_norm.mean(0) / others  # (L + 1,)
         growth = times[1:] / times[:-1]

@@ -239,7 +239,7 @@ def generation_compared(study):
         pytest.param(single_claim, 2, 1, id="02: two blocks have no inner one, but a first token"),
         pytest.param(single_claim, 3, 3, id="02: three blocks have one between first and last"),
         pytest.param(capability_orders, 2, 0, id="02: orders of two have no rank correlation"),
-        pytest.param(capability_orders, 3, 8, id="02: orders of three have"),
+        pytest.param(capability_orders, 3, 5, id="02: orders of three have; some measures give the same"),
         pytest.param(ratio_claim, 2, 0, id="03: a single step has no steadiness"),
         pytest.param(ratio_claim, 3, 1, id="03: two steps have"),
         pytest.param(left, 2, 4, id="03: of two blocks one can go"),

@@ -191,6 +191,17 @@ def test_pruned_and_quantized_studies_share_text_and_store(study, tmp_path, monk
     assert again.pruned([1, 3]).identity == pruned.identity and "stack" not in vars(again), "made once"
 
 
+def test_texts_for_gptq_have_no_block_in_common(study):
+    whole = study(quantization_blocks=3, text=replace(profiles.get("smoke").text, calibration_blocks=4))
+    texts = whole.quantization_texts(3)
+    blocks = [tuple(block) for text in texts for block in text.input_ids.tolist()]
+    assert len(set(blocks)) == 9 and [text.split for text in texts] == ["calibration"] * 3
+    assert texts[0].input_ids.equal(whole.calibration.input_ids[:3]), "what `quantized` reads by itself"
+    assert [text.corpus for text in texts] == ["wikipedia", "wikipedia, part 2", "wikipedia, part 3"]
+    all_of_it = whole.with_profile(quantization_blocks=None).quantization_texts(10**6)
+    assert {len(text.input_ids) for text in all_of_it} == {4} and len(all_of_it) > 100, "as many as there are"
+
+
 def test_size_on_disk_is_that_of_an_export_of_16_bits(study):
     whole = study()
     variant = variants.without(5, [0, 2])

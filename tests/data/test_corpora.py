@@ -93,6 +93,13 @@ def test_fewer_blocks_are_the_first_of_more(tokenizer):
     assert len({tuple(block) for block in many.tolist()}) == 200
 
 
+def test_fewer_blocks_will_do_where_there_are_no_more(tokenizer):
+    every = token_blocks(budget(100_000), tokenizer, "calibration", least=5).input_ids
+    assert 200 < len(every) < 100_000 and every[:5].equal(token_blocks(budget(5), tokenizer, "calibration").input_ids)
+    with pytest.raises(StudyError, match=r"gives \d+ calibration blocks of 64 tokens .*, not 90000"):
+        token_blocks(budget(100_000), tokenizer, "calibration", least=90_000)
+
+
 def test_first_blocks_come_from_different_articles(tokenizer):
     texts = articles("wikipedia", "calibration")
     blocks = token_blocks(budget(32, length=128), tokenizer, "calibration").input_ids

@@ -102,6 +102,8 @@ def test_damages_add_up_against_the_smaller_one_and_the_spread_of_draws():
     assert other.verdict == "refuted" and other.measured == pytest.approx(0.5), (
         "0.1 nats of the smaller 0.2, not of 1.2"
     )
+    more = held.loc[[table2.COSTS_MORE.format(bits) for bits in (4, 3)], "verdict"].tolist()
+    assert more[1] == "supported" and more[0] in ("undecided", "not testable here")
     # The same mean, from texts that differ more than the margin.
     unsure = claim(precision("4", 4, 0.3, spread=0.1)).loc[table2.PRIMARY]
     assert unsure.verdict == "not testable here" and unsure.power < 0.8

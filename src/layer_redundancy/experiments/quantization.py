@@ -56,6 +56,7 @@ MATTERS = 0.1  # nats by which one model must be better than another to be prefe
 ADDS_UP = (
     "the paper's share of blocks removed, GPTQ at {} bits: the damages add up, within a quarter of the smaller one"
 )
+COSTS_MORE = "the paper's share of blocks removed, GPTQ at {} bits: both together cost more than the sum"
 PRIMARY = ADDS_UP.format(4)
 
 NOTEBOOK = "07_quantization"
@@ -689,9 +690,9 @@ def claim(
         seed: seed of the resampling.
 
     Returns:
-        The table of `verdicts.verdicts`: whether the damages add up, whether 8 bits are free, whether the order of the
-        two steps matters, and whether fewer bits cost less than fewer blocks of the same size. Of a model of one block,
-        what needs no removal.
+        The table of `verdicts.verdicts`: whether the damages add up, or cost more together, whether 8 bits are free,
+        whether the order of the two steps matters, and whether fewer bits cost less than fewer blocks of the same size.
+        Of a model of one block, what needs no removal.
     """
     full, *others = _at_all_depths(precisions)
     dense, pruned, parts = removals[0], removals[k], []
@@ -709,6 +710,7 @@ def claim(
         elif k:
             columns = [full.nll[dense], full.nll[pruned], one.nll[dense], one.nll[pruned]]
             judge(columns, partial(_adds_up, str(one.bits)))
+            judge(columns, partial(_costs_more, str(one.bits)))
         if one.first is not None:
             judge([full.nll[dense], one.nll[dense], one.nll[pruned], one.first], partial(_same_in_both_orders, one))
     by_bits = {one.bits: one for one in (full, *others)}
@@ -721,6 +723,10 @@ def claim(
 
 def _adds_up(bits: str, mean: np.ndarray) -> Statement:
     return Statement(ADDS_UP.format(bits), of_smaller(mean), ADDITIVE, "within")
+
+
+def _costs_more(bits: str, mean: np.ndarray) -> Statement:
+    return Statement(COSTS_MORE.format(bits), of_smaller(mean), 0.0, "above", ADDITIVE)
 
 
 def _is_free(mean: np.ndarray) -> Statement:

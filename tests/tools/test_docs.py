@@ -299,9 +299,9 @@ def test_a_page_with_a_picture_that_is_nowhere_or_a_place_is_refused(tmp_path):
             notebooks.page(tmp_path / "01_own.ipynb")
 
 
-def test_the_primary_statement_of_a_notebook_is_a_line(tmp_path):
+def test_a_statement_and_its_verdict_are_a_line(tmp_path):
     rows = [("", "a", 1.0, 2.0, "refuted"), ("primary", "b | c", 0.5, 0.25, "supported")]
     columns = ["role", "statement", "measured", "threshold", "verdict"]
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "own_claim.csv", index=False)
-    found = rendered(tmp_path, "{{ primary('own_claim') }}", Tables((tmp_path,)))
-    assert found == "*supported*: b \\| c (0.5 against 0.25)"
+    found = rendered(tmp_path, "{{ told('own_claim') }} {{ told('own_claim', 'a') }}", Tables((tmp_path,)))
+    assert found == "*supported*: b \\| c (0.5 against 0.25) *refuted*: a (1 against 2)"

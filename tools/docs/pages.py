@@ -58,7 +58,7 @@ def render(template: str, tables: Tables | None = None, folder: Path = TEMPLATES
         "compare": compare,
         "finding": finding,
         "verdicts": lambda name: verdicts(tables.table(name)),
-        "primary": lambda name: primary(tables, name),
+        "told": lambda name, statement="": told(tables, name, statement),
         "share": share,
         "kept": kept,
         "above_chance": above_chance,
@@ -105,13 +105,13 @@ def verdicts(table: pd.DataFrame) -> str:
     return "\n".join([f"<details><summary>Statements: {summary}</summary>", "", head, rule, *lines, "", "</details>"])
 
 
-def primary(tables: Tables, name: str) -> str:
-    """A notebook's primary statement, its numbers and its verdict, in a line.
+def told(tables: Tables, name: str, statement: str = "") -> str:
+    """What the data say of a statement of a table of verdicts, in a line; of the primary one if none is named.
 
     Raises:
-        StudyError: no such table, or no one primary statement in it.
+        StudyError: no such table, or no one such statement in it.
     """
-    row = tables.row(name, role="primary")
+    row = tables.row(name, statement=statement) if statement else tables.row(name, role="primary")
     return f"*{row.verdict}*: {row.statement} ({row.measured:.3g} against {row.threshold:.3g})"
 
 

@@ -326,7 +326,7 @@ def test_runs_of_blocks_leave_at_least_one(plan, blocks, deep):
     chosen = block_pruning.runs(sums(num_blocks=blocks), ns)
     assert all(len(variant) == blocks - n for of in chosen.values() for n, variant in of.items())
     assert len(block_pruning.best_starts(sums(num_blocks=blocks), 20, 0)) == blocks - 1
-    assert healing.last_blocks(plan(blocks))[-1] == blocks - 1
+    assert 1 <= healing.num_removed(plan(blocks)) < blocks
 
 
 @pytest.mark.parametrize("depths, per_method", [([1], 1), ([2], 1), ([1, 2], 3), ([1, 2, 3], 3)], ids=str)

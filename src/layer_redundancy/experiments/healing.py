@@ -108,11 +108,6 @@ def selection_recipe(study: Study) -> str:
     return recipes.describe(study.profile.budget(Budget).selection_recipe)
 
 
-def last_blocks(study: Study) -> tuple[int, ...]:
-    """The last blocks, the very last among them: what the paper's recipe removes."""
-    return tuple(range(study.num_blocks - num_removed(study), study.num_blocks))
-
-
 @dataclass(frozen=True, eq=False)
 class Measured:
     """Recipes and selections.

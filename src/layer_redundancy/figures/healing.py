@@ -89,6 +89,7 @@ def recipes(rows: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=5))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.margins(x=0.15)
         elif column != "damage":
             axes.set_xlim(0, 1.12 * axes.get_xlim()[1])
         axes.set_xlabel(label, fontsize=9)

@@ -155,7 +155,7 @@ class Pruned:
         count: number of removed blocks.
         removed: the removed blocks.
         loss: result of the perplexity measurement.
-        tasks: results by task; of trained models the first seed's alone have them.
+        tasks: results by task; of trained models those of the first seed without a quarter of the blocks have them.
         training: what the training took; None without.
         seed: seed of the training.
     """
@@ -239,7 +239,8 @@ def measure(study: Study) -> Measured:
         removed = variants.removed_blocks(num, chosen[rule or SIMPLE][n])
         other = study.healed(removed, recipe_for(study, rule or WHOLE), budget.training, seed)
         training = other.training()
-        (of,) = _swept(other, {(rule, n): other.dense}, perplexity, with_tasks=seed == 0 and rule != LAST)
+        judged = seed == 0 and n == quarter(deep, num) and rule in HEALED_RULES
+        (of,) = _swept(other, {(rule, n): other.dense}, perplexity, with_tasks=judged)
         found.append(replace(of, healed=True, removed=removed, training=training, seed=seed))
         other.unload()
     return Measured(sums, perplexity, ns, deep, found)
@@ -355,15 +356,16 @@ def curve_table(found: Sequence[Pruned], tokens_a_step: int) -> pd.DataFrame:
 
 
 def last_block_table(found: Sequence[Pruned]) -> pd.DataFrame:
-    """What it costs to lose the very last block too, rather than the one before the others: last blocks - simple rule.
+    """What it costs to lose the very last block too, rather than the one before the others: last blocks - simple rule,
+    up to the depth at which models are healed last; beyond it both are far worse than a guess.
 
     Returns:
         count, healed, difference (nats a token, paired by blocks of text and seeds), low, high (95 %), seeds.
     """
-    groups = _groups(found)
-    rows = []
+    groups, rows = _groups(found), []
+    deepest = max(count for _, healed, count in groups if healed)
     for (rule, healed, count), runs in groups.items():
-        if rule == LAST and (SIMPLE, healed, count) in groups:
+        if count <= max(deepest, *FEW) and rule == LAST and (SIMPLE, healed, count) in groups:
             pairs = zip(runs, groups[SIMPLE, healed, count], strict=True)
             values = np.stack([one.nll - other.nll for one, other in pairs])
             rows.append((count, healed, values.mean(), *_crossed(values), len(values)))
@@ -410,7 +412,7 @@ def claim(found: Sequence[Pruned], num_blocks: int, resamples: int, seed: int) -
     groups = _groups(found)
     healed = sorted({count for _, trained, count in groups if trained and count})
     deep, few = quarter(healed, num_blocks), min(healed)
-    last = [n for n in FEW if (LAST, False, n) in groups]
+    more = [n for n in FEW[1:] if (LAST, False, n) in groups]
     keys = list(groups)
     seeds = max(len(runs) for runs in groups.values())
     # What is not trained, or once, is the same whatever the seed.
@@ -422,7 +424,6 @@ def claim(found: Sequence[Pruned], num_blocks: int, resamples: int, seed: int) -
         at = dict(zip(keys, means, strict=True))
         before, after = at[SIMILARITY, False, deep], at[SIMILARITY, True, deep]
         damage = before - at["", False, 0]
-        gone = f"{counted(few, 'block')} gone"
         stated = [
             Statement(PRIMARY, at[SIMPLE, True, deep] - after, COMPARABLE, "within"),
             Statement(
@@ -438,15 +439,16 @@ def claim(found: Sequence[Pruned], num_blocks: int, resamples: int, seed: int) -
                 (before - after) / damage if damage > 0 else np.nan, 0.9, matters=MATTERS,
             ),
             Statement(
-                f"losing the last block too costs more, {counted(max(last), 'block')} or fewer gone (nats, mean)",
-                float(np.mean([at[LAST, False, n] - at[SIMPLE, False, n] for n in last])), 0.0, matters=MATTERS,
+                "of one block, losing the last costs more than losing the one before it (nats)",
+                at[LAST, False, 1] - at[SIMPLE, False, 1], 0.0, matters=MATTERS,
             ),
             Statement(
-                "losing the last block too costs more, a quarter of the blocks gone (nats)",
-                at[LAST, False, deep] - at[SIMPLE, False, deep], 0.0, matters=MATTERS,
+                "of two or three blocks, losing the last ones costs more than sparing the very last (nats, mean)",
+                float(np.mean([at[LAST, False, n] - at[SIMPLE, False, n] for n in more])) if more else np.nan,
+                0.0, matters=MATTERS,
             ),
             Statement(
-                f"losing the last block too costs more once healed, {gone} (nats)",
+                f"losing the last block too costs more once healed, {counted(few, 'block')} gone (nats)",
                 at[LAST, True, few] - at[SIMPLE, True, few], 0.0, matters=MATTERS,
             ),
         ]  # fmt: skip

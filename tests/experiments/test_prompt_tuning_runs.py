@@ -380,7 +380,9 @@ def test_the_papers_numbers_stand_beside_ours(study):
 
 def test_a_rate_is_judged_on_the_validation_part_alone(study):
     built = study(seeds=(0, 1))
-    error = prompt_tuning.validation_error(built, 1e-3, seed=5)
+    (trial,) = prompt_tuning.trials(built)
+    assert (trial.rate, trial.batch, trial.steps) == (prompt_tuning.budget_of(built).weights_rate, 4, 1)
+    error = trial.loss(1e-3, 5)
     runs = [Run("amazon_reviews", WEIGHTS, kept, 5) for kept in (1, 3)]
     found = prompt_tuning.results(study(weights_rate=1e-3), runs, "validation")
     assert error == pytest.approx(1 - np.mean([result.arrays["correct"].mean() for result in found.values()]))

@@ -28,6 +28,7 @@ from layer_redundancy.core.wording import counted
 from layer_redundancy.data import classification_sets
 from layer_redundancy.data.classification_sets import LabelledPrompts, PromptChoice
 from layer_redundancy.evaluate.amounts import Pass, Training, Work
+from layer_redundancy.experiments.learning_rates import Trial
 from layer_redundancy.models import checkpoints, loading, surgery
 from layer_redundancy.study import Study
 from layer_redundancy.train import healing, training_loop
@@ -686,17 +687,29 @@ def sizes_beside_paper(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def trials(study: Study) -> list[Trial]:
+    """What `make rates` may try: fine-tuning at all depths together, whose rates follow from one."""
+    budget = budget_of(study)
+    shots = budget.shots * len(classification_sets.SOURCES[budget.datasets[0]].labels)
+    steps = math.ceil(budget.epochs[1] * shots / budget.batch)
+
+    def error(rate: float, seed: int) -> float:
+        return validation_error(study, rate, seed)
+
+    return [Trial("prompt_tuning", "all depths", "all weights", steps, budget.batch, budget.weights_rate, error)]
+
+
 def validation_error(study: Study, rate: float, seed: int) -> float:
     """How many texts of the validation part are labelled wrong at a learning rate, the mean over depths and data sets.
 
-    By this `weights_rate` is chosen (`make rates`): no test text has a part in it.
+    By this `weights_rate` is chosen: no test text has a part in it.
 
     Args:
         rate: the learning rate of fine-tuning all blocks; fewer have theirs by `Budget.rate_power`.
         seed: seed of the draw of the shots.
 
     Returns:
-        The share, 0 to 1; nan where a training breaks down.
+        The share, 0 to 1.
     """
     study = study.with_budget("prompt_tuning", weights_rate=rate)
     budget, runs = budget_of(study), []

@@ -100,7 +100,6 @@ def test_claims_say_who_wins():
         recipes.PRIMARY: "supported",
         "trained, reverse order beats Block Influence (nats)": "refuted",
         "trained, reverse order beats single-block perplexity (nats)": "refuted",
-        "trained, reverse order beats a random selection (nats)": "refuted",
         "LoRA brings back half of what copying lost (accuracy)": "supported",
         "training head and last blocks brings back half of what copying lost (accuracy)": "refuted",
     }
@@ -117,7 +116,7 @@ def test_rounding_and_the_heads_part_are_judged_where_they_were_measured():
     row = claim.loc["QLoRA is behind LoRA by less than rounding costs untrained (nats)"]
     assert row["measured"] == pytest.approx(0.02) and row["threshold"] == pytest.approx(0.2)
     assert row["verdict"] == "supported"
-    assert claim.loc["it does as well without training the head (nats)", "verdict"] == "supported"
+    assert claim.loc["training the head too helps the last blocks (nats)", "measured"] == pytest.approx(0.01)
 
 
 def test_the_papers_ranking_does_not_hold_at_50_percent():

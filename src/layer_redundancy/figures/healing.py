@@ -18,7 +18,7 @@ LEVELS = {
     "untrained": (GREY, "--", "blocks removed, untrained"),
     "unigram": (GREY, ":", "a model of single tokens"),
 }
-FAR = 1.5  # times the highest value that is drawn
+FAR = 1.25  # times the highest value that is drawn
 
 
 def _levels(axes: Axes, levels: Mapping[str, float], which: str, highest: float = np.inf) -> None:

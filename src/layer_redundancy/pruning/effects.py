@@ -143,7 +143,7 @@ def costs(
     chance = {task.items.name: task.items.chance for task in study.tasks}
     found = benchmarks.table(both, chance) if both else pd.DataFrame()
     for name in both:
-        rows = found[found["task"] == name].set_index("method")
+        rows = found[found["task"] == name].set_index("model")
         one = rows.loc["pruned"]
         tasks.append(
             {

@@ -59,9 +59,6 @@ def render(template: str, tables: Tables | None = None, folder: Path = TEMPLATES
         "finding": finding,
         "verdicts": lambda name: verdicts(tables.table(name)),
         "told": lambda name, statement="": told(tables, name, statement),
-        "share": share,
-        "kept": kept,
-        "above_chance": above_chance,
         "exp": math.exp,
         "card": card,
     }
@@ -145,25 +142,3 @@ def interval(row: Row, column: str, digits: int = 0, scale: float = 1) -> str:
     """The 95 % interval of a column, as "low to high"."""
     low, high = (f"{column}_{end}" if f"{column}_{end}" in row else end for end in ("low", "high"))
     return f"{fixed(scale * row[low], digits)} to {fixed(scale * row[high], digits)}"
-
-
-def share(row: Row, column: str) -> Accuracy:
-    """A share in some other column than `accuracy`, printed like one."""
-    return Accuracy(row[column], (row.low, row.high), int(row.n))
-
-
-def kept(after: Row, before: Row) -> str:
-    """The share of an accuracy that is left, with the number of items."""
-    return f"{100 * after.accuracy.value / before.accuracy.value:.0f} % (n = {_items(after, before)})"
-
-
-def above_chance(after: Row, before: Row) -> str:
-    """The share that is left of what exceeds chance, with the number of items."""
-    left, whole = (row.accuracy.value - row.chance for row in (after, before))
-    return f"{100 * left / whole:.0f} % (n = {_items(after, before)})"
-
-
-def _items(after: Row, before: Row) -> int:
-    if after.n != before.n:
-        raise StudyError(f"accuracies on {after.n:g} and on {before.n:g} items are no share of one another")
-    return int(after.n)

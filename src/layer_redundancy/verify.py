@@ -353,14 +353,15 @@ def summary(verdicts: Sequence[Verdict], name: str) -> str:
 
 
 def saved_tables(notebook: Path) -> list[str]:
-    """Names of the tables that a notebook hands to `save`, `save_table` and `save_verdicts`; "name*" where only the
-    beginning is written there."""
+    """Names of the tables that a notebook hands to `Study.save` and its likes; "name*" where only the beginning is
+    written there."""
+    places = {"save": 2, "save_table": 1, "save_verdicts": 1, "save_reported": 1, "save_data": 1}
     names = []
     for cell in json.loads(notebook.read_text())["cells"]:
         if cell["cell_type"] == "code":
             for node in ast.walk(ast.parse("".join(cell["source"]))):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                    place = {"save": 2, "save_table": 1, "save_verdicts": 1}.get(node.func.attr)
+                    place = places.get(node.func.attr)
                     if place is not None and len(node.args) > place:
                         names += _literal(node.args[place])
     return names

@@ -297,21 +297,25 @@ def training_frame(n: int) -> pd.DataFrame:
 PRECISIONS = ("full precision", "GPTQ, 8 bits", "GPTQ, 4 bits", "GPTQ, 3 bits")
 
 
-def size_frame(n: int) -> pd.DataFrame:
-    perplexity, accuracy, _, _ = ratio_curves(n)
-    parts = []
-    for place, name in enumerate(PRECISIONS):
-        for frame in (perplexity, accuracy.rename(columns={"metric": "metric_name"})):
-            megabytes = 60 + (200 - 50 * place) * (1 - frame["share"] / 100)
-            parts.append(frame.assign(weights=name, count=frame["block"], megabytes=megabytes))
-    return pd.concat(parts, ignore_index=True)
+def size_frame() -> pd.DataFrame:
+    """Notebook 07: size and perplexity of every precision at three depths; the last precision is of no use."""
+    rows = [
+        (name, count, 200 - 50 * place - 10 * count, 20.0 * 3**place + count, place < 2 and count < 8)
+        for place, name in enumerate(PRECISIONS)
+        for count in (0, 3, 8)
+    ]
+    frame = pd.DataFrame(rows, columns=["weights", "count", "megabytes", "perplexity", "front"])
+    return frame.assign(low=0.9 * frame["perplexity"], high=1.1 * frame["perplexity"])
 
 
-def interaction_frame(n: int) -> pd.DataFrame:
-    share = 100 * np.arange(n) / n
-    one = pd.DataFrame({"share": share, "sum": 0.1 * share, "both": 0.09 * share, "interaction": -0.01 * share})
-    one = one.assign(low=one["interaction"] - 0.1, high=one["interaction"] + 0.1)
-    return pd.concat([one.assign(weights=name) for name in PRECISIONS[1:]], ignore_index=True)
+def interaction_frames() -> tuple[pd.DataFrame, pd.DataFrame, float]:
+    """What removal and quantization cost together, in all and by draw, and the share of it that counts as none."""
+    rows = [
+        (name, count, 0.2 * count, 0.3, 0.02 * count, 0.3 + 0.22 * count) for name in PRECISIONS[1:] for count in (3, 8)
+    ]
+    frame = pd.DataFrame(rows, columns=["weights", "count", "pruning", "quantization", "interaction", "both"])
+    each = [frame.assign(draw=draw, interaction=frame["interaction"] + 0.01 * draw) for draw in range(3)]
+    return frame.assign(low=frame["interaction"] - 0.1, high=frame["interaction"] + 0.1), pd.concat(each), 0.25
 
 
 def precision_frame(n: int) -> pd.DataFrame:
@@ -447,8 +451,8 @@ FIGURES = {
     "training_curve": lambda n: training_curve.training_curve(training_frame(n), {"xz -9": 2.4, "order-5 n-gram": 2.3}),
     "text_quality": lambda n: generation.text_quality(quality_frame()),
     "chosen_and_written": lambda n: generation.chosen_and_written(answer_frame()),
-    "size_against_quality": lambda n: quantization.size_against_quality(size_frame(n), labelled=(0, 2)),
-    "damage_interaction": lambda n: quantization.damage_interaction(interaction_frame(n)),
+    "size_against_quality": lambda n: quantization.size_against_quality(size_frame()),
+    "damage_interaction": lambda n: quantization.damage_interaction(*interaction_frames()),
     "block_pruning": lambda n: block_pruning.block_pruning(pruning_frame(), 4.4),
     "pruning_capabilities": lambda n: block_pruning.capabilities(pruning_accuracy_frame(), (45, 55)),
     "last_block": lambda n: block_pruning.last_block(last_block_frame()),

@@ -14,6 +14,8 @@ NAMED_ROWS = {
     "recipes",
     "selections",
     "difference_from_whole",
+    "text_quality",
+    "healed_capabilities",
 }  # whose y axis has names, not numbers
 
 

@@ -16,8 +16,8 @@ REFERENCES = {"whole model": (BLACK, "o"), "8 bits": (GREEN, "D"), "real text": 
 
 def model_styles(models: list[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each model; of pruned ones from light to dark as more goes."""
-    pruned = [name for name in models if name not in REFERENCES]
-    return {name: REFERENCES[name] for name in models if name in REFERENCES} | dict(zip(pruned, PRUNED, strict=False))
+    pruned = sorted((name for name in models if name not in REFERENCES), key=lambda name: (len(name), name))
+    return {name: look for name, look in REFERENCES.items() if name in models} | dict(zip(pruned, PRUNED, strict=False))
 
 
 @styled
@@ -98,8 +98,7 @@ def chosen_and_written(rows: pd.DataFrame) -> Figure:
             chance (of choosing).
     """
     tasks, models = (list(dict.fromkeys(rows[column])) for column in ("task", "model"))
-    width = WIDTH if len(tasks) > 1 else 0.72 * WIDTH
-    figure, panels = plt.subplots(1, len(tasks), figsize=(width, 3.6), sharey=True, squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(1, len(tasks), figsize=(WIDTH, 3.6), sharey=True, squeeze=False, layout="constrained")
     for axes, task in zip(panels[0], tasks, strict=True):
         for turn, (how, (colour, marker, label)) in enumerate(WAYS.items()):
             part = rows[(rows["task"] == task) & (rows["how"] == how)].set_index("model").reindex(models).dropna()
@@ -113,6 +112,7 @@ def chosen_and_written(rows: pd.DataFrame) -> Figure:
         axes.set_xticks(range(len(models)), [name.replace(" removed", "\nremoved") for name in models])
         axes.set_ylim(-0.03, 1.03)
         axes.set_title(task.replace("_", " "))
+        axes.set_xlabel("model")
     panels[0, 0].set_ylabel("right answers (share)")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     labels = [*labels, "chance of choosing right"]

@@ -167,12 +167,12 @@ def cut_perplexity(axes: Axes, rows: pd.DataFrame, x: str, limit: float = PERPLE
 def damage_axis(axes: Axes, label: str) -> None:
     """A y axis of what is lost, in nats: linear around nothing, logarithmic beyond."""
     axes.set_yscale("symlog", linthresh=LINEAR_TO, linscale=0.5)
+    axes.axhline(0, color=GREY, lw=1.2, zorder=1)
     low, high = axes.get_ylim()
     ticks = [-1, -LINEAR_TO, 0, LINEAR_TO, 0.3, 1, 3, 10, 30]
     axes.set_yticks([tick for tick in ticks if low <= tick <= high])
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.axhline(0, color=GREY, lw=1.2, zorder=1)
     axes.set_ylabel(label)
 
 
@@ -200,7 +200,12 @@ def damage_panel(axes: Axes, rows: pd.DataFrame, x: str = "block", label: str = 
 
 
 def accuracy_panel(
-    axes: Axes, rows: pd.DataFrame, dense: pd.DataFrame | None, x: str = "block", width: float = WIDTH
+    axes: Axes,
+    rows: pd.DataFrame,
+    dense: pd.DataFrame | None,
+    x: str = "block",
+    width: float = WIDTH,
+    rules: pd.DataFrame | None = None,
 ) -> None:
     """Draws accuracy with its interval, a line a (task, metric), with the dense model's level and chance.
 
@@ -208,6 +213,7 @@ def accuracy_panel(
         rows: columns x, task, metric, accuracy, low, high, n, chance.
         dense: rows of the dense model: task, metric, accuracy.
         width: inches that the legend may take.
+        rules: accuracies of rules that read nothing: task, accuracy; the best of each task is drawn.
     """
     series = list(rows.groupby(["task", "metric"], sort=False))
     tasks = list(dict.fromkeys(rows["task"]))
@@ -250,6 +256,12 @@ def accuracy_panel(
     if dense is not None and len(dense):
         handles.append(tuple(Line2D([], [], color=style_of(task, tasks)[0], lw=0.9) for task in tasks))
         labels.append("dense model")
+    if rules is not None and len(rules):
+        best = rules.groupby("task")["accuracy"].max()
+        for task in best.index.intersection(tasks):
+            axes.axhline(best[task], color=style_of(task, tasks)[0], lw=1.4, ls=":", zorder=1, gid="rule")
+        handles.append(tuple(Line2D([], [], color=style_of(task, tasks)[0], lw=1.4, ls=":") for task in tasks))
+        labels.append("best rule without a model")
     axes.set_ylabel("accuracy")
     legend_above(axes, handles, labels, width=width)
 

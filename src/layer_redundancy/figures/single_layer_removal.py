@@ -37,7 +37,10 @@ NUMBERED = 40  # blocks up to which a map's cells hold their numbers
 
 @styled
 def single_layer_removal(
-    perplexity: pd.DataFrame, accuracy: pd.DataFrame, reference: pd.DataFrame | None = None
+    perplexity: pd.DataFrame,
+    accuracy: pd.DataFrame,
+    reference: pd.DataFrame | None = None,
+    rules: pd.DataFrame | None = None,
 ) -> Figure:
     """What text loses, and accuracy, after removing one block, for each block (figure 3).
 
@@ -48,6 +51,7 @@ def single_layer_removal(
         accuracy: one row a (removed block, task, metric): block, task, metric, accuracy (0 to 1), low, high (95 %
             interval), n (items), chance (accuracy of guessing).
         reference: the dense model, same columns as accuracy, `block` empty: one row a (task, metric).
+        rules: accuracies of rules that read nothing: task, rule, accuracy.
     """
     blocks = np.unique(np.concatenate([perplexity["block"].dropna(), accuracy["block"].dropna()]).astype(int))
     reference = pd.DataFrame() if reference is None else reference
@@ -55,7 +59,8 @@ def single_layer_removal(
         2, 1, figsize=(WIDTH, 6.6), sharex=True, layout="constrained", height_ratios=[1, 1.15]
     )
     damage_panel(top, perplexity)
-    accuracy_panel(bottom, accuracy, reference.dropna(subset=["accuracy"]) if "accuracy" in reference else None)
+    dense = reference.dropna(subset=["accuracy"]) if "accuracy" in reference else None
+    accuracy_panel(bottom, accuracy, dense, rules=rules)
     block_axis(bottom, blocks, label="removed block (0 = first)")
     return figure
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -162,12 +163,18 @@ def _usable(model: nn.Module, linear: dict[str, nn.Module], stacked: dict[str, n
     return {name for name in everything if place(name) in called and place(name) not in odd | {place(n) for n in read}}
 
 
+@cache
+def _source(kind: type) -> str:
+    """A class's source, which is looked for in the whole of its module: that takes a while."""
+    return inspect.getsource(kind)
+
+
 def _looks_usable(model: nn.Module, name: str, layer: nn.Module) -> bool:
     """The same of a layer without storage, which cannot be run in its model: by itself, and by its owner's source."""
     parent, _, child = name.rpartition(".")
     owner = model.get_submodule(parent)
     with suppress(OSError, TypeError):  # no source
-        if re.search(rf"self\.{child}\.weight\b", inspect.getsource(type(owner))):
+        if re.search(rf"self\.{child}\.weight\b", _source(type(owner))):
             return False
     row = layer.weight.new_empty(1, getattr(layer, "in_features", layer.weight.shape[0]))
     try:

@@ -62,7 +62,8 @@ def test_a_new_selection_is_one_entry_and_has_nothing_reported(monkeypatch):
     monkeypatch.setitem(REGISTRY, "made_up", Measure("made_up", "largest", "made up", kind, (SELECTIONS,)))
     assert list(selections.SELECTIONS)[-1] == "made_up" and "made_up" not in importance.MEASURES
     assert importance.removal_order(kind.score([None] * 4), "made_up").tolist() == [3, 2, 1, 0]
-    loss = np.array([2.0, 2.1])
-    rows = healing.selection_table([healing.Selected(n, [(1,)], loss, loss, {}) for n in ("made_up", "taylor")])
+    loss = np.array([[2.0, 2.1]])
+    found = [healing.Selected(name, [(1,)], loss, loss) for name in ("made_up", "taylor")]
+    rows = healing.selection_table(found, dense=loss[0])
     assert rows["reported"].isna().tolist() == [True, False]
     assert "made_up" not in healing.reported_selections()

@@ -13,7 +13,7 @@ import pandas as pd
 from layer_redundancy.config import own_files, paper_tables
 from layer_redundancy.config.checks import Count, Rate, Share, at_least, given
 from layer_redundancy.config.profiles import Recipe, TrainingBudget
-from layer_redundancy.core import stats, variants
+from layer_redundancy.core import flags, stats, variants
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.verdicts import Statement, judge, verdicts
@@ -178,6 +178,7 @@ def _held_out(study: Study) -> dict[str, float]:
     return {"whole model": float(found.summary["nll"]), "unigram": float(single.mean())}
 
 
+@flags.checked
 def tuned(study: Study, removed: Sequence[int], recipe: Recipe, seed: int, *, with_tasks: bool = False) -> Tuned:
     """Trains what is left without some blocks, and measures it."""
     other = study.healed(removed, recipe, study.profile.budget(Budget).training, seed)

@@ -84,6 +84,7 @@ def quarter(num_blocks: int) -> int:
     return depth_curves.at_ratio(num_blocks, QUARTER)
 
 
+@flags.checked
 def chosen(sums: ActivationSums, measure: str, count: int, first_token: bool = True) -> np.ndarray:
     """The blocks that a measure removes first, so many of them, in their order."""
     return importance.removal_order(importance.scores(sums, measure, first_token), measure)[:count]

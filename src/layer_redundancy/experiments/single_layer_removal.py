@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from layer_redundancy.core import stats, variants, verdicts
+from layer_redundancy.core import flags, stats, variants, verdicts
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.core.verdicts import Statement
@@ -230,6 +230,7 @@ def claim(study: Study, found: Measured) -> pd.DataFrame:
     return verdicts.verdicts(parts, PRIMARY)
 
 
+@flags.checked
 def depth_claim(costs: np.ndarray, resamples: int, seed: int, on: str, first: bool = True) -> pd.DataFrame:
     """Does ShortGPT's reading of figure 3 hold: middle-to-late blocks redundant, the first and the last critical?
 

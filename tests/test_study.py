@@ -73,7 +73,8 @@ def test_notebook_runs_on_a_users_model_and_again_without_loading_it(root, tmp_p
     assert code == 0 and "loading" in said, said
     figures = root / "figures" / profiles.artifact_folder(profiles.get("smoke", model=str(model)))
     made = {path.name: path.read_bytes() for path in figures.iterdir()}
-    assert {Path(n).suffix for n in made} == {".png", ".pdf", ".csv", ".md"}
+    # No table where no statement can be made of so small a model.
+    assert {".png", ".pdf", ".csv"} <= {Path(n).suffix for n in made} <= {".png", ".pdf", ".csv", ".md"}
     code, said = notebook_cells.run(name, root, profile="smoke", model=str(model))
     assert code == 0 and "loading" not in said, said
     assert {path.name: path.read_bytes() for path in figures.iterdir()} == made, "not byte-reproducible"

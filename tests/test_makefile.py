@@ -142,6 +142,7 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
         "rehearse",
         "smoke",
         "rwkv-train",
+        "rates",
         "gptq",
         "bench",
         "bench-notebooks",

@@ -14,7 +14,6 @@ from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.verdicts import shown as shown_verdicts
 from tools.docs.tables import Accuracy, Check, Row, Tables, compare
-from tools.docs.task_cards import card
 
 TEMPLATES = paths.ROOT / "docs" / "templates"
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -60,7 +59,7 @@ def render(template: str, tables: Tables | None = None, folder: Path = TEMPLATES
         "verdicts": lambda name: verdicts(tables.table(name)),
         "told": lambda name, statement="": told(tables, name, statement),
         "exp": math.exp,
-        "card": card,
+        "card": _card,
     }
     environment.filters |= {"fixed": fixed, "percent": percent, "signed": signed, "interval": interval}
     try:
@@ -71,6 +70,13 @@ def render(template: str, tables: Tables | None = None, folder: Path = TEMPLATES
     except jinja2.TemplateError as error:
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         raise StudyError(f"docs/templates/{template}{line}: {error.message}") from error
+
+
+def _card(name: str) -> Any:
+    """`task_cards.card`, whose libraries take seconds to import and one page alone needs."""
+    from tools.docs.task_cards import card
+
+    return card(name)
 
 
 # ---------------------------------------------------------------------------------------------------- what is said

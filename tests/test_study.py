@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -23,7 +22,6 @@ from layer_redundancy.experiments import (
     healing,
     prune_ratio,
     quantization,
-    width_vs_depth,
 )
 from layer_redundancy.models import surgery
 from layer_redundancy.models.quantize import Scheme
@@ -256,22 +254,6 @@ def test_limit_is_for_benchmarks(tmp_path):
 
 
 @pytest.mark.slow
-def test_heads_are_tried_on_the_items_in_turn(study):
-    tasks = (profiles.TaskBudget("copying", limit=5),)
-    budget = {"evaluation_blocks": 2, "block_length": 20, "items": 2, "random_sets": 1}
-    built = study(budgets={"width_vs_depth": budget}, tasks=tasks)
-    measured = width_vs_depth.measure(built).perplexity.blocks.input_ids
-    assert measured.tolist() == built.evaluation.input_ids[:2, :20].tolist()
-    heads = variants.single_heads(5, 4, block_step=2)
-    tried = width_vs_depth.single_heads(built, heads, items=2)["copying"]
-    assert list(tried) and set(tried) == set(heads)
-    whole = built.sweep([built.dense, *heads.values()], built.tasks)["task/copying"]
-    for (block, head), (without, dense) in tried.items():
-        items = {0: slice(0, 2), 2: slice(2, 4), 4: slice(4, 5)}[block]
-        for part, all_of in ((without, whole[heads[block, head]]), (dense, whole[built.dense])):
-            np.testing.assert_allclose(part.arrays["gold_logprob"], all_of.arrays["gold_logprob"][items], atol=1e-4)
-
-
 def test_caption_names_model_revision_and_text(study):
     built = study()
     caption = built.caption(built.evaluation_note())

@@ -120,7 +120,7 @@ def test_lack_of_memory_is_passed_on(graphs, monkeypatch):
 
 def test_compiled_and_other_results_never_mix(graphs, tmp_path):
     stack, dense, singles = stack_of("llama"), variants.dense(5), variants.single_removal(5)
-    one, other = Continuations(ragged_sequences()[:4], "one"), Continuations(ragged_sequences()[:4], "other")
+    one, other = Continuations(ragged_sequences()[:4], "one"), Continuations(ragged_sequences()[4:8], "other")
 
     def measure(chosen, measured, compiled=None):
         sweep.run(identity(), lambda: stack, chosen, [measured], store, progress=False, compiled=compiled)

@@ -82,8 +82,8 @@ def test_a_number_that_changed_makes_the_page_stale(changed):
         return table
 
     text = pages.render("findings.md", changed("figure3_single_layer_removal", nudge))
-    assert "+0.088 nats a token" in text and "+0.087 nats a token" in pages.page("findings.md").read_text()
-    assert text != pages.page("findings.md").read_text()
+    committed = pages.page("findings.md").read_text()
+    assert "+0.088 nats a token" in text and "+0.088 nats a token" not in committed
 
 
 def test_a_row_that_is_missing_or_there_twice_is_an_error(tmp_path, changed):
@@ -158,7 +158,7 @@ def test_no_measured_number_is_typed(name):
     text = (pages.TEMPLATES / name).read_text()
     text = re.sub(r"\{\{.*?\}\}|\{%.*?%\}|```.*?```|`.*?`|\([^()\s]*\.(?:png|md)\S*\)", "", text, flags=re.DOTALL)
     typed = re.findall(r"(?<![\w.])\d+(?:\.\d+)? %|\b\d+\.\d+\b(?! GB)", text)
-    python, said = ["3.11", "3.12", "3.13", "2403.03853"], ["95 %", "92 %", "0.95", "0.05", "2.7"]
+    python, said = ["3.11", "3.12", "3.13", "2403.03853"], ["95 %", "92 %", "0.95", "0.05", "2.7", "65 %", "1.3"]
     assert [number for number in typed if number not in python + said] == []
 
 

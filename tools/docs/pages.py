@@ -12,6 +12,7 @@ import pandas as pd
 
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
+from layer_redundancy.core.verdicts import LEVEL, POWER
 from layer_redundancy.core.verdicts import shown as shown_verdicts
 from tools.docs.tables import Accuracy, Check, Row, Tables, compare
 
@@ -59,6 +60,8 @@ def render(template: str, tables: Tables | None = None, folder: Path = TEMPLATES
         "verdicts": lambda name: verdicts(tables.table(name)),
         "told": lambda name, statement="": told(tables, name, statement),
         "exp": math.exp,
+        "level": LEVEL,
+        "power": POWER,
         "card": _card,
     }
     environment.filters |= {"fixed": fixed, "percent": percent, "signed": signed, "interval": interval}
@@ -115,7 +118,8 @@ def told(tables: Tables, name: str, statement: str = "") -> str:
         StudyError: no such table, or no one such statement in it.
     """
     row = tables.row(name, statement=statement) if statement else tables.row(name, role="primary")
-    return f"*{row.verdict}*: {row.statement} ({row.measured:.3g} against {row.threshold:.3g})"
+    statement = row.statement.replace("|", "\\|")
+    return f"*{row.verdict}*: {statement} ({row.measured:.3g} against {row.threshold:.3g})"
 
 
 # ---------------------------------------------------------------------------------------------------- numbers

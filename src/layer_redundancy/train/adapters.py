@@ -174,7 +174,7 @@ def _looks_usable(model: nn.Module, name: str, layer: nn.Module) -> bool:
     parent, _, child = name.rpartition(".")
     owner = model.get_submodule(parent)
     with suppress(OSError, TypeError):  # no source
-        if re.search(rf"self\.{child}\.weight\b", _source(type(owner))):
+        if re.search(rf"self\.{child}\.weight\b", _source(type(owner))):  # type: ignore[arg-type]  # classes are hashable
             return False
     row = layer.weight.new_empty(1, getattr(layer, "in_features", layer.weight.shape[0]))
     try:

@@ -427,6 +427,14 @@ def test_a_dry_run_counts_a_model_that_is_healed_and_then_quantized(plan):
     assert len(one.ledger.of(Training)) == len(one.ledger.of(Quantization)) == 1
 
 
+def test_of_several_recipes_of_a_method_the_command_takes_the_first(plan):
+    recipes = profiles.get("embedded").budget(healing.Budget).recipes
+    assert [one.head for one in recipes if one.method == "partial"] == ["trained", "kept"]
+    one = plan(2).with_budget("healing", recipes=recipes)
+    order = pruned_checkpoint.ordered(one, "reverse_order", HowMany(remove=1), "partial")
+    assert order.heal is not None and order.heal.head == "trained"
+
+
 # --------------------------------------------------------------------------------------- one item, one block of text
 
 

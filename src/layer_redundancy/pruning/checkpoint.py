@@ -64,7 +64,8 @@ def ordered(study: Study, by: str, how_many: HowMany, heal: str = "", bits: int 
         study: the dense model's.
         by: an importance measure.
         how_many: how many blocks go.
-        heal: method of one of the profile's recipes ("lora", "qlora", "partial", "full"); "" for none.
+        heal: method of one of the profile's recipes ("lora", "qlora", "partial", "full"), of which the first counts;
+            "" for none.
         bits: bits to quantize to; None for none.
 
     Raises:
@@ -73,7 +74,7 @@ def ordered(study: Study, by: str, how_many: HowMany, heal: str = "", bits: int 
     recipe = training = None
     if heal:
         budget = study.profile.budget(healing.Budget)
-        of_method = {one.method: one for one in budget.recipes}
+        of_method = {one.method: one for one in reversed(budget.recipes)}  # the first of each method
         if heal not in of_method:
             raise StudyError(
                 f"the {study.profile.name} profile has no recipe {heal!r}: choose one of {', '.join(of_method)}, or "

@@ -1,12 +1,8 @@
 """The reported numbers are what the paper prints, and comparing loses no row."""
 
-import math
-
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from layer_redundancy.config import paper_tables
 from layer_redundancy.core import paths
@@ -151,33 +147,6 @@ def test_compare_refuses_what_has_no_single_answer():
         paper_tables.compare(good.assign(mmlu="n/a"), good, on=["model"], value="mmlu")
     with pytest.raises(StudyError, match="cannot compare on model"):
         paper_tables.compare(good.assign(model=1), good, on=["model"], value="mmlu")
-
-
-def test_removal_overlap_by_hand():
-    found = paper_tables.removal_overlap([5, 4, 9, 6, 7], [4, 5, 6], num_layers=12)
-    assert (found["k"], found["overlap"], found["overlap_by_chance"]) == (3, 2, 0.75)
-    assert (found["only_measured"], found["only_paper"]) == ((9,), (6,))
-    assert found["position_difference"] == {4: 1, 5: -1, 6: 1}
-    assert found["mean_position_difference"] == 1.0
-    assert found["kendall"] == pytest.approx(1 / 3)
-    assert found["spearman"] == pytest.approx(0.5)
-    with pytest.raises(StudyError, match="measured removal order lists a block twice"):
-        paper_tables.removal_overlap([1, 1], [1])
-
-
-@given(st.permutations(range(12)), st.integers(2, 12))
-def test_removal_overlap_of_an_order_with_itself_and_its_reverse(order, k):
-    same = paper_tables.removal_overlap(order, order[:k])
-    assert (same["overlap"], same["only_paper"], same["mean_position_difference"]) == (k, (), 0.0)
-    assert (same["kendall"], same["spearman"]) == pytest.approx((1.0, 1.0))
-    assert paper_tables.removal_overlap(order[::-1], order)["kendall"] == pytest.approx(-1.0)
-
-
-def test_removal_overlap_without_common_blocks():
-    found = paper_tables.removal_overlap([0, 1], [2, 3])
-    assert found["overlap"] == 0
-    assert math.isnan(found["kendall"])
-    assert math.isnan(found["mean_position_difference"])
 
 
 def test_removed_blocks_are_of_the_very_model():

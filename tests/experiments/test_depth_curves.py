@@ -46,25 +46,6 @@ def test_accuracies_are_not_negated():
     assert depth_curves.values(results, plan).tolist() == [[1, 1], [0, 1]]
 
 
-def test_curves_of_all_measures_with_bands_over_redrawn_texts():
-    text = sums(num_blocks=L)
-    counts = depth_curves.depths(L, 2)
-    plans = depth_curves.removals_by_measure(text, counts, greedy=np.arange(L))
-    again = [depth_curves.removals_by_measure(other, counts) for other in text.resampled(3, seed=0)]
-    every = {v for plan in [plans, *again] for of in plan.values() for v in of.values()}
-    rng = np.random.default_rng(0)
-    results = {
-        "perplexity": {v: nll_result(rng.uniform(2, 3, 4)) for v in every},
-        "task/t": {v: task_result(rng.integers(0, 2, 8)) for v in every},
-    }
-    perplexity, accuracy = depth_curves.measure_curves(results, plans, again, variants.dense(L), ["t"])
-    assert len(perplexity) == len(accuracy) == len(plans) * len(counts)
-    assert (perplexity["low"] <= perplexity["perplexity"]).all()
-    assert (accuracy["text_low"] <= accuracy["accuracy"]).all()
-    greedy = perplexity[perplexity["metric"] == "greedy"]
-    assert (greedy["low"] == greedy["high"]).all(), "the greedy order is not redrawn"
-
-
 def test_resampled_sums_are_other_texts_of_the_same_length():
     text = sums(num_sequences=30)
     again = text.resampled(2, seed=0)

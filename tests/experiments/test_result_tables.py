@@ -96,14 +96,6 @@ def test_accuracy_takes_the_normalised_metric_and_its_interval():
     assert np.isnan(by_block["block"][0]) and by_block["block"][1] == 1
 
 
-def test_damage_by_block_of_text_and_by_item():
-    dense, results = perplexities()
-    np.testing.assert_allclose(result_tables.damage(results, dense), [[0.5, 0, 0], [0.5, 0.25, 0]])
-    answers = {dense: [1.0, 1, 0], (1, 2): [0.0, 1, 0], (0, 2): [1.0, 1, 1], (0, 1): [1.0, 1, 0]}
-    tasks = {v: Result({"acc": np.mean(a)}, {"acc": np.array(a)}) for v, a in answers.items()}
-    np.testing.assert_array_equal(result_tables.damage(tasks, dense), [[1, 0, 0], [0, 0, 0], [0, -1, 0]])
-
-
 def test_removed_layers_by_relative_depth_and_by_place():
     table4 = paper_tables.table("table4")
     llama = list(table4.set_index("model").loc["Llama-2-7B", "removed_layers"])

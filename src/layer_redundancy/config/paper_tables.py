@@ -1,10 +1,7 @@
 """The numbers the ShortGPT paper (arXiv:2403.03853v1) reports, as data, and how measured numbers compare with them."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from layer_redundancy.config import sources
 from layer_redundancy.core.errors import StudyError
@@ -214,49 +211,3 @@ def compare(measured: pd.DataFrame, reported: pd.DataFrame, on: list[str], value
     joined["difference"] = joined["measured"] - joined["paper"]
     columns = [*(on if isinstance(value, str) else keys), "paper", "measured", "difference"]
     return joined[columns]
-
-
-def removal_overlap(
-    measured_order: Sequence[int], paper_order: Sequence[int], num_layers: int | None = None
-) -> dict[str, object]:
-    """How far a measured removal order agrees with the paper's (table 4).
-
-    Args:
-        measured_order: block indices, first removed first; as long as wanted, up to all blocks.
-        paper_order: the paper's order in the same form; table 4 lists the first 9 or 10.
-        num_layers: blocks in the model; gives the overlap that a random choice would have.
-
-    Returns:
-        k: length of the shorter order; overlap: how many of the first k are the same blocks, whatever their order;
-        overlap_by_chance: expected for k random blocks (NaN without num_layers); only_measured, only_paper: tuples of
-        the other blocks among the first k; kendall, spearman: rank correlation over the blocks in both whole orders
-        (NaN for fewer than two); position_difference: {block: measured - paper position} for those blocks;
-        mean_position_difference: mean of its absolute values.
-
-    Raises:
-        StudyError: a block occurs twice in an order.
-    """
-    positions = []
-    for name, order in (("measured", measured_order), ("paper's", paper_order)):
-        position = {int(block): rank for rank, block in enumerate(order)}
-        if len(position) != len(order):
-            raise StudyError(f"the {name} removal order lists a block twice: {', '.join(map(str, order))}")
-        positions.append(position)
-    measured, paper = positions
-    k = min(len(measured), len(paper))
-    first_measured, first_paper = list(measured)[:k], list(paper)[:k]
-    common = [block for block in paper if block in measured]
-    a, b = [measured[block] for block in common], [paper[block] for block in common]
-    difference = {block: measured[block] - paper[block] for block in common}
-    enough = len(common) > 1
-    return {
-        "k": k,
-        "overlap": len(set(first_measured) & set(first_paper)),
-        "overlap_by_chance": k * k / num_layers if num_layers else float("nan"),
-        "only_measured": tuple(block for block in first_measured if block not in first_paper),
-        "only_paper": tuple(block for block in first_paper if block not in first_measured),
-        "kendall": float(stats.kendalltau(a, b).statistic) if enough else float("nan"),
-        "spearman": float(stats.spearmanr(a, b).statistic) if enough else float("nan"),
-        "position_difference": difference,
-        "mean_position_difference": float(np.mean(np.abs(list(difference.values())))) if common else float("nan"),
-    }

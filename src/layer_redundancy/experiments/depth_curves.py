@@ -1,4 +1,4 @@
-"""Results along an order of removal -> curves, cliffs, areas and what they show of importance measures.
+"""Results along an order of removal -> curves; and which blocks each measure removes at which depths.
 
 A curve is an array (K, N): K depths of removal, N blocks of text (mean NLL a token, nats) or items (accuracy). Means
 over N are what is drawn; resampling N shows how certain they are.
@@ -79,41 +79,3 @@ def along(table: pd.DataFrame, removals: Mapping[int, Variant], num_blocks: int)
     parts = [rows.loc[[key]].assign(count=k, share=100 * k / num_blocks) for k, key in zip(removals, keys, strict=True)]
     out = pd.concat(parts).reset_index()
     return out.assign(removed=[" ".join(map(str, removed)) for removed in out["removed"]])
-
-
-def measure_curves(
-    results: Mapping[str, Mapping[Variant, Result]],
-    by_order: Mapping[str, Mapping[int, Variant]],
-    again: Sequence[Mapping[str, Mapping[int, Variant]]],
-    dense: Variant,
-    tasks: Sequence[str],
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The curves of all measures.
-
-    Args:
-        results: measurement -> variant -> result.
-        by_order: measure -> count -> variant, from `removals_by_measure`.
-        again: the same on redrawn calibration texts; measures that it lacks have no band.
-        tasks: names of the tasks.
-
-    Returns:
-        perplexity: metric, count, share (percent of blocks), removed, perplexity, low, high (range over the redrawn
-        texts), log_increase with its 95 % interval; and accuracy: metric, task, count, share, removed, metric_name,
-        accuracy, low, high (95 % Wilson), n, chance, text_low, text_high (range over the redrawn texts).
-    """
-    num = len(dense)
-    table, _ = result_tables.perplexity(results["perplexity"], dense)
-    parts, accuracies = [], []
-    for name, removals in by_order.items():
-        same = [removals, *(texts[name] for texts in again if name in texts)]
-        part = along(table.drop(columns=["low", "high"]), removals, num)
-        spread = np.stack([along(table, p, num)["perplexity"] for p in same])
-        parts.append(part.assign(metric=name, low=spread.min(0), high=spread.max(0)))
-        for task in tasks:
-            of_task = results[f"task/{task}"]
-            rows = result_tables.accuracy(of_task, dense, task).rename(columns={"metric": "metric_name"})
-            spread = np.stack([values(of_task, p).mean(1) for p in same])
-            accuracies.append(
-                along(rows, removals, num).assign(metric=name, text_low=spread.min(0), text_high=spread.max(0))
-            )
-    return pd.concat(parts, ignore_index=True), pd.concat(accuracies, ignore_index=True)

@@ -53,21 +53,6 @@ def _nll(result: Result) -> np.ndarray:
     return result.arrays["nll"] / result.arrays["tokens"]
 
 
-def damage(results: Mapping[Variant, Result], dense: Variant) -> np.ndarray:
-    """What the removal of each single block costs, by block of text or by item.
-
-    Args:
-        results: results of one measurement, for the dense model and every single removal.
-
-    Returns:
-        (N, L): increase of the mean NLL a token in nats of N blocks of text, or for a task the loss of accuracy of N
-        items (1: answered by the dense model only, -1: by the pruned one only).
-    """
-
-    singles = variants.single_removal(len(dense))
-    return np.stack([cost(results[v]) - cost(results[dense]) for v in singles], axis=1)
-
-
 def cost(result: Result) -> np.ndarray:
     """A cost, where larger is worse: mean NLL a token in nats of each block of text, or for a task -1 for each
     item that is answered right and 0 for each that is not."""

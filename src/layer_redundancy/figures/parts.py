@@ -14,7 +14,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 
 from layer_redundancy.figures.style import GREY, LEGEND_SIZE, SERIES, VERMILLION, WIDTH, style_of, text_width, words
 
-PERPLEXITY_LIMIT = 1e7  # far beyond a guess among all tokens; what is above is drawn at the upper edge
 LINEAR_TO = 0.1  # nats of damage up to which an axis of damage is linear: there, what is nothing lies at 0
 _BAND: dict[str, Any] = {"alpha": 0.25, "lw": 0}
 _CHANCE: dict[str, Any] = {"color": GREY, "ls": (0, (4, 2))}
@@ -151,19 +150,6 @@ def legend_above(
     )  # fmt: skip
 
 
-def cut_perplexity(axes: Axes, rows: pd.DataFrame, x: str, limit: float = PERPLEXITY_LIMIT) -> None:
-    """Ends a perplexity axis at a limit if values go beyond, and marks where they do."""
-    beyond = rows[rows["perplexity"].astype(float) > limit]
-    if not len(beyond):
-        return
-    axes.set_ylim(top=limit)
-    transform = axes.get_xaxis_transform()  # x in data, y from 0 (foot) to 1 (top)
-    axes.plot(
-        beyond[x], [0.985] * len(beyond), "^", ms=4, color=GREY, transform=transform, clip_on=False, zorder=6,
-        label=f"above {limit:,.0f}",
-    )  # fmt: skip
-
-
 def damage_axis(axes: Axes, label: str) -> None:
     """A y axis of what is lost, in nats: linear around nothing, logarithmic beyond."""
     axes.set_yscale("symlog", linthresh=LINEAR_TO, linscale=0.5)
@@ -269,13 +255,3 @@ def accuracy_panel(
 def _items(rows: pd.DataFrame) -> str:
     counts = sorted({int(n) for n in rows["n"].dropna()})
     return f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}" if counts else "n unknown"
-
-
-def explain_accuracy(axes: Axes, rows: pd.DataFrame) -> None:
-    """Chance, and a legend for one task where colours stand for something else."""
-    chance_line(axes, rows["chance"].iloc[0])
-    axes.set_ylabel("accuracy")
-    handles = [chance_handle(), Line2D([], [], color=GREY, marker="|", ms=9, lw=0)]
-    first = rows.iloc[0]
-    items = f"{first['task']}, {first['metric_name']}, n={int(first['n'])}: 95 % interval"
-    legend_above(axes, handles, ["chance", items])

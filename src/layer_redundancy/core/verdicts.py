@@ -172,7 +172,7 @@ def verdicts(parts: Sequence[pd.DataFrame], primary: str) -> pd.DataFrame:
     out["verdict"] = [
         NOT_TESTABLE if np.isnan(row.p)
         else (SUPPORTED if holds else REFUTED) if row.p <= LEVEL
-        else NOT_TESTABLE if row.power < POWER
+        else NOT_TESTABLE if not row.power >= POWER  # nor where nothing says what matters
         else UNDECIDED
         for row, (_, holds) in zip(out.itertuples(), decided, strict=True)
     ]  # fmt: skip

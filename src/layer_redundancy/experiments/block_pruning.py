@@ -129,7 +129,7 @@ def best_starts(sums: ActivationSums, resamples: int, seed: int) -> pd.DataFrame
         start, row = importance.best_start(grid, n), grid[n - 1, : num - n + 1]
         drawn = np.diagonal(again, offset=n, axis1=1, axis2=2)
         starts = drawn.shape[1] - 1 - np.argmin(drawn[:, ::-1], axis=1)  # ties toward the deeper run
-        low, high = stats.interval(start, starts, len(each))
+        low, high = np.percentile(starts, stats.INTERVAL, method="nearest")  # a place has no standard error
         rows.append(
             {
                 "n": n,

@@ -262,7 +262,7 @@ def test_what_ran_is_set_against_what_was_planned():
     found = run.compare(planned, swept, worked).set_index(["notebook", "kind"])
     assert found.loc[("02", "sweep"), ["planned", "ran", "ratio"]].tolist() == [80, 72, 0.9]
     assert found.agrees.to_dict() == {("02", "sweep"): True, ("11", "sweep"): False, ("11", "training"): True}
-    exact = run.compare(planned, swept, worked, run.AFTER, frozenset()).set_index(["notebook", "kind"])
+    exact = run.compare(planned, swept, worked, run.AFTER, {}).set_index(["notebook", "kind"])
     assert not exact.loc[("02", "sweep"), "agrees"], "once orders are known, to the token"
     unplanned = run.compare(planned.iloc[2:3], swept[:1], []).iloc[0]
     assert unplanned["planned"] == 0 and not unplanned["agrees"]

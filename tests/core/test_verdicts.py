@@ -151,6 +151,48 @@ def test_statements_on_resamples_of_ones_own():
     assert row.verdict == verdicts.SUPPORTED and row.low < np.median(values) < row.high
 
 
+def test_a_figure_that_moves_in_steps_is_not_sure_because_it_never_moved():
+    always = above_zero(np.array([0.25]))
+    row = verdicts.verdicts([judged_draws(always, [[always] * 50], [64], least=0.125 / 64)], "above zero").iloc[0]
+    assert row.verdict == verdicts.SUPPORTED and row.high - row.low == close(2 * 2.0096 * 0.125 / 64, rel=1e-4)
+
+
+def test_resamples_without_a_number_or_fewer_than_two_test_nothing():
+    draws = [above_zero(np.array([value])) for value in (1.0, np.nan, 1.2)]
+    for drawn in (draws, draws[:1]):
+        row = verdicts.verdicts([judged_draws(draws[0], [drawn], [40])], "above zero").iloc[0]
+        assert row.verdict == verdicts.NOT_TESTABLE and np.isnan(row.p) and np.isnan(row.power)
+
+
+def test_a_statement_of_which_nothing_says_what_matters_is_not_undecided():
+    noisy = np.array([[0.2], [-0.19], [0.21], [-0.2]] * 6)
+    row = one(lambda mean: [Statement("above zero", mean[0], 0.0)], noisy)
+    assert row.verdict == verdicts.NOT_TESTABLE
+
+
+def test_an_interval_knows_no_more_than_its_resamples():
+    values = np.random.default_rng(9).normal(size=64)
+    draws = stats.bootstrap_means(values, 5, seed=0)
+    low, high = stats.interval(values.mean(), draws, 64)
+    assert (high - low) / 2 == close(2.7764 * draws.std(ddof=1) * np.sqrt(64 / 63), rel=1e-4)
+    assert np.isnan(stats.interval(values.mean(), draws[:1], 64)).all()
+
+
+def test_the_interval_over_kinds_is_that_of_the_root_of_the_sum_of_squares():
+    rng = np.random.default_rng(10)
+    draws = [stats.bootstrap_means(rng.normal(size=num), 2000, seed=0) for num in (5, 30)]
+    low, high = stats.interval_over_kinds(1.0, draws, [5, 30])
+    error, degrees = stats.combined([stats.standard_error(d, n) for d, n in zip(draws, (5, 30), strict=True)], [5, 30])
+    assert (high - low) / 2 == close(scipy.stats.t.ppf(0.975, degrees) * error) and (low + high) / 2 == close(1.0)
+    held = 0
+    for _ in range(SIMULATED):
+        of_seeds, of_text = rng.normal(size=5), rng.normal(size=30)
+        again = [stats.bootstrap_means(one, 100, seed=0) for one in (of_seeds, of_text)]
+        low, high = stats.interval_over_kinds(of_seeds.mean() + of_text.mean(), again, [5, 30])
+        held += low <= 0 <= high
+    assert 0.92 <= held / SIMULATED <= 0.99
+
+
 def test_a_statement_without_a_number_is_not_made_and_a_primary_one_must_matter():
     def statements(mean):
         return [Statement("of nothing", np.nan, 1.0), Statement("of something", mean[0], 0.0)]

@@ -184,7 +184,10 @@ def test_a_pruned_model_is_pruned_again(run, model, tmp_path):
         (["prune", "MODEL", "--ratio", 1, "--out", "new"], "above 0 and below 1"),
         (["prune", "MODEL", "--max-loss", 0, "--out", "new"], "above 0"),
         (["prune", "MODEL", "--remove", 1, "--by", "influence", "--out", "new"], "unknown importance measure"),
-        (["prune", "MODEL", "--remove", 1, "--heal", "sft", "--out", "new"], "has no recipe 'sft': choose one of partial, lora"),
+        (
+            ["prune", "MODEL", "--remove", 1, "--heal", "sft", "--out", "new"],
+            "no recipe 'sft': choose one of partial, lora",
+        ),
         (["prune", "MODEL", "--remove", 1, "--quantize", 5, "--out", "new"], "cannot quantize to 5 bits"),
         (["prune", "MODEL", "--remove", 1, "--out", "."], "exists: choose another folder"),
         (["prune", "MODEL", "--like", "nothing.json", "--out", "new"], "give nothing else but --out"),

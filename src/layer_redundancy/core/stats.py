@@ -35,6 +35,18 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     return values.mean() - half, values.mean() + half
 
 
+def paired_interval(differences: np.ndarray) -> tuple[float, float]:
+    """95 % t interval of the mean of paired differences (N,); NaN for a single one.
+
+    Items on which all agree would make it too sure: it is never narrower than if a single one of N had differed.
+    """
+    low, high = mean_interval(differences)
+    if len(differences) > 1 and np.isin(differences, (-1, 0, 1)).all():
+        half = max((high - low) / 2, float(student_t.ppf(0.975, len(differences) - 1)) / len(differences))
+        return differences.mean() - half, differences.mean() + half
+    return low, high
+
+
 def accuracy_interval(successes: int, n: int) -> tuple[float, float]:
     """The 95 % Wilson interval of a proportion (Wilson 1927), which stays inside 0..1 and is sound for small n.
 
@@ -75,13 +87,16 @@ def _checked(num: int, resamples: int, least: int = 1) -> None:
 
 
 def standard_error(draws: np.ndarray, units: int) -> float:
-    """The standard error of a figure from its bootstrap resamples; NaN for a single unit, which varies in none.
+    """The standard error of a figure from its bootstrap resamples; NaN for a single unit, which varies in none, and for
+    a single resample.
 
     Args:
         draws: (R,) the figure in each resample.
         units: N, how many were resampled. Resampling shows (N - 1) / N of the variance, which is made up for here.
     """
-    return float(np.std(draws) * np.sqrt(units / (units - 1))) if units > 1 else np.nan
+    if min(units, len(draws)) < 2:
+        return np.nan
+    return float(np.std(draws, ddof=1) * np.sqrt(units / (units - 1)))
 
 
 def combined(errors: Sequence[float], units: Sequence[int]) -> tuple[float, float]:
@@ -89,7 +104,7 @@ def combined(errors: Sequence[float], units: Sequence[int]) -> tuple[float, floa
 
     Args:
         errors: the standard error that each kind makes.
-        units: how many units there are of each kind.
+        units: how many units there are of each kind; where an error comes from fewer resamples, how many those are.
 
     Returns:
         The root of the sum of squares, and Welch and Satterthwaite's degrees of freedom: those of the kind that matters
@@ -114,12 +129,9 @@ def interval(estimate: float, draws: np.ndarray, units: int) -> tuple[float, flo
         units: N, how many were resampled.
 
     Returns:
-        NaN for a single unit.
+        NaN for a single unit or resample.
     """
-    if units < 2:
-        return np.nan, np.nan
-    half = student_t.ppf(0.975, units - 1) * standard_error(draws, units)
-    return float(estimate - half), float(estimate + half)
+    return interval_over_kinds(estimate, [draws], [units])
 
 
 def interval_over_kinds(estimate: float, draws: Sequence[np.ndarray], units: Sequence[int]) -> tuple[float, float]:
@@ -131,9 +143,10 @@ def interval_over_kinds(estimate: float, draws: Sequence[np.ndarray], units: Seq
         units: for each kind, how many units were resampled.
 
     Returns:
-        NaN where a kind has a single unit.
+        NaN where a kind has a single unit or resample.
     """
-    error, degrees = combined([standard_error(d, n) for d, n in zip(draws, units, strict=True)], units)
+    errors = [standard_error(d, n) for d, n in zip(draws, units, strict=True)]
+    error, degrees = combined(errors, [min(n, len(d)) for d, n in zip(draws, units, strict=True)])
     half = student_t.ppf(0.975, degrees) * error if degrees >= 1 else np.nan
     return float(estimate - half), float(estimate + half)
 

@@ -89,7 +89,11 @@ def judge(
         # Where all units agree, resamples do too; of single units at 0 or 1 that would be too sure.
         least = 1 / len(one) if np.isin(one, (-1, 0, 1)).all() else 0.0
         drawn.append(([statements(mean) for mean in stats.bootstrap_means(one, resamples, seed + place)], least))
-    return _raw(whole, [draws for draws, _ in drawn], list(map(len, kinds)), [least for _, least in drawn], on)
+
+    def error(draws: np.ndarray, units: int, kind: int) -> float:
+        return max(stats.standard_error(draws, units), drawn[kind][1])
+
+    return _raw(whole, [draws for draws, _ in drawn], list(map(len, kinds)), error, on)
 
 
 def judged_draws(
@@ -97,6 +101,7 @@ def judged_draws(
     draws: Sequence[Sequence[Sequence[Statement]]],
     units: Sequence[int],
     on: str = "perplexity",
+    least: float = 0.0,
 ) -> pd.DataFrame:
     """As `judge`, for what is no function of means: statements on resamples of one's own.
 
@@ -105,24 +110,33 @@ def judged_draws(
         draws: for each independent kind of unit that was drawn, the statements on each of its resamples.
         units: for each kind, how many units there are.
         on: the measurement that the statements are about.
+        least: the standard error of a figure that comes out the same in all resamples. One that moves in steps, such
+            as a share of few blocks, may have been too coarse to show what varies: its smallest step over the number of
+            units, as if a single one had moved it.
     """
-    return _raw(whole, draws, units, [0.0] * len(units), on)
+
+    def error(draws: np.ndarray, units: int, kind: int) -> float:
+        return stats.standard_error(draws, units)
+
+    return _raw(whole, draws, units, error, on, least)
 
 
 def _raw(
     whole: Sequence[Statement],
     draws: Sequence[Sequence[Sequence[Statement]]],
     units: Sequence[int],
-    least: Sequence[float],
+    error_of: Callable[[np.ndarray, int, int], float],
     on: str,
+    least: float = 0.0,
 ) -> pd.DataFrame:
     rows = []
     for i, one in enumerate(whole):
         if np.isnan(one.measured) or np.isnan(one.threshold):
             continue  # a model too small for it
         again = [np.array([drawn[i].difference for drawn in of_kind], float) for of_kind in draws]
-        errors = [max(stats.standard_error(d, n), floor) for d, n, floor in zip(again, units, least, strict=True)]
-        error, degrees = stats.combined(errors, units)
+        errors = [error_of(d, n, kind) for kind, (d, n) in enumerate(zip(again, units, strict=True))]
+        error, degrees = stats.combined(errors, [min(n, len(d)) for d, n in zip(again, units, strict=True)])
+        error = least if error == 0 else error
         matters = one.threshold if one.holds == "within" else one.matters
         rows.append((one.name, on, one.measured, one.threshold, one.holds, matters, error, degrees))
     return pd.DataFrame(rows, columns=_RAW)
@@ -182,7 +196,7 @@ def verdicts(parts: Sequence[pd.DataFrame], primary: str) -> pd.DataFrame:
 def _p(row: Any) -> tuple[float, bool]:
     """Two-sided p of a raw row, and on which side it lies (True: the statement's)."""
     measured, threshold, error, degrees = row.measured, row.threshold, row.error, row.degrees
-    if not degrees >= 1:
+    if not (degrees >= 1 and np.isfinite(error)):
         return np.nan, False
 
     def beyond(distance: float) -> float:
@@ -204,7 +218,7 @@ def _p(row: Any) -> tuple[float, bool]:
 def _power(row: Any, critical: float) -> float:
     """The probability to find a difference that matters; to find equality, where there is none."""
     matters, error, degrees = row.matters, row.error, row.degrees
-    if matters is None or np.isnan(matters) or not degrees >= 1:
+    if matters is None or np.isnan(matters) or not (degrees >= 1 and np.isfinite(error)):
         return np.nan
     if error == 0:
         return 1.0

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
 
 from layer_redundancy.core import stats
 from layer_redundancy.core.store import Result
@@ -102,22 +101,10 @@ def damage(capabilities: Sequence[Capability]) -> pd.DataFrame:
                 continue
             for place in range(1, loss.shape[1]):
                 paired = loss[:, place] - loss[:, 0]
-                low, high = (stats.mean_interval if unit == NATS else paired_interval)(paired)
+                low, high = (stats.mean_interval if unit == NATS else stats.paired_interval)(paired)
                 row = {"on": one.name, "unit": unit, "place": place, "damage": paired.mean(), "low": low, "high": high}
                 rows.append(row | {"n": one.units, "seen": bool(low > 0 or high < 0)})
     return pd.DataFrame(rows)
-
-
-def paired_interval(differences: np.ndarray) -> tuple[float, float]:
-    """95 % t interval of the mean of paired differences (N,); NaN for a single one.
-
-    Items on which all agree would make it too sure: it is never narrower than if a single one of N had differed.
-    """
-    low, high = stats.mean_interval(differences)
-    if len(differences) > 1 and np.isin(differences, (-1, 0, 1)).all():
-        half = max((high - low) / 2, float(student_t.ppf(0.975, len(differences) - 1)) / len(differences))
-        return differences.mean() - half, differences.mean() + half
-    return low, high
 
 
 def solved(one: Capability) -> bool:

@@ -173,7 +173,9 @@ def claim(sums: ActivationSums, resamples: int, seed: int) -> pd.DataFrame:
             )
         )
     draws = [statements(one) for one in sums.resampled(resamples, seed)]
-    parts.append(verdicts.judged_draws(statements(sums), [draws], [len(sums.tokens)], on))
+    step = 1 / count  # of a share of the chosen blocks
+    least = step / len(sums.tokens)
+    parts.append(verdicts.judged_draws(statements(sums), [draws], [len(sums.tokens)], on, least))
     return verdicts.verdicts(parts, PRIMARY)
 
 

@@ -202,7 +202,7 @@ def _accuracy_left(one: Capability, place: int, resamples: int, seed: int) -> di
     dense, here, floor = right.mean(0)
     low, high = stats.accuracy_interval(round(right[:, 1].sum()), len(right))
     row = {"accuracy": here, "low": low, "high": high, "dense": dense, "floor": floor, "lost": dense - here}
-    row["lost_low"], row["lost_high"] = capabilities.paired_interval(right[:, 0] - right[:, 1])
+    row["lost_low"], row["lost_high"] = stats.paired_interval(right[:, 0] - right[:, 1])
     if capabilities.solved(one) and dense > floor:
         share = _share_left(right.mean(0)[None])
         drawn = _share_left(stats.bootstrap_means(right, resamples, seed))

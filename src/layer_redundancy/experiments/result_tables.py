@@ -9,6 +9,8 @@ from layer_redundancy.core import stats, variants
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 
+DRAWN = 200  # items: no accuracy is drawn on fewer, unless the user asked for fewer
+
 
 def plain_forwards_note(checked: Sequence[Variant], deviation: float) -> str:
     """How well a sweep agrees with plain forwards of some variants, by their largest difference in nats a token."""

@@ -26,6 +26,9 @@ def test_bytes_are_those_of_the_scored_tokens():
     ids = tokenizer(text).input_ids
     first = len(tokenizer.decode(ids[:1]).encode())
     assert recurrent.piece_bytes([ids], tokenizer).tolist() == [len(text.encode()) - first]
+    tokenizer.clean_up_tokenization_spaces = True  # as many tokenizers are set, which drop the space before a comma
+    ids = tokenizer("a , b .").input_ids
+    assert recurrent.piece_bytes([ids], tokenizer).tolist() == [len(" , b .")]
 
 
 def test_bits_per_byte_do_not_depend_on_how_the_text_is_cut():
@@ -110,6 +113,16 @@ def test_agreement_of_the_true_order_is_one():
     assert table["tau"].between(-1, 1).all() and (table["low"] <= table["high"]).all()
     # Sequential removes block 0 first: it ranks the pairs of (5, 1, 3, 2, 4, 6) as they are in 10 of 15 cases.
     assert table.loc["sequential"].tolist() == pytest.approx([(10 - 5) / 15] * 3)
+
+
+def test_agreement_names_measures_in_words():
+    damage = np.ones((L, N)) * np.array([5.0, 1, 3, 2, 4, 6])[:, None]
+    values, text = np.column_stack([np.ones(N), damage.T, np.zeros((N, 3))]), sums(num_blocks=L)
+    one, other = (SimpleNamespace(name=name, sums=text, summary=values) for name in ("r", "t"))
+    table = recurrent.agreement_table(SimpleNamespace(recurrent=one, transformer=other), 20, 0)
+    joined = "Block Influence, Reverse order, Angular distance, last token"  # the made-up text gives them one order
+    assert table["measure"].iloc[0] == joined and len(table) == 4
+    assert list(table)[1:] == [f"{model} {column}" for model in ("r", "t") for column in ("tau", "low", "high")]
 
 
 def test_both_models_read_the_same_passages():

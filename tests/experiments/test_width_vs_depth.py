@@ -63,8 +63,10 @@ def test_equal_weights_are_comparable_within_a_margin():
     found = width_vs_depth.claim(measured(heads(lambda b, h: 0.0), removals(depth, 0.525, [0.06, 0.05])), 400, 0)
     table = found.set_index("statement")
     assert found["statement"][0] == width_vs_depth.PRIMARY and found["role"][0] == "primary"
-    assert table.loc[width_vs_depth.PRIMARY, "threshold"] == 0.05, "a quarter of 0.05 matters to nobody"
-    assert table.loc[width_vs_depth.ON_AVERAGE, "threshold"] == pytest.approx(0.525 / 4, rel=0.1)
+    assert table.loc[width_vs_depth.PRIMARY, "threshold"] == 0.05
+    assert table.loc[width_vs_depth.ON_AVERAGE, "measured"] == pytest.approx(0, abs=0.1)
+    assert table.loc[width_vs_depth.IN_THE_MEDIAN, "measured"] == pytest.approx(np.log(0.525 / 0.3), abs=0.15)
+    assert (table.loc[[width_vs_depth.ON_AVERAGE, width_vs_depth.IN_THE_MEDIAN], "threshold"] == np.log(1.25)).all()
     assert table["verdict"].to_dict() == {
         width_vs_depth.PRIMARY: SUPPORTED,
         width_vs_depth.ON_AVERAGE: SUPPORTED,
@@ -82,12 +84,18 @@ def test_equal_weights_are_comparable_within_a_margin():
 
 
 def test_sets_of_heads_are_resampled_with_their_text():
-    """The interval is that of a mean over sets drawn for each text, which the text alone would make too narrow."""
+    """The interval is that of a mean over sets drawn for each text, which the text alone would make too narrow; and of
+    the blocks' damage, which is no more known than the heads' is."""
     damage = removals(np.full(L, 0.5), 0.5, [0.1, 0.1])
     raw = width_vs_depth.random_compared(damage, 2000, 0).set_index("statement")
-    of_text = damage.random.mean(1) - damage.blocks.mean(1)
+    of_text = damage.random.mean(1) / damage.random.mean() - damage.blocks.mean(1) / damage.blocks.mean()
     assert raw.loc[width_vs_depth.ON_AVERAGE, "error"] == pytest.approx(of_text.std(ddof=1) / np.sqrt(N), rel=0.06)
     assert raw.loc[width_vs_depth.ON_AVERAGE, "degrees"] == N - 1
+
+
+def test_no_ratio_is_taken_of_damage_that_is_none():
+    raw = width_vs_depth.random_compared(removals(np.full(L, -0.5), 0.5, [0.1, 0.1]), 50, 0)
+    assert raw.empty
 
 
 def test_a_pattern_by_number_is_told_from_none():

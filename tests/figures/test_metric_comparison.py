@@ -20,6 +20,7 @@ def test_gaps_stand_above_tasks_with_chance_and_rules():
         assert len(points) == 3 and axes.get_title("left").startswith(task.replace("_", " "))
         levels = {line.get_gid(): line.get_ydata()[0] for line in axes.lines if line.get_gid()}
         assert levels == {"dense": 0.9, "chance": 0.5, "rule": 0.6}
+    assert first.get_legend().get_texts()[-1].get_text() == "largest of 2 rules without a model"
     assert [text.get_text() for text in top.get_xticklabels()][:2] == ["0\n(0)", "10\n(8)"]
 
 

@@ -143,6 +143,11 @@ def test_best_start_takes_the_deeper_of_equals():
         importance.best_start(grid, 4)
 
 
+def test_names_of_equal_orders_stand_together():
+    orders = {"a": np.array([2, 0, 1]), "b": [0, 1, 2], "c": (2, 0, 1)}
+    assert importance.equal_together(orders) == [["a", "c"], ["b"]]
+
+
 def test_leaving_out_the_only_token_is_one_line():
     with pytest.raises(StudyError, match="at least two tokens"):
         importance.scores(collect(np.ones((3, 2, 1, 4))), "block_influence", first_token=False)

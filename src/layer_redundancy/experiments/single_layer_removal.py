@@ -66,10 +66,7 @@ def measure(study: Study) -> Measured:
 
 def _merged(ranks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Measures of one order under one name, such as "hidden_norm = reverse_order"."""
-    names: dict[tuple[int, ...], list[str]] = {}
-    for name, of in ranks.items():
-        names.setdefault(tuple(map(int, of)), []).append(name)
-    return {" = ".join(same): np.array(of) for of, same in names.items()}
+    return {" = ".join(same): ranks[same[0]] for same in importance.equal_together(ranks)}
 
 
 # Measures that cost no more than one pass over the text: no gradients, and no loss without each block. "sequential" is

@@ -33,15 +33,18 @@ def gap_to_greedy(gaps: pd.DataFrame, accuracy: pd.DataFrame, rules: pd.DataFram
             (percent of blocks removed), weights (percent of weights), gap (nats), low, high (95 % interval).
         accuracy: one row a (metric, task, depth): metric ("" for the dense model), share, task, accuracy, low, high
             (95 % interval), n, chance.
-        rules: rules without a model: task, rule, accuracy, low, high.
+        rules: rules without a model: task, accuracy; the largest of each task is drawn, without an interval, since it
+            was picked on the very items.
     """
     tasks = list(dict.fromkeys(accuracy["task"]))
+    counts = sorted(set(rules["task"].value_counts()))
+    picked = f"largest of {' to '.join(map(str, counts[:1] + counts[1:][-1:]))} rules without a model"
     figure = plt.figure(figsize=(WIDTH, 7.6), layout="constrained")
     grid = figure.add_gridspec(2, len(tasks), height_ratios=[1.15, 1])
     _gaps(figure.add_subplot(grid[0, :]), gaps)
     for place, task in enumerate(tasks):
         axes = figure.add_subplot(grid[1, place])
-        _task(axes, accuracy[accuracy["task"] == task], rules[rules["task"] == task], explained=not place)
+        _task(axes, accuracy[accuracy["task"] == task], rules[rules["task"] == task], "" if place else picked)
         axes.tick_params(labelleft=not place)
         axes.set_ylabel("" if place else "accuracy")
     return figure
@@ -76,7 +79,8 @@ def _gaps(axes: Axes, gaps: pd.DataFrame) -> None:
     legend_above(axes, [*handles, greedy, band_handle()], [*labels, titles("greedy"), "95 % interval"])
 
 
-def _task(axes: Axes, rows: pd.DataFrame, rules: pd.DataFrame, explained: bool) -> None:
+def _task(axes: Axes, rows: pd.DataFrame, rules: pd.DataFrame, picked: str) -> None:
+    """Draws one task; with a legend that says what rule was picked, if it is to have one."""
     metrics = [metric for metric in dict.fromkeys(rows["metric"]) if metric]
     shares = sorted(set(rows.loc[rows["metric"] != "", "share"]))
     for place, metric in enumerate(metrics):
@@ -93,10 +97,12 @@ def _task(axes: Axes, rows: pd.DataFrame, rules: pd.DataFrame, explained: bool) 
     handles = [Line2D([], [], color=GREY, lw=1.6), chance_handle()]
     labels = ["dense model", "chance"]
     if len(rules):
-        best = rules.loc[rules["accuracy"].idxmax()]
-        axes.axhline(best["accuracy"], color=GREY, ls=":", lw=1.4, zorder=1, gid="rule")
-        handles, labels = [*handles, Line2D([], [], color=GREY, ls=":", lw=1.4)], [*labels, "best rule without a model"]
-    if explained:
+        axes.axhline(rules["accuracy"].max(), color=GREY, ls=":", lw=1.4, zorder=1, gid="rule")
+        handles, labels = (
+            [*handles, Line2D([], [], color=GREY, ls=":", lw=1.4)],
+            [*labels, picked],
+        )
+    if picked:
         legend = axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, columnspacing=1.2)
         legend.set_in_layout(False)  # it may reach over the next panel, which has none
     axes.set_title(f"{name}, n = {int(dense['n'])}", loc="left", pad=24)

@@ -3,6 +3,8 @@
 Pure functions on `ActivationSums`. `measures.registry` defines the measures.
 """
 
+from collections.abc import Hashable, Iterable, Mapping
+
 import numpy as np
 
 from layer_redundancy.core import flags, stats
@@ -100,6 +102,14 @@ def removal_order(score: np.ndarray, measure: str) -> np.ndarray:
 def ranks(order: np.ndarray) -> np.ndarray:
     """When each block is removed: order (..., L) of block indices -> (..., L) ranks by block, 1 = removed first."""
     return np.argsort(order, axis=-1, kind="stable") + 1
+
+
+def equal_together(orders: Mapping[str, Iterable[Hashable]]) -> list[list[str]]:
+    """Names of equal orders, or equal ranks, together: of reverse order and hidden norm, say; as they come."""
+    groups: dict[tuple, list[str]] = {}
+    for name, order in orders.items():
+        groups.setdefault(tuple(order), []).append(name)
+    return list(groups.values())
 
 
 def angular_grid(sums: ActivationSums, tokens: str = "last") -> np.ndarray:

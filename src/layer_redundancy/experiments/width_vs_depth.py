@@ -45,7 +45,7 @@ IN_THE_MEDIAN = ON_AVERAGE.replace("on average", "in the median")
 CHEAP = "most single heads raise the perplexity by less than 1 %"
 BY_NUMBER = "the head's number explains less than a tenth of the differences between heads"
 
-COMPARABLE = 1.25  # times a block's damage, or a block's damage so many times: what differs by less counts as the same
+COMPARABLE = 1.25  # the larger damage over the smaller: below it they count as the same
 SMALLEST = 0.05  # nats, a perplexity 5 % higher: no difference below it counts
 MANY = 0.2  # of the heads: seven in ten are more than most
 

@@ -1,5 +1,7 @@
 """Statistics of continuations and answers checked by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,7 +52,7 @@ def found(
     dense = {"tokens": reference, "forced": reference, "judged": reference, "nll": np.ones((num, length), np.float32)}
     texts = {WHOLE: Result({}, dense | {"text_nll": np.full((num, length), 3, np.float32)})}
     texts |= {EIGHT_BITS: model((0.02, 0.02), (0.02, 0.02)), FEW: model(forced, own), MOST: model(forced, own)}
-    return Measured({FEW: 2, MOST: 8}, texts, {}, {}, {}, {})
+    return Measured({FEW: 2, MOST: 8}, {FEW: 0.07, MOST: 0.25}, texts, {}, {}, {}, {})
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def test_errors_that_feed_on_each_other_are_told_from_those_that_do_not(study):
 
 
 def test_errors_that_grow_along_a_text_are_told_from_those_that_do_not(study):
-    even = "a quarter removed: it errs as often late in a text as early"
+    even = "without 25 % of the blocks, it errs as often late in a text as early"
     assert verdicts(study, found(num=1000))[even] == "supported"
     assert verdicts(study, found(forced=(0.2, 0.4)))[even] == "refuted"
     assert verdicts(study, found(num=30))[even] == "not testable here", "thirty prompts show no equality"
@@ -118,13 +120,13 @@ def answering(chosen: dict[str, float], written: dict[str, float], items: int = 
     def right(shares: dict[str, float]) -> dict[str, np.ndarray]:
         return {model: (np.arange(items) < share * items).astype(float) for model, share in shares.items()}
 
-    return Measured(
-        one.removals, one.texts, {"copying": right(chosen)}, {"copying": right(written)}, {"copying": 0.25}, {}
+    return replace(
+        one, chosen={"copying": right(chosen)}, written={"copying": right(written)}, chance={"copying": 0.25}
     )
 
 
 def test_writing_that_suffers_before_choosing_is_told_from_writing_that_does_not(study):
-    name = "a quarter removed: less is kept of writing the answer than of choosing it"
+    name = "without 25 % of the blocks, less is kept of writing the answer than of choosing it"
     chosen = {WHOLE: 0.95, FEW: 0.9, MOST: 0.6}  # half of what is above chance
     assert verdicts(study, answering(chosen, {WHOLE: 0.9, FEW: 0.8, MOST: 0.05}))[name] == "supported"
     assert verdicts(study, answering(chosen, {WHOLE: 0.9, FEW: 0.85, MOST: 0.8}))[name] == "refuted"
@@ -147,8 +149,18 @@ def test_scores_near_zero(study):
     one = found()
     scores = {WHOLE: 0.5, FEW: 0.3, MOST: 0.0}
     generated = {"gsm8k": {model: (np.arange(400) < 400 * share).astype(float) for model, share in scores.items()}}
-    one = Measured(one.removals, one.texts, {}, {}, {}, generated)
     name = "less than a tenth of the score is kept"
-    found_of = verdicts(study, one)
-    assert found_of[f"a quarter removed: {name}"] == "supported"
-    assert found_of[f"a few blocks removed: {name}"] == "refuted"
+    table = generation.claim(study, replace(one, generated=generated)).set_index("statement")
+    without, fewest = (
+        table.loc[f"{what}, {name}"] for what in ("without 25 % of the blocks", "with the fewest blocks removed")
+    )
+    assert (without["verdict"], fewest["verdict"]) == ("supported", "refuted")
+    assert (without["measured"], fewest["measured"]) == (0, pytest.approx(0.6)), "of what the whole model has"
+    assert without["threshold"] == fewest["threshold"] == 0.1
+
+
+def test_scores_between_right_and_wrong_are_above_chance_by_their_own_spread():
+    near = np.tile([0.28, 0.32], 50)
+    assert generation._above(near, 0.25), "as right or wrong, 30 of 100 would be 0.22 to 0.40"
+    assert not generation._above(np.tile([0.0, 0.6], 10), 0.25)
+    assert not generation._above(np.ones(4), 0.6), "four right ones of four are 0.51 at least"

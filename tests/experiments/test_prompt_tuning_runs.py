@@ -223,6 +223,17 @@ def test_the_test_part_is_never_trained_on(study):
         assert len(shown) == 1 and not any(whole.rpartition("Review:")[2] in shown.copy().pop() for whole in read)
 
 
+def test_word_counts_see_the_very_shots(study, monkeypatch):
+    built, seen = study(demonstrations=1), []
+    monkeypatch.setattr(
+        classification_sets, "bag_of_words", lambda train, judged: seen.append(train.texts) or np.zeros(len(judged))
+    )
+    prompt_tuning.bag_of_words(built, "amazon_reviews")
+    choice = prompt_tuning.budget_of(built).prompts("amazon_reviews", 0)
+    read = [built.tokenizer.decode(e["input_ids"]) for e in built.inputs.prompts_to_classify(choice).train]
+    assert list(seen[0]) == [whole.rpartition("Review: ")[2].partition("\n")[0] for whole in read]
+
+
 def test_too_long_a_prompt_is_one_line(study):
     built = study()
     identity = replace(built.identity, max_length=15)
@@ -324,9 +335,9 @@ def test_intervals_are_wider_where_seeds_differ():
 
 @pytest.fixture
 def judged(study, monkeypatch):
-    """Results -> their verdicts by statement, beside word counts that get half of the texts right."""
+    """Results -> their verdicts by statement, beside word counts that get 0.4 of the texts right."""
     built = study(datasets=("amazon_reviews",))
-    words = np.random.default_rng(1).random((5, 200)) < 0.5
+    words = np.tile(np.random.default_rng(1).random(200) < 0.4, (5, 1))
     monkeypatch.setattr(prompt_tuning, "bag_of_words", lambda study, name: words)
 
     def verdicts(rates: dict[tuple[str, int], float], **changed: float) -> dict[str, str]:
@@ -352,10 +363,28 @@ def test_parts_that_are_as_good_as_all_are_told_from_parts_that_are_not(judged):
     assert better == {few: "supported", one: "supported"} | dict.fromkeys(learnt, "supported")
 
 
-def test_nothing_is_said_of_parts_that_did_not_learn(judged):
-    rates = {(WEIGHTS, 1): 0.4, (WEIGHTS, 2): 0.7, (WEIGHTS, 8): 0.95}
-    assert not any("block alone" in name for name in judged(rates)), "no better than word counts"
-    assert list(judged(rates, train_accuracy=0.9)) == ["fine-tuning: all blocks beat word counts of the same shots"]
+def test_nothing_is_said_of_parts_that_did_not_learn(judged, study):
+    learnt = ["fine-tuning: the first quarter of the blocks beats word counts"]
+    learnt += ["fine-tuning: all blocks beat word counts of the same shots"]
+    rates = {(WEIGHTS, 1): 0.45, (WEIGHTS, 2): 0.7, (WEIGHTS, 8): 0.95}
+    assert list(judged(rates)) == [prompt_tuning.PRIMARY, *learnt], "one block is no better than word counts"
+    assert list(judged(rates, train_accuracy=0.9)) == learnt
+
+    results = found(rates, seeds=5, names=("amazon_reviews",))
+    built = study()
+    (line,) = prompt_tuning.unfair(built, results)
+    assert "the first block alone" in line and line.endswith("not surely better than word counts of the same shots")
+    results[Run("amazon_reviews", WEIGHTS, 8, 3)].summary["train_accuracy"] = 0.9
+    assert [line.partition(": 8 blocks did not learn")[0] for line in prompt_tuning.unfair(built, results)] == [
+        f"no verdict on '{prompt_tuning.PRIMARY}' (primary)",
+        f"no verdict on '{prompt_tuning.as_good(WEIGHTS, prompt_tuning.ONE)}'",
+    ], "nor of parts against a whole that did not"
+
+
+def test_a_primary_statement_that_nothing_was_measured_for_is_named(judged, study):
+    whole = found({(WEIGHTS, 8): 0.95}, seeds=5, names=("amazon_reviews",))
+    (line,) = prompt_tuning.unfair(study(), whole)
+    assert line == f"no verdict on '{prompt_tuning.PRIMARY}' (primary): no part of the model was fine-tuned"
 
 
 def test_the_quarter_is_the_nearest_part():

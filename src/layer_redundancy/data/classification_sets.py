@@ -444,6 +444,19 @@ class LabelledPrompts:
         return sum(len(example["input_ids"]) for example in self.judged)
 
 
+def drawn(choice: PromptChoice) -> tuple[Texts, Texts]:
+    """The shots of a choice, and its demonstrations' texts; errors as `load` and `shots`."""
+    data = load(choice.dataset, choice.max_words)
+    both = shots(data.train, choice.shots + choice.demonstrations, choice.seed)
+    # The demonstrations' texts are shots too many, drawn with the others: the first of each label.
+    shown = [
+        place
+        for label in range(len(data.source.labels))
+        for place in np.flatnonzero(both.labels == label)[: choice.demonstrations]
+    ]
+    return both.chosen([place for place in range(len(both)) if place not in shown]), both.chosen(sorted(shown))
+
+
 def labelled_prompts(choice: PromptChoice, tokenizer: Any, seed: int) -> LabelledPrompts:
     """The prompts of a choice for one tokenizer.
 
@@ -456,15 +469,8 @@ def labelled_prompts(choice: PromptChoice, tokenizer: Any, seed: int) -> Labelle
         StudyError: as `load`, `shots` and `label_tokens`.
     """
     data = load(choice.dataset, choice.max_words)
-    drawn = shots(data.train, choice.shots + choice.demonstrations, choice.seed)
-    # The demonstrations' texts are shots too many, drawn with the others: the first of each label.
-    shown = [
-        place
-        for label in range(len(data.source.labels))
-        for place in np.flatnonzero(drawn.labels == label)[: choice.demonstrations]
-    ]
-    prefix = demonstrations(data.source, drawn.chosen(sorted(shown)))
-    train = drawn.chosen([place for place in range(len(drawn)) if place not in shown])
+    train, shown = drawn(choice)
+    prefix = demonstrations(data.source, shown)
     judged = few(getattr(data, choice.part), choice.items, seed)
     to_tune, to_judge = (encode(data.source, texts, tokenizer, prefix) for texts in (train, judged))
     words = label_tokens(data.source, tokenizer)

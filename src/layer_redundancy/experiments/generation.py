@@ -49,7 +49,9 @@ NOTEBOOK = "09_generation"
 CONTROL = Scheme(8, "rtn")  # a change of the weights that harms nothing
 NEAR_ZERO = 0.1  # "scores approaching zero": less than a tenth of what the dense model has
 MARGIN = 0.05  # share of tokens: fewer errors than that are no accumulation that anybody would notice
-MATTERS = 0.2  # of what the whole model has above chance: the smallest difference of what is kept worth telling
+TOKENS_MATTER = 0.1  # share of tokens: one more error in ten tokens is worth telling
+KEPT_MATTERS = 0.25  # of what the whole model has above chance: the smallest difference of what is kept worth telling
+REMOVED = "Blocks removed by Block Influence"
 WHOLE, EIGHT_BITS, REAL = "whole model", "8 bits", "real text"
 
 
@@ -87,6 +89,7 @@ class Measured:
 
     Attributes:
         removals: name of a pruned model -> number of its removed blocks, ascending.
+        shares: name of a pruned model -> the share of the blocks that the budget has it lose, 0 to 1.
         texts: model -> result of `generate.run`, or of `Study.continuations_by`.
         chosen, written: task -> model -> (items,) 1 where the answer is right, by choosing and by writing.
         chance: task -> chance of choosing right.
@@ -94,6 +97,7 @@ class Measured:
     """
 
     removals: dict[str, int]
+    shares: dict[str, float]
     texts: dict[str, Result]
     chosen: dict[str, Answers]
     written: dict[str, Answers]
@@ -101,13 +105,8 @@ class Measured:
     generated: dict[str, Answers]
 
     @property
-    def few(self) -> str | None:
-        """The pruned model that lost the fewest blocks; None where no block can go."""
-        return next(iter(self.removals), None)
-
-    @property
-    def quarter(self) -> str | None:
-        """The one that lost the most."""
+    def most(self) -> str | None:
+        """The pruned model that lost the most blocks; None where no block can go."""
         return next(reversed(self.removals), None)
 
 
@@ -127,9 +126,11 @@ def measure(study: Study, run_generated_code: bool = False) -> Measured:
     budget, num = study.profile.budget(Budget), study.num_blocks
     few_blocks.say_if_single(study)
     few_blocks.say_what_shares_are(num, budget.fractions)
-    counts = sorted({max(1, round(num * fraction)) for fraction in budget.fractions} & set(range(1, num)))
+    asked = {max(1, round(num * fraction)): fraction for fraction in sorted(budget.fractions)}
+    counts = [count for count in asked if count < num]
     order = study.order("block_influence").tolist() if counts else []
     removals = {removed_name(count): count for count in counts}
+    shares = {removed_name(count): asked[count] for count in counts}
     pruned = {name: variants.without(num, order[:count]) for name, count in removals.items()}
     models = {WHOLE: study.dense} | pruned
     control = _control(study)
@@ -153,7 +154,7 @@ def measure(study: Study, run_generated_code: bool = False) -> Measured:
         logger.info(
             f"the {study.profile.name} profile has no generative benchmark: tasks asked openly stand in for one"
         )
-    return Measured(removals, texts, *_both_ways(study, control, models, tasks), generated)
+    return Measured(removals, shares, texts, *_both_ways(study, control, models, tasks), generated)
 
 
 def _control(study: Study) -> Study | None:
@@ -298,7 +299,7 @@ def note(study: Study) -> str:
     prompts = study.prompts(lengths)
     return (
         f"{prompts.corpus}, {prompts.split} split, {lengths.prompts} prompts of {lengths.prompt_tokens} tokens, "
-        f"{lengths.new_tokens} new ones, greedy. Blocks removed by Block Influence"
+        f"{lengths.new_tokens} new ones, greedy. {REMOVED}"
     )
 
 
@@ -342,18 +343,18 @@ def compared(found: Measured, model: str, num_blocks: int) -> pd.DataFrame:
         model, removed (%), score, how, kept (share of the dense model's score above chance), n. No row where nothing
         was removed; none of a task whose dense score may be chance.
     """
-    if found.quarter is None:
+    if found.most is None:
         return pd.DataFrame()
     table = paper_tables.table("table1").set_index(["method", "model"])
     rows: list[tuple] = []
     for task, how, chance in (("XSum", "written", 0.0), ("MMLU", "chosen", 25.0)):
         shares = (table.loc["ShortGPT", task] - chance) / (table.loc["Dense", task] - chance)
         rows += [(m, table.loc[("ShortGPT", m), "ratio_percent"], task, how, shares[m], None) for m in shares.index]
-    removed = 100 * found.removals[found.quarter] / num_blocks
+    removed = 100 * found.removals[found.most] / num_blocks
     for how, of_tasks in (("chosen", found.chosen), ("written", found.written), ("written", found.generated)):
         for task, of_models in of_tasks.items():
             chance = found.chance.get(task, 0.0) if how == "chosen" else 0.0
-            whole, rest = of_models[WHOLE], of_models[found.quarter]
+            whole, rest = of_models[WHOLE], of_models[found.most]
             if _above(whole, chance):
                 kept = (rest.mean() - chance) / (whole.mean() - chance)
                 rows.append((model, removed, task, how, kept, len(whole)))
@@ -362,16 +363,21 @@ def compared(found: Measured, model: str, num_blocks: int) -> pd.DataFrame:
 
 
 def _above(scores: np.ndarray, chance: float) -> bool:
-    """Whether a score is surely above chance, so that a share of the difference says something."""
-    return len(scores) > 1 and stats.accuracy_interval(round(scores.sum()), len(scores))[0] > chance
+    """Whether the mean of scores (items,) is surely above chance, so that a share of the difference says something."""
+    right_or_wrong = np.isin(scores, (0, 1)).all()
+    interval = (
+        stats.accuracy_interval(int(scores.sum()), len(scores)) if right_or_wrong else stats.mean_interval(scores)
+    )
+    return len(scores) > 1 and interval[0] > chance
 
 
 # ------------------------------------------------------------------------------------------------ the paper's claims
 
 
-FEW, QUARTER = "a few blocks removed", "a quarter removed"
-ACCUMULATE = "errors accumulate: more of its tokens are errors on its own text than on the dense model's"
-PRIMARY = f"{FEW}: {ACCUMULATE}"
+FEWEST = "with the fewest blocks removed"
+ACCUMULATE = "errors accumulate: more of its tokens are errors on its own text than on the whole model's"
+# Detectable on the embedded profile: 0.04 of the tokens.
+PRIMARY = f"{FEWEST}, {ACCUMULATE}"
 
 
 def claim(study: Study, found: Measured) -> pd.DataFrame:
@@ -381,12 +387,9 @@ def claim(study: Study, found: Measured) -> pd.DataFrame:
     parts = []
     if EIGHT_BITS in found.texts and depths:
         parts.append(_accumulation(found, depths, resamples, seed))
-    for task in found.written:
-        if (
-            depths
-            and _above(found.chosen[task][WHOLE], found.chance[task])
-            and _above(found.written[task][WHOLE], 0.25)
-        ):
+    for task, chance in found.chance.items():
+        # Who writes the answer no more often than a guesser chooses it has little to lose.
+        if depths and _above(found.chosen[task][WHOLE], chance) and _above(found.written[task][WHOLE], chance):
             parts.append(_writing_first(found, task, depths, resamples, seed))
     for task, of_models in found.generated.items():
         if depths and _above(of_models[WHOLE], 0.0):
@@ -395,11 +398,11 @@ def claim(study: Study, found: Measured) -> pd.DataFrame:
 
 
 def _depths(found: Measured) -> dict[str, str]:
-    """What statements call a pruned model -> its name."""
-    names = list(found.removals)
-    if len(names) < 2:
-        return dict(zip([FEW], names, strict=False))
-    return {FEW: names[0], **{name: name for name in names[1:-1]}, QUARTER: names[-1]}
+    """What statements call a pruned model -> its name: FEWEST, or the share of the blocks that is asked for."""
+    return {
+        f"without {100 * found.shares[name]:g} % of the blocks" if place else FEWEST: name
+        for place, name in enumerate(found.removals)
+    }
 
 
 def _accumulation(found: Measured, depths: Mapping[str, str], resamples: int, seed: int) -> pd.DataFrame:
@@ -431,9 +434,9 @@ def _accumulation(found: Measured, depths: Mapping[str, str], resamples: int, se
         rows = []
         for what, model in depths.items():
             more = on_own_text(model) - on_own_text(EIGHT_BITS)
-            rows.append(Statement(f"{what}: {ACCUMULATE}", more, MARGIN, "above", MARGIN))
+            rows.append(Statement(f"{what}, {ACCUMULATE}", more, MARGIN, "above", TOKENS_MATTER))
             more = along(model) - along(EIGHT_BITS)
-            rows.append(Statement(f"{what}: it errs as often late in a text as early", more, MARGIN, "within"))
+            rows.append(Statement(f"{what}, it errs as often late in a text as early", more, MARGIN, "within"))
         return rows
 
     values = np.stack(list(columns.values()), axis=1)
@@ -453,20 +456,22 @@ def _writing_first(found: Measured, task: str, depths: Mapping[str, str], resamp
             kept = np.stack([chosen / chosen[0], written / written[0]])
         name = "less is kept of writing the answer than of choosing it"
         return [
-            Statement(f"{what}: {name}", kept[1, i], kept[0, i], "below", MATTERS) for i, what in enumerate(depths, 1)
+            Statement(f"{what}, {name}", kept[1, i], kept[0, i], "below", KEPT_MATTERS)
+            for i, what in enumerate(depths, 1)
         ]
 
     return verdicts.judge(statements, np.stack(columns, axis=1), resamples, seed, task)
 
 
 def _near_zero(task: str, of_models: Answers, depths: Mapping[str, str], resamples: int, seed: int) -> pd.DataFrame:
-    """Do scores approach zero?"""
+    """Do scores approach zero? Of what the dense model has."""
     values = np.stack([of_models[model] for model in (WHOLE, *depths.values())], axis=1)
 
     def statements(means: np.ndarray) -> list[Statement]:
+        kept = means[1:] / means[0] if means[0] > 0 else np.full(len(depths), np.nan)
         return [
-            Statement(f"{what}: less than a tenth of the score is kept", mean, NEAR_ZERO * means[0], "below", MATTERS)
-            for what, mean in zip(depths, means[1:], strict=True)
+            Statement(f"{what}, less than a tenth of the score is kept", share, NEAR_ZERO, "below", KEPT_MATTERS)
+            for what, share in zip(depths, kept, strict=True)
         ]
 
     return verdicts.judge(statements, values, resamples, seed, task)

@@ -1,5 +1,7 @@
 """Figures of notebook 09: what a pruned model writes."""
 
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
@@ -17,7 +19,9 @@ REFERENCES = {"whole model": (BLACK, "o"), "8 bits": (GREEN, "D"), "real text": 
 def model_styles(models: list[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each model; of pruned ones from light to dark as more goes."""
     pruned = sorted((name for name in models if name not in REFERENCES), key=lambda name: (len(name), name))
-    return {name: look for name, look in REFERENCES.items() if name in models} | dict(zip(pruned, PRUNED, strict=False))
+    return {name: look for name, look in REFERENCES.items() if name in models} | dict(
+        zip(pruned, cycle(PRUNED), strict=False)
+    )
 
 
 @styled

@@ -309,6 +309,26 @@ def test_every_rule_is_of_use():
             assert len({tuple(row[key] for key in keys) for row in rows}) == len(rows), f"{table}: no key"
 
 
+@pytest.mark.parametrize(
+    ("table", "column", "of"),
+    [
+        ("unreasonable_block_pruning", "loss", {"healed": "False"}),
+        ("unreasonable_accuracies", "accuracy", {"healed": "False"}),
+        ("unreasonable_healing_curves", "held_out", {"tokens": "0"}),
+        ("reassessing_recipes", "loss", {"recipe": "nf4"}),
+        ("reassessing_accuracies", "accuracy", {"recipe": "untrained"}),
+        ("reassessing_capabilities", "accuracy", {"recipe": "whole model"}),
+        ("reassessing_selections", "loss", {}),
+        ("why_lift_accuracy_by_kept_blocks", "accuracy", {"method": "untuned"}),
+    ],
+)
+def test_what_no_training_touches_is_compared_as_a_number(table, column, of):
+    rules = Rules.read(paths.EXPECTED / "tolerances.toml", "embedded")
+    _, rows = verify.read_table(committed("embedded")[table])
+    meant = [row for row in rows if of.items() <= row.items()]
+    assert {one.kind for one in rules.tolerances(table, column, meant)} == {"number"}
+
+
 def test_committed_figures_hold_the_expected_tables():
     """So that both are renewed together: `make expect`."""
     shown = {path.name: path.read_text() for path in (paths.ROOT / "figures" / "embedded").glob("*.csv")}

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
+from layer_redundancy.config import paper_tables
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from tools.docs import notebooks, pages
@@ -267,8 +268,17 @@ def test_a_page_with_a_picture_that_is_nowhere_or_a_place_is_refused(tmp_path):
 
 
 def test_a_statement_and_its_verdict_are_a_line(tmp_path):
-    rows = [("", "a", 1.0, 2.0, "refuted"), ("primary", "b | c", 0.5, 0.25, "supported")]
-    columns = ["role", "statement", "measured", "threshold", "verdict"]
+    rows = [("", "a", "text", 1.0, 2.0, "refuted"), ("", "a", "copying", 3.0, 2.0, "supported")]
+    rows += [("primary", "b | c", "text", 0.5, 0.25, "supported")]
+    columns = ["role", "statement", "on", "measured", "threshold", "verdict"]
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "own_claim.csv", index=False)
-    found = rendered(tmp_path, "{{ told('own_claim') }} {{ told('own_claim', 'a') }}", Tables((tmp_path,)))
+    found = rendered(tmp_path, "{{ told('own_claim') }} {{ told('own_claim', 'a', on='text') }}", Tables((tmp_path,)))
     assert found == "*supported*: b \\| c (0.5 against 0.25) *refuted*: a (1 against 2)"
+    with pytest.raises(StudyError, match=r"2 rows of own_claim\.csv have statement = 'a': name one"):
+        rendered(tmp_path, "{{ told('own_claim', 'a') }}", Tables((tmp_path,)))
+
+
+def test_what_is_said_beside_a_quotation_is_of_one_that_is_there():
+    template = (pages.TEMPLATES / "claims.md").read_text()
+    beside = re.findall(r'^ +"([\w.]+)": ', template, re.MULTILINE)
+    assert len(beside) > 10 and set(beside) <= set(paper_tables.table("claims")["claim"])

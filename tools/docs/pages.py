@@ -58,7 +58,7 @@ def render(template: str, tables: Tables | None = None, folder: Path = TEMPLATES
         "compare": compare,
         "finding": finding,
         "verdicts": lambda name: verdicts(tables.table(name)),
-        "told": lambda name, statement="": told(tables, name, statement),
+        "told": lambda name, statement="", **where: told(tables, name, statement, **where),
         "exp": math.exp,
         "level": LEVEL,
         "power": POWER,
@@ -111,13 +111,19 @@ def verdicts(table: pd.DataFrame) -> str:
     return "\n".join([f"<details><summary>Statements: {summary}</summary>", "", head, rule, *lines, "", "</details>"])
 
 
-def told(tables: Tables, name: str, statement: str = "") -> str:
+def told(tables: Tables, name: str, statement: str = "", **where: Any) -> str:
     """What the data say of a statement of a table of verdicts, in a line; of the primary one if none is named.
+
+    Args:
+        tables: the tables.
+        name: name of a table of verdicts.
+        statement: its statement, word for word.
+        where: what else names the row.
 
     Raises:
         StudyError: no such table, or no one such statement in it.
     """
-    row = tables.row(name, statement=statement) if statement else tables.row(name, role="primary")
+    row = tables.row(name, **where, **({"statement": statement} if statement else {"role": "primary"}))
     statement = row.statement.replace("|", "\\|")
     return f"*{row.verdict}*: {statement} ({row.measured:.3g} against {row.threshold:.3g})"
 

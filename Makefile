@@ -102,6 +102,8 @@ OFFLINE := $(if $(MODEL)$(filter-out smoke embedded,$(PROFILE)),,HF_HUB_OFFLINE=
 # it too.
 SPEAKING := LAYER_REDUNDANCY_DOOR=make
 TALK := exec env $(SPEAKING)
+# How many at a time, by make's -j; nothing if it does not say.
+jobs = $(patsubst -j%,%,$(filter-out -j,$(filter -j%,$(MAKEFLAGS))))
 TRUST := $(if $(filter yes,$(TRUST_REMOTE_CODE)),--trust-remote-code)
 OF_MODEL = --model $(call quoted,$(MODEL)) --revision $(call quoted,$(REVISION)) $(TRUST)
 
@@ -142,7 +144,6 @@ further = $(subst %25,%,$(subst %20,$(space),$(patsubst $(1):%,%,$(filter $(1):%
 model = $(call quoted,$(or $(call further,$(patsubst data/runs/%,%,$(1))),$(MODEL)))
 
 # Executes the runs $(1), by make's -j so many at a time; else as many as the machine is good for.
-jobs = $(patsubst -j%,%,$(filter-out -j,$(filter -j%,$(MAKEFLAGS))))
 execute = $(TALK) $(OFFLINE) $(PY) -m layer_redundancy.run_notebooks --profile $(call quoted,$(PROFILE)) \
   --revision $(call quoted,$(REVISION)) $(TRUST) $(if $(PARAMS),--parameters $(call quoted,$(PARAMS))) \
   $(if $(jobs),--jobs $(jobs)) $(KEEP_GOING) \
@@ -207,7 +208,7 @@ rwkv-train: $(READY) ## train the small RWKV anew (an hour on two cores; stopped
 	@$(PY) -m tools.rwkv.train
 
 rates: $(READY) ## look for learning rates on held-out training text and write the table that profiles take them from (hours; minutes on a GPU)
-	@$(OFFLINE) $(PY) -m tools.rates --profile $(call quoted,$(PROFILE)) --device $(call quoted,$(DEVICE))
+	@$(OFFLINE) $(PY) -m tools.rates --profile $(call quoted,$(PROFILE)) --device $(call quoted,$(DEVICE)) $(if $(jobs),--jobs $(jobs))
 
 gptq: $(READY) ## install what ready GPTQ checkpoints take (gptqmodel, optimum), for MODEL= or notebook 07's ready=
 	$(PY) -m pip install --disable-pip-version-check --no-deps -r data/requirements-gptq.txt

@@ -217,6 +217,14 @@ def test_bench_installs_its_peer_apart_and_once(ready):
         assert ready.calls() == expected
 
 
+def test_learning_rates_are_tried_as_many_at_a_time_as_make_is_told(ready):
+    log = ready.root / "calls"
+    for arguments, jobs in (((), ""), (("-j3",), " --jobs 3")):
+        assert ready.make("rates", "DEVICE=cpu", *arguments).returncode == 0
+        assert log.read_text().strip() == f"-m tools.rates --profile embedded --device cpu{jobs}"
+        ready.calls()
+
+
 def test_gptq_installs_what_ready_checkpoints_take(ready):
     assert ready.make("gptq").returncode == 0
     assert "--target" not in (ready.root / "calls").read_text()

@@ -1,7 +1,7 @@
 """Tries learning rates on held-out training text and writes data/rates/<profile>.csv; `make rates` runs it.
 
 What was tried lies in the results store, so a search that was stopped goes on where it was. On a GPU most of a small
-training is waiting, so that a dozen processes share it well: --jobs 12.
+training is waiting, so that a dozen processes share it well: make -j12 rates.
 """
 
 import logging
@@ -19,11 +19,11 @@ import typer
 from layer_redundancy.config import profiles
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.experiments import block_pruning, healing, learning_rates
+from layer_redundancy.experiments import block_pruning, healing, learning_rates, prompt_tuning
 from layer_redundancy.experiments.learning_rates import GRID, SEEDS, Trial
 from layer_redundancy.study import Study
 
-EXPERIMENTS = (block_pruning, healing)  # modules with a function trials(study)
+EXPERIMENTS = (block_pruning, healing, prompt_tuning)  # modules with a function trials(study)
 
 _trials: list[Trial] = []  # of this process
 

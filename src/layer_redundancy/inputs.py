@@ -12,7 +12,7 @@ from layer_redundancy.config.profiles import Profile, TaskBudget, TextBudget, Tr
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import benchmark_items, classification_sets, corpora
 from layer_redundancy.data.classification_sets import LabelledPrompts, PromptChoice
-from layer_redundancy.data.corpora import TokenBlocks
+from layer_redundancy.data.corpora import TokenBlocks, TrainingText
 from layer_redundancy.data.tokens import prepends_bos
 from layer_redundancy.evaluate.scoring import ChoiceTask, Passages, Perplexity
 from layer_redundancy.models import loading
@@ -125,17 +125,36 @@ class Inputs:
         return self._token_counts()
 
     @cached_property
-    def training_text(self) -> Callable[..., TokenBlocks]:
-        """The calibration text that a budget trains on, its held-out blocks last; of a seed, 0 if none is given."""
+    def training_text(self) -> Callable[[TrainingBudget, int], TokenBlocks]:
+        """The calibration text that a budget trains on with a seed, its held-out blocks last.
+
+        Of corpora of short documents (C4, Alpaca) it is the same whatever the seed.
+        """
         return cache(self._training_text)
 
-    def _training_text(self, budget: TrainingBudget, seed: int = 0) -> TokenBlocks:
+    def _training_text(self, budget: TrainingBudget, seed: int) -> TokenBlocks:
         self._check_length(budget.block_length, "the blocks to train on", "budgets.healing.training")
         corpus, length = budget.corpus or self.profile.text.corpus, budget.block_length
         count = budget.steps * budget.batch
         if corpus in corpora.PACKED:
+            if seed:
+                return self.training_text(budget, 0)
             return self._packed_blocks(corpus, "calibration", length, count + budget.held_out)
         return self._training_blocks(corpus, length, count, budget.held_out, seed)
+
+    @cached_property
+    def _trainable(self) -> Callable[[str, int, int], TrainingText]:
+        """A corpus's blocks of a length that may be trained on, and so many held out; tokenised once for all seeds."""
+        return cache(lambda corpus, length, held_out: corpora.training_text(corpus, self.tokenizer, length, held_out))
+
+    def trained_on(self, budget: TrainingBudget) -> str:
+        """The corpus that a budget trains on, as captions name it."""
+        return own_files.corpus_name(budget.corpus or self.profile.text.corpus)
+
+    @cached_property
+    def training_counts(self) -> Callable[[TrainingBudget], np.ndarray]:
+        """How often each token is in what a budget may train on, (V,) int64; held-out articles are not in it."""
+        return cache(self._training_counts)
 
     @cached_property
     def prompts_to_classify(self) -> Callable[[PromptChoice], LabelledPrompts]:
@@ -166,7 +185,17 @@ class Inputs:
         return corpora.token_counts(self.profile.text.corpus, self.tokenizer)
 
     def _training_blocks(self, corpus: str, length: int, count: int, held_out: int, seed: int) -> TokenBlocks:
-        return corpora.training_blocks(corpus, self.tokenizer, length, count, held_out, seed)
+        return self._trainable(corpus, length, held_out).of_seed(count, seed)
+
+    def _training_counts(self, budget: TrainingBudget) -> np.ndarray:
+        corpus = budget.corpus or self.profile.text.corpus
+        if corpus in corpora.PACKED:
+            text = self.training_text(budget, 0).input_ids
+            ids = text[: len(text) - budget.held_out]
+        else:
+            found = self._trainable(corpus, budget.block_length, budget.held_out)
+            ids = found.blocks[:, 1:] if found.bos else found.blocks
+        return np.bincount(ids.flatten().numpy(), minlength=len(self.tokenizer))
 
     def _task(self, budget: TaskBudget) -> ChoiceTask:
         profile, limit = self.profile, self.identity.max_length

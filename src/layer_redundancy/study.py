@@ -623,14 +623,13 @@ class Study:
         if made.recipe.method == "nf4":
             return healing.untrained()
         budget = made.budget
-        held_out = budget.held_out * budget.block_length * num
         return self.cached(
             self.key("training", TRAINING_VERSION),
             lambda: healing.training_result(healing.heal(made)) if keep else healing.tried(made),
             lambda: healing.no_training(budget.steps),
             lambda: [
                 Training(made.recipe, budget.tokens, budget.block_length, budget.tokens, num),
-                Pass((1 + min(budget.validations, budget.steps)) * held_out),
+                Pass(budget.held_out_tokens * num),
             ],
         )
 

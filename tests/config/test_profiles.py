@@ -10,7 +10,7 @@ from typing import get_type_hints
 import pytest
 
 from layer_redundancy.config import profiles
-from layer_redundancy.config.profiles import Recipe, TaskBudget
+from layer_redundancy.config.profiles import Recipe, TaskBudget, TrainingBudget
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.experiments import healing, registry
@@ -89,6 +89,7 @@ def test_a_profile_of_ones_own_changes_what_it_says(written):
         ("budgets.block_pruning.fractions = [0.5, 1.5]", "fractions[1] must be above 0 and below 1, not 1.5"),
         ("budgets.block_pruning.fractions = []", "budgets.block_pruning.fractions must be given, not empty"),
         ("budgets.healing.recipes = [{ method = 'x', learning_rate = 1 }]", "recipes[0].method must be one of lora, "),
+        ("budgets.healing.recipes = [{ method = 'nf4', learning_rate = 1 }]", "full, partial, not 'nf4'"),
         ("budgets.quantization.bits = [5]", "budgets.quantization.bits[0] must be one of 8, 4, 3, not 5"),
         ("budgets.prompt_tuning.epochs = [1]", "budgets.prompt_tuning.epochs must have 2 values, not 1"),
         ("further = [{ model = 'a/b', notebooks = ['1'] }]", "further[0].notebooks[0] must be two digits, not '1'"),
@@ -254,3 +255,12 @@ def test_profiles_whose_names_are_told_apart_by_odd_characters_alone_share_no_fi
         (tmp_path / f"{name}.toml").write_text('extends = "smoke"\n')
     folders = [profiles.artifact_folder(profiles.load(str(file))) for file in sorted(tmp_path.iterdir())]
     assert len(set(folders)) == 3 and "my_profile" in folders, folders
+
+
+@pytest.mark.parametrize(("steps", "validations", "at"), [(16, 4, [4, 8, 12, 16]), (10, 3, [4, 8, 10]), (2, 9, [1, 2])])
+def test_held_out_text_is_watched_no_more_often_than_asked(steps, validations, at):
+    budget = TrainingBudget("", 8, steps, 2, held_out=3, validations=validations)
+    seen = [step for step in range(1, steps + 1) if step % budget.validate_every == 0 or step == steps]
+    assert seen == at and budget.held_out_tokens == (1 + len(at)) * 3 * 8
+    without = TrainingBudget("", 8, steps, 2, held_out=0, validations=validations)
+    assert (without.validate_every, without.held_out_tokens) == (0, 0)

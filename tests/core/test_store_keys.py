@@ -109,12 +109,12 @@ def study(tmp_path, monkeypatch):
     def packed_blocks(corpus, tokenizer, split, length, count):
         return made_up_text(corpus, split, length, count)
 
-    def training_blocks(corpus, tokenizer, length, count, held_out, seed):
+    def training_blocks(self, corpus, length, count, held_out, seed):
         return made_up_text(corpus, "calibration", length, count + held_out)
 
     monkeypatch.setattr(corpora, "token_blocks", token_blocks)
     monkeypatch.setattr(corpora, "packed_blocks", packed_blocks)
-    monkeypatch.setattr(corpora, "training_blocks", training_blocks)
+    monkeypatch.setattr(Inputs, "_training_blocks", training_blocks)
     monkeypatch.setattr(classification_sets, "labelled_prompts", made_up_prompts)
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(cache, "scratch_folder", made_anew)
@@ -445,7 +445,7 @@ def inputs():
 def test_texts(inputs):
     assert inputs.calibration.fingerprint == "ae61948d9b93d151a2172ee5f1eedab08b7f644e31fd14c3114e4b95260465dd"
     assert inputs.evaluation.fingerprint == "0000ddfe87358bb3125d60ca71cf2d792104f60b1916c5563524d0625b6d0a89"
-    training = inputs.training_text(TrainingBudget("", block_length=128, steps=24, batch=2, held_out=3))
+    training = inputs.training_text(TrainingBudget("", block_length=128, steps=24, batch=2, held_out=3), 0)
     assert training.fingerprint == "7ab66481b3907855f71599822df3acbe15e8604015f16899de2acdaf6b6ee46c"
 
 

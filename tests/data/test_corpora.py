@@ -262,7 +262,7 @@ def test_own_text_shorter_than_a_block_is_one_line(tmp_path, tokenizer):
     with pytest.raises(StudyError, match=r"corpus 'own\.jsonl' has \d calibration tokens: no block of 64"):
         corpora.packed_blocks(f"{tmp_path}/own.jsonl", tokenizer, "calibration", 64, 1)
     with pytest.raises(StudyError, match="nothing is left to train on"):
-        corpora.training_blocks(f"{tmp_path}/own.jsonl", tokenizer, 64, 1)
+        corpora.training_text(f"{tmp_path}/own.jsonl", tokenizer, 64)
 
 
 def articles_of(blocks, texts, tokenizer):
@@ -273,22 +273,23 @@ def articles_of(blocks, texts, tokenizer):
 
 def test_training_text_is_dealt_over_articles_and_held_out_articles_are_whole(tokenizer):
     texts = corpora.articles("wikipedia", "calibration")
-    first, second = (corpora.training_blocks("wikipedia", tokenizer, 64, 60, held_out=9, seed=s) for s in (0, 1))
+    text = corpora.training_text("wikipedia", tokenizer, 64, held_out=9)
+    first, second = text.of_seed(60, 0), text.of_seed(60, 1)
     trained, held_out = first.input_ids[:60], first.input_ids[60:]
     assert first.split == "calibration" and len(held_out) == 9
     assert len(set(articles_of(trained, texts, tokenizer))) > 35, "dealt over all articles"
     assert len(set(articles_of(held_out, texts, tokenizer))) >= 5
-    every = corpora.training_blocks("wikipedia", tokenizer, 64, 10**6, held_out=9).input_ids[:-9]
-    assert not set(articles_of(every[::7], texts, tokenizer)) & set(articles_of(held_out, texts, tokenizer))
+    assert not set(articles_of(text.blocks[::7], texts, tokenizer)) & set(articles_of(held_out, texts, tokenizer))
     rows = [{tuple(row) for row in one.tolist()} for one in (trained, second.input_ids[:60])]
     assert not rows[0] & rows[1], "each seed has text of its own"
     assert torch.equal(second.input_ids[60:], held_out), "and the same is held out"
-    more = corpora.training_blocks("wikipedia", tokenizer, 64, 60, held_out=20).input_ids[60:]
-    assert torch.equal(more[:9], held_out)
+    assert torch.equal(text.of_seed(10**6, 0).input_ids[:-9], text.blocks), "as many as there are"
+    more = corpora.training_text("wikipedia", tokenizer, 64, held_out=20)
+    assert torch.equal(more.held_out[:9], held_out)
 
 
 def test_a_single_article_is_split_into_what_is_trained_on_and_held_out(tmp_path, tokenizer):
     words = [" ".join(f"word{k}x{n}" for n in range(100)) for k in range(2)]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in words))
-    blocks = corpora.training_blocks(f"{tmp_path}/own.jsonl", tokenizer, 16, 1000, held_out=2).input_ids
+    blocks = corpora.training_text(f"{tmp_path}/own.jsonl", tokenizer, 16, held_out=2).of_seed(1000, 0).input_ids
     assert len({tuple(row) for row in blocks.tolist()}) == len(blocks) > 10

@@ -1,5 +1,7 @@
 """Notebook 10's tables, on made-up sums and results whose answers are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -53,10 +55,10 @@ def result(rule, healed, count, losses, right, seed=0, items=200) -> Pruned:
     nll = np.array(losses) + 0.01 * seed
     loss = Result({"perplexity": float(np.exp(nll.mean()))}, {"nll": nll * 7, "tokens": np.full(2, 7)})
     acc = (np.arange(items) < right * items).astype(float)
-    start = {"": 0, "simple rule": L - 1 - count}.get(rule, L - count)
+    start = {"whole model": 0, "simple rule": L - 1 - count}.get(rule, L - count)
     steps = {"held_out_step": np.array([0, 4]), "held_out": np.array([9.0, 3.0 + seed])}
     took = Result({"seconds": 1.0, "peak_bytes": 10, "trainable": 5}, steps) if healed else None
-    tasks = {} if seed or (healed and rule in ("", "last blocks")) else {"copying": task(acc)}
+    tasks = {} if seed or (healed and rule in ("whole model", "last blocks")) else {"copying": task(acc)}
     return Pruned(rule, healed, count, tuple(range(start, start + count)), loss, tasks, took, seed)
 
 
@@ -66,7 +68,10 @@ def task(acc) -> Result:
 
 def found(items: int = 200) -> list[Pruned]:
     """Healing takes most of the damage away, and leaves the rules 0.02 nats apart; copying falls at two blocks."""
-    parts = [result("", False, 0, [2.0, 2.2], 0.9, items=items), result("", True, 0, [1.9, 2.1], 0.9, items=items)]
+    parts = [
+        result("whole model", False, 0, [2.0, 2.2], 0.9, items=items),
+        result("whole model", True, 0, [1.9, 2.1], 0.9, items=items),
+    ]
     for rule, extra in (("similarity", 1.0), ("simple rule", 3.0), ("last blocks", 5.0)):
         for n in (1, 2):
             right = 0.6 if n == 1 else 0.3
@@ -119,11 +124,13 @@ def test_the_claim_says_what_is_supported():
     claim = block_pruning.claim(found(), L, 100, seed=0).set_index("statement")
     assert claim.index[0] == block_pruning.PRIMARY and claim["role"].iloc[0] == "primary"
     assert claim.loc[block_pruning.PRIMARY, "measured"] == pytest.approx(0.02)
-    assert set(claim["verdict"]) == {"supported"}
+    assert set(claim["verdict"]) == {"supported"} and claim["matters"].notna().all()
     last = "losing the last block too costs more once healed, 1 block gone (nats)"
     assert claim.loc[last, "measured"] == pytest.approx(0.02)
     assert (claim["on"] == "copying").sum() == 1
     few = block_pruning.claim(found(items=199), L, 100, seed=0)
     assert (few["on"] == "perplexity").all()
+    kept = [replace(one, tasks={name: task(np.ones(200)) for name in one.tasks}) for one in found()]
+    assert (block_pruning.claim(kept, L, 100, seed=0)["on"] == "perplexity").all(), "nothing was lost"
     once = [one for one in found() if one.seed == 0]
     assert len(block_pruning.claim(once, L, 100, seed=0)) == len(claim), "of one seed the text alone varies"

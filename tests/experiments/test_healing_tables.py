@@ -103,8 +103,11 @@ def test_claims_say_who_wins():
         "LoRA brings back half of what copying lost (accuracy)": "supported",
         "training head and last blocks brings back half of what copying lost (accuracy)": "refuted",
     }
-    few = replace(measured(), tasks={"whole model": {}, "untrained": {}})
-    assert not recipes.claim(few, 200, seed=0)["statement"].str.contains("copying").any()
+    guesses = {"copying": accuracies([1] * 50 + [0] * 150)}
+    for whole in (guesses, {"copying": accuracies([1] * 52 + [0] * 148)}, {}):  # not solved, not lost, not asked
+        untrained = guesses if whole else {}
+        other = replace(measured(), tasks={"whole model": whole, "untrained": untrained})
+        assert not recipes.claim(other, 200, seed=0)["statement"].str.contains("copying").any()
 
 
 def test_rounding_and_the_heads_part_are_judged_where_they_were_measured():

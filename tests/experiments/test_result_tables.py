@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from layer_redundancy.config import paper_tables
-from layer_redundancy.core import variants
+from layer_redundancy.core import stats, variants
 from layer_redundancy.core.store import Result
 from layer_redundancy.experiments import layer_importance, result_tables
 from layer_redundancy.measures import importance
@@ -116,3 +116,10 @@ def test_strategies_list_what_goes_first():
     table = layer_importance.strategies(layer_importance.importance_scores(sums(), 10, 0), 6, 0.34)
     by_name = table.set_index("strategy")["goes first"]
     assert by_name["Sequential"] == "0, 1" and by_name["Reverse order"] == "5, 4"
+
+
+def test_intervals_hold_for_seeds_and_text_where_there_are_several_seeds():
+    values = np.array([[1.0, 2.0, 4.0], [2.0, 3.0, 3.0]])
+    assert result_tables.over_seeds(values) == stats.crossed_interval(values)
+    assert result_tables.over_seeds(values[:1]) == stats.mean_interval(values[0])
+    assert "seeds" in result_tables.over_seeds_note(2) and "seeds" not in result_tables.over_seeds_note(1)

@@ -35,3 +35,11 @@ def test_capabilities_have_a_panel_a_task_and_the_whole_model_first():
 def test_selections_are_named_best_first():
     names = [t.get_text() for t in draw.selections(selection_frame(), {"unigram": 4.4}).axes[0].get_yticklabels()]
     assert names[0] == "random" and names[-1] == "reverse order"
+
+
+def test_intervals_of_selections_are_drawn_to_their_ends_also_below_0():
+    rows = selection_frame()
+    rows.loc[0, ["low", "healed_low"]] = -2.5
+    axes = draw.selections(rows, {"unigram": 4.4}).axes[0]
+    ends = [segment[:, 0] for container in axes.containers for segment in container[2][0].get_segments()]
+    assert min(map(min, ends)) == -2.5 and axes.get_xlim()[0] < -2.5 and axes.get_xscale() == "symlog"

@@ -160,7 +160,8 @@ def test_weights_of_4_bits_without_training_are_those_that_qlora_begins_with(stu
     rounded = whole.healed([1], Recipe("nf4", 1e-3), BUDGET)
     assert rounded.training().summary["trainable"] == 0 and not rounded.training().arrays["held_out"].size
     begun = whole.healed([1], RECIPES["qlora"], replace(BUDGET, steps=1)).training().arrays["held_out"][0]
-    held_out = replace(whole.inputs.training_text(BUDGET), input_ids=whole.inputs.training_text(BUDGET).input_ids[-1:])
+    text = whole.inputs.training_text(BUDGET, 0)
+    held_out = replace(text, input_ids=text.input_ids[-1:])
     found = rounded.sweep([rounded.dense], [Perplexity(held_out)])["perplexity"][rounded.dense]
     assert found.summary["nll"] == pytest.approx(begun, abs=2e-3)
 
@@ -210,10 +211,15 @@ def test_another_setting_is_another_model(study):
 @pytest.mark.slow
 def test_training_text_is_calibration_text_and_held_out_blocks_are_its_last(study):
     whole = study()
-    text = whole.inputs.training_text(BUDGET)
+    text = whole.inputs.training_text(BUDGET, 0)
     assert text.split == "calibration" and tuple(text.input_ids.shape) == (7, 16)
-    assert whole.inputs.training_text(BUDGET) is text
+    assert whole.inputs.training_text(BUDGET, 0) is text
     assert not torch.equal(text.input_ids[:6], whole.inputs.training_text(BUDGET, 1).input_ids[:6])
+    counts = whole.inputs.training_counts(BUDGET)
+    assert len(counts) == len(whole.tokenizer)
+    more = whole.inputs.training_counts(replace(BUDGET, held_out=0)) - counts
+    assert more.sum() > 0 and (more >= 0).all(), "held-out articles are not counted"
+    assert (more[text.input_ids[-1:]] > 0).all()
     evaluation = {tuple(row) for row in whole.evaluation.input_ids[:, :16].tolist()}
     assert not evaluation & {tuple(row) for row in text.input_ids.tolist()}
     with pytest.raises(StudyError, match="nothing is left to train on"):
@@ -223,7 +229,7 @@ def test_training_text_is_calibration_text_and_held_out_blocks_are_its_last(stud
 def test_recipes_that_cannot_be_are_one_line(study, monkeypatch):
     whole = study()
     for recipe, message in (
-        (Recipe("lore", 1e-3), "method must be one of lora, qlora, full, partial, nf4, not 'lore'"),
+        (Recipe("lore", 1e-3), "method must be one of lora, qlora, full, partial, not 'lore'"),
         (Recipe("lora", 1e-3, targets="some"), "targets must be one of all, mlp, not 'some'"),
     ):
         with pytest.raises(StudyError, match=message):

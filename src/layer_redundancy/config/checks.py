@@ -16,10 +16,12 @@ class Check:
     Attributes:
         holds: whether a value fulfils it.
         wanted: what the value must be, in words that follow "must be".
+        in_code: further values that a program may give, and no file.
     """
 
     holds: Callable[[Any], bool] = field(compare=False)  # two functions are never equal; their words are
     wanted: str
+    in_code: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,9 @@ def between(low: float, high: float) -> Check:
     return Check(lambda value: low < value < high, f"above {low} and below {high}")
 
 
-def one_of(*choices: Any) -> Check:
+def one_of(*choices: Any, in_code: tuple[Any, ...] = ()) -> Check:
     """One of a few values."""
-    return Check(lambda value: value in choices, f"one of {', '.join(map(str, choices))}")
+    return Check(lambda value: value in choices, f"one of {', '.join(map(str, choices))}", in_code)
 
 
 def given() -> Check:

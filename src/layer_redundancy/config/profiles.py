@@ -16,6 +16,7 @@ import types
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -106,7 +107,7 @@ class TrainingBudget:
         warmup: steps in which the learning rate rises.
         schedule: schedule by which the learning rate falls after warmup, as transformers names it.
         held_out: blocks of the same corpus that are not trained on, for the number that is watched meanwhile.
-        validations: times that it is watched, besides once before the first step.
+        validations: times that it is watched at most, the last after the last step, besides once before the first.
     """
 
     corpus: CorpusOrNone
@@ -123,6 +124,17 @@ class TrainingBudget:
         """Tokens trained on; repeated ones count each time."""
         return self.block_length * self.steps * self.batch
 
+    @property
+    def validate_every(self) -> int:
+        """Steps between two looks at the held-out blocks; 0 where there are none."""
+        return ceil(self.steps / self.validations) if self.held_out else 0
+
+    @property
+    def held_out_tokens(self) -> int:
+        """Tokens that all looks at the held-out blocks run."""
+        looks = 1 + ceil(self.steps / self.validate_every) if self.held_out else 0
+        return looks * self.held_out * self.block_length
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -130,7 +142,8 @@ class Recipe:
 
     Attributes:
         method: "lora", "qlora" (LoRA beside weights of 4 bits), "full" (all weights), "partial" (the head, the final
-            norm and the last blocks), or "nf4" (nothing: weights of 4 bits as QLoRA's, untrained).
+            norm and the last blocks), or "nf4" (nothing: weights of 4 bits as QLoRA's, untrained; for programs alone,
+            which measure it beside QLoRA).
         learning_rate: peak learning rate.
         targets: linear layers that get adapters: "all" of the blocks, or "mlp" for those outside of attention.
         rank: the adapters' rank.
@@ -141,7 +154,7 @@ class Recipe:
             own, which add to the model's size) or leaves it as it is ("kept").
     """
 
-    method: Annotated[str, one_of("lora", "qlora", "full", "partial", "nf4")]
+    method: Annotated[str, one_of("lora", "qlora", "full", "partial", in_code=("nf4",))]
     learning_rate: Rate
     targets: Annotated[str, one_of("all", "mlp")] = "all"
     rank: Count = 8
@@ -370,7 +383,7 @@ def _converted(kind: Any, value: Any, place: Place) -> Any:
                     value = one.find(value, place.folder)
                 except StudyError as error:
                     raise place.error(f"names nothing: {error}") from None
-            elif isinstance(one, Check) and not one.holds(value):
+            elif isinstance(one, Check) and not one.holds(value) and not (place.in_code and value in one.in_code):
                 raise place.error(f"must be {one.wanted}, not {value!r}")
         return value
     if origin in (Union, types.UnionType):

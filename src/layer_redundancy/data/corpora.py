@@ -139,45 +139,61 @@ def token_counts(corpus: str, tokenizer: Any) -> np.ndarray:
 HELD_OUT_ARTICLES = 8  # one article of so many is held out from training, at least
 
 
-def training_blocks(
-    corpus: str, tokenizer: Any, length: int, count: int, held_out: int = 0, seed: int = 0
-) -> TokenBlocks:
+@dataclass(frozen=True, eq=False)
+class TrainingText:
+    """All blocks of a corpus that may be trained on, and held-out ones.
+
+    Attributes:
+        blocks: int64 (num_blocks, block_length), dealt over the articles that are not held out.
+        held_out: int64 (num_held_out, block_length), of other articles, unless there is a single one.
+        corpus: the corpus as captions name it.
+        bos: each block starts with the beginning-of-sequence token.
+    """
+
+    blocks: torch.Tensor
+    held_out: torch.Tensor
+    corpus: str
+    bos: bool
+
+    def of_seed(self, count: int, seed: int) -> TokenBlocks:
+        """So many blocks to train on, fewer where there are not as many, then the held-out ones.
+
+        Each seed has blocks of its own as long as there are enough; the held-out ones are the same for all.
+        """
+        num = len(self.blocks)
+        chosen = [(seed * count + k) % num for k in range(min(count, num))]
+        return TokenBlocks(torch.cat([self.blocks[chosen], self.held_out]), self.corpus, "calibration", self.bos)
+
+
+def training_text(corpus: str, tokenizer: Any, length: int, held_out: int = 0) -> TrainingText:
     """Text to train on, dealt over the corpus's calibration articles as `token_blocks` deals, and held-out text.
 
-    No article is both trained on and held out, unless there is a single one. Each seed has blocks of its own as long
-    as there are enough; the held-out ones are the same whatever the seed, and the first of more.
+    No article is both trained on and held out, unless there is a single one.
 
     Args:
         corpus: a corpus that `articles` knows.
         tokenizer: a transformers tokenizer; blocks begin as those of `token_blocks`.
         length: tokens a block.
-        count: number of blocks to train on; fewer where the corpus has less text.
-        held_out: number of blocks to hold out.
-        seed: decides which blocks are trained on.
-
-    Returns:
-        The blocks to train on, then the held-out ones.
+        held_out: number of blocks to hold out; they are the first of more.
 
     Raises:
         StudyError: unknown corpus, or less text than that.
     """
-    _check_size(count, "calibration", length)
+    _check_size(1, "calibration", length)
     rest = [blocks for blocks in _cut(articles(corpus, "calibration"), tokenizer, length)[0] if blocks]
     number, held = len(rest), []
     if number == 1:
         held, rest = [rest[0][:held_out]], [rest[0][held_out:]]
     while held_out and len(rest) > 1 and (len(held) < number // HELD_OUT_ARTICLES or sum(map(len, held)) < held_out):
         held.append(rest.pop())
-    trained, apart = _dealt(rest), _dealt(held)[:held_out]
+    trained, apart, name = _dealt(rest), _dealt(held)[:held_out], own_files.corpus_name(corpus)
     if not trained or len(apart) < held_out:
-        name = own_files.corpus_name(corpus)
         raise StudyError(
             f"corpus {name!r} has {len(trained) + sum(map(len, held))} calibration blocks of {length} tokens in "
             f"{number} articles, {held_out} of them to be held out with their articles: nothing is left to train on"
         )
-    chosen = [trained[(seed * count + k) % len(trained)] for k in range(min(count, len(trained)))]
-    blocks = torch.tensor([*chosen, *apart], dtype=torch.long)
-    return TokenBlocks(blocks, own_files.corpus_name(corpus), "calibration", prepends_bos(tokenizer))
+    blocks, held_out_blocks = (torch.tensor(some, dtype=torch.long).reshape(-1, length) for some in (trained, apart))
+    return TrainingText(blocks, held_out_blocks, name, prepends_bos(tokenizer))
 
 
 def _check_size(blocks: int, split: str, length: int) -> None:

@@ -113,3 +113,10 @@ def solved(one: Capability) -> bool:
         return False
     low, _ = stats.accuracy_interval(round(one.right[:, 0].sum()), one.units)
     return low > one.chance
+
+
+def lost(whole: Result, part: Result) -> bool:
+    """Whether a task that the whole model solves is surely solved less often by what is left of it."""
+    right = np.stack([result_tables.right(whole), result_tables.right(part)], axis=1)
+    one = Capability("", np.full(right.shape, np.nan), right, whole.summary["chance"])
+    return solved(one) and stats.paired_interval(right[:, 0] - right[:, 1])[0] > 0

@@ -18,7 +18,7 @@ from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.verdicts import Statement, judge, verdicts
 from layer_redundancy.evaluate.scoring import Perplexity
-from layer_redundancy.experiments import depth_curves, few_blocks, learning_rates, result_tables
+from layer_redundancy.experiments import capabilities, depth_curves, few_blocks, learning_rates, result_tables
 from layer_redundancy.experiments.learning_rates import Trial
 from layer_redundancy.inputs import first_blocks
 from layer_redundancy.measures import selections, unigram
@@ -29,12 +29,16 @@ from layer_redundancy.train import healing as recipes
 logger = logging.getLogger(__name__)
 
 REPORTED = {"lora": "lora", "qlora": "qlora", "partial": "head_last_3"}  # the paper's columns
-MATTERS = 0.05  # nats a token between two recipes that somebody would care about
-SELECTIONS_MATTER = 0.1  # the same of two selections; accuracy likewise
-DRAWN_ITEMS = 200  # accuracies on fewer items are not drawn, nor judged
+# Differences that somebody would care about. Losses: nats a token, of which eight blocks by Block Influence cost 1.2
+# before training, the last eight 18.
+MATTERS = 0.1  # between two recipes
+ROUNDED_MATTERS = 0.15  # where one of them is beside weights of 4 bits, whose rounding alone costs 0.4
+SELECTIONS_MATTER = 1.0  # between two selections
+ACCURACY_MATTERS = 0.1
 RANDOM = "random"
 
 NOTEBOOK = "11_healing"
+# On the embedded profile it sees differences from 0.067 nats on.
 PRIMARY = "training head and last blocks beats LoRA (nats)"
 
 
@@ -50,7 +54,8 @@ class Budget:
         recipes_on: the selection that recipes are compared on.
         selections: the selections that are compared; all if empty.
         rates: learning rates of the selections that have another than the selection recipe's.
-        seeds: trainings of each: each has text of its own, in an order of its own, and other new weights.
+        seeds: trainings of each: each has text of its own (but of C4 and Alpaca, whose text is the same for all), in an
+            order of its own, and other new weights.
         random_orders: number of random selections; a training seed has one of them, in turn.
         loss_blocks: blocks of calibration text on which the Taylor and perplexity measures are measured.
         evaluation_blocks: blocks of evaluation text, the first ones; None for all.
@@ -174,7 +179,7 @@ def _held_out(study: Study) -> dict[str, float]:
     text = study.inputs.training_text(training, 0)
     held_out = replace(text, input_ids=text.input_ids[-training.held_out :])
     found = study.sweep([study.dense], [Perplexity(held_out)])["perplexity"][study.dense]
-    single = unigram.loss(study.inputs.token_counts, held_out)
+    single = unigram.loss(study.inputs.training_counts(training), held_out)
     return {"whole model": float(found.summary["nll"]), "unigram": float(single.mean())}
 
 
@@ -285,8 +290,7 @@ def trials(study: Study) -> list[Trial]:
         trained, training = recipes.describe(recipe), budget.training
         return Trial("healing", selection, trained, training.steps, training.batch, recipe.learning_rate, loss, chosen)
 
-    found = [trial(*pair) for pair in pairs if pair[1].method != "nf4"]
-    return list({one.name: one for one in found}.values())
+    return list({one.name: one for one in (trial(*pair) for pair in pairs)}.values())
 
 
 def _printed_selections(printed: pd.DataFrame) -> list[str]:
@@ -310,11 +314,6 @@ def selected(study: Study, chosen: Mapping[str, Sequence[tuple[int, ...]]]) -> l
     return sorted(found, key=lambda one: one.after.mean())
 
 
-def _crossed(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of (S, N) values; over the N alone where there is one seed."""
-    return stats.mean_interval(values[0]) if len(values) == 1 else stats.crossed_interval(values)
-
-
 def selection_table(found: Sequence[Selected], dense: np.ndarray) -> pd.DataFrame:
     """One row a selection, the best after training first.
 
@@ -325,8 +324,8 @@ def selection_table(found: Sequence[Selected], dense: np.ndarray) -> pd.DataFram
     Returns:
         selection, draws, removed (of the first draw), loss, healed_loss (nats a token), damage, low, high,
         healed_damage, healed_low, healed_high (above the whole model's loss, paired by blocks of text; 95 % over blocks
-        of text and seeds); reported (the paper's average accuracy at a quarter, LoRA, in percent, mean over its four
-        models), reported_rank.
+        of text and, if several, seeds); reported (the paper's average accuracy at a quarter, LoRA, in percent, mean
+        over its four models), reported_rank.
     """
     printed = paper_tables.table("reassessing_selections")
     means = printed[printed["ratio_percent"] == 25][_printed_selections(printed)].mean()
@@ -335,8 +334,8 @@ def selection_table(found: Sequence[Selected], dense: np.ndarray) -> pd.DataFram
     for one in found:
         # What is the same for every seed is no second measurement.
         before = one.before if len(set(one.removed)) > 1 else one.before[:1]
-        low, high = _crossed(before - dense)
-        healed_low, healed_high = _crossed(one.after - dense)
+        low, high = result_tables.over_seeds(before - dense)
+        healed_low, healed_high = result_tables.over_seeds(one.after - dense)
         row = {"selection": one.name, "draws": len(set(one.removed)), "removed": one.removed[0]}
         row |= {"loss": before.mean(), "healed_loss": one.after.mean()}
         row |= {"damage": (before - dense).mean(), "low": low, "high": high}
@@ -371,13 +370,13 @@ def recipe_table(found: Mapping[str, Sequence[Tuned]], dense: np.ndarray) -> pd.
 
     Returns:
         recipe (`kind`), label, seeds, loss (nats a token), damage (above the whole model's loss, paired by blocks of
-        text), low, high (95 % of it, over seeds and blocks of text), perplexity, trainable, peak_bytes, seconds (means
-        over seeds).
+        text), low, high (95 % of it, over blocks of text and, if several, seeds), perplexity, trainable, peak_bytes,
+        seconds (means over seeds).
     """
     rows = []
     for label, runs in found.items():
         nll = np.stack([run.nll for run in runs])
-        low, high = _crossed(nll - dense)
+        low, high = result_tables.over_seeds(nll - dense)
         row = {
             "recipe": kind(runs[0].recipe),
             "label": label,
@@ -414,9 +413,9 @@ def capability_table(measured: Measured) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def drawn(capabilities: pd.DataFrame) -> pd.DataFrame:
+def drawn(accuracies: pd.DataFrame) -> pd.DataFrame:
     """The rows of a table of accuracies that stand on items enough to be drawn."""
-    return capabilities[capabilities["n"] >= DRAWN_ITEMS].reset_index(drop=True)
+    return accuracies[accuracies["n"] >= result_tables.DRAWN].reset_index(drop=True)
 
 
 def curve_table(found: Mapping[str, Sequence[Tuned]], tokens_a_step: int) -> pd.DataFrame:
@@ -469,11 +468,15 @@ def claim(measured: Measured, resamples: int, seed: int) -> pd.DataFrame:
             """How much more the first costs, nats a token; None where one was not measured."""
             return at[first] - at[second] if {first, second} <= at.keys() else None
 
-        for other, text in (("lora", "LoRA"), ("qlora", "QLoRA"), ("full", "all weights")):
+        for other, text, matters in (
+            ("lora", "LoRA", MATTERS),
+            ("qlora", "QLoRA", ROUNDED_MATTERS),
+            ("full", "all weights", MATTERS),
+        ):
             gap = behind(("recipe", other), ("recipe", "partial"))
             if gap is not None:
                 name = f"training head and last blocks beats {text} (nats)"
-                stated.append(Statement(name, gap, 0.0, matters=MATTERS))
+                stated.append(Statement(name, gap, 0.0, matters=matters))
         gap = behind(("recipe", "partial_kept"), ("recipe", "partial"))
         if gap is not None:
             stated.append(Statement("training the head too helps the last blocks (nats)", gap, 0.0, matters=MATTERS))
@@ -481,7 +484,7 @@ def claim(measured: Measured, resamples: int, seed: int) -> pd.DataFrame:
         rounding = behind(("recipe", "nf4"), ("before", "untrained"))
         if gap is not None and rounding is not None:
             name = "QLoRA is behind LoRA by less than rounding costs untrained (nats)"
-            stated.append(Statement(name, gap, rounding, "below", MATTERS))
+            stated.append(Statement(name, gap, rounding, "below", ROUNDED_MATTERS))
         for other, text in (
             ("block_influence", "Block Influence"),
             ("perplexity", "single-block perplexity"),
@@ -495,12 +498,14 @@ def claim(measured: Measured, resamples: int, seed: int) -> pd.DataFrame:
     parts = [judge(statements, values if seeds > 1 else values[0], resamples, seed)]
     for task, whole in measured.tasks["whole model"].items():
         states = {"whole": whole, "untrained": measured.tasks["untrained"][task]}
+        if not capabilities.lost(whole, states["untrained"]):
+            continue  # nothing can come back
         for name in ("lora", "partial"):
             if name in of_recipe and task in of_recipe[name][0].tasks:
                 states[name] = of_recipe[name][0].tasks[task]
         right = np.stack([result_tables.right(result) for result in states.values()], axis=1)
-        if len(right) >= DRAWN_ITEMS:
-            parts.append(judge(_regained(list(states), task), right, resamples, seed, on=task.replace("_", " ")))
+        if len(right) >= result_tables.DRAWN:
+            parts.append(judge(_regained(list(states), task), right, resamples, seed, on=capabilities.words(task)))
     return verdicts(parts, PRIMARY)
 
 
@@ -513,8 +518,8 @@ def _regained(names: Sequence[str], task: str) -> Callable[[np.ndarray], list[St
         texts = {"lora": "LoRA", "partial": "training head and last blocks"}
         return [
             Statement(
-                f"{texts[name]} brings back half of what {task.replace('_', ' ')} lost (accuracy)",
-                value, middle, matters=SELECTIONS_MATTER,
+                f"{texts[name]} brings back half of what {capabilities.words(task)} lost (accuracy)",
+                value, middle, matters=ACCURACY_MATTERS,
             )
             for name, value in at.items()
         ]  # fmt: skip

@@ -733,7 +733,7 @@ def sizes_beside_paper(study: Study, costs: pd.DataFrame) -> pd.DataFrame:
 
 
 def trials(study: Study) -> list[Trial]:
-    """What `make rates` may try: fine-tuning at all depths together, whose rates follow from one."""
+    """What `make rates` tries: fine-tuning at all depths together, whose rates follow from one."""
     budget = budget_of(study)
     shots = budget.shots * len(classification_sets.SOURCES[budget.datasets[0]].labels)
     steps = math.ceil(budget.epochs[1] * shots / budget.batch)

@@ -55,6 +55,17 @@ def _nll(result: Result) -> np.ndarray:
     return result.arrays["nll"] / result.arrays["tokens"]
 
 
+def over_seeds(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of (S, N) values of S seeds on N units; of one seed over the units alone."""
+    return stats.mean_interval(values[0]) if len(values) == 1 else stats.crossed_interval(values)
+
+
+def over_seeds_note(seeds: int) -> str:
+    """What `over_seeds` holds for, in a caption, where seeds are trainings and units blocks of text."""
+    over = "blocks of text and training seeds" if seeds > 1 else "blocks of text alone, each trained once"
+    return f"Intervals: 95 %, over {over}"
+
+
 def cost(result: Result) -> np.ndarray:
     """A cost, where larger is worse: mean NLL a token in nats of each block of text, or for a task -1 for each
     item that is answered right and 0 for each that is not."""

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from layer_redundancy.figures.parts import interval, log_axis
+from layer_redundancy.figures.parts import interval
 from layer_redundancy.figures.style import BLACK, BLUE, GREY, WIDTH, style_of, styled
 
 # What losses are set beside: how its line is drawn.
@@ -19,6 +19,7 @@ LEVELS = {
     "unigram": (GREY, ":", "a model of single tokens"),
 }
 FAR = 1.25  # times the highest value that is drawn
+LINEAR_TO = 1.0  # nats up to which the axis of selections is linear; beyond, a model is ruined
 
 
 def _levels(axes: Axes, levels: Mapping[str, float], which: str, highest: float = np.inf) -> None:
@@ -156,8 +157,11 @@ def selections(rows: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
     _levels(axes, levels, "x")
     axes.set_yticks(place, rows["selection"].str.replace("_", " "))
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    log_axis(axes, "x")
-    axes.set_xlabel("loss above the whole model's, nats a token (log scale)")
+    axes.set_xscale("symlog", linthresh=LINEAR_TO)  # an interval may reach below 0
+    low, high = axes.get_xlim()
+    axes.set_xticks([tick for tick in (-10, -3, -1, 0, 1, 3, 10, 30) if low <= tick <= high])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(f"loss above the whole model's, nats a token (linear to {LINEAR_TO:g}, then logarithmic)")
     axes.grid(axis="y", visible=False)
     axes.legend()
     return figure

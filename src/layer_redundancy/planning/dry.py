@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from layer_redundancy.config import own_files, profiles
-from layer_redundancy.config.profiles import Profile, TaskBudget, TextBudget
+from layer_redundancy.config.profiles import Profile, TaskBudget, TextBudget, TrainingBudget
 from layer_redundancy.config.sources import Amount
 from layer_redundancy.core import flags, paths, variants
 from layer_redundancy.core.errors import DoesNotFit, StudyError
@@ -201,6 +201,9 @@ class DryInputs(Inputs):
 
     def _training_blocks(self, corpus: str, length: int, count: int, held_out: int, seed: int) -> TokenBlocks:
         return self._packed_blocks(corpus, "calibration", length, count + held_out)
+
+    def _training_counts(self, budget: TrainingBudget) -> np.ndarray:
+        return np.zeros(1, np.int64)
 
     def amount(self, budget: TaskBudget) -> Amount:
         """Amount of the items of a benchmark that its budget asks for."""

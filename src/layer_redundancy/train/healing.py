@@ -32,7 +32,6 @@ from layer_redundancy.train.adapters import linear_layers, round_to_4_bits, roun
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("lora", "qlora", "full", "partial", "nf4")
 LATER = ("head", "validations")  # fields that came later: their defaults are no part of a healed model's name
 RULES_VERSION = 1  # raise it when the same settings give other weights
 ADAPTERS_VERSION = 2  # likewise, where adapters are on experts' matrices, or not on all linear layers
@@ -118,21 +117,13 @@ def describe(recipe: Recipe) -> str:
         "full": "all weights",
         "partial": _partial(recipe),
         "nf4": "4 bits, untrained",
-    }[_checked(recipe).method]
+    }[recipe.method]
 
 
 def _partial(recipe: Recipe) -> str:
     if recipe.head == "kept":
         return f"last {recipe.last_blocks}, head kept" if recipe.last_blocks else "final norm"
     return f"head and last {recipe.last_blocks}" if recipe.last_blocks else "head"
-
-
-def _checked(recipe: Recipe) -> Recipe:
-    if recipe.method not in METHODS:
-        raise StudyError(f"unknown way of training {recipe.method!r}: choose one of {', '.join(METHODS)}")
-    if recipe.targets not in ("all", "mlp"):
-        raise StudyError(f"adapters for {recipe.targets!r} are not known: choose all or mlp")
-    return recipe
 
 
 # ------------------------------------------------------------------------------------------------ which weights
@@ -160,9 +151,8 @@ def prepare(model: nn.Module, recipe: Recipe, seed: int = 0) -> nn.Module:
         The model to train: peft's around it, or itself.
 
     Raises:
-        StudyError: unknown recipe, or the model has no place for it.
+        StudyError: the model has no place for it.
     """
-    _checked(recipe)
     model.requires_grad_(False)
     if recipe.method == "partial" and recipe.head == "trained":
         untie_head(model)
@@ -329,7 +319,7 @@ def _fit(work: Healing, model: nn.Module, folder: Path) -> training_loop.Fitted:
         folder,
         seed=work.seed,
         validate=validate if len(held_out) else None,
-        validate_every=max(1, budget.steps // budget.validations) if len(held_out) else 0,
+        validate_every=budget.validate_every,
         label=f"{describe(work.recipe)}, {len(work.removed)} blocks removed, seed {work.seed}",
     )
 

@@ -232,10 +232,14 @@ def test_budgets_are_read_as_their_experiments_declare_them():
 
 
 def test_ways_of_training_are_those_there_are():
-    for method in training.METHODS:
-        profiles.from_table(Recipe, {"method": method, "learning_rate": 1}, profiles.Place("here"))
-    with pytest.raises(StudyError, match=f"must be one of {', '.join(training.METHODS)}, not 'prompts'"):
-        profiles.from_table(Recipe, {"method": "prompts", "learning_rate": 1}, profiles.Place("here"))
+    for method in ("lora", "qlora", "full", "partial"):
+        recipe = profiles.from_table(Recipe, {"method": method, "learning_rate": 1}, profiles.Place("here"))
+        assert training.describe(recipe)
+    rounded = Recipe("nf4", 1e-3)
+    assert training.describe(profiles.valid(Recipe, rounded)) == "4 bits, untrained"
+    for method in ("nf4", "prompts"):
+        with pytest.raises(StudyError, match=f"must be one of lora, qlora, full, partial, not '{method}'"):
+            profiles.from_table(Recipe, {"method": method, "learning_rate": 1}, profiles.Place("here"))
 
 
 def test_all_of_it_is_checked_with_the_standard_library_alone(written, tmp_path):

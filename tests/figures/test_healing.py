@@ -1,6 +1,7 @@
 """The figures of notebook 11 show what they are given."""
 
 import numpy as np
+import pytest
 
 from layer_redundancy.figures import healing as draw
 
@@ -42,4 +43,4 @@ def test_intervals_of_selections_are_drawn_to_their_ends_also_below_0():
     rows.loc[0, ["low", "healed_low"]] = -2.5
     axes = draw.selections(rows, {"unigram": 4.4}).axes[0]
     ends = [segment[:, 0] for container in axes.containers for segment in container[2][0].get_segments()]
-    assert min(map(min, ends)) == -2.5 and axes.get_xlim()[0] < -2.5 and axes.get_xscale() == "symlog"
+    assert min(map(min, ends)) == pytest.approx(-2.5) and axes.get_xlim()[0] < -2.5 and axes.get_xscale() == "symlog"

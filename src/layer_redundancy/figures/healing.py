@@ -157,9 +157,9 @@ def selections(rows: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
     _levels(axes, levels, "x")
     axes.set_yticks(place, rows["selection"].str.replace("_", " "))
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xscale("symlog", linthresh=LINEAR_TO)  # an interval may reach below 0
-    low, high = axes.get_xlim()
-    axes.set_xticks([tick for tick in (-10, -3, -1, 0, 1, 3, 10, 30) if low <= tick <= high])
+    axes.set_xscale("symlog", linthresh=LINEAR_TO, linscale=0.4)  # an interval may reach below 0
+    left, right = axes.get_xlim()
+    axes.set_xticks([tick for tick in (-10, -3, -1, 0, 1, 3, 10, 30) if left <= tick <= right])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(f"loss above the whole model's, nats a token (linear to {LINEAR_TO:g}, then logarithmic)")
     axes.grid(axis="y", visible=False)

@@ -7,12 +7,13 @@ import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from layer_redundancy import cli, verify
 from layer_redundancy.config.notebooks import chosen_notebooks
-from layer_redundancy.core import paths
+from layer_redundancy.core import paths, verdicts
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.verify import Columns, Rules, Tolerance
 
@@ -356,3 +357,14 @@ def test_a_comparison_needs_no_model_library():
     code = "import sys, layer_redundancy.verify; print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+VERDICTS = [path for path in sorted(paths.FIGURES.glob("embedded/*_claim.csv")) if "power" in path.read_text()]
+
+
+@pytest.mark.parametrize("table", VERDICTS, ids=lambda path: path.stem)
+def test_every_statement_could_have_been_decided(table):
+    """One whose power is under 0.8 for what matters is no statement of the study."""
+    claims = pd.read_csv(table)
+    assert (claims["power"] >= verdicts.POWER).all(), claims.loc[~(claims["power"] >= verdicts.POWER), "statement"]
+    assert claims["role"].tolist().count("primary") == 1 and claims["role"][0] == "primary"

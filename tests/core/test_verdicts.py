@@ -164,12 +164,6 @@ def test_resamples_without_a_number_or_fewer_than_two_test_nothing():
         assert row.verdict == verdicts.NOT_TESTABLE and np.isnan(row.p) and np.isnan(row.power)
 
 
-def test_a_statement_of_which_nothing_says_what_matters_is_not_undecided():
-    noisy = np.array([[0.2], [-0.19], [0.21], [-0.2]] * 6)
-    row = one(lambda mean: [Statement("above zero", mean[0], 0.0)], noisy)
-    assert row.verdict == verdicts.NOT_TESTABLE
-
-
 def test_an_interval_knows_no_more_than_its_resamples():
     values = np.random.default_rng(9).normal(size=64)
     draws = stats.bootstrap_means(values, 5, seed=0)
@@ -193,16 +187,17 @@ def test_the_interval_over_kinds_is_that_of_the_root_of_the_sum_of_squares():
     assert 0.92 <= held / SIMULATED <= 0.99
 
 
-def test_a_statement_without_a_number_is_not_made_and_a_primary_one_must_matter():
+def test_a_statement_without_a_number_is_not_made_and_each_says_what_matters():
     def statements(mean):
         return [Statement("of nothing", np.nan, 1.0), Statement("of something", mean[0], 0.0)]
 
     part = judge(statements, np.ones((4, 1)), 10, seed=0)
     assert part["statement"].tolist() == ["of something"]
     assert verdicts.verdicts([], "any").empty and list(verdicts.verdicts([], "any")) == verdicts.COLUMNS
-    for parts in ([part], [part.assign(matters=1.0)] * 2):
-        with pytest.raises(ValueError, match="must be one statement"):
-            verdicts.verdicts(parts, "of something")
+    with pytest.raises(ValueError, match="'of something' must say what difference matters"):
+        verdicts.verdicts([part], "any")
+    with pytest.raises(ValueError, match="must be one statement"):
+        verdicts.verdicts([part.assign(matters=1.0)] * 2, "of something")
 
 
 def test_what_people_read():

@@ -43,8 +43,8 @@ class Statement:
         threshold: what it is compared with, same unit; a measured value too, or a number.
         holds: "above": it holds if measured > threshold; "below": if measured < threshold; "within": if |measured| <
             threshold, so that `threshold` is the largest difference that still counts as none.
-        matters: the smallest difference between the two that anybody would care about, same unit; None where none can
-            be named. Of "within" it is the threshold.
+        matters: the smallest difference between the two that anybody would care about, same unit. Of "within" it is
+            the threshold, and need not be given.
     """
 
     name: str
@@ -157,14 +157,17 @@ def verdicts(parts: Sequence[pd.DataFrame], primary: str) -> pd.DataFrame:
         to find a difference that matters), verdict.
 
     Raises:
-        ValueError: the primary statement is there more than once, or says of no difference that it matters.
+        ValueError: the primary statement is there more than once, or one says of no difference that it matters.
     """
     rows = pd.concat([part for part in parts if len(part)], ignore_index=True) if any(map(len, parts)) else None
     if rows is None:
         return pd.DataFrame(columns=COLUMNS)
     leads = rows["statement"] == primary
-    if leads.sum() > 1 or rows.loc[leads, "matters"].isna().any():
-        raise ValueError(f"{primary!r} must be one statement, and say what difference matters")
+    if leads.sum() > 1:
+        raise ValueError(f"{primary!r} must be one statement")
+    if rows["matters"].isna().any():
+        silent = rows.loc[rows["matters"].isna(), "statement"].iloc[0]
+        raise ValueError(f"{silent!r} must say what difference matters")
     within = rows["holds_if"] == "within"
     difference = rows["measured"] - rows["threshold"].where(~within, 0.0)
     half = student_t.ppf(0.975, rows["degrees"]) * rows["error"]
@@ -186,7 +189,7 @@ def verdicts(parts: Sequence[pd.DataFrame], primary: str) -> pd.DataFrame:
     out["verdict"] = [
         NOT_TESTABLE if np.isnan(row.p)
         else (SUPPORTED if holds else REFUTED) if row.p <= LEVEL
-        else NOT_TESTABLE if not row.power >= POWER  # nor where nothing says what matters
+        else NOT_TESTABLE if row.power < POWER
         else UNDECIDED
         for row, (_, holds) in zip(out.itertuples(), decided, strict=True)
     ]  # fmt: skip

@@ -512,7 +512,7 @@ class Study:
         measurements: Sequence[Perplexity | Passages | ChoiceTask | WrittenAnswers] | None = None,
         progress: bool = True,
     ) -> dict[str, dict[Variant, Result]]:
-        """Measures variants: measurement name -> variant -> result, of tasks with margins.
+        """Measures variants: measurement name -> variant -> result, of tasks with `gold_share`.
 
         Args:
             chosen: the variants.
@@ -534,7 +534,7 @@ class Study:
         )
         for task in measured:
             if isinstance(task, ChoiceTask):
-                found[task.name] = {v: task.with_margins(result) for v, result in found[task.name].items()}
+                found[task.name] = {v: task.with_gold_share(result) for v, result in found[task.name].items()}
         return found
 
     def continuations(self, chosen: Sequence[Variant], lengths: PromptLengths) -> dict[Variant, Result]:

@@ -121,6 +121,10 @@ def test_compare_keeps_rows_of_either_side():
     pd.testing.assert_frame_equal(found, expected)
 
 
+def test_the_papers_share_is_nine_of_its_thirty_two_blocks():
+    assert paper_tables.share_removed() == pytest.approx(9 / 32)
+
+
 def test_compare_several_values_and_empty_sides():
     reported = paper_tables.table("table2")
     measured = pd.DataFrame({"layers": [23], "perplexity": [40.0], "mmlu": [36.0]})

@@ -199,17 +199,18 @@ def test_metrics_by_hand(hand_made, tokenizer):
         items.metrics([(0.0, False)])
 
 
-def test_margins_by_hand(hand_made, tokenizer):
+def test_the_right_choices_share_by_hand(hand_made, tokenizer):
     items = benchmark_items.load(TaskBudget("hand_made"), tokenizer)
     given = np.array([-2.0 if (r.choice == items.items[r.doc].gold) else -3.0 - r.choice for r in items.requests])
-    found = ChoiceTask(items).with_margins(Result({}, {"loglikelihood": given})).arrays
+    found = ChoiceTask(items).with_gold_share(Result({}, {"loglikelihood": given})).arrays
     (three,) = (i for i, item in enumerate(items.items) if item.num_choices == 3)  # gold is its second: -2; -3, -5
     share = np.log(np.exp(-2) / (np.exp(-2) + np.exp(-3) + np.exp(-5)))
-    assert found["margin"][three] == 1 and found["gold_share"][three] == pytest.approx(share)
-    assert (found["margin"][np.arange(4) != three] == 2).all() and (found["loglikelihood"] == given).all()
+    assert found["gold_share"][three] == pytest.approx(share) and (found["loglikelihood"] == given).all()
+    others = np.arange(4) != three  # of two choices, the right one two nats above the wrong one
+    assert found["gold_share"][others] == pytest.approx(-np.log1p(np.exp(-2)))
     nothing = ChoiceTask(benchmark_items.load(TaskBudget("ending"), tokenizer))
-    found = nothing.with_margins(Result({}, {"loglikelihood": np.zeros(4)})).arrays
-    assert np.isnan(found["margin"]).all() and np.isnan(found["gold_share"]).all()
+    found = nothing.with_gold_share(Result({}, {"loglikelihood": np.zeros(4)})).arrays
+    assert np.isnan(found["gold_share"]).all()
 
 
 def test_trailing_space_and_empty_context_are_as_in_hflm(hand_made, lm, tokenizer):

@@ -1,5 +1,7 @@
 """Rules that read nothing: by hand on a few items, and at chance on the study's own tasks."""
 
+import numpy as np
+import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
@@ -52,7 +54,18 @@ def test_an_item_on_which_a_rule_is_of_two_minds_counts_in_part(tokenizer):
     assert (found.n == 40).all() and (found.chance == 0.25).all() and (found.task == "mmlu_dev").all()
     assert found.loc["longest"].accuracy == found.loc["shortest"].accuracy == 0.25  # letters are of one length
     answers = [item.gold for item in task.items.items]
-    assert found.loc["the place that is right most often"].accuracy == max(map(answers.count, range(4))) / 40
+    place = found.loc[without_a_model.MOST_OFTEN]
+    assert place.accuracy == max(map(answers.count, range(4))) / 40
+    assert np.isnan([place.low, place.high]).all(), "the right answers picked it"
+
+
+def test_the_largest_of_several_rules_has_no_interval():
+    rules = pd.DataFrame(
+        [("b", "x", 0.2), ("b", "y", 0.3), ("a", "x", 0.5)], columns=["task", "rule", "accuracy"]
+    ).assign(low=0.1, high=0.6, n=10, chance=0.25)
+    found = without_a_model.largest(rules)
+    assert found[["task", "rule", "accuracy", "rules"]].to_numpy().tolist() == [["b", "y", 0.3, 2], ["a", "x", 0.5, 1]]
+    assert found[["low", "high"]].isna().all(axis=None)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,6 +78,10 @@ def test_table_by_hand():
     row = table.loc[("a", "ShortGPT")]
     assert (row["accuracy"], row["change"], row["n"], row["chance"]) == (0.5, -0.25, 4, 0.25)
     assert row["low"] < 0.5 < row["high"] and row["change_low"] < -0.25 < row["change_high"]
+    agreed = {"a": {"Dense": np.ones(4), "ShortGPT": np.ones(4)}}
+    alike = table1.table(agreed, {}).set_index("model")
+    assert alike.loc["ShortGPT", "change_high"] == pytest.approx(3.182 / 4, rel=1e-3), "as if one item had differed"
+    assert alike.loc["Dense", "change_high"] == 0
     # Scores that are no right or wrong get a t interval, and have no chance.
     graded = table.loc[("b", "Dense")]
     assert np.isnan(graded["chance"]) and graded["accuracy"] == 0.375
@@ -167,9 +172,17 @@ def test_only_accuracies_on_enough_items_are_drawn(found, scored):
     assert rows["task"].unique().tolist() == ["agreement", "copying"]
     (best,) = rows[rows["model"] == table1.NO_MODEL].to_dict("records")
     assert best["accuracy"] == 0.3
-    few = measured(n=40)
+    assert np.isnan([best["low"], best["high"]]).all(), "it is picked on the items that it is judged on"
+    assert "largest of 2 rules" in table1.rules_note(rules)
+    few = measured(n=40, few=67)
     table = table1.table(few.scores(), few.chance())
-    assert set(table1.drawn(few, table, rules)["task"]) == {"agreement", "copying", "MMLU, letters"}, "a quick look"
+    assert table1.drawn(few, table, rules).empty, "no benchmark has enough items"
+    asked = replace(few, limits={"agreement": 40, "copying": 60, "mmlu_dev": None})
+    assert set(table1.drawn(asked, table, rules)["task"]) == {"agreement"}, "as many as were asked for"
+    poor = measured(n=200, few=200)
+    poor = replace(poor, tasks=[poor.tasks[2]])
+    table = table1.table(poor.scores(), poor.chance())
+    assert set(table1.drawn(poor, table, rules)["task"]) == {"MMLU, letters"}, "the whole model can do none"
     assert len(table1.reported_scores()) == 20
 
 

@@ -201,6 +201,8 @@ def test_weight_bytes_by_hand(kind, tmp_path):
     assert full.blocks == (2 * (sum(a * b for a, b in linear) + norms),) * 5
     assert full.rest == 2 * (embedding * (1 if kind == "llama_tied" else 2) + 32)
     assert full.of((0, 4)) == full.rest + 2 * full.blocks[0]
+    assert full.removed((0, 4)) == pytest.approx(3 * full.blocks[0] / (full.rest + 5 * full.blocks[0]))
+    assert full.removed(range(5)) == 0 == quantize.WeightBytes((0, 0), 0).removed((1,))
     folder = quantize.quantized(identity, ROUNDED, CALIBRATION)
     ours = quantize.weight_bytes(identify(folder))
     # 4 bits a weight in words of 32, a scale of 16 bits for each 16 weights, the shape as two int64.

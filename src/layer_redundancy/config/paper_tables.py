@@ -169,6 +169,12 @@ def removed_blocks(model_id: str, num_blocks: int) -> tuple[int, ...]:
     return rows["removed_layers"][name]
 
 
+def share_removed() -> float:
+    """The share of the blocks that the paper removes of a model of 32 blocks, 0 to 1, by the layers of its table 2."""
+    layers = table("table2").set_index("setting")["layers"]
+    return float(1 - layers["ShortGPT"] / layers["Baseline"])
+
+
 def compare(measured: pd.DataFrame, reported: pd.DataFrame, on: list[str], value: str | list[str]) -> pd.DataFrame:
     """Measured and reported numbers side by side, nothing dropped.
 

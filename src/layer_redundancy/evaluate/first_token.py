@@ -174,7 +174,7 @@ def of_items(
         for name, of in zip(conditions, found, strict=True):
             outputs[name].update(zip(part, of, strict=True))
     results = {name: task.result([of[i] for i in range(len(sequences))]) for name, of in outputs.items()}
-    return {name: task.with_margins(result) for name, result in results.items()}
+    return {name: task.with_gold_share(result) for name, result in results.items()}
 
 
 def _of_sequences(

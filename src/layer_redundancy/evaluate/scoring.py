@@ -379,25 +379,23 @@ class ChoiceTask:
         }
         return Result(summary, arrays | metrics)
 
-    def with_margins(self, result: Result) -> Result:
-        """A result, and what of it says how sure the model is of the right choice among the item's choices.
+    def with_gold_share(self, result: Result) -> Result:
+        """A result, and how sure the model is of the right choice among the item's choices.
 
-        An accuracy turns over at one point; these fall long before. Both follow from the choices' log-likelihoods, so
-        that they need no measurement of their own; for letters they compare the letters alone.
+        An accuracy turns over at one point; this falls long before. It follows from the choices' log-likelihoods, so
+        that it needs no measurement of its own; for letters it compares the letters alone.
 
         Returns:
-            The result with arrays gold_share (items,): log-probability of the right choice where the choices'
-            probabilities sum to 1, and margin (items,): log-likelihood of the right choice above that of the best wrong
-            one; both in nats, NaN where there is nothing to choose or several choices are right.
+            The result with an array gold_share (items,): log-probability of the right choice where the choices'
+            probabilities sum to 1, in nats; NaN where there is nothing to choose or several choices are right.
         """
         starts = np.searchsorted([request.doc for request in self.items.requests], np.arange(self.items.num_items))
-        gold_share, margin = np.full((2, self.items.num_items), np.nan)
+        gold_share = np.full(self.items.num_items, np.nan)
         for i, (item, start) in enumerate(zip(self.items.items, starts, strict=True)):
             if item.gold is not None and item.num_choices > 1:
                 choices = result.arrays["loglikelihood"][start : start + item.num_choices]
                 gold_share[i] = choices[item.gold] - np.logaddexp.reduce(choices)
-                margin[i] = choices[item.gold] - np.delete(choices, item.gold).max()
-        return replace(result, arrays=result.arrays | {"gold_share": gold_share, "margin": margin})
+        return replace(result, arrays=result.arrays | {"gold_share": gold_share})
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,8 +33,8 @@ def table(tasks: Sequence[ChoiceTask]) -> pd.DataFrame:
         tasks: multiple-choice tasks; items that have nothing to choose, or several right answers, are left out.
 
     Returns:
-        task, rule, accuracy (0 to 1), low, high (95 % t interval), n (items), chance. A rule that can never choose is
-        left out, unless it is one of `ALWAYS`.
+        task, rule, accuracy (0 to 1), low, high (95 % t interval; NaN for MOST_OFTEN, which is picked by the right
+        answers), n (items), chance. A rule that can never choose is left out, unless it is one of `ALWAYS`.
     """
     rows = []
     for task in tasks:
@@ -50,16 +50,29 @@ def table(tasks: Sequence[ChoiceTask]) -> pd.DataFrame:
         }
         if len({len(choices) for _, choices, _ in items}) == 1:
             places = Counter(gold for _, _, gold in items)
-            found["the place that is right most often"] = [
-                float(gold == places.most_common(1)[0][0]) for *_, gold in items
-            ]
+            found[MOST_OFTEN] = [float(gold == places.most_common(1)[0][0]) for *_, gold in items]
         for name, credits in found.items():
             values = np.array(credits)
             if name in ALWAYS or (values != [1 / len(choices) for _, choices, _ in items]).any():
-                low, high = stats.mean_interval(values)
+                low, high = (np.nan, np.nan) if name == MOST_OFTEN else stats.mean_interval(values)
                 row = {"task": task.items.name, "rule": name, "accuracy": values.mean(), "low": low, "high": high}
                 rows.append(row | {"n": len(values), "chance": chance})
     return pd.DataFrame(rows, columns=["task", "rule", "accuracy", "low", "high", "n", "chance"])
+
+
+def largest(rules: pd.DataFrame) -> pd.DataFrame:
+    """The most that any rule gets of each task.
+
+    Args:
+        rules: from `table`.
+
+    Returns:
+        task, rule, accuracy, low, high (NaN: it is picked on the items that it is judged on), n, chance, and rules (how
+        many it is the largest of); in the order of the tasks.
+    """
+    found = rules.sort_values("accuracy", kind="stable").drop_duplicates("task", keep="last").sort_index()
+    counts = rules.groupby("task").size()
+    return found.assign(low=np.nan, high=np.nan, rules=found["task"].map(counts)).reset_index(drop=True)
 
 
 def _read(item: Any) -> tuple[str, list[str]]:
@@ -149,6 +162,7 @@ RULES: dict[str, Rule] = {
     "stands last in the text before": _latest,
     "stands first in the text before": _earliest,
 }
+MOST_OFTEN = "the place that is right most often"
 ALWAYS = ("most like the text before (TF-IDF)", "most frequent words", "longest", "shortest")
 OF_ONE_TASK: dict[str, dict[str, Rule]] = {"agreement": {"plural after a word in -s": _plural_after_s}}
 

@@ -5,7 +5,7 @@ model is named by a label, such as "ShortGPT, 8 of 30"; the whole model is "Dens
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import numpy as np
@@ -20,7 +20,7 @@ from layer_redundancy.core.variants import Variant
 from layer_redundancy.core.verdicts import Statement
 from layer_redundancy.core.wording import counted
 from layer_redundancy.data import task_files
-from layer_redundancy.evaluate import generative_tasks
+from layer_redundancy.evaluate import generative_tasks, without_a_model
 from layer_redundancy.evaluate.scoring import ChoiceTask
 from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
 from layer_redundancy.figures.style import words
@@ -28,10 +28,9 @@ from layer_redundancy.study import Study
 
 Scores = Mapping[str, Mapping[str, np.ndarray]]
 KEPT = 0.92  # "our method maintains 92% performance while reducing approximately 25% of the parameters" (ShortGPT, 1)
-NO_MODEL = "no model, the best rule"
+NO_MODEL = "no model, the largest of several rules"
 DENSE, PRUNED, RIVAL, BROKEN = "Dense", "ShortGPT", "reverse order", "a single block"  # kinds of model
 SURE = 4  # standard errors: of a smaller score the share that is left is anything
-DRAWN = 200  # items: an accuracy on fewer is in tables only
 MOST_DRAWN = 6  # benchmarks in one panel: more cannot be told apart
 MOST_TESTED = 4  # benchmarks with a statement each: every statement makes the others harder to support
 TITLES = {
@@ -40,7 +39,11 @@ TITLES = {
     "mmlu_dev_fewshot": "MMLU, letters after five examples",
 }
 
+# Differences that matter: of the share that is left on average and of one benchmark, and of the right answer's share.
+ON_AVERAGE, OF_ONE, OF_SHARE = 0.15, 0.25, 0.1
+
 NOTEBOOK = "08_benchmarks"
+# Detectable at the embedded budget, 400, 400 and 200 items of three benchmarks: 0.10 of what exceeds a single block's.
 PRIMARY = "ShortGPT: 92 % is left of what exceeds a single block's score, averaged over tasks"
 
 
@@ -77,6 +80,7 @@ class Measured:
         tasks: the multiple-choice benchmarks.
         results: measurement -> variant -> result, of perplexity and the multiple-choice benchmarks.
         generated: benchmark -> variant -> result, of the generative benchmarks.
+        limits: benchmark -> items that the profile or the user lets it have at most; None for all.
     """
 
     models: dict[str, Variant]
@@ -86,6 +90,7 @@ class Measured:
     tasks: Sequence[ChoiceTask]
     results: Mapping[str, Mapping[Variant, Result]]
     generated: Mapping[str, Mapping[Variant, Result]]
+    limits: Mapping[str, int | None] = field(default_factory=dict)
 
     def scores(self) -> dict[str, dict[str, np.ndarray]]:
         """Benchmark -> label -> (items,) score in 0..1, of the models that it was measured on."""
@@ -130,7 +135,7 @@ def measure(study: Study, limit: int | None = None) -> Measured:
     few_blocks.say_if_single(study)
     models, kinds = {DENSE: study.dense}, {DENSE: DENSE}
     if count:
-        few_blocks.say_what_shares_are(num, [9 / 32 if budget.ratio is None else budget.ratio])
+        few_blocks.say_what_shares_are(num, [paper_tables.share_removed() if budget.ratio is None else budget.ratio])
         order = study.order("block_influence")
         for k in sorted({count, *(min(num - 1, depth_curves.at_ratio(num, one)) for one in budget.further_ratios)}):
             label = f"{PRUNED}, {k} of {num}"
@@ -147,9 +152,9 @@ def measure(study: Study, limit: int | None = None) -> Measured:
         results = results | study.sweep(few, fewer)
     generated = {task_files.task_name(one.name): study.generative_task(one, list(models.values())) for one in written}
     sizes = study.weight_bytes()
-    whole = max(1, sizes.of(study.dense))  # a plan weighs nothing
-    gone = {label: 100 * (1 - sizes.of(v) / whole) for label, v in models.items()}
-    return Measured(models, kinds, gone, count, [*tasks, *fewer], results, generated)
+    gone = {label: 100 * sizes.removed(variant) for label, variant in models.items()}
+    limits = {task_files.task_name(one.name): one.limit for one in (*chosen, *of_few, *written)}
+    return Measured(models, kinds, gone, count, [*tasks, *fewer], results, generated, limits)
 
 
 def note(study: Study, found: Measured, limit: int | None = None) -> str:
@@ -164,7 +169,7 @@ def note(study: Study, found: Measured, limit: int | None = None) -> str:
 
 
 def num_removed(model: str, num_blocks: int, ratio: float | None = None) -> int:
-    """Blocks removed for table 1: as many as the paper removes of the same model, else 9 of 32 as of its 7B models; or
+    """Blocks removed for table 1: as many as the paper removes of the same model, else the share of its 7B models; or
     the share that is given.
 
     A model under a known name that has another number of blocks is another model.
@@ -172,7 +177,9 @@ def num_removed(model: str, num_blocks: int, ratio: float | None = None) -> int:
     reported = paper_tables.removed_blocks(model, num_blocks)
     if reported and ratio is None:
         return len(reported)
-    return min(num_blocks - 1, depth_curves.at_ratio(num_blocks, 9 / 32 if ratio is None else ratio))
+    return min(
+        num_blocks - 1, depth_curves.at_ratio(num_blocks, paper_tables.share_removed() if ratio is None else ratio)
+    )
 
 
 def scores(results: Mapping[str, Mapping[Variant, Result]], models: Mapping[str, Variant]) -> dict[str, dict]:
@@ -213,7 +220,7 @@ def table(scores: Scores, chance: Mapping[str, float]) -> pd.DataFrame:
                 low, high = stats.accuracy_interval(round(values.sum()), len(values))
             else:
                 low, high = stats.mean_interval(values)
-            change_low, change_high = stats.mean_interval(values - dense)
+            change_low, change_high = stats.paired_interval(values - dense) if values is not dense else (0.0, 0.0)
             rows.append(
                 {
                     "task": task,
@@ -260,7 +267,7 @@ def models_table(found: Measured, measured: pd.DataFrame) -> pd.DataFrame:
     Returns:
         model, removed (blocks), weights removed (%), perplexity, nats more (a token, against the dense model, with its
         95 % interval), and a column a known benchmark, in percent with its 95 % interval; that comes first where the
-        items are fewer than DRAWN.
+        items are fewer than `result_tables.DRAWN`.
     """
     text, _ = result_tables.perplexity(found.results["perplexity"], found.models[DENSE])
     text = text.set_index("removed")
@@ -287,7 +294,7 @@ def models_table(found: Measured, measured: pd.DataFrame) -> pd.DataFrame:
 def _percent(row: pd.Series) -> str:
     value, low, high = (100 * row[name] for name in ("accuracy", "low", "high"))
     between = f"{low:.0f} to {high:.0f}"
-    return f"{value:.1f} ({between})" if row["n"] >= DRAWN else f"{between} ({value:.1f})"
+    return f"{value:.1f} ({between})" if row["n"] >= result_tables.DRAWN else f"{between} ({value:.1f})"
 
 
 def changes(found: Measured, measured: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
@@ -414,18 +421,20 @@ def claim(found: Measured, resamples: int, seed: int) -> pd.DataFrame:
         average = float(np.mean(list(left.values())))
         by_rival = float(np.mean([_left(mean[[1, 3, 0]], len(values[task])) for task, mean in means.items()]))
         all_said = [
-            Statement(PRIMARY, average, KEPT, "above", 0.15),
-            Statement("ShortGPT leaves more than reverse order, averaged over tasks", average, by_rival, "above", 0.15),
+            Statement(PRIMARY, average, KEPT, "above", ON_AVERAGE),
+            Statement(
+                "ShortGPT leaves more than reverse order, averaged over tasks", average, by_rival, "above", ON_AVERAGE
+            ),
         ]
         if len(left) > 1:
             all_said += [
-                Statement(f"ShortGPT: 92 % is left of {title(task)}", left[task], KEPT, "above", 0.25)
+                Statement(f"ShortGPT: 92 % is left of {title(task)}", left[task], KEPT, "above", OF_ONE)
                 for task in (left if len(left) <= MOST_TESTED else ())
             ]
         if few and {"copying", "agreement"} <= set(left):
             kept = [_left(means[task][[1, 4, 0]], len(values[task])) for task in ("agreement", "copying")]
             name = "with the fewest blocks removed, less is left of copying than of agreement"
-            all_said.append(Statement(name, kept[0] - kept[1], 0.0, "above", 0.15))
+            all_said.append(Statement(name, kept[0] - kept[1], 0.0, "above", ON_AVERAGE))
         return all_said
 
     parts = []
@@ -445,7 +454,7 @@ def claim(found: Measured, resamples: int, seed: int) -> pd.DataFrame:
 
 def _more_than_guessed(task: ChoiceTask) -> verdicts.Statements:
     name = f"{title(task.items.name)}: the whole model gives the right answer more than an equal share"
-    return lambda means: [Statement(name, means[0], task.items.chance, "above", 0.1)]
+    return lambda means: [Statement(name, means[0], task.items.chance, "above", OF_SHARE)]
 
 
 # ---------------------------------------------------------------------------------------------------- the paper's table
@@ -522,24 +531,35 @@ def by_benchmark(found: Measured, measured: pd.DataFrame, model: str, names: Map
 
 
 def drawn(found: Measured, measured: pd.DataFrame, rules: pd.DataFrame) -> pd.DataFrame:
-    """What the figure shows: accuracies on DRAWN items or more of benchmarks that the dense model can do.
+    """What the figure shows: accuracies on enough items of benchmarks that the dense model can do.
+
+    Enough are `result_tables.DRAWN`, or as many as the profile or the user asked for where that is less.
 
     Args:
         measured: scores, from `table`.
         rules: how far rules get that read nothing, from `without_a_model.table`.
 
     Returns:
-        task, model, accuracy, low, high, n, chance of at most MOST_DRAWN benchmarks; `model` NO_MODEL for the best of
-        the rules. All benchmarks where none is left, as in a quick look.
+        task, model, accuracy, low, high, n, chance of at most MOST_DRAWN benchmarks, those on enough items where the
+        dense model can do none; `model` NO_MODEL for the largest of the rules, whose low and high are NaN.
     """
-    known = known_tasks(measured)
-    enough = measured[measured["task"].isin(known) & (measured["n"] >= DRAWN)]
-    rows = measured if enough.empty else enough
+    least = [min(result_tables.DRAWN, found.limits.get(task) or result_tables.DRAWN) for task in measured["task"]]
+    enough = measured[measured["n"] >= least]
+    known = enough[enough["task"].isin(known_tasks(measured))]
+    rows = enough if known.empty else known
     rows = rows[rows["task"].isin(list(dict.fromkeys(rows["task"]))[:MOST_DRAWN])]
-    best = rules.sort_values("accuracy").groupby("task").tail(1).assign(model=NO_MODEL)
-    rows = pd.concat([rows, best[best["task"].isin(rows["task"])]], ignore_index=True)
+    largest = without_a_model.largest(rules)
+    largest = largest[largest["task"].isin(rows["task"])].assign(model=NO_MODEL)
+    rows = pd.concat([rows, largest], ignore_index=True)
     columns = ["task", "model", "accuracy", "low", "high", "n", "chance"]
     return rows[columns].assign(task=[title(task) for task in rows["task"]])
+
+
+def rules_note(rules: pd.DataFrame) -> str:
+    """What NO_MODEL is, in a caption."""
+    tried = sorted(set(without_a_model.largest(rules)["rules"]))
+    many = " to ".join(map(str, dict.fromkeys((tried[0], tried[-1])))) if tried else "no"
+    return f"No model: the largest of {many} rules, picked on these items, so it has no interval"
 
 
 def reported_scores() -> pd.DataFrame:

@@ -16,7 +16,8 @@ def method_accuracies(measured: pd.DataFrame, reported: pd.DataFrame) -> Figure:
     """Accuracy of the dense and the pruned models (figure 1): measured on the left, the paper's on the right.
 
     Args:
-        measured: one row a (model, task): model, task, accuracy, low, high (95 % interval), n, chance.
+        measured: one row a (model, task): model, task, accuracy, low, high (95 % interval; NaN for none), n, chance. It
+            may have no row.
         reported: published accuracies of MMLU: method, model, accuracy (0 to 1).
     """
     figure, (left, right) = plt.subplots(
@@ -61,6 +62,8 @@ def _measured_panel(axes: Axes, rows: pd.DataFrame) -> None:
         for turn, task in enumerate(same.index):  # tasks of equal chance share one line, in dashes of each colour
             dashes = (5 * turn, (4, 5 * len(same) - 4))
             axes.axhline(value, color=style_of(task, tasks)[0], lw=1.3, ls=dashes, zorder=1, gid="chance")
+    if rows.empty:
+        axes.text(0.5, 0.5, "no benchmark on enough items", transform=axes.transAxes, ha="center", color=GREY)
     axes.plot([], [], color=GREY, lw=1.3, ls=(0, (4, 2)), label="chance")
     _name(axes, models, "model, and how many of its blocks are removed")
     axes.set_ylabel("accuracy")
@@ -70,6 +73,6 @@ def _measured_panel(axes: Axes, rows: pd.DataFrame) -> None:
 def _name(axes: Axes, names: list[str], label: str) -> None:
     """Names the places of an x axis, aslant."""
     axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names], rotation=35, ha="right")
-    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_xlim(-0.5, max(1, len(names)) - 0.5)
     axes.set_xlabel(label)
     axes.grid(axis="x", visible=False)

@@ -410,6 +410,11 @@ class WeightBytes:
         """Bytes of the blocks that a variant keeps, and of the rest."""
         return self.rest + sum(self.blocks[int(block)] for block in variant)
 
+    def removed(self, variant: Sequence[Any]) -> float:
+        """Share of all the bytes, 0 to 1, that a variant lacks; 0 of weights that occupy none, as a plan's."""
+        whole = self.of(range(len(self.blocks)))
+        return 1 - self.of(variant) / whole if whole else 0.0
+
 
 def weight_bytes(identity: ModelIdentity) -> WeightBytes:
     """Bytes of a model's weights, as they lie in its files; 16 bits a weight for a model that is not quantized.

@@ -372,7 +372,7 @@ class DryStudy(Study):
         known = self._known(key)
         if known is None:
             return self._measured(measurement, variant)
-        return measurement.with_margins(known) if isinstance(measurement, ChoiceTask) else known
+        return measurement.with_gold_share(known) if isinstance(measurement, ChoiceTask) else known
 
     def _lacking(
         self, measurement: Perplexity | Passages | ChoiceTask | WrittenAnswers, fresh: Mapping[Variant, Producer]
@@ -404,7 +404,7 @@ class DryStudy(Study):
             return Result({"perplexity": float(np.exp(loss)), "nll": loss}, {"nll": nll, "tokens": tokens})
         zeros = np.zeros(measurement.items.num_items)
         summary = {"acc": 0.0, "items": len(zeros), "chance": measurement.items.chance}
-        names = ("acc", "gold_logprob", "gold_share", "margin", "loglikelihood", "written")
+        names = ("acc", "gold_logprob", "gold_share", "loglikelihood", "written")
         return Result(summary, dict.fromkeys(names, zeros))
 
     def continuations(self, chosen: Sequence[Variant], lengths: PromptLengths) -> dict[Variant, Result]:

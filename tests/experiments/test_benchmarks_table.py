@@ -173,7 +173,7 @@ def test_only_accuracies_on_enough_items_are_drawn(found, scored):
     (best,) = rows[rows["model"] == table1.NO_MODEL].to_dict("records")
     assert best["accuracy"] == 0.3
     assert np.isnan([best["low"], best["high"]]).all(), "it is picked on the items that it is judged on"
-    assert "largest of 2 rules" in table1.rules_note(rules)
+    assert "largest of 2 rules" in table1.rules_note(rules, rows)
     few = measured(n=40, few=67)
     table = table1.table(few.scores(), few.chance())
     assert table1.drawn(few, table, rules).empty, "no benchmark has enough items"

@@ -28,7 +28,7 @@ from layer_redundancy.study import Study
 
 Scores = Mapping[str, Mapping[str, np.ndarray]]
 KEPT = 0.92  # "our method maintains 92% performance while reducing approximately 25% of the parameters" (ShortGPT, 1)
-NO_MODEL = "no model, the largest of several rules"
+NO_MODEL = "no model, largest of rules"
 DENSE, PRUNED, RIVAL, BROKEN = "Dense", "ShortGPT", "reverse order", "a single block"  # kinds of model
 SURE = 4  # standard errors: of a smaller score the share that is left is anything
 MOST_DRAWN = 6  # benchmarks in one panel: more cannot be told apart
@@ -531,22 +531,22 @@ def by_benchmark(found: Measured, measured: pd.DataFrame, model: str, names: Map
 
 
 def drawn(found: Measured, measured: pd.DataFrame, rules: pd.DataFrame) -> pd.DataFrame:
-    """What the figure shows: accuracies on enough items of benchmarks that the dense model can do.
+    """The figure's accuracies: of benchmarks that the dense model can do, on `result_tables.DRAWN` items or more.
 
-    Enough are `result_tables.DRAWN`, or as many as the profile or the user asked for where that is less.
+    Where there are none: of any benchmark, on so many items or on as many as were asked for, as in a quick look.
 
     Args:
         measured: scores, from `table`.
         rules: how far rules get that read nothing, from `without_a_model.table`.
 
     Returns:
-        task, model, accuracy, low, high, n, chance of at most MOST_DRAWN benchmarks, those on enough items where the
-        dense model can do none; `model` NO_MODEL for the largest of the rules, whose low and high are NaN.
+        task, model, accuracy, low, high, n, chance of at most MOST_DRAWN benchmarks; `model` NO_MODEL for the largest
+        of the rules, whose low and high are NaN.
     """
-    least = [min(result_tables.DRAWN, found.limits.get(task) or result_tables.DRAWN) for task in measured["task"]]
-    enough = measured[measured["n"] >= least]
-    known = enough[enough["task"].isin(known_tasks(measured))]
-    rows = enough if known.empty else known
+    rows = measured[measured["task"].isin(known_tasks(measured)) & (measured["n"] >= result_tables.DRAWN)]
+    if rows.empty:
+        least = [min(result_tables.DRAWN, found.limits.get(task) or result_tables.DRAWN) for task in measured["task"]]
+        rows = measured[measured["n"] >= least]
     rows = rows[rows["task"].isin(list(dict.fromkeys(rows["task"]))[:MOST_DRAWN])]
     largest = without_a_model.largest(rules)
     largest = largest[largest["task"].isin(rows["task"])].assign(model=NO_MODEL)
@@ -555,9 +555,9 @@ def drawn(found: Measured, measured: pd.DataFrame, rules: pd.DataFrame) -> pd.Da
     return rows[columns].assign(task=[title(task) for task in rows["task"]])
 
 
-def rules_note(rules: pd.DataFrame) -> str:
-    """What NO_MODEL is, in a caption."""
-    tried = sorted(set(without_a_model.largest(rules)["rules"]))
+def rules_note(rules: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """What NO_MODEL is among the rows of `drawn`, in a caption."""
+    tried = sorted(set(without_a_model.largest(rules[rules["task"].map(title).isin(rows["task"])])["rules"]))
     many = " to ".join(map(str, dict.fromkeys((tried[0], tried[-1])))) if tried else "no"
     return f"No model: the largest of {many} rules, picked on these items, so it has no interval"
 

@@ -177,9 +177,8 @@ def num_removed(model: str, num_blocks: int, ratio: float | None = None) -> int:
     reported = paper_tables.removed_blocks(model, num_blocks)
     if reported and ratio is None:
         return len(reported)
-    return min(
-        num_blocks - 1, depth_curves.at_ratio(num_blocks, paper_tables.share_removed() if ratio is None else ratio)
-    )
+    share = paper_tables.share_removed() if ratio is None else ratio
+    return min(num_blocks - 1, depth_curves.at_ratio(num_blocks, share))
 
 
 def scores(results: Mapping[str, Mapping[Variant, Result]], models: Mapping[str, Variant]) -> dict[str, dict]:

@@ -7,6 +7,10 @@ def test_one_thing_and_several():
     assert [wording.counted(n, "variant") for n in (0, 1, 2)] == ["0 variants", "1 variant", "2 variants"]
 
 
+def test_numbers_that_differ_and_one():
+    assert wording.span([10, 8, 9]) == "8 to 10" and wording.span([4, 4]) == "4"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

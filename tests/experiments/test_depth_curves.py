@@ -12,6 +12,7 @@ L = 6
 def test_depths_hold_the_step_the_ratios_and_both_ends():
     assert depth_curves.depths(30) == list(range(30))
     assert depth_curves.depths(30, 10) == [0, 3, 8, 10, 15, 20, 29]  # 10, 25 and 50 % of 30
+    assert [depth_curves.at_ratio(num, 0.9) for num in (1, 2, 4, 30)] == [0, 1, 3, 27], "never all"
     assert depth_curves.depths(2) == [0, 1] and depth_curves.depths(5, 100) == [0, 1, 2, 4]
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from layer_redundancy.core import verdicts
@@ -83,6 +84,19 @@ def test_what_it_writes_is_told():
     assert first_token.channels(found) == (1, 1, pytest.approx(0.95))
     states = first_token.writes(found)
     assert len(states) == 6 and states["whole"][3] == 170 and np.isnan(states["attention_whole"][5])
-    said = first_token.in_words(found, first_token.breaks(found))
+    undone = pd.DataFrame(
+        [("text", 0.9, 0.85, 0.95), ("copying", 1.02, 0.7, 1.34)], columns=["on", "share", "low", "high"]
+    )
+    said = first_token.in_words(found, undone)
     assert "170 times as large" in said and "95% of it in channel 1 (one channel holds 90 %)" in said
-    assert "undoes 90% of what text loses and 67% of what copying loses" in said
+    assert said.endswith(
+        "undoes 90 % (85 to 95) of what text loses and 102 % (70 to 134) of what copying loses without the block."
+    )
+    assert "undoes" not in first_token.in_words(found, undone.iloc[:0])
+
+
+def test_what_is_undone_may_be_more_than_all_and_has_an_interval():
+    more = first_token.undone(made(given_back=-0.1), 200, 0).set_index("on")
+    assert list(more.index) == ["text"], "of copying, nothing is seen to be lost on four items"
+    assert more["share"]["text"] == pytest.approx(1.1, abs=0.02)
+    assert 1 < more["low"]["text"] < more["share"]["text"] < more["high"]["text"]

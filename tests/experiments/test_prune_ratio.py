@@ -38,6 +38,14 @@ def test_the_cliff_is_where_the_level_changes():
     assert 1 <= uncertain["low"] < uncertain["high"] <= 7
 
 
+def test_the_place_of_a_cliff_has_percentiles_of_places():
+    """Where a fall in two steps is the one or the other in resamples, the interval holds both and nothing beyond."""
+    curve = np.ones((8, 20))
+    curve[3:, :9], curve[6:, 9:19] = 0, 0
+    found = prune_ratio.cliff(curve, 400, seed=0)
+    assert (found["low"], found["high"]) == (3, 6)
+
+
 @pytest.mark.parametrize("levels, expected", [(SLOPE, "refuted"), (CLIFF, "supported")], ids=["slope", "cliff"])
 def test_a_cliff_is_told_from_a_slope(levels, expected):
     one = prune_ratio.step([task("copying", levels), task("agreement", levels, seed=1)], 200, 0)
@@ -90,17 +98,21 @@ def test_sentences_say_what_is_left():
         left_row(6, "text", np.nan, np.nan) | {"nats": np.log(2)},
         left_row(6, "agreement", 0.93, 0.93),
         left_row(6, "copying", 0.65, 0.98),
+        left_row(6, "spelling", 0.65, 0.98, half=0.2),
         left_row(6, "naming", 0.85, 0.95),
         left_row(6, "counting", 0.92, 0.95),
         left_row(6, "ending", 0.31, 0.95),
+        left_row(6, "rhyming", 0.35, 0.95, half=0.1),
         left_row(6, "chess", 0.26, 0.27) | {"left": np.nan},
     ]
     (said,) = prune_ratio.in_words(pd.DataFrame(rows), 30)
     assert said == (
         "6 blocks of 30 gone (20 %, 16 % of the weights): text costs 0.69 nats a token more (perplexity times 2); "
-        "agreement kept (0.93 instead of 0.93); copying halved (0.65 instead of 0.98); naming down to 85 % (0.85 "
-        "instead of 0.95); counting not seen to fall (0.92 instead of 0.95; by 7 points at most); ending gone (0.31 "
-        "instead of 0.95); chess was not there (0.26 instead of 0.27)."
+        "agreement kept (0.93 instead of 0.93); copying halved (51 %, 46 to 57; 0.65 instead of 0.98); spelling down "
+        "to 51 %, 22 to 81 (0.65 instead of 0.98); naming down to 85 %, 78 to 91 (0.85 instead of 0.95); counting not "
+        "seen to fall (0.92 instead of 0.95; by 7 points at most); ending gone (0.31 instead of 0.95); rhyming not "
+        "told from a broken model's (8 %, -8 to 23; 0.35 instead of 0.95); chess not seen in the whole model (0.26 "
+        "instead of 0.27)."
     )
 
 

@@ -12,11 +12,11 @@ from made_up import nll_result, task_result
 L = 9
 
 
-def capability(name, costs, n=60, noise=0.05, seed=0, right=None):
-    """Losses of the dense model (0) and without each block."""
-    rng = np.random.default_rng(seed)
-    nats = np.concatenate([[0.0], costs]) + noise * rng.normal(size=(n, len(costs) + 1))
-    return Capability(name, nats, right, 0.5 if right is not None else np.nan)
+def task(name, costs, n=200, seed=0):
+    """A task that the dense model does in 0.9 of the items, and less without each block."""
+    accuracies = 0.9 - np.concatenate([[0.0], costs])
+    right = (np.random.default_rng(seed).random((n, len(accuracies))) < accuracies).astype(float)
+    return Capability(name, 1 - right, right, 0.25)
 
 
 def judged(*parts):
@@ -79,24 +79,24 @@ def test_a_shallow_model_has_fewer_statements(num_blocks, statements):
 
 def test_a_block_that_one_task_alone_needs_is_found_and_judged_on_other_items():
     same, needed = np.full(L, 0.1), np.full(L, 0.1)
-    needed[5] = 0.9
-    copying, agreement = capability("copying", needed), capability("agreement", same, seed=1)
+    needed[5] = 0.7
+    copying, agreement = task("copying", needed), task("agreement", same, seed=1)
     part = single_layer_removal.dissociation(copying, agreement, 200, 0)
     table = verdicts.verdicts([part], single_layer_removal.PRIMARY)
     assert table["role"].tolist() == ["primary"] and table["verdict"].tolist() == ["supported"]
-    assert table["difference"][0] == pytest.approx(0.8, abs=0.05) and table["on"][0].endswith("block 5")
+    assert table["difference"][0] == pytest.approx(0.6, abs=0.15) and table["on"][0].endswith("block 5")
 
 
 def test_noise_is_not_taken_for_such_a_block():
     """The largest of many noisy differences is no evidence: it is judged on items that did not choose it."""
     found, largest = [], []
     for seed in range(40):
-        pair = [capability(n, np.zeros(30), 40, 1.0, seed=2 * seed + i) for i, n in enumerate(("copying", "agreement"))]
+        pair = [task(n, np.full(30, 0.2), 40, seed=2 * seed + i) for i, n in enumerate(("copying", "agreement"))]
         found.append(verdicts.verdicts([single_layer_removal.dissociation(*pair, 100, 0)], "")["difference"][0])
-        harm, other = ((one.nats[:, 1:] - one.nats[:, :1]).mean(0) for one in pair)
+        harm, other = (one.damage(capabilities.ACCURACY).mean(0) for one in pair)
         largest.append((harm - other).max())
     assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(len(found))
-    assert np.mean(largest) > 0.3, "on the items that chose it"
+    assert np.mean(largest) > 0.15, "on the items that chose it"
 
 
 def test_orders_of_two_halves_and_of_two_capabilities():
@@ -108,6 +108,26 @@ def test_orders_of_two_halves_and_of_two_capabilities():
     draws = np.repeat(harm.mean(0)[None], 5, axis=0)
     tau, low, high = single_layer_removal._tau(harm, -harm, draws, -draws)
     assert tau == low == high == pytest.approx(-1)
+
+
+def test_of_many_blocks_that_cost_nothing_few_are_called_costly():
+    """A 95 % interval excludes nothing in one of twenty blocks that cost nothing: together, in most models of 30."""
+    found, alone = [], []
+    for seed in range(100):
+        nats = np.random.default_rng(seed).normal(size=(30, 31))
+        table = capabilities.damage([Capability("text", nats)])
+        found.append(table["seen"].any())
+        alone.append(((table["low"] > 0) | (table["high"] < 0)).any())
+    assert np.mean(found) < 0.15 and np.mean(alone) > 0.3
+
+
+def test_the_last_block_is_critical_for_a_task_or_not():
+    costs = np.full(L, 0.05)
+    critical, other = task("t", np.append(costs[:-1], 0.5)), task("t", costs)
+    parts = [
+        single_layer_removal.last_claim(one.damage(capabilities.ACCURACY), 200, 0, "t") for one in (critical, other)
+    ]
+    assert [judged(part).tolist() for part in parts] == [["supported"], ["undecided"]]
 
 
 def damage_table(costs, half=0.01, unit="nats", on="text"):
@@ -125,12 +145,12 @@ def test_sentences_say_what_the_table_says():
     )
     first, second = single_layer_removal.in_words(pd.concat([text, task], ignore_index=True))
     assert first == (
-        "Text: each of 1 of 4 blocks can go for surely less than 0.1 nats a token; the cheapest is block 1 (+0.050), "
-        "the dearest are 0, 3, 2."
+        "Text: each of 1 of 4 blocks can go for less than 0.1 nats a token; the smallest loss measured is that of "
+        "block 1 (+0.050), the largest are those of 0, 3, 2."
     )
     assert second == (
-        "Copying: each of 2 of 4 blocks can go for surely less than 5 points of accuracy, 2 blocks surely cost some "
-        "(0, 3); the dearest are 0, 3, 1."
+        "Copying: each of 2 of 4 blocks can go for less than 5 points of accuracy, 2 blocks cost some (0, 3); the "
+        "largest losses measured are those of 0, 3, 1."
     )
     assert single_layer_removal.in_words(text.assign(damage=9.0, high=9.9))[0].startswith("Text: none of 4 blocks")
 

@@ -1,6 +1,7 @@
 """The figures of notebook 02 show what they are given."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from layer_redundancy.figures import parts, single_layer_removal
@@ -23,9 +24,9 @@ def test_single_layer_removal_draws_series_dense_and_chance():
     legend = [text.get_text() for text in bottom.get_legend().get_texts()]
     assert legend == [
         "passage continuation (n = 100)",
-        "mmlu dev (n = 80)",
+        "MMLU, letters (n = 80)",
         "passage continuation: chance",
-        "mmlu dev: chance",
+        "MMLU, letters: chance",
         "dense model",
     ]
     assert len(bottom.containers) == 2
@@ -33,6 +34,16 @@ def test_single_layer_removal_draws_series_dense_and_chance():
     assert [line.get_ydata()[0] for line in chance] == [0.25, 0.25]
     assert all(line.get_linestyle() != "-" for line in chance)
     assert [line.get_ydata()[0] for line in bottom.lines if line.get_gid() == "dense"] == [0.65, 0.65]
+
+
+def test_the_largest_of_the_rules_says_of_how_many():
+    rules = pd.DataFrame(
+        {"task": ["mmlu_dev"] * 3 + ["passage_continuation", "elsewhere"], "accuracy": [0.2, 0.3, 0.1, 0.4, 0.9]}
+    )
+    _, bottom = single_layer_removal.single_layer_removal(*removal_frames(7), rules).axes
+    drawn = [line for line in bottom.lines if line.get_gid() == "rule"]
+    assert sorted(line.get_ydata()[0] for line in drawn) == [0.3, 0.4]
+    assert bottom.get_legend().get_texts()[-1].get_text() == "largest of 1 to 3 rules without a model"
 
 
 def test_single_layer_removal_shows_values_that_are_not_finite():

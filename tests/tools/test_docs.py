@@ -65,15 +65,15 @@ def test_a_verdict_that_changed_stops_it(tmp_path, changed):
 
 def test_an_inequality_that_turned_stops_it(changed):
     def harmless(table):
-        table.loc[table.block.notna() & table.task.isna(), "log_increase_low"] = -0.5
+        table.loc[(table.on == "text") & (table.block == 17), "seen"] = False
         return table
 
     with pytest.raises(StudyError) as error:
-        pages.render("findings.md", changed("figure3_single_layer_removal", harmless))
+        pages.render("findings.md", changed("capability_map", harmless))
     (line,) = str(error.value).splitlines()
     assert line == (
         "docs/templates/findings.md: finding 'most single blocks cost text little, and none nothing' turned: the prose "
-        "says that even the cheapest costs something, but it is -0.5 against 0, not >"
+        "says that each costs something, at one level for all, but it is 29 against 30, not =="
     )
 
 

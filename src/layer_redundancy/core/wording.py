@@ -1,9 +1,17 @@
 """Numbers as text."""
 
+from collections.abc import Iterable
+
 
 def counted(number: int, noun: str) -> str:
     """A number of things: "1 variant", "3 variants"."""
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def span(numbers: Iterable[int]) -> str:
+    """Numbers from the least to the most: "8 to 10", or "8" where they are all the same."""
+    least, most = min(numbers), max(numbers)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def duration(seconds: float) -> str:

@@ -5,25 +5,25 @@ whether the right choice is the likeliest, and the log of its share among the ch
 before accuracy does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 
-from layer_redundancy.core import stats
+from layer_redundancy.core import stats, verdicts
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.evaluate.scoring import ChoiceTask
 from layer_redundancy.experiments import result_tables
+from layer_redundancy.figures.style import words
 
-TEXT = "text"
+TEXT, AGREEMENT, COPYING = "text", "agreement", "copying"
 NATS, ACCURACY = "nats", "accuracy"  # units of a loss
 
-
-def words(task: str) -> str:
-    """A task's name in words."""
-    return task.replace("_", " ")
+Condition = TypeVar("Condition", bound=Hashable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,12 @@ class Capability:
             return self.nats if self.in_nats else None
         return None if self.right is None else -self.right
 
+    def damage(self, unit: str) -> np.ndarray:
+        """(N, V - 1) loss of each variant but the first above that of the first, in a unit that there is."""
+        loss = self.of(unit)
+        assert loss is not None, f"{self.name} has no loss in {unit}"
+        return loss[:, 1:] - loss[:, :1]
+
 
 def of_results(
     results: Mapping[str, Mapping[Variant, Result]], tasks: Sequence[ChoiceTask], variants: Sequence[Variant]
@@ -68,22 +74,26 @@ def of_results(
     if "perplexity" in results:
         found.append(Capability(TEXT, _stacked(results["perplexity"], variants, result_tables.cost)))
     for task in tasks:
-        of_task = results.get(task.name, {})
-        if all(variant in of_task for variant in variants):
-            found.append(
-                Capability(
-                    words(task.items.name),
-                    _stacked(of_task, variants, lambda result: -result.arrays["gold_share"]),
-                    _stacked(of_task, variants, result_tables.right),
-                    of_task[variants[0]].summary["chance"],
-                )
-            )
+        known = results.get(task.name, {})
+        if all(variant in known for variant in variants):
+            found.append(of_task(task.items.name, known, variants))
     return found
 
 
-def _stacked(results: Mapping[Variant, Result], variants: Sequence[Variant], values: object) -> np.ndarray:
-    assert callable(values)
-    return np.stack([values(results[variant]) for variant in variants], axis=1)
+def of_task(task: str, results: Mapping[Condition, Result], conditions: Sequence[Condition]) -> Capability:
+    """A task under some variants, or other conditions, in this order."""
+    return Capability(
+        words(task),
+        _stacked(results, conditions, lambda result: -result.arrays["gold_share"]),
+        _stacked(results, conditions, result_tables.right),
+        results[conditions[0]].summary["chance"],
+    )
+
+
+def _stacked(
+    results: Mapping[Condition, Result], conditions: Sequence[Condition], values: Callable[[Result], np.ndarray]
+) -> np.ndarray:
+    return np.stack([values(results[condition]) for condition in conditions], axis=1)
 
 
 def damage(capabilities: Sequence[Capability]) -> pd.DataFrame:
@@ -91,20 +101,41 @@ def damage(capabilities: Sequence[Capability]) -> pd.DataFrame:
 
     Returns:
         A row a (capability, unit, variant but the first): on, unit (NATS or ACCURACY), place (of the variant, from 1),
-        damage with its 95 % interval low, high (Student's t over units), n, seen (whether the interval excludes 0).
+        damage with its 95 % interval low, high (Student's t over units), n, seen (whether it differs from nothing at a
+        level of `verdicts.LEVEL` for all variants together, Holm).
     """
-    rows = []
+    parts = []
     for one in capabilities:
         for unit in (NATS, ACCURACY):
-            loss = one.of(unit)
-            if loss is None:
+            if one.of(unit) is None:
                 continue
-            for place in range(1, loss.shape[1]):
-                paired = loss[:, place] - loss[:, 0]
+            rows = []
+            for place, paired in enumerate(one.damage(unit).T, start=1):
                 low, high = (stats.mean_interval if unit == NATS else stats.paired_interval)(paired)
-                row = {"on": one.name, "unit": unit, "place": place, "damage": paired.mean(), "low": low, "high": high}
-                rows.append(row | {"n": one.units, "seen": bool(low > 0 or high < 0)})
-    return pd.DataFrame(rows)
+                rows.append((one.name, unit, place, paired.mean(), low, high, one.units))
+            part = pd.DataFrame(rows, columns=["on", "unit", "place", "damage", "low", "high", "n"])
+            parts.append(part.assign(seen=above(part) | below(part)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def below(damages: pd.DataFrame, most: float = 0.0) -> pd.Series:
+    """Which damages are smaller than a value, at a level of `verdicts.LEVEL` for all rows together (Holm).
+
+    Args:
+        damages: damage with its 95 % interval low, high over n units; from `damage`.
+        most: the value, same unit.
+    """
+    degrees = damages["n"] - 1
+    error = (damages["high"] - damages["low"]) / 2 / student_t.ppf(0.975, degrees)
+    beyond = damages["damage"] - most
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * student_t.sf(np.abs(beyond / error), degrees)
+    return (verdicts.holm(p) <= verdicts.LEVEL) & (beyond < 0)
+
+
+def above(damages: pd.DataFrame, least: float = 0.0) -> pd.Series:
+    """Which damages are larger than a value; otherwise as `below`."""
+    return below(damages.assign(damage=-damages["damage"]), -least)
 
 
 def solved(one: Capability) -> bool:

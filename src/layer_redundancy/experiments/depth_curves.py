@@ -22,12 +22,12 @@ RATIOS = (0.10, 0.25, 0.50)  # shares of blocks removed at which measures are co
 def depths(num_blocks: int, step: int = 1) -> list[int]:
     """Numbers of removed blocks at which measures are compared: every step-th, all but one, and those of RATIOS."""
     last = num_blocks - 1
-    return sorted({*range(0, last, step), last, *(min(last, at_ratio(num_blocks, ratio)) for ratio in RATIOS)})
+    return sorted({*range(0, last, step), last, *(at_ratio(num_blocks, ratio) for ratio in RATIOS)})
 
 
 def at_ratio(num_blocks: int, ratio: float) -> int:
-    """The number of blocks closest to a share of them, at least one."""
-    return max(1, round(ratio * num_blocks))
+    """The number of blocks closest to a share of them; at least one, and never all: none of a single block."""
+    return min(num_blocks - 1, max(1, round(ratio * num_blocks)))
 
 
 def removals_by_measure(

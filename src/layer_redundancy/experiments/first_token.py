@@ -22,7 +22,7 @@ from layer_redundancy.study import Study
 VERSION = 1  # raise it when what is kept of a run means something else
 OUTSIZED = 5.0  # times the others' mean norm, from which on a first token's state counts as outsized
 TEXTS = 16  # blocks of evaluation text at most
-ITEMS = 200  # items of each task at most, the first
+ITEMS = result_tables.DRAWN  # of each task at most, the first
 UNDONE = "giving the first token its state back undoes most of what the loss of its block costs"
 
 
@@ -33,7 +33,7 @@ class FirstToken:
     Attributes:
         block: its index.
         text: `evaluate.first_token.of_text`.
-        items: task in words -> condition -> result.
+        items: task -> condition -> result.
     """
 
     block: int
@@ -43,6 +43,11 @@ class FirstToken:
     def nll(self) -> np.ndarray:
         """(C, N) mean loss a token of each block of text under each condition, nats."""
         return self.text.arrays["nll"].mean(-1)
+
+    def capabilities(self) -> list[Capability]:
+        """Text and tasks under CONDITIONS, in their order."""
+        tasks = [capabilities.of_task(task, of, list(CONDITIONS)) for task, of in self.items.items()]
+        return [Capability(TEXT, self.nll().T), *tasks]
 
     def claim(self, resamples: int, seed: int) -> pd.DataFrame:
         """`UNDONE` on text, for `verdicts.verdicts`: the share that is undone is more than a half."""
@@ -90,7 +95,7 @@ def measure(study: Study) -> FirstToken | None:
     for whole in study.tasks:
         task = ChoiceTask(whole.items.parts(ITEMS)[0])
         known = {name: _first_items(swept[task.name][variant], task) for name, variant in chosen.items()}
-        items[capabilities.words(task.items.name)] = _of_task(study, task, block, known, work)
+        items[task.items.name] = _of_task(study, task, block, known, work)
     return FirstToken(block, of_text, items)
 
 
@@ -192,14 +197,27 @@ def breaks(found: FirstToken) -> pd.DataFrame:
     Returns:
         on, unit, condition, damage, low, high, n; columns of `capabilities.damage`.
     """
-    names = list(CONDITIONS)
-    known = [Capability(TEXT, found.nll().T)]
-    for task, of in found.items.items():
-        nats = np.stack([-of[name].arrays["gold_share"] for name in names], axis=1)
-        right = np.stack([result_tables.right(of[name]) for name in names], axis=1)
-        known.append(Capability(task, nats, right, of[WHOLE].summary["chance"]))
-    table = capabilities.damage(known)
-    return table.assign(condition=[names[place] for place in table.pop("place")])
+    table = capabilities.damage(found.capabilities())
+    return table.assign(condition=[list(CONDITIONS)[place] for place in table.pop("place")])
+
+
+def undone(found: FirstToken, resamples: int, seed: int) -> pd.DataFrame:
+    """How much of what the loss of the block costs is undone where the first token has its state back.
+
+    Returns:
+        A row a capability that is seen to lose nats without the block: on, share (1: all of it) with its 95 % interval
+        low, high.
+    """
+    rows, names = [], list(CONDITIONS)
+    for one in found.capabilities():
+        if not one.in_nats:
+            continue
+        harm = one.damage(capabilities.NATS)[:, [names.index(WITHOUT) - 1, names.index(GIVEN_BACK) - 1]]
+        if stats.mean_interval(harm[:, 0])[0] > 0:
+            lost, remains = stats.bootstrap_means(harm, resamples, seed).T
+            share = 1 - harm[:, 1].mean() / harm[:, 0].mean()
+            rows.append((one.name, share, *stats.interval(share, 1 - remains / lost, one.units)))
+    return pd.DataFrame(rows, columns=["on", "share", "low", "high"])
 
 
 def by_position(found: FirstToken) -> pd.DataFrame:
@@ -222,22 +240,22 @@ def by_position(found: FirstToken) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["condition", "first", "last", "damage", "low", "high"])
 
 
-def in_words(found: FirstToken, breaks: pd.DataFrame) -> str:
-    """What the figures of this block show, in a sentence or two."""
+def in_words(found: FirstToken, undone: pd.DataFrame) -> str:
+    """What the figures of this block show, in a sentence or two; the second argument from `undone`."""
     table = writes(found)
     jump = table["whole"][found.block + 1] / table["others"][found.block + 1]
     count, largest, share = channels(found)
-    of = breaks[breaks["unit"] == capabilities.NATS].set_index(["on", "condition"])["damage"]
-    undone = [
-        f"{min(1, 1 - of[on, GIVEN_BACK] / of[on, WITHOUT]):.0%} of what {on} loses"
-        for on in dict.fromkeys(of.index.get_level_values(0))
-        if of[on, WITHOUT] > 0
-    ]
-    return (
+    said = (
         f"Block {found.block} makes the first token's state {jump:.0f} times as large as the others', {share:.0%} of "
-        f"it in channel {largest} ({'one channel holds' if count == 1 else f'{count} channels hold'} 90 %). To give "
-        f"the first token that state back undoes {_listed(undone)} without the block."
+        f"it in channel {largest} ({'one channel holds' if count == 1 else f'{count} channels hold'} 90 %)."
     )
+    parts = [
+        f"{100 * row['share']:.0f} % ({100 * row['low']:.0f} to {100 * row['high']:.0f}) of what {row['on']} loses"
+        for row in undone.to_dict("records")
+    ]
+    if not parts:
+        return said
+    return f"{said} To give the first token that state back undoes {_listed(parts)} without the block."
 
 
 def _listed(parts: Sequence[str]) -> str:

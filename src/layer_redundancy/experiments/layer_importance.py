@@ -17,6 +17,7 @@ from layer_redundancy.study import Study
 
 NOTEBOOK = "01_layer_importance"
 QUARTER = 0.25
+# On the embedded profile (64 blocks of text) a difference of 0.043 of the share is found with a power of 0.8.
 PRIMARY = "a single block of text chooses more than three in four of the blocks that all others choose"
 SAME = 0.75  # of the quarter of the blocks that goes first, more than so much is to be the same
 
@@ -40,11 +41,7 @@ def importance_scores(
     parts = []
     for first in first_token:
         for name in importance.MEASURES:
-            score = importance.scores(sums, name, first)
-            draws = importance.bootstrap_scores(sums, name, resamples, seed, first)
-            low, high = np.transpose(
-                [stats.interval(one, drawn, len(sums.tokens)) for one, drawn in zip(score, draws.T, strict=True)]
-            )
+            score, low, high = score_intervals(sums, name, resamples, seed, first)
             part = {
                 "metric": name,
                 "first_token": "included" if first else "excluded",
@@ -56,6 +53,18 @@ def importance_scores(
             }
             parts.append(pd.DataFrame(part))
     return pd.concat(parts, ignore_index=True)
+
+
+@flags.checked
+def score_intervals(
+    sums: ActivationSums, measure: str, resamples: int, seed: int, first_token: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A measure's score of every block, with the ends of its 95 % interval over calibration sequences; (L,) each."""
+    score = importance.scores(sums, measure, first_token)
+    draws = importance.bootstrap_scores(sums, measure, resamples, seed, first_token)
+    ends = [stats.interval(one, drawn, len(sums.tokens)) for one, drawn in zip(score, draws.T, strict=True)]
+    low, high = np.transpose(ends)
+    return score, low, high
 
 
 @flags.checked
@@ -80,7 +89,7 @@ def order_stability(
 
 
 def quarter(num_blocks: int) -> int:
-    """The number of blocks that is called a quarter; at least one of them."""
+    """The number of blocks that is closest to a quarter; see `depth_curves.at_ratio`."""
     return depth_curves.at_ratio(num_blocks, QUARTER)
 
 
@@ -123,11 +132,11 @@ def _same(first: np.ndarray, second: np.ndarray) -> float:
 def claim(sums: ActivationSums, resamples: int, seed: int) -> pd.DataFrame:
     """What the papers say of the order, and this study: columns of `verdicts.verdicts`.
 
-    No statement of a single block, which cannot go; none on the blocks between the first and the last where there are
-    fewer than `few_blocks.RANKED`.
+    No statement of a model of one or two blocks, of which a quarter is none; none on the blocks between the first and
+    the last where there are fewer than `few_blocks.RANKED`.
     """
     num, name = sums.num_blocks, "block_influence"
-    if num < 2:
+    if not few_blocks.is_a_block(num, QUARTER):
         return verdicts.verdicts([], PRIMARY)
     count = quarter(num)
     depths = paper_tables.table("table4")

@@ -40,20 +40,18 @@ from layer_redundancy.figures.style import (
 
 @styled
 def removal_order(
-    scores: pd.DataFrame, order: Sequence[int], highlight: int | None = None, reported: Sequence[int] = ()
+    scores: pd.DataFrame, order: Sequence[int], highlight: int = 0, reported: Sequence[int] = ()
 ) -> Figure:
     """Block Influence of each block, labelled with its place in the removal order (figure 2a of the paper).
 
     Args:
         scores: one row a block: block, score (1 - cosine); optionally low, high (95 % interval).
         order: blocks, first removed first; blocks not in it get no label.
-        highlight: how many of the first removed are coloured; by default a quarter, about the paper's cut, at least
-            one, and never all.
+        highlight: how many of the first removed are coloured.
         reported: blocks that the paper removes of the same model, ringed; none if it is not the paper's.
     """
     scores = scores.sort_values("block")
     blocks = scores["block"].to_numpy(int)
-    highlight = min(len(blocks) - 1, max(1, round(len(blocks) / 4))) if highlight is None else highlight
     figure, axes = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
     colour, marker = style_of("block_influence")
     band(axes, scores, "block", GREY)

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 
+from layer_redundancy.core.wording import span
 from layer_redundancy.figures.style import GREY, LEGEND_SIZE, SERIES, VERMILLION, WIDTH, style_of, text_width, words
 
 LINEAR_TO = 0.1  # nats of damage up to which an axis of damage is linear: there, what is nothing lies at 0
@@ -199,7 +200,7 @@ def accuracy_panel(
         rows: columns x, task, metric, accuracy, low, high, n, chance.
         dense: rows of the dense model: task, metric, accuracy.
         width: inches that the legend may take.
-        rules: accuracies of rules that read nothing: task, accuracy; the best of each task is drawn.
+        rules: accuracies of rules that read nothing: task, accuracy; the largest of each task is drawn.
     """
     series = list(rows.groupby(["task", "metric"], sort=False))
     tasks = list(dict.fromkeys(rows["task"]))
@@ -243,15 +244,15 @@ def accuracy_panel(
         handles.append(tuple(Line2D([], [], color=style_of(task, tasks)[0], lw=0.9) for task in tasks))
         labels.append("dense model")
     if rules is not None and len(rules):
-        best = rules.groupby("task")["accuracy"].max()
-        for task in best.index.intersection(tasks):
-            axes.axhline(best[task], color=style_of(task, tasks)[0], lw=1.4, ls=":", zorder=1, gid="rule")
+        of_task = rules[rules["task"].isin(tasks)].groupby("task")["accuracy"]
+        for task, largest in of_task.max().items():
+            axes.axhline(largest, color=style_of(task, tasks)[0], lw=1.4, ls=":", zorder=1, gid="rule")
         handles.append(tuple(Line2D([], [], color=style_of(task, tasks)[0], lw=1.4, ls=":") for task in tasks))
-        labels.append("best rule without a model")
+        labels.append(f"largest of {span(of_task.size())} rules without a model")
     axes.set_ylabel("accuracy")
     legend_above(axes, handles, labels, width=width)
 
 
 def _items(rows: pd.DataFrame) -> str:
-    counts = sorted({int(n) for n in rows["n"].dropna()})
-    return f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}" if counts else "n unknown"
+    counts = [int(n) for n in rows["n"].dropna()]
+    return f"n = {span(counts)}" if counts else "n unknown"

@@ -71,7 +71,7 @@ def capability_map(damage: pd.DataFrame) -> Figure:
 
     Args:
         damage: a row a (capability, unit, block): on, unit ("nats", "accuracy"), block, damage (nats, or 0 to 1), seen
-            (whether its interval excludes nothing: bold, with a frame).
+            (whether it differs from nothing: bold).
     """
     units = [unit for unit in (NATS, ACCURACY) if (damage["unit"] == unit).any()]
     tables = [damage[damage["unit"] == unit] for unit in units]
@@ -148,7 +148,7 @@ def order_agreement(orders: pd.DataFrame) -> Figure:
     axes.set_xlabel("Kendall's tau with the order by damage (1: the same order, 0: no relation)")
     handles, names = axes.get_legend_handles_labels()
     handles.append(Line2D([], [], color=GREY, ls=(0, (4, 2)), lw=1.2))
-    legend_above(axes, handles, [*names, "two halves of its own items or text"])
+    legend_above(axes, handles, [*names, "two halves of its own items or text, with each other"])
     return figure
 
 

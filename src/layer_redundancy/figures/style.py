@@ -103,6 +103,7 @@ SERIES = {
     "last_word": (GREEN, "D"),
     "last word": (GREEN, "D"),
     "mmlu_dev": (ORANGE, "s"),
+    "MMLU, letters": (ORANGE, "s"),
     "mmlu": (ORANGE, "s"),
     "full precision": (BLACK, "o"),
     "GPTQ, 8 bits": (SKY, "s"),
@@ -124,9 +125,17 @@ def title_of(measure: str) -> str:
     return MEASURES[measure].title if measure in MEASURES else ORDERS.get(measure, measure)
 
 
+# Tasks that are called something else than their name with spaces.
+TASKS = {
+    "mmlu_dev": "MMLU, letters",
+    "mmlu_dev_continuation": "MMLU, whole answers",
+    "mmlu_dev_fewshot": "MMLU, letters after five examples",
+}
+
+
 def words(name: str) -> str:
     """A task's or series' name as people read it."""
-    return name.replace("_", " ")
+    return TASKS.get(name, name.replace("_", " "))
 
 
 def style_of(name: str, among: Sequence[str] = ()) -> tuple[str, str]:

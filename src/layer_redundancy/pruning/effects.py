@@ -26,9 +26,7 @@ def ranking(study: Study, by: str) -> pd.DataFrame:
     resamples, seed = study.profile.bootstrap_resamples, study.profile.seed
     if by in registry.REGISTRY and isinstance(registry.REGISTRY[by].kind, registry.Activations):
         sums = study.activation_sums()
-        score = importance.scores(sums, by)
-        draws = importance.bootstrap_scores(sums, by, resamples, seed).T
-        low, high = np.transpose([stats.interval(*one, len(sums.tokens)) for one in zip(score, draws, strict=True)])
+        score, low, high = layer_importance.score_intervals(sums, by, resamples, seed)
         _, ranks = layer_importance.order_stability(sums, by, resamples, seed)
         table = pd.DataFrame({"block": ranks["block"], "rank": ranks["rank"], "score": score, "low": low, "high": high})
         table = table.assign(rank_low=ranks["low"].astype(int), rank_high=ranks["high"].astype(int))

@@ -130,6 +130,8 @@ def rules(found: Measured) -> pd.DataFrame:
         largest accuracy of so many. That has no interval: it is chosen on the items that it is judged on.
     """
     table = without_a_model.table(found.tasks)
+    if table.empty:
+        return table
     known = table[table["rule"].isin(SHOWN_RULES)]
     known = known.assign(rule=[SHOWN_RULES[rule] for rule in known["rule"]])
     largest = table.loc[table.groupby("task", sort=False)["accuracy"].idxmax()]

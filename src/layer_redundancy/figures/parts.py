@@ -243,8 +243,9 @@ def accuracy_panel(
     if dense is not None and len(dense):
         handles.append(tuple(Line2D([], [], color=style_of(task, tasks)[0], lw=0.9) for task in tasks))
         labels.append("dense model")
-    if rules is not None and len(rules):
-        of_task = rules[rules["task"].isin(tasks)].groupby("task")["accuracy"]
+    known = pd.DataFrame() if rules is None else rules[rules["task"].isin(tasks)]
+    if len(known):
+        of_task = known.groupby("task")["accuracy"]
         for task, largest in of_task.max().items():
             axes.axhline(largest, color=style_of(task, tasks)[0], lw=1.4, ls=":", zorder=1, gid="rule")
         handles.append(tuple(Line2D([], [], color=style_of(task, tasks)[0], lw=1.4, ls=":") for task in tasks))

@@ -53,7 +53,7 @@ def chosen(study: Study, by: str, how_many: HowMany) -> tuple[int, ...]:
     count = how_many.remove
     if how_many.ratio is not None:
         few_blocks.say_what_shares_are(num, [how_many.ratio])
-        count = min(num - 1, depth_curves.at_ratio(num, how_many.ratio))
+        count = depth_curves.at_ratio(num, how_many.ratio)
     assert count is not None, "HowMany lets one of the three be given"
     if count == 0:
         raise StudyError(f"no block is to be removed: give 1 to {num - 1}")

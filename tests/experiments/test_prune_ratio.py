@@ -1,5 +1,7 @@
 """What is left along an order of removal: tables, sentences, statements."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -146,3 +148,33 @@ def test_kept_beside_the_paper_by_hand():
     assert row["t, above the broken model (%)"] == pytest.approx(100 * 0.4 / 0.5)
     guessing = prune_ratio.kept(left, accuracy.assign(low=0.2), reported, 4)
     assert guessing["t, above the broken model (%)"].isna().all()
+
+
+def test_the_largest_of_the_rules_is_counted_and_has_no_interval(monkeypatch):
+    known = pd.DataFrame(
+        [
+            ("a", "longest", 0.3),
+            ("a", "rarest words", 0.4),
+            ("b", "longest", 0.2),
+            ("b", "other", 0.1),
+            ("b", "x", 0.0),
+        ],
+        columns=["task", "rule", "accuracy"],
+    ).assign(low=0.0, high=0.5, n=200, chance=0.25)
+    monkeypatch.setattr(prune_ratio.without_a_model, "table", lambda _tasks: known)
+    table = prune_ratio.rules(SimpleNamespace(tasks=[])).set_index(["task", "rule"])
+    assert list(table.index) == [(t, r) for r in ("longest", "largest of 2 to 3") for t in "ab"]
+    assert table["accuracy"].tolist() == [0.3, 0.2, 0.4, 0.2]
+    assert table["low"].isna().tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("order", [("agreement", "copying"), ("copying", "agreement")], ids=" ".join)
+def test_the_primary_statement_is_of_these_tasks_whatever_their_place(monkeypatch, order):
+    levels = {"copying": np.where(DEPTHS, 0.3, 0.95), "agreement": SLOPE}
+    found = [task(name, levels[name], seed=place) for place, name in enumerate(order)]
+    monkeypatch.setattr(prune_ratio, "curves", lambda _found: found)
+    monkeypatch.setattr(prune_ratio.capabilities, "of_results", lambda *_: [])
+    profile = SimpleNamespace(seed=0, bootstrap_resamples=50)
+    measured = SimpleNamespace(results={}, tasks=[], removals=dict.fromkeys(range(K)))
+    table = prune_ratio.claim(SimpleNamespace(num_blocks=K, profile=profile, dense=None), measured)
+    assert table[["role", "statement", "verdict"]].iloc[0].tolist() == ["primary", prune_ratio.PRIMARY, "supported"]

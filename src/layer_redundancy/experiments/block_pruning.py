@@ -88,7 +88,7 @@ class Measured:
 def counts(study: Study) -> tuple[list[int], list[int]]:
     """Numbers of removed blocks that are measured, from 0 on, and those of them at which the model is also healed."""
     num, fractions = study.num_blocks, study.profile.budget(Budget).fractions
-    healed = sorted({min(num - 1, depth_curves.at_ratio(num, share)) for share in fractions})
+    healed = sorted({depth_curves.at_ratio(num, share) for share in fractions})
     few = [n for n in FEW if n < num]
     return sorted({0, *few, *healed, *depth_curves.depths(num, study.profile.depth_step)}), healed
 

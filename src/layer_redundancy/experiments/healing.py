@@ -105,7 +105,7 @@ def kind(recipe: Recipe) -> str:
 
 def num_removed(study: Study) -> int:
     """Number of blocks that are removed: the budget's share, by default a quarter as in the paper."""
-    return min(study.num_blocks - 1, depth_curves.at_ratio(study.num_blocks, study.profile.budget(Budget).ratio))
+    return depth_curves.at_ratio(study.num_blocks, study.profile.budget(Budget).ratio)
 
 
 def selection_recipe(study: Study) -> str:

@@ -23,7 +23,7 @@ from layer_redundancy.core.variants import Variant
 from layer_redundancy.core.verdicts import Statement, judge, verdicts
 from layer_redundancy.evaluate.scoring import Passages, Perplexity
 from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
-from layer_redundancy.figures.style import title_of
+from layer_redundancy.figures.style import title_of, words
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.study import Study
@@ -335,7 +335,7 @@ def _knows(dense: Any) -> bool:
 def at_chance(kept: pd.DataFrame) -> str:
     """What the table `kept` leaves out, in words; "" where nothing is."""
     dense = kept[(kept["source"] == "measured") & (kept["removed"] == 0) & kept["above_chance"].isna()]
-    lines = [f"{row.model} on {row.task.replace('_', ' ')}" for row in dense.itertuples()]
+    lines = [f"{row.model} on {words(row.task)}" for row in dense.itertuples()]
     if not lines:
         return ""
     return f"No share kept is given of {', '.join(lines)}: chance lies in the interval of the whole model's accuracy"

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from layer_redundancy.figures.parts import chance_line, choose_y_scale, interval, log_axis, share_axis, whole_ticks
-from layer_redundancy.figures.style import BLACK, GREY, RULES, WIDTH, styled
+from layer_redundancy.figures.style import BLACK, GREY, RULES, WIDTH, styled, words
 
 
 @styled
@@ -48,7 +48,7 @@ def capabilities(rows: pd.DataFrame, reported: tuple[float, float] | None = None
         chance_line(axes, part["chance"].iloc[0], "chance")
         if reported is not None:
             axes.axvspan(*reported, color=GREY, alpha=0.15, lw=0, label="the paper: to chance")
-        axes.set_title(f"{task.replace('_', ' ')} (n = {int(part['n'].iloc[0])})")
+        axes.set_title(f"{words(task)} (n = {int(part['n'].iloc[0])})")
         axes.set_ylim(0, 1.03)
         share_axis(axes)
     panels[0][0].set_ylabel("accuracy")

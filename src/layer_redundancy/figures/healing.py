@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from layer_redundancy.figures.parts import interval
-from layer_redundancy.figures.style import BLACK, BLUE, GREY, WIDTH, style_of, styled
+from layer_redundancy.figures.style import BLACK, BLUE, GREY, WIDTH, style_of, styled, words
 
 # What losses are set beside: how its line is drawn.
 LEVELS = {
@@ -127,7 +127,7 @@ def capabilities(rows: pd.DataFrame) -> Figure:
             axes.plot(row["accuracy"], y, marker, color=colour, mfc=fill, ms=7)
         axes.axvline(part["chance"].iloc[0], color=GREY, ls=(0, (4, 2)), lw=1.2, label="chance")
         axes.set_xlim(0, 1.03)
-        axes.set_xlabel(f"{task.replace('_', ' ')}: accuracy (n = {int(part['n'].iloc[0])}, 95 % interval)")
+        axes.set_xlabel(f"{words(task)}: accuracy (n = {int(part['n'].iloc[0])}, 95 % interval)")
         axes.grid(axis="y", visible=False)
     first = panels[0][0]
     first.set_yticks(list(place.values()), ["removed, untrained" if m == "untrained" else m for m in models])

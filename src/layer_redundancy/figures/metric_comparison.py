@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from layer_redundancy.figures.parts import band, band_handle, chance_handle, chance_line, interval, legend_above
-from layer_redundancy.figures.style import BLACK, GREY, WIDTH, style_of, styled, title_of
+from layer_redundancy.figures.style import BLACK, GREY, WIDTH, style_of, styled, title_of, words
 
 LINEAR_TO = 1.0  # nats of gap to the greedy order up to which the axis is linear; beyond, a model is ruined
 
@@ -90,7 +90,7 @@ def _task(axes: Axes, rows: pd.DataFrame, rules: pd.DataFrame, picked: str) -> N
         axes.errorbar(
             at, part["accuracy"], yerr=interval(part, "accuracy"), color=colour, marker=marker, ls="", elinewidth=1.1
         )
-    dense, name = rows[rows["metric"] == ""].iloc[0], rows["task"].iloc[0].replace("_", " ")
+    dense, name = rows[rows["metric"] == ""].iloc[0], words(rows["task"].iloc[0])
     axes.axhline(dense["accuracy"], color=GREY, lw=1.6, zorder=1, gid="dense")
     axes.axhspan(dense["low"], dense["high"], color=GREY, alpha=0.15, lw=0, zorder=0)
     chance_line(axes, dense["chance"])

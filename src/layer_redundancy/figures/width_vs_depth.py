@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from layer_redundancy.figures.parts import heat_map, interval, legend_above, log_axis, whole_ticks
-from layer_redundancy.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, WIDTH, style_of, styled
+from layer_redundancy.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, WIDTH, style_of, styled, words
 
 
 @styled
@@ -37,7 +37,7 @@ def _by_number(axes: Axes, rows: pd.DataFrame) -> None:
     for place, name in enumerate(names):
         part = rows[rows["measurement"] == name].sort_values("head")
         colour, marker = style_of(name, names)
-        task, items = name.replace("_", " "), int(part["n"].iloc[0])
+        task, items = words(name), int(part["n"].iloc[0])
         shift = (place - (len(names) - 1) / 2) * 0.16
         x, y, reach = part["head"] + shift, part["value"], interval(part, "value")
         label = f"{task}, n={items}" if part["chance"].notna().any() else "without the head, 95 % interval"

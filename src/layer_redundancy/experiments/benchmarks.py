@@ -18,7 +18,7 @@ from layer_redundancy.core import stats, variants, verdicts
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.core.verdicts import Statement
-from layer_redundancy.core.wording import counted
+from layer_redundancy.core.wording import counted, span
 from layer_redundancy.data import task_files
 from layer_redundancy.evaluate import generative_tasks, without_a_model
 from layer_redundancy.evaluate.scoring import ChoiceTask
@@ -33,11 +33,6 @@ DENSE, PRUNED, RIVAL, BROKEN = "Dense", "ShortGPT", "reverse order", "a single b
 SURE = 4  # standard errors: of a smaller score the share that is left is anything
 MOST_DRAWN = 6  # benchmarks in one panel: more cannot be told apart
 MOST_TESTED = 4  # benchmarks with a statement each: every statement makes the others harder to support
-TITLES = {
-    "mmlu_dev": "MMLU, letters",
-    "mmlu_dev_continuation": "MMLU, whole answers",
-    "mmlu_dev_fewshot": "MMLU, letters after five examples",
-}
 
 # Differences that matter: of the share that is left on average and of one benchmark, and of the right answer's share.
 ON_AVERAGE, OF_ONE, OF_SHARE = 0.15, 0.25, 0.1
@@ -113,11 +108,6 @@ class Measured:
         return len(self.models[DENSE]) - len(self.models[label])
 
 
-def title(task: str) -> str:
-    """A benchmark's name as people read it."""
-    return TITLES.get(task, words(task))
-
-
 def measure(study: Study, limit: int | None = None) -> Measured:
     """Measures the dense model, Block Influence's and reverse order's removals on text and the profile's benchmarks.
 
@@ -137,7 +127,7 @@ def measure(study: Study, limit: int | None = None) -> Measured:
     if count:
         few_blocks.say_what_shares_are(num, [paper_tables.share_removed() if budget.ratio is None else budget.ratio])
         order = study.order("block_influence")
-        for k in sorted({count, *(min(num - 1, depth_curves.at_ratio(num, one)) for one in budget.further_ratios)}):
+        for k in sorted({count, *(depth_curves.at_ratio(num, one) for one in budget.further_ratios)}):
             label = f"{PRUNED}, {k} of {num}"
             models[label], kinds[label] = variants.without(num, order[:k]), PRUNED if k == count else ""
         label = f"{RIVAL}, {count} of {num}"
@@ -178,7 +168,7 @@ def num_removed(model: str, num_blocks: int, ratio: float | None = None) -> int:
     if reported and ratio is None:
         return len(reported)
     share = paper_tables.share_removed() if ratio is None else ratio
-    return min(num_blocks - 1, depth_curves.at_ratio(num_blocks, share))
+    return depth_curves.at_ratio(num_blocks, share)
 
 
 def scores(results: Mapping[str, Mapping[Variant, Result]], models: Mapping[str, Variant]) -> dict[str, dict]:
@@ -285,7 +275,7 @@ def models_table(found: Measured, measured: pd.DataFrame) -> pd.DataFrame:
         for task in known:
             part = measured[(measured["task"] == task) & (measured["model"] == label)]
             n = measured.loc[measured["task"] == task, "n"].iloc[0]
-            row[f"{title(task)}, % (n={n})"] = _percent(part.iloc[0]) if len(part) else ""
+            row[f"{words(task)}, % (n={n})"] = _percent(part.iloc[0]) if len(part) else ""
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -335,7 +325,7 @@ def changes(found: Measured, measured: pd.DataFrame, resamples: int, seed: int) 
         row |= {"change": part["change"].mean()}
         row |= dict(zip(("left", "left_low", "left_high"), 100 * np.array(low_high), strict=True))
         rows = pd.concat([rows, pd.DataFrame([row])], ignore_index=True)
-    return rows.assign(task=[title(task) for task in rows["task"]], removed=[found.removed(m) for m in rows["model"]])
+    return rows.assign(task=[words(task) for task in rows["task"]], removed=[found.removed(m) for m in rows["model"]])
 
 
 def _with_interval(value: float, errors: Sequence[tuple[float, int]], parts: int) -> tuple[float, float, float]:
@@ -379,7 +369,7 @@ def answers(found: Measured, measured: pd.DataFrame) -> pd.DataFrame:
             part = measured[(measured["task"] == task.items.name) & (measured["model"] == label)].iloc[0]
             change = np.exp(log) - np.exp(logs[DENSE])
             low, high = stats.mean_interval(change)
-            row = {"task": title(task.items.name), "model": label, "removed": found.removed(label)}
+            row = {"task": words(task.items.name), "model": label, "removed": found.removed(label)}
             row |= part[["n", "low", "high", "accuracy"]].to_dict() | {"share": np.exp(log).mean()}
             row |= {"share_change": change.mean(), "share_low": low, "share_high": high}
             rows.append(row | {"nats": (log - logs[DENSE]).mean()})
@@ -427,7 +417,7 @@ def claim(found: Measured, resamples: int, seed: int) -> pd.DataFrame:
         ]
         if len(left) > 1:
             all_said += [
-                Statement(f"ShortGPT: 92 % is left of {title(task)}", left[task], KEPT, "above", OF_ONE)
+                Statement(f"ShortGPT: 92 % is left of {words(task)}", left[task], KEPT, "above", OF_ONE)
                 for task in (left if len(left) <= MOST_TESTED else ())
             ]
         if few and {"copying", "agreement"} <= set(left):
@@ -452,7 +442,7 @@ def claim(found: Measured, resamples: int, seed: int) -> pd.DataFrame:
 
 
 def _more_than_guessed(task: ChoiceTask) -> verdicts.Statements:
-    name = f"{title(task.items.name)}: the whole model gives the right answer more than an equal share"
+    name = f"{words(task.items.name)}: the whole model gives the right answer more than an equal share"
     return lambda means: [Statement(name, means[0], task.items.chance, "above", OF_SHARE)]
 
 
@@ -551,13 +541,13 @@ def drawn(found: Measured, measured: pd.DataFrame, rules: pd.DataFrame) -> pd.Da
     largest = largest[largest["task"].isin(rows["task"])].assign(model=NO_MODEL)
     rows = pd.concat([rows, largest], ignore_index=True)
     columns = ["task", "model", "accuracy", "low", "high", "n", "chance"]
-    return rows[columns].assign(task=[title(task) for task in rows["task"]])
+    return rows[columns].assign(task=[words(task) for task in rows["task"]])
 
 
 def rules_note(rules: pd.DataFrame, rows: pd.DataFrame) -> str:
     """What NO_MODEL is among the rows of `drawn`, in a caption."""
-    tried = sorted(set(without_a_model.largest(rules[rules["task"].map(title).isin(rows["task"])])["rules"]))
-    many = " to ".join(map(str, dict.fromkeys((tried[0], tried[-1])))) if tried else "no"
+    tried = without_a_model.largest(rules[rules["task"].map(words).isin(rows["task"])])["rules"]
+    many = span(tried) if len(tried) else "no"
     return f"No model: the largest of {many} rules, picked on these items, so it has no interval"
 
 

@@ -134,9 +134,9 @@ def rules(found: Measured) -> pd.DataFrame:
         return table
     known = table[table["rule"].isin(SHOWN_RULES)]
     known = known.assign(rule=[SHOWN_RULES[rule] for rule in known["rule"]])
-    largest = table.loc[table.groupby("task", sort=False)["accuracy"].idxmax()]
-    name = f"largest of {span(table.groupby('task').size())}"
-    return pd.concat([known, largest.assign(rule=name, low=np.nan, high=np.nan)], ignore_index=True)
+    largest = without_a_model.largest(table)
+    name = f"largest of {span(largest.pop('rules'))}"
+    return pd.concat([known, largest.assign(rule=name)], ignore_index=True)
 
 
 SHOWN_RULES = {

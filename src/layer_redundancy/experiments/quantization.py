@@ -122,7 +122,7 @@ class Precision:
 
 def removed_in_table(num_blocks: int) -> int:
     """Blocks removed for the table: the paper's share, and at least one."""
-    return min(num_blocks - 1, depth_curves.at_ratio(num_blocks, paper_tables.share_removed()))
+    return depth_curves.at_ratio(num_blocks, paper_tables.share_removed())
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +180,7 @@ def measure(study: Study, ready: str = "") -> Measured:
             "lower quantization_blocks for more"
         )
     order, k = study.order(MEASURE), removed_in_table(num)
-    common = {0, k, *(min(num - 1, depth_curves.at_ratio(num, share)) for share in SHARES)}
+    common = {0, k, *(depth_curves.at_ratio(num, share) for share in SHARES)}
     sizes = {bits: study.quantized(Scheme(bits)).weight_bytes() for bits in budget.bits}
     steps = _steps({16: study.weight_bytes(), **sizes}, order)
     counts = sorted(common | {count for _, _, count in steps})

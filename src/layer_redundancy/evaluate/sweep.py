@@ -343,8 +343,8 @@ class _MeasurementRun:
         that do it for the same ones.
         """
         store, self.bar, bar_start, done, wait = self.shared.store, bar, bar.n, 0, None
-        store.changed()
         pending = [places for places in self.arranged.batches(self.batch_tokens) if self.missing(places).parts]
+        unread: set[Places] = set()  # batches of which others may have written more than was read
         planned = {places: self._block_tokens(places) for places in pending}
         while pending:
             places = next((p for beside in (False, True) for p in pending if self.claim(p, beside)), None)
@@ -355,6 +355,9 @@ class _MeasurementRun:
                 continue
             wait = None
             if store.changed():
+                unread.update(pending)
+            if places in unread:
+                unread.remove(places)
                 self.read_store(places)
             at = pending.index(places)
             pending[at : at + 1] = self._run_claimed(places)

@@ -22,6 +22,7 @@ def removal_order(
     cost: Callable[[Sequence[Variant]], Sequence[float]],
     shortlist: float = 1.0,
     progress: bool = False,
+    steps: int | None = None,
 ) -> np.ndarray:
     """The order in which blocks are removed, each time the one that leaves the smallest cost.
 
@@ -32,10 +33,11 @@ def removal_order(
         shortlist: share of the remaining blocks that are tried at a step, at least two of them: those that hurt least
             when they were last tried. 1 tries all; 0.5 takes half the time and rarely gives another order.
         progress: draw a progress bar, in blocks run.
+        steps: how many removals are asked for; all if not given.
 
     Returns:
-        (L,) int64 block indices, first removed first; the last is the one that is never removed. Ties go to the deeper
-        block.
+        (L,) int64 block indices, first removed first; after `steps` of them the rest, ascending, of all the one that is
+        never removed. Ties go to the deeper block.
 
     Raises:
         StudyError: shortlist is not in (0, 1].
@@ -45,6 +47,7 @@ def removal_order(
     order: list[int] = []
     known = np.zeros(num_blocks)  # what each removal added to the cost when last tried
     tries = [num_blocks, *(_num_tried(left, shortlist) for left in range(num_blocks - 1, 1, -1))][: num_blocks - 1]
+    tries = tries[:steps]
     # A variant of n blocks runs about half of them anew, if its neighbours are tried too.
     work = [tried * (num_blocks - step) for step, tried in enumerate(tries)]
     with tqdm(total=sum(work), desc="greedy order", unit="block", disable=not progress, mininterval=1.0) as bar:
@@ -58,7 +61,7 @@ def removal_order(
             order.append(min(candidates, key=lambda block: (known[block], -block)))
             base += known[order[-1]]
             bar.update(work[step])
-    order += set(range(num_blocks)) - set(order)
+    order += sorted(set(range(num_blocks)) - set(order))
     return np.array(order, dtype=np.int64)
 
 

@@ -1,0 +1,123 @@
+"""Removing the blocks that an order names first: ShortGPT's Block Influence, and SLEB's greedy order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from layer_redundancy.core.variants import Variant
+from layer_redundancy.data.corpora import TokenBlocks
+from layer_redundancy.evaluate.trie import depth_first, trie
+from layer_redundancy.measures import activations, greedy, importance
+from layer_redundancy.methods import blocks
+from layer_redundancy.methods.method import Card, Plan
+from layer_redundancy.models import surgery
+from layer_redundancy.models.stack import DecoderStack, decoder_stack
+
+LOGITS = 512  # positions that go through the head at once
+
+
+@dataclass(frozen=True)
+class ShortGPT:
+    """Removes the blocks of lowest Block Influence, all scored once on the whole model (Men et al. 2024, eq. 2)."""
+
+    draws: bool = True
+    card: Card = Card(
+        title="ShortGPT",
+        paper="Men et al. 2024, arXiv 2403.03853",
+        code="icip-cas/ShortGPT",
+        settings="the n blocks of lowest Block Influence go, all scored on the whole model (paper)",
+        code_differs="scores the last block's output after the final norm",
+        changed="the last block's output is taken before the final norm, as the residual stream that the paper writes "
+        "of; cosines are means over all tokens, computed in float64; of equals the deeper block goes",
+    )
+
+    def plans(self, shapes: nn.Module) -> list[Plan]:
+        """See `Method`."""
+        return blocks.plans(shapes)
+
+    def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
+        """See `Method`; memory: the model and all residual states of one batch of about 2048 tokens."""
+        removed = blocks.number(plan, model)
+        if not removed:
+            return model
+        sums = activations.collect(decoder_stack(model), blocks.calibration(text))
+        order = importance.removal_order(importance.scores(sums, "block_influence"), "block_influence")
+        return surgery.cut(model, order[:removed].tolist())
+
+
+@dataclass(frozen=True)
+class SLEB:
+    """Removes, again and again, the block whose removal costs the least loss on calibration text (Song et al. 2024).
+
+    Attributes:
+        keep_ends: never remove the first and the last block, as the public code does by default.
+    """
+
+    keep_ends: bool = False
+    draws: bool = True
+    card: Card = Card(
+        title="SLEB",
+        paper="Song et al. 2024, arXiv 2402.09025",
+        code="jiwonsong-dev/SLEB",
+        settings="greedy: each step removes the block whose removal leaves the lowest loss on calibration text, all "
+        "blocks that are left are tried (paper: 128 texts)",
+        code_differs="never removes the first and the last block (its early_barrier and latter_barrier, 1 each)",
+        changed="the first and the last block may go too, unless keep_ends; the public code reads WikiText-2's training "
+        "split, this study its own calibration text; of equals the deeper block goes",
+    )
+
+    def plans(self, shapes: nn.Module) -> list[Plan]:
+        """See `Method`."""
+        most = max(0, len(decoder_stack(shapes)) - 2) if self.keep_ends else None
+        return blocks.plans(shapes, most, keep_ends=self.keep_ends)
+
+    def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
+        """See `Method`.
+
+        About n * L / 2 block forwards a token for n of L blocks: what candidates begin with runs once. Memory: the
+        model and a few states of one batch.
+        """
+        removed = blocks.number(plan, model)
+        if not removed:
+            return model
+        stack = decoder_stack(model)
+        last = len(stack) - 1
+
+        def cost(tried: Sequence[Variant]) -> list[float]:
+            whole = [v for v in tried if not plan.settings["keep_ends"] or (v[0] == 0 and v[-1] == last)]
+            found = dict(zip(whole, losses(stack, text, whole), strict=True))
+            return [found.get(variant, float("inf")) for variant in tried]
+
+        order = greedy.removal_order(len(stack), cost, steps=removed)
+        return surgery.cut(model, order[:removed].tolist())
+
+
+@torch.no_grad()
+def losses(
+    stack: DecoderStack, text: TokenBlocks, variants: Sequence[Variant], batch_tokens: int = 2048
+) -> list[float]:
+    """Mean negative log-likelihood a token of each variant, nats; every token but a block's first is scored.
+
+    Args:
+        stack: the model taken apart.
+        text: calibration text.
+        variants: tuples of the blocks that run; what several begin with runs once a batch.
+        batch_tokens: tokens a forward may hold.
+    """
+    ids = blocks.calibration(text)
+    sums, root = dict.fromkeys(variants, 0.0), trie(variants)
+    for batch in blocks.batches(ids, batch_tokens):
+        hidden, calls = stack.start(batch)
+        targets = batch[:, 1:].flatten().to(stack.device)
+        for variant, last in depth_first(
+            root, hidden, lambda i, state, _, calls=calls: stack.run_block(i, state, calls)
+        ):
+            states = last[:, :-1].flatten(0, 1)
+            for part, wanted in zip(states.split(LOGITS), targets.split(LOGITS), strict=True):
+                logprobs = stack.logits(part).log_softmax(-1, dtype=torch.float32)
+                sums[variant] -= (
+                    logprobs.gather(-1, wanted.to(logprobs.device)[:, None]).sum(dtype=torch.float64).item()
+                )
+    return [sums[variant] / (ids.shape[0] * (ids.shape[1] - 1)) for variant in variants]

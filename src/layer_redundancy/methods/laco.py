@@ -5,8 +5,8 @@ Block l takes in the m blocks after it (Yang et al. 2024, eq. 1 and 2, RDSC: res
     theta*_l = theta_l + sum over k = 1..m of (theta_{l+k} - theta_l)
 
 for the weights theta of its linear layers. The two public notebooks do something else: they subtract what the base has
-become by then, theta_l <- theta_l + (theta_{l+k} - theta_l), one k after the other, so that theta_{l+m} remains, between
-the norms of block l. Both are here, as two methods.
+become by then, theta_l <- theta_l + (theta_{l+k} - theta_l), one k after the other, so that theta_{l+m} remains,
+between the norms of block l. Both are here, as two methods.
 
 A merged model is made of sums of the whole model's weights. So the search for it handles coefficients, and weights are
 added up only for as long as a trial runs: no copies of the model.

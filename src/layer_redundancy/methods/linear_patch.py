@@ -43,7 +43,7 @@ def hadamard(size: int) -> Tensor:
 
 @cache
 def _core(order: int) -> Tensor | None:
-    """A Hadamard matrix of that order that is no product of smaller ones: of 1, or Paley's, from residues of a prime."""
+    """A Hadamard matrix of that order that is no product of smaller ones: 1, or Paley's two kinds, by a prime."""
     if order == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     if order % 4 == 0 and _is_prime(order - 1):  # then order - 1 = 3 mod 4

@@ -94,6 +94,17 @@ def scale(model: nn.Module, block: int, by: float) -> nn.Module:
     return model
 
 
+CARD = Card(
+    title=TITLE,
+    paper="Chen et al. 2025, arXiv 2507.18212",
+    code="",
+    settings="Block Influence, one block at a time, compensated and scored anew (paper)",
+    changed="only the paper's abstract was at hand: the factor is the ratio of mean norms after and before the "
+    "gap, without each text's first token (ours); with a tied head the final norm's weights are divided by the "
+    "factors, so that the head need not be untied (ours); a gap before the final norm needs no factor",
+)
+
+
 @dataclass(frozen=True)
 class MagnitudeCompensation:
     """Removes the blocks of lowest Block Influence, and makes up for each gap by a factor.
@@ -107,15 +118,7 @@ class MagnitudeCompensation:
     iterative: bool = True
     first_token: bool = False
     draws: bool = True
-    card: Card = Card(
-        title=TITLE,
-        paper="Chen et al. 2025, arXiv 2507.18212",
-        code="",
-        settings="Block Influence, one block at a time, compensated and scored anew (paper)",
-        changed="only the paper's abstract was at hand: the factor is the ratio of mean norms after and before the gap, "
-        "without each text's first token (ours); with a tied head the final norm's weights are divided by the factors, "
-        "so that the head need not be untied (ours); a gap before the final norm needs no factor",
-    )
+    card: Card = CARD
 
     def plans(self, shapes: nn.Module) -> list[Plan]:
         """See `Method`."""

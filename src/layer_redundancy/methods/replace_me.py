@@ -151,7 +151,7 @@ def collect(
     parts, num = blocks.pre_norm_blocks(stack, TITLE), len(stack)
     runs = every_run(num) if runs is None else list(dict.fromkeys(runs))
     for a, n in runs:
-        if not (1 <= a and 1 <= n <= num - a):
+        if not (a >= 1 and 1 <= n <= num - a):
             raise StudyError(f"blocks {a} to {a + n - 1} cannot be replaced: there is a map for runs in 1 to {num - 1}")
     starts, ends = {a for a, _ in runs}, {end: [a for a, n in runs if a + n == end] for end in {a + n for a, n in runs}}
     sums = RunSums(input_ids.numel())
@@ -325,6 +325,21 @@ def replaced(model: nn.Module, run: Run, of: Tensor) -> nn.Module:
     return surgery.cut(model, range(run[0], sum(run)))
 
 
+CARD = Card(
+    title=TITLE,
+    paper="Shopkhoev et al. 2025, arXiv 2505.02819",
+    code="mts-ai/ReplaceMe",
+    settings="one run, one map of least squares in float64, no ridge (code: alpha 0, num_A 1); the run of least "
+    "cosine distance (paper)",
+    code_differs="chooses the run by the angle at the last token of each text; a run that ends with the last block "
+    "is chosen and fitted by what comes after the final norm; padding enters the fit; activations come from a "
+    "4-bit model while the map is folded into bf16 weights",
+    changed="distances are means over all tokens unless 'last angle' is asked for; the last block's output is taken "
+    "before the final norm; no padding; activations of the model itself; an MLP bias goes through the map too; a "
+    "ridge is a share of the mean of the diagonal",
+)
+
+
 @dataclass(frozen=True)
 class ReplaceMe:
     """Replaces the run of n blocks whose output is nearest to its input by the linear map of least squares.
@@ -337,19 +352,7 @@ class ReplaceMe:
     distance: str = "cosine"
     ridge: float = 0.0
     draws: bool = True
-    card: Card = Card(
-        title=TITLE,
-        paper="Shopkhoev et al. 2025, arXiv 2505.02819",
-        code="mts-ai/ReplaceMe",
-        settings="one run, one map of least squares in float64, no ridge (code: alpha 0, num_A 1); the run of least "
-        "cosine distance (paper)",
-        code_differs="chooses the run by the angle at the last token of each text; a run that ends with the last block "
-        "is chosen and fitted by what comes after the final norm; padding enters the fit; activations come from a "
-        "4-bit model while the map is folded into bf16 weights",
-        changed="distances are means over all tokens unless 'last angle' is asked for; the last block's output is taken "
-        "before the final norm; no padding; activations of the model itself; an MLP bias goes through the map too; a "
-        "ridge is a share of the mean of the diagonal",
-    )
+    card: Card = CARD
 
     def plans(self, shapes: nn.Module) -> list[Plan]:
         """See `Method`."""

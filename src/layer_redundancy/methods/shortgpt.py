@@ -18,20 +18,23 @@ from layer_redundancy.models.stack import DecoderStack, decoder_stack
 LOGITS = 512  # positions that go through the head at once
 
 
+SHORTGPT_CARD = Card(
+    title="ShortGPT",
+    paper="Men et al. 2024, arXiv 2403.03853",
+    code="icip-cas/ShortGPT",
+    settings="the n blocks of lowest Block Influence go, all scored on the whole model (paper)",
+    code_differs="scores the last block's output after the final norm",
+    changed="the last block's output is taken before the final norm, as the residual stream that the paper writes "
+    "of; cosines are means over all tokens, computed in float64; of equals the deeper block goes",
+)
+
+
 @dataclass(frozen=True)
 class ShortGPT:
     """Removes the blocks of lowest Block Influence, all scored once on the whole model (Men et al. 2024, eq. 2)."""
 
     draws: bool = True
-    card: Card = Card(
-        title="ShortGPT",
-        paper="Men et al. 2024, arXiv 2403.03853",
-        code="icip-cas/ShortGPT",
-        settings="the n blocks of lowest Block Influence go, all scored on the whole model (paper)",
-        code_differs="scores the last block's output after the final norm",
-        changed="the last block's output is taken before the final norm, as the residual stream that the paper writes "
-        "of; cosines are means over all tokens, computed in float64; of equals the deeper block goes",
-    )
+    card: Card = SHORTGPT_CARD
 
     def plans(self, shapes: nn.Module) -> list[Plan]:
         """See `Method`."""
@@ -47,6 +50,18 @@ class ShortGPT:
         return surgery.cut(model, order[:removed].tolist())
 
 
+SLEB_CARD = Card(
+    title="SLEB",
+    paper="Song et al. 2024, arXiv 2402.09025",
+    code="jiwonsong-dev/SLEB",
+    settings="greedy: each step removes the block whose removal leaves the lowest loss on calibration text, all "
+    "blocks that are left are tried (paper: 128 texts)",
+    code_differs="never removes the first and the last block (its early_barrier and latter_barrier, 1 each)",
+    changed="the first and the last block may go too, unless keep_ends; the public code reads WikiText-2's training "
+    "split, this study its own calibration text; of equals the deeper block goes",
+)
+
+
 @dataclass(frozen=True)
 class SLEB:
     """Removes, again and again, the block whose removal costs the least loss on calibration text (Song et al. 2024).
@@ -57,16 +72,7 @@ class SLEB:
 
     keep_ends: bool = False
     draws: bool = True
-    card: Card = Card(
-        title="SLEB",
-        paper="Song et al. 2024, arXiv 2402.09025",
-        code="jiwonsong-dev/SLEB",
-        settings="greedy: each step removes the block whose removal leaves the lowest loss on calibration text, all "
-        "blocks that are left are tried (paper: 128 texts)",
-        code_differs="never removes the first and the last block (its early_barrier and latter_barrier, 1 each)",
-        changed="the first and the last block may go too, unless keep_ends; the public code reads WikiText-2's training "
-        "split, this study its own calibration text; of equals the deeper block goes",
-    )
+    card: Card = SLEB_CARD
 
     def plans(self, shapes: nn.Module) -> list[Plan]:
         """See `Method`."""

@@ -118,9 +118,7 @@ def collapse(
         trial = merge(state, block, number, as_printed)
         if similarity(trial) > threshold:
             state = trial
-            block -= loop.interval
-            if block >= len(state):
-                block = len(state) - 1 - loop.merged
+            block -= loop.interval  # never beyond the last block, which the notebooks look at here
         else:
             block -= 1
     return state

@@ -14,6 +14,7 @@ from layer_redundancy.methods.magnitude_compensation import MagnitudeCompensatio
 from layer_redundancy.methods.method import nearest
 from layer_redundancy.methods.replace_me import ReplaceMe
 from layer_redundancy.methods.shortgpt import SLEB, ShortGPT
+from layer_redundancy.models import surgery
 
 TEXT = method_cases.TEXT
 METHODS = {
@@ -92,3 +93,21 @@ def test_bad_input_ends_in_one_line():
             method.apply(method_cases.build("llama"), replace(TEXT, split="evaluation"), plan)
         with pytest.raises(StudyError, match="9 blocks cannot be removed: the model has 5"):
             method.apply(model, TEXT, replace(plan, settings={**plan.settings, "blocks": 9}))
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_models_dtype_is_that_of_what_comes_out(method):
+    plan = method.plans(method_cases.build("llama_tied"))[2]
+    small = method.apply(method_cases.build("llama_tied").bfloat16(), TEXT, plan)
+    assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
+    wanted = method_cases.logits(method.apply(method_cases.build("llama_tied"), TEXT, plan))
+    cosine = torch.cosine_similarity(method_cases.logits(small).float().flatten(), wanted.flatten(), dim=0)
+    assert cosine > 0.95
+
+
+@pytest.mark.parametrize("method", [METHODS[m] for m in CHANGE_WEIGHTS], ids=CHANGE_WEIGHTS)
+def test_the_studys_own_export_takes_it(method, tmp_path):
+    small = method.apply(method_cases.build("qwen2"), TEXT, method.plans(method_cases.build("qwen2"))[2])
+    folder = surgery.export(small, None, [], tmp_path / "small")
+    other = tf.AutoModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(method_cases.logits(other), method_cases.logits(small), atol=1e-6, rtol=1e-6)

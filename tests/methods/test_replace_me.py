@@ -166,6 +166,21 @@ def test_on_other_text_than_it_was_fitted_to_it_still_helps():
     assert unseen.error(RUN, fitted.map(RUN)) < 0.9 * unseen.error(RUN)
 
 
+@pytest.mark.parametrize("name", ["llama_biased", "qwen2", "mistral"])
+def test_what_runs_cost_is_the_loss_of_the_smaller_models(name):
+    stack, text = decoder_stack(method_cases.build(name)), method_cases.TEXT
+    runs = [(1, 1), RUN, (2, 3), (4, 1)]
+    sums = replace_me.collect(stack, IDS, runs)
+    maps = {run: sums.map(run) for run in runs}
+    found = replace_me.losses(stack, text, maps)
+    few = replace_me.losses(stack, text, dict.fromkeys(runs), batch_tokens=40)
+    for a, n in runs:
+        for costs, of in ((found, maps[a, n]), (few, torch.eye(32, dtype=torch.float64))):
+            logprobs = method_cases.logits(replace_me.replaced(method_cases.build(name), (a, n), of)).log_softmax(-1)
+            wanted = -logprobs[:, :-1].gather(-1, IDS[:, 1:, None]).mean().item()
+            assert costs[a, n] == pytest.approx(wanted, rel=1e-3)
+
+
 @pytest.mark.parametrize("accurate", [False, True])
 def test_the_cosine_form_lowers_its_distance(accurate):
     model = method_cases.build("llama")

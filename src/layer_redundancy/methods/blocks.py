@@ -16,6 +16,8 @@ from layer_redundancy.models.stack import DecoderStack, decoder_stack
 # Phi-3, Gemma, Baichuan. Others have norms after their halves, or read one norm twice.
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
+_LOGITS = 512  # positions that go through the head at once
+
 
 def plans(shapes: nn.Module, most: int | None = None, **settings: Any) -> list[Plan]:
     """Plans that remove 0, 1, ... blocks, `settings["blocks"]` of them.
@@ -114,6 +116,22 @@ def calibration(text: TokenBlocks) -> Tensor:
 def batches(input_ids: Tensor, batch_tokens: int) -> Iterator[Tensor]:
     """Rows of (blocks, length), as many at a time as hold `batch_tokens` tokens, one at least."""
     yield from input_ids.split(max(1, batch_tokens // input_ids.shape[1]))
+
+
+def negative_log_likelihood(stack: DecoderStack, hidden: Tensor, input_ids: Tensor) -> float:
+    """Sum over all tokens but each text's first, nats.
+
+    Args:
+        stack: the model taken apart.
+        hidden: X_L (texts, length, d), before the final norm.
+        input_ids: int64 (texts, length).
+    """
+    total = 0.0
+    states, targets = hidden[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()
+    for part, wanted in zip(states.split(_LOGITS), targets.split(_LOGITS), strict=True):
+        logprobs = stack.logits(part).log_softmax(-1, dtype=torch.float32)
+        total -= logprobs.gather(-1, wanted.to(logprobs.device)[:, None]).sum(dtype=torch.float64).item()
+    return total
 
 
 def double(states: Tensor) -> Tensor:

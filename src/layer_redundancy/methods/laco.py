@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +135,7 @@ def search(
 ) -> tuple[State, float]:
     """The merged model that lacks a number of blocks, and the threshold T that gives it.
 
-    T is the highest multiple of 1/20 at which so many blocks go. Each merged model is compared once.
+    T is the highest multiple of 1/20 at which so many blocks go.
 
     Args:
         num_blocks, similarity, loop, as_printed: as for `collapse`.
@@ -143,15 +144,9 @@ def search(
     Raises:
         StudyError: so many do not go at any T.
     """
-    known: dict[State, float] = {}
-
-    def once(state: State) -> float:
-        if state not in known:
-            known[state] = similarity(state)
-        return known[state]
-
+    similarity = cache(similarity)
     for step in range(STEP - 1, -STEP - 2, -1):  # cosines are above -1.05
-        state = collapse(num_blocks, once, step / STEP, loop, as_printed, number)
+        state = collapse(num_blocks, similarity, step / STEP, loop, as_printed, number)
         if num_blocks - len(state) == number:
             return state, step / STEP
     raise StudyError(f"{TITLE} does not merge away {number} of {num_blocks} blocks: give a lower number")
@@ -228,11 +223,12 @@ def similarity_to(model: nn.Module, input_ids: Tensor) -> Callable[[State], floa
     """Compares merged models with a whole one, by the mean over texts of the cosine of their flattened last states.
 
     Args:
-        model: the whole model, which is as it was after each comparison.
+        model: the whole model, which is as it was after each comparison; each merged one is compared once.
         input_ids: int64 (texts, length), no padding.
     """
     wanted = last_hidden(model, input_ids)
 
+    @cache
     def similarity(state: State) -> float:
         with merged_for_a_while(model, state):
             return torch.cosine_similarity(last_hidden(model, input_ids), wanted, dim=-1).mean().item()

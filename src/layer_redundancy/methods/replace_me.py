@@ -9,7 +9,7 @@ T (Shopkhoev et al. 2025, eq. 5 to 7) is the one of least squares,
 and becomes part of the MLP's output projection, so that the checkpoint has the shape of the model without the blocks.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -233,6 +233,43 @@ def _rows(states: Tensor) -> Tensor:
 
 def _add(to: dict, key: object, value: Tensor) -> None:
     to[key] = to[key] + value if key in to else value
+
+
+@torch.no_grad()
+def losses(
+    stack: DecoderStack, text: TokenBlocks, maps: Mapping[Run, Tensor | None], batch_tokens: int = 1024
+) -> dict[Run, float]:
+    """What each run costs, gone or with its map in its place: mean negative log-likelihood a token, nats.
+
+    The blocks before a run, and M and Y, are shared by all runs; nothing is folded, and the model stays as it is. A run
+    costs the blocks after it, the head, and one product. Memory: the maps, and for a batch of N tokens 16 d N bytes for
+    each first block.
+
+    Args:
+        stack: the model taken apart.
+        text: the text; every token but a block's first is scored. Evaluation text only where nothing is chosen by it.
+        maps: run -> its map, or None for the run to go and nothing else to change.
+        batch_tokens: tokens a forward may hold.
+
+    Raises:
+        NotApplicable: as `collect`.
+    """
+    parts, ids, sums = blocks.pre_norm_blocks(stack, TITLE), text.input_ids, dict.fromkeys(maps, 0.0)
+    starts = {a for a, _ in maps}
+    for batch in blocks.batches(ids, batch_tokens):
+        first, calls = stack.start(batch)
+        for a, state, halves in residuals(stack, parts, batch, {a - 1 for a in starts}, max(starts, default=0)):
+            if halves is None:
+                continue
+            mlp, before = halves
+            for run in (run for run in maps if run[0] == a):
+                of = maps[run]
+                hidden = state if of is None else before + mlp @ of.to(mlp.device)
+                hidden = hidden.view(first.shape).to(first)
+                for index in range(sum(run), len(stack)):
+                    hidden = stack.run_block(index, hidden, calls)
+                sums[run] += blocks.negative_log_likelihood(stack, hidden, batch)
+    return {run: total / (ids.shape[0] * (ids.shape[1] - 1)) for run, total in sums.items()}
 
 
 # ------------------------------------------------------------------------------------------------ the cosine form

@@ -2,21 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from layer_redundancy.core.variants import Variant
+from layer_redundancy.core.variants import Element, Variant
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate.trie import depth_first, trie
 from layer_redundancy.measures import activations, greedy, importance
 from layer_redundancy.methods import blocks
 from layer_redundancy.methods.method import Card, Plan
 from layer_redundancy.models import surgery
-from layer_redundancy.models.stack import DecoderStack, decoder_stack
-
-LOGITS = 512  # positions that go through the head at once
-
+from layer_redundancy.models.stack import BlockCalls, DecoderStack, decoder_stack
 
 SHORTGPT_CARD = Card(
     title="ShortGPT",
@@ -116,14 +114,12 @@ def losses(
     sums, root = dict.fromkeys(variants, 0.0), trie(variants)
     for batch in blocks.batches(ids, batch_tokens):
         hidden, calls = stack.start(batch)
-        targets = batch[:, 1:].flatten().to(stack.device)
-        for variant, last in depth_first(
-            root, hidden, lambda i, state, _, calls=calls: stack.run_block(i, state, calls)
-        ):
-            states = last[:, :-1].flatten(0, 1)
-            for part, wanted in zip(states.split(LOGITS), targets.split(LOGITS), strict=True):
-                logprobs = stack.logits(part).log_softmax(-1, dtype=torch.float32)
-                sums[variant] -= (
-                    logprobs.gather(-1, wanted.to(logprobs.device)[:, None]).sum(dtype=torch.float64).item()
-                )
+        run = partial(_run_block, stack, calls)
+        for variant, last in depth_first(root, hidden, run):
+            sums[variant] += blocks.negative_log_likelihood(stack, last, batch)
     return [sums[variant] / (ids.shape[0] * (ids.shape[1] - 1)) for variant in variants]
+
+
+def _run_block(stack: DecoderStack, calls: BlockCalls, element: Element, state: Tensor, _: dict) -> Tensor:
+    assert isinstance(element, int), "whole blocks"
+    return stack.run_block(element, state, calls)

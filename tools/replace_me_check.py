@@ -12,15 +12,16 @@ import logging
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import torch
 import typer
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from layer_redundancy.config import profiles
@@ -37,7 +38,7 @@ WHOLE = 1838  # items of PIQA's validation set
 BATCH_TOKENS = 2048
 
 
-def sequences(items: Path, tokenizer: AutoTokenizer, limit: int | None) -> tuple[list[ScoredSequence], list[int]]:
+def sequences(items: Path, tokenizer: Any, limit: int | None) -> tuple[list[ScoredSequence], list[int]]:
     """Both answers of each item as lm-eval scores them, and the right ones; rows of PIQA, one JSON object a line."""
     found, right = [], []
     for line in items.read_text().splitlines()[:limit]:
@@ -82,6 +83,33 @@ def published(results: Path) -> dict[str, list[float]]:
     return found
 
 
+def chats(tokenizer: Any, number: int = 24) -> tuple[Tensor, Tensor]:
+    """Chats made of the beginnings of articles: int64 (number, length) padded on the right, and (number,) lengths.
+
+    The public code reads the angle of each chat's last token, which is the line break after the end of an answer.
+    """
+    found = []
+    for article in corpora.articles("wikipedia", "calibration")[:number]:
+        question, *rest = article.split("\n")
+        answer = rest[0] if rest else question
+        chat = [{"role": "user", "content": question[:250]}, {"role": "assistant", "content": answer[:250]}]
+        written = tokenizer.apply_chat_template(chat, tokenize=False)
+        found.append(torch.tensor(tokenizer(written, add_special_tokens=False).input_ids))
+    return nn.utils.rnn.pad_sequence(found, batch_first=True), torch.tensor([len(ids) for ids in found])
+
+
+def beside(known: Iterable[str], grid: np.ndarray) -> str:
+    """The nearest run of each published length beside the published one."""
+    found, alike = [], 0
+    lengths = sorted((int(b) - int(a), run) for run in known for a, b in [run.split("_")])
+    for n, run in lengths:
+        first, _ = replace_me.nearest_run(grid, n)
+        ours = f"{first}_{first + n}"
+        alike += ours == run
+        found.append(run if ours == run else f"{ours} (published {run})")
+    return f"{alike} of {len(lengths)} as published; " + ", ".join(found)
+
+
 def main(
     items: Annotated[Path, typer.Argument(help="rows of PIQA's validation set, one JSON object a line")],
     results: Annotated[Path, typer.Argument(help="table of published results")],
@@ -102,11 +130,11 @@ def main(
     text = corpora.token_blocks(budget, tokenizer, "calibration")
     asked = [(int(a), int(b) - int(a)) for a, b in (run.split("_") for run in runs.split(","))]
     sums = replace_me.collect(stack, text.input_ids, asked)
-    of_text = activations.collect(stack, text.input_ids[:16])
-    for by in ("cosine", "last angle"):
-        grid = replace_me.distances(of_text, by)
-        nearest = [replace_me.nearest_run(grid, n) for _, n in asked]
-        print(f"nearest by {by}: " + ", ".join(f"{a}_{a + n}" for a, n in nearest))
+    for name, of_text in (
+        ("all tokens, cosine", replace_me.distances(activations.collect(stack, text.input_ids[:8]), "cosine")),
+        ("last of chats, angle", replace_me.distances(activations.collect(stack, *chats(tokenizer)), "last angle")),
+    ):
+        print(f"nearest runs by {name}: {beside(known, of_text)}")
 
     def line(name: str, label: str = "") -> None:
         start = time.monotonic()

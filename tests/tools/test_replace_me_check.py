@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 import tiny_models
@@ -46,3 +47,9 @@ def test_published_accuracies_are_those_of_this_model_and_method(tmp_path):
         "unsloth/SmolLM2-135M-Instruct,ReplaceMe lstsq_1,acc piqa,raw 3_5,0.62\n"
     )
     assert replace_me_check.published(file) == {"2_6": [0.6, 0.59], "3_5": [0.62]}
+
+
+def test_nearest_runs_stand_beside_published_ones():
+    grid = np.full((4, 4), np.nan)
+    grid[0, 1:], grid[1, 1:3] = [0.3, 0.1, 0.2], [0.2, 0.1]
+    assert replace_me_check.beside(["1_3", "2_3"], grid) == "1 of 2 as published; 2_3, 2_4 (published 1_3)"

@@ -368,9 +368,9 @@ CARD = Card(
     code="mts-ai/ReplaceMe",
     settings="one run, one map of least squares in float64, no ridge (code: alpha 0, num_A 1); the run of least "
     "cosine distance (paper)",
-    code_differs="chooses the run by the angle at the last token of each text; a run that ends with the last block "
-    "is chosen and fitted by what comes after the final norm; padding enters the fit; activations come from a "
-    "4-bit model while the map is folded into bf16 weights",
+    code_differs="chooses the run by the angle at the last token of each text, in chats always the same line break; "
+    "a run that ends with the last block is chosen and fitted by what comes after the final norm; padding enters the "
+    "fit; activations come from a 4-bit model while the map is folded into bf16 weights",
     changed="distances are means over all tokens unless 'last angle' is asked for; the last block's output is taken "
     "before the final norm; no padding; activations of the model itself; an MLP bias goes through the map too; a "
     "ridge is a share of the mean of the diagonal",

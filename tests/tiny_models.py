@@ -5,6 +5,7 @@ import transformers as tf
 
 from layer_redundancy.models.baichuan import model as baichuan
 from layer_redundancy.models.rwkv5.model import Rwkv5Config
+from layer_redundancy.models.uneven import model as uneven
 
 COMMON = {
     "vocab_size": 97,
@@ -42,6 +43,10 @@ CONFIGS = {
         **MHA | {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
     ),
     "phi3": lambda: tf.Phi3Config(**COMMON),
+    "uneven": lambda: uneven.UnevenLlamaConfig(  # blocks of different widths
+        **COMMON, layer_attention_heads=[4, 2, 4, 2, 4], layer_key_value_heads=[2, 1, 2, 1, 2],
+        layer_intermediate_sizes=[48, 25, 48, 10, 25],
+    ),
     "baichuan": lambda: baichuan.BaichuanConfig(**MHA, position_embedding="alibi"),  # as 13B
     "baichuan_rotary": lambda: baichuan.BaichuanConfig(**MHA),  # as 7B
     "rwkv": lambda: tf.RwkvConfig(

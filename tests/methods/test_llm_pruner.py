@@ -99,6 +99,43 @@ def test_importance_is_the_sum_of_all_weights_times_their_gradients(name):
         torch.testing.assert_close(single[index].channels, of.channels, rtol=1e-3, atol=1e-7)
 
 
+def test_scales_that_cancel_out_change_nothing():
+    """A channel's or a head's scale, and that of a norm, may lie in one matrix or in the other."""
+    model, ids = tiny_models.build("qwen2").double(), text().input_ids
+    other, generator = copy.deepcopy(model), torch.Generator().manual_seed(5)
+    block = other.model.layers[2]
+
+    def factors(number):
+        return 0.5 + torch.rand(number, generator=generator, dtype=torch.float64)
+
+    by_channel, by_head, by_input = factors(48), factors(2), factors(32)
+    block.mlp.up_proj.weight.data *= by_channel[:, None]
+    block.mlp.down_proj.weight.data /= by_channel
+    block.self_attn.v_proj.weight.data *= by_head.repeat_interleave(8)[:, None]
+    block.self_attn.v_proj.bias.data *= by_head.repeat_interleave(8)
+    block.self_attn.o_proj.weight.data /= by_head.repeat_interleave(16)
+    block.post_attention_layernorm.weight.data *= by_input
+    for linear in (block.mlp.gate_proj, block.mlp.up_proj):
+        linear.weight.data /= by_input
+    torch.testing.assert_close(logits(other), logits(model), rtol=1e-6, atol=1e-6)  # norms are float32 inside
+    one, two = (llm_pruner.importance(m, ids, range(2, 3))[2] for m in (model, other))
+    torch.testing.assert_close(two.groups, one.groups, rtol=1e-5, atol=0)
+    torch.testing.assert_close(two.channels, one.channels, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_of_ones_it_is_the_number_of_weights(name):
+    model = tiny_models.build(name)
+    block, sizes = model.model.layers[2], llm_pruner.sizes_of(model)
+    for linear in llm_pruner._matrices(block):
+        linear.weight.data.fill_(1)
+        linear.weight.grad = torch.ones_like(linear.weight)
+    found = llm_pruner._summed(block)
+    biases = 4 * 8 if name == "qwen2" else 0  # of two query heads, a key and a value head
+    assert found.groups.tolist() == [sizes.group_weights - biases] * 2
+    assert found.channels.tolist() == [sizes.channel_weights] * 48 == [3 * 32] * 48
+
+
 def test_gradients_are_float32_whatever_the_weights_are_and_these_stay():
     model, ids = tiny_models.build("llama").bfloat16(), text().input_ids
     before = {name: tensor.clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}

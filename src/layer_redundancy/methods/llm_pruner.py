@@ -123,8 +123,8 @@ class LlmPruner:
         With the settings' `ratio` the public code takes as many; it is None where no ratio gives this size.
 
         Raises:
-            NotApplicable: no model of Llama, Mistral, Qwen2 or Qwen3 (or one that is a Llama, as Baichuan-7B), weights
-                that are quantized, blocks of different widths, or none between those that stay whole.
+            NotApplicable: no model of Llama, Mistral, Qwen2 or Qwen3 (or one that is a Llama, as Baichuan-7B), blocks
+                that differ in width already, weights that are quantized, or no block between those that stay whole.
         """
         sizes = sizes_of(_plain(shapes), self.spared)
         return [_plan(sizes, groups, channels) for groups, channels in steps(sizes)]
@@ -187,7 +187,7 @@ def sizes_of(model: nn.Module, spared: tuple[int, int] | None = None) -> Sizes:
         spared: blocks that stay whole at the beginning and at the end; None for the public code's, scaled.
 
     Raises:
-        NotApplicable: its weights are quantized, its blocks differ, or none lies between those that stay whole.
+        NotApplicable: its weights are quantized, or no block lies between those that stay whole.
     """
     blocks = list(model.model.layers)
     first, last = scaled(len(blocks)) if spared is None else spared
@@ -200,8 +200,6 @@ def sizes_of(model: nn.Module, spared: tuple[int, int] | None = None) -> Sizes:
     matrices = [linear for block in blocks for linear in _matrices(block)]
     if not all(isinstance(linear, nn.Linear) and linear.weight.is_floating_point() for linear in matrices):
         raise NotApplicable(f"{CARD.title} takes rows and columns out of weights, and these are quantized")
-    if len({uneven.model.widths(block) for block in blocks}) > 1:
-        raise NotApplicable(f"{CARD.title} takes the same from every block, and this model's differ in width")
     attention, mlp = blocks[0].self_attn, blocks[0].mlp
     heads, groups, channels = uneven.model.widths(blocks[0])
     of_query = _row(attention.q_proj) + attention.o_proj.out_features
@@ -358,7 +356,8 @@ def _backward(stack: DecoderStack, index: int, hidden: Tensor, call: BlockCalls,
     x = hidden.detach().requires_grad_(True)
     args, kwargs = call.arguments(index)
     out = stack.architecture.run_block(stack.blocks[index], x, args, kwargs)
-    torch.autograd.backward(out[0] if isinstance(out, tuple | list) else out, gradient)
+    out = out[0] if isinstance(out, tuple | list) else out
+    torch.autograd.backward(out, gradient.to(out.device))
     assert x.grad is not None, "a block depends on its input"
     return x.grad
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 import pytest
 import torch
 import transformers as tf
+from torch import nn
 
 import tiny_models
 from layer_redundancy.core.errors import NotApplicable, StudyError
@@ -360,9 +361,16 @@ def test_models_that_it_cannot_prune():
     model = tiny_models.build("llama")
     with pytest.raises(NotApplicable, match="leaves 3 blocks at the beginning and 2 at the end whole"):
         LlmPruner((3, 2)).plans(model)
-    pruned = LlmPruner().apply(model, text(), plan(model, 0, 8))
-    with pytest.raises(NotApplicable):
+    step = plan(model, 0, 8)
+    pruned = LlmPruner().apply(model, text(), step)
+    with pytest.raises(NotApplicable, match="not for UnevenLlamaForCausalLM"):
         LlmPruner().plans(pruned)
+    packed, linear = tiny_models.build("llama"), nn.Linear(32, 48, bias=False)
+    linear.weight = nn.Parameter(torch.ones(48, 32, dtype=torch.int8), requires_grad=False)
+    packed.model.layers[2].mlp.up_proj = linear
+    for refused in (lambda: LlmPruner().plans(packed), lambda: LlmPruner().apply(packed, text(), step)):
+        with pytest.raises(NotApplicable, match="these are quantized"):
+            refused()
 
 
 def test_text_that_it_refuses():

@@ -150,14 +150,13 @@ class LlmPruner:
         """
         if text.split != "calibration":
             raise StudyError(f"heads and channels are not selected on the {text.split} text, on which they are judged")
-        model = _plain(model)
-        sizes = sizes_of(model, self.spared)
-        groups, channels = plan.settings["groups"], plan.settings["channels"]
-        if not groups and not channels:
+        model, chosen = _plain(model), plan.settings
+        if not chosen["groups"] and not chosen["channels"]:
             return model
-        for index, found in importance(model, text.input_ids, sizes.pruned).items():
-            block = model.model.layers[index]
-            uneven.model.narrow(block, without_least(found.groups, groups), without_least(found.channels, channels))
+        pruned = range(chosen["first"], chosen["last"] + 1)
+        for index, found in importance(model, text.input_ids, pruned).items():
+            kept = without_least(found.groups, chosen["groups"]), without_least(found.channels, chosen["channels"])
+            uneven.model.narrow(model.model.layers[index], *kept)
         return uneven.model.fitted(model)
 
 
@@ -168,7 +167,7 @@ def _plain(model: nn.Module) -> nn.Module:
     """The model as one of the families whose blocks can differ; a Baichuan-7B as the Llama that it is.
 
     Raises:
-        NotApplicable: it is none.
+        NotApplicable: it is none, or its weights are quantized.
     """
     model = architectures.find(model.config).exported(model)
     if type(model) not in uneven.model.FAMILIES:
@@ -176,6 +175,9 @@ def _plain(model: nn.Module) -> nn.Module:
             f"{CARD.title} is for Llama, Mistral, Qwen2 and Qwen3 models here, whose blocks may differ in width, and "
             f"not for {type(model).__name__}"
         )
+    matrices = [linear for block in model.model.layers for linear in _matrices(block)]
+    if not all(isinstance(linear, nn.Linear) and linear.weight.is_floating_point() for linear in matrices):
+        raise NotApplicable(f"{CARD.title} takes rows and columns out of weights, and these are quantized")
     return model
 
 
@@ -187,7 +189,7 @@ def sizes_of(model: nn.Module, spared: tuple[int, int] | None = None) -> Sizes:
         spared: blocks that stay whole at the beginning and at the end; None for the public code's, scaled.
 
     Raises:
-        NotApplicable: its weights are quantized, or no block lies between those that stay whole.
+        NotApplicable: no block lies between those that stay whole.
     """
     blocks = list(model.model.layers)
     first, last = scaled(len(blocks)) if spared is None else spared
@@ -197,9 +199,6 @@ def sizes_of(model: nn.Module, spared: tuple[int, int] | None = None) -> Sizes:
             f"{CARD.title} leaves {first} blocks at the beginning and {last} at the end whole, and the model has "
             f"{len(blocks)}"
         )
-    matrices = [linear for block in blocks for linear in _matrices(block)]
-    if not all(isinstance(linear, nn.Linear) and linear.weight.is_floating_point() for linear in matrices):
-        raise NotApplicable(f"{CARD.title} takes rows and columns out of weights, and these are quantized")
     attention, mlp = blocks[0].self_attn, blocks[0].mlp
     heads, groups, channels = uneven.model.widths(blocks[0])
     of_query = _row(attention.q_proj) + attention.o_proj.out_features

@@ -150,7 +150,9 @@ def test_gradients_are_float32_whatever_the_weights_are_and_these_stay():
 def test_the_same_every_time_and_however_often_the_text_is_there():
     model, ids = tiny_models.build("llama").double(), text().input_ids
     once, again, twice = (llm_pruner.importance(model, i, range(1, 4)) for i in (ids, ids, ids.repeat(2, 1).flip(0)))
+    many = llm_pruner.importance(model, ids.repeat(20, 1), range(1, 4))  # two batches
     for index, of in once.items():
+        torch.testing.assert_close(many[index].channels, of.channels, rtol=1e-6, atol=0)
         assert torch.equal(of.groups, again[index].groups) and torch.equal(of.channels, again[index].channels)
         torch.testing.assert_close(twice[index].channels, of.channels, rtol=1e-10, atol=0)
 

@@ -133,7 +133,8 @@ class LlmPruner:
         """Removes the groups that matter least.
 
         Memory: the model in float32; for the blocks from the first that is pruned on, the residual stream before each,
-        4 bytes * tokens * hidden size; the gradients of one block's weights; what one text needs in one block.
+        4 bytes * tokens * hidden size; the gradients of one block's weights; what TEXTS * TOKENS tokens (or one longer
+        text) need in one block and in the head.
 
         Args:
             model: the whole model, which is used up.
@@ -282,8 +283,8 @@ def _ratio(sizes: Sizes, groups: int, channels: int) -> float | None:
 def importance(model: nn.Module, input_ids: Tensor, blocks: range) -> dict[int, Importance]:
     """What heads and channels matter: the sum of |w dL/dw| over their weights; L is the mean loss of all tokens.
 
-    Texts run one at a time and blocks are taken backwards one at a time, so that the result depends on no batch size,
-    and memory holds one block's gradients.
+    As many texts run at once as have TEXTS * TOKENS tokens, the public code's batch, whatever else is asked for. Blocks
+    are taken backwards one at a time, so that memory holds one block's gradients.
 
     Args:
         model: of one of the families that `models.uneven` has, in any dtype; gradients are float32 (float64 where the
@@ -326,26 +327,27 @@ def importance(model: nn.Module, input_ids: Tensor, blocks: range) -> dict[int, 
 def _forward(
     stack: DecoderStack, input_ids: Tensor, first: int
 ) -> tuple[list[list[Tensor]], list[BlockCalls], list[Tensor]]:
-    """X (1, tokens, hidden size) of each text before each block from `first` on; what blocks are called with; dL/dX
-    after the last block."""
+    """X (texts, tokens, hidden size) of each batch before each block from `first` on; what blocks are called with;
+    dL/dX after the last block."""
     targets = input_ids[:, 1:].numel()
-    started = [stack.start(row[None]) for row in input_ids]
+    batches = input_ids.split(max(1, TEXTS * TOKENS // input_ids.shape[1]))
+    started = [stack.start(batch) for batch in batches]
     hidden, calls = [x for x, _ in started], [call for _, call in started]
     inputs = []
     for index in range(len(stack)):
         if index >= first:
             inputs.append(hidden)
         hidden = [stack.run_block(index, x, call) for x, call in zip(hidden, calls, strict=True)]
-    return inputs, calls, [_loss_gradient(stack, x, row, targets) for x, row in zip(hidden, input_ids, strict=True)]
+    return inputs, calls, [_loss_gradient(stack, x, ids, targets) for x, ids in zip(hidden, batches, strict=True)]
 
 
 @torch.enable_grad()
-def _loss_gradient(stack: DecoderStack, hidden: Tensor, row: Tensor, targets: int) -> Tensor:
-    """dL/dX after the last block, of one text's part in the mean over all targets."""
+def _loss_gradient(stack: DecoderStack, hidden: Tensor, input_ids: Tensor, targets: int) -> Tensor:
+    """dL/dX after the last block, of one batch's part in the mean over all targets."""
     x = hidden.detach().requires_grad_(True)
     (norm,) = stack.final
-    logits = stack.head(norm(x[0, :-1]))  # (tokens - 1, vocabulary)
-    loss = F.cross_entropy(logits, row[1:].to(logits.device), reduction="sum") / targets
+    logits = stack.head(norm(x[:, :-1])).flatten(0, 1)  # (texts * (tokens - 1), vocabulary)
+    loss = F.cross_entropy(logits, input_ids[:, 1:].flatten().to(logits.device), reduction="sum") / targets
     return torch.autograd.grad(loss, x)[0]
 
 

@@ -32,7 +32,7 @@ def without_layers(model: nn.Module, removed: Iterable[int]) -> Iterator[nn.Modu
         removed: indices of blocks to remove.
 
     Raises:
-        StudyError: see `variants.without`.
+        StudyError: see `variants.without`; or none of the model's blocks can go.
     """
     with ExitStack() as restored:
         _cut(model, removed, restored)
@@ -56,6 +56,11 @@ def _cut(model: nn.Module, removed: Iterable[int], restored: ExitStack) -> None:
     steps = provenance.removed_from(model)
     restored.callback(setattr, model, "removed_steps", steps)
     if gone := list(variants.removed_blocks(len(blocks), kept)):
+        if not stack.architecture.blocks_can_go:
+            raise StudyError(
+                f"no block of a {type(model).__name__} can be removed: each takes the residual stream as the one before "
+                "leaves it"
+            )
         model.removed_steps = [*steps, gone]
 
     stack.architecture.replace_first_block(*first)

@@ -69,6 +69,7 @@ class Architecture:
         file_suffixes: suffixes of single files in which its authors publish checkpoints; see `folder`.
         carries_state: whether its blocks carry a state that sequences can start from; see `run_block_from`.
         masks_padding: whether padding on the left that is masked leaves no trace in this state.
+        blocks_can_go: whether the other blocks still fit together where one is removed.
     """
 
     model_types: tuple[str, ...] = ()
@@ -79,6 +80,7 @@ class Architecture:
     file_suffixes: tuple[str, ...] = ()
     carries_state: bool = False
     masks_padding: bool = False
+    blocks_can_go: bool = True
 
     def register(self) -> None:
         """Makes transformers know the family, where it does not by itself."""

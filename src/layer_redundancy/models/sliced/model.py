@@ -76,7 +76,7 @@ class RootMeanSquare(nn.Module):
         """(..., any width) -> the same shape and dtype; in float32 inside, as Llama's."""
         x = hidden_states.float()
         mean_square = x.square().sum(-1, keepdim=True) / self.width
-        return (x * torch.rsqrt(mean_square + self.eps)).to(hidden_states.dtype)
+        return (x * (mean_square + self.eps).rsqrt()).to(hidden_states.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.width}, eps={self.eps}"

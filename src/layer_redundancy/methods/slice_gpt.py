@@ -1,0 +1,372 @@
+"""SliceGPT: the residual stream is rotated into its principal directions, and the least of them are cut off.
+
+RMSNorm does not mind a rotation, so the stream may be in any orthogonal basis Q, if what reads it takes W Q for W and
+what writes to it Q^T W (Ashkboos et al. 2024, theorem 1). Each place of the stream, before attention and before the
+MLP, gets a basis of its own, the principal directions of what passes there; what passes by a layer is led from one
+basis to the next by a shortcut Q^T Q'. Cutting the last of the directions makes all these matrices narrower.
+
+In row vectors, with P the first columns of Q: x (tokens, width) is kept as x P; a layer that reads it has W P, one that
+writes to it P^T W, and the shortcut from a place to the next is P^T P'.
+
+A head that is the embedding E (vocabulary, width) cannot stay so by itself: the last norm's weights G (a diagonal
+matrix) are folded into the head and not into the embedding, and the two are in the bases of the last and the first
+place. Untied, they become two matrices, as in the public code, and the model grows by one of them. Tied, the head keeps
+the embedding's rows E P and reads them through a small matrix of its own: of
+
+    logits = x G E^T = (x Q') (Q'^T G Q) (E Q)^T        for x after the last norm, Q the first and Q' the last basis,
+
+the first columns of (E Q) are what is left of the embedding, and the middle matrix F = Q'^T G Q is cut likewise. The
+tensor that is shared is E P; F belongs to the head alone. Nothing is lost as long as nothing is cut.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from layer_redundancy.core.errors import NotApplicable
+from layer_redundancy.data.corpora import TokenBlocks
+from layer_redundancy.methods.method import Card, Plan
+from layer_redundancy.models.baichuan import model as baichuan
+from layer_redundancy.models.sliced.model import (
+    ATTENTION_READS,
+    ATTENTION_WRITES,
+    MLP_READS,
+    MLP_WRITES,
+    SLICED,
+    RootMeanSquare,
+)
+from layer_redundancy.models.stack import decoder_stack, prepare
+
+TITLE = "SliceGPT"
+MULTIPLE = 8  # of which widths are multiples (round_interval of the public code)
+DAMPING = 0.01  # of the mean of the covariance's diagonal, added to it
+
+Basis = Callable[[Tensor], Tensor]  # covariance (width, width) -> orthogonal matrix, its first columns are kept; float64
+
+
+@dataclass(frozen=True)
+class SliceGPT:
+    """Slicing of the residual stream, the same width everywhere.
+
+    Attributes:
+        head: what becomes of a head that is the embedding: "untied", as in the public code, or "tied" (see above).
+        slice_head: whether the last place, which the head reads, is cut too. The public code does not by default.
+        normalized: whether directions are those of the norms' outputs, as the paper says, or of what goes into the
+            norms, as the public code does it.
+    """
+
+    head: Literal["untied", "tied"] = "untied"
+    slice_head: bool = False
+    normalized: bool = False
+
+    draws = True
+
+    @cached_property
+    def card(self) -> Card:
+        """Where it comes from."""
+        own = (
+            "a head that is the embedding is not untied: it reads the embedding through a matrix of its own; "
+            if self.head == "tied"
+            else ""
+        )
+        return Card(
+            title=TITLE + (", tied" if self.head == "tied" else ""),
+            paper="Ashkboos et al. 2024, arXiv 2401.15024",
+            code="microsoft/TransformerCompression",
+            settings=(
+                "the same width at every place, rounded down to a multiple of 8 "
+                f"(code); {'all places' if self.slice_head else 'all places but the last'} are cut (code's option "
+                f"do_slice_head); principal directions of the norms' {'outputs (paper)' if self.normalized else 'inputs (code)'}, "
+                "in float64, 1 % damping (code), found again after what comes before was cut (code); calibration text: "
+                "this study's (code: 128 texts of 2048 tokens of WikiText-2)"
+            ),
+            code_differs=(
+                "the paper takes the principal directions of the norms' outputs, the code those of their inputs; the "
+                "code does not cut what the head reads; it takes 1e-5 for every model's epsilon, and subtracts the mean "
+                "of each row of the embedding, which is right for LayerNorm only"
+            ),
+            changed=(
+                f"{own}the model's own epsilon, and the embedding as it is; no random rotation of what is kept at the "
+                "end, which changes no output; directions have a sign that does not depend on the library"
+            ),
+        )
+
+    def plans(self, shapes: nn.Module) -> list[Plan]:
+        """Every width that is reached by some share of directions, the whole one first; as `Method.plans`.
+
+        The whole width has its shortcuts too, so the model of the first plan is larger than the one that it is made of.
+        """
+        model = self._checked(shapes)
+        width, blocks = model.config.hidden_size, len(decoder_stack(model))
+        all_before, blocks_before = _sizes(model)
+        found = []
+        for kept in (width, *range((width - 1) // MULTIPLE * MULTIPLE, 0, -MULTIPLE)):
+            after = _sizes_at(model, widths(width, blocks, kept, self.slice_head), self.head == "tied")
+            settings = {"width": kept, "head": self.head, "slice_head": self.slice_head, "normalized": self.normalized}
+            found.append(Plan(settings, 1 - after[0] / all_before, 1 - after[1] / blocks_before))
+        return found
+
+    def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
+        """Slices a model; as `Method.apply`.
+
+        Returns:
+            A model of `models.sliced`, which this library saves and loads, and plain transformers does not.
+        """
+        return sliced(
+            self._checked(model),
+            text.input_ids,
+            plan.settings["width"],
+            tied=self.head == "tied",
+            slice_head=self.slice_head,
+            normalized=self.normalized,
+        )
+
+    def _checked(self, model: nn.Module) -> nn.Module:
+        model = applicable(model)
+        if self.head == "tied" and not model.config.tie_word_embeddings:
+            raise NotApplicable(f"{TITLE} with a tied head: the head of this {type(model).__name__} is not the embedding")
+        return model
+
+
+def applicable(model: nn.Module) -> nn.Module:
+    """The model as one whose stream can be sliced: itself, or a Baichuan with rotary positions as the Llama that it is.
+
+    Raises:
+        NotApplicable: more than RMSNorm, attention and an MLP is on the stream, or weights are not plain numbers.
+    """
+    model = baichuan.as_llama(model) if baichuan.is_rotary(model) else model
+    if type(model) not in SLICED:
+        names = ", ".join(kind.__name__.removesuffix("ForCausalLM") for kind in SLICED)
+        raise NotApplicable(
+            f"{TITLE} rotates the residual stream, which takes blocks whose only norms on it are two RMSNorms before "
+            f"attention and MLP ({names}): {type(model).__name__} is none of these"
+        )
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise NotApplicable(f"{TITLE} rotates weights, and those of this {type(model).__name__} are quantized")
+    return model
+
+
+def width_of(share: float, width: int) -> int:
+    """The width that the public code makes of a share of directions to cut: int((1 - share) width), to a multiple of 8.
+
+    Args:
+        share: 0 to 1 (its option --sparsity).
+        width: the original width.
+    """
+    kept = int((1 - share) * width)
+    return kept - kept % MULTIPLE
+
+
+def widths(width: int, blocks: int, kept: int, slice_head: bool) -> list[int]:
+    """Widths of the stream: after the embedding, after each attention and each MLP; the last one where the head is."""
+    return [kept] * (2 * blocks) + [kept if slice_head else width]
+
+
+# ------------------------------------------------------------------------------------------------ steps
+
+
+def covariance(states: list[Tensor], norm: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Sum over all tokens of x^T x, not centred: float64 (width, width).
+
+    Args:
+        states: X of each text, (1, tokens, width).
+        norm: what is done to each of them before; nothing where not given.
+    """
+    total = torch.zeros(states[0].shape[-1], states[0].shape[-1], dtype=torch.float64, device=states[0].device)
+    for state in states:
+        x = (state if norm is None else norm(state)).flatten(0, -2).double()
+        total.addmm_(x.T, x)
+    return total
+
+
+def principal_directions(covariance: Tensor) -> Tensor:
+    """Eigenvectors as columns, those of the largest eigenvalues first; each one's largest entry is positive.
+
+    Args:
+        covariance: float64 (width, width). As in the public code, 1 % of its diagonal's mean is added to the diagonal,
+            which moves all eigenvalues alike and turns no eigenvector.
+
+    Returns:
+        float64 (width, width), orthogonal.
+    """
+    damped = covariance + DAMPING * covariance.diagonal().mean() * torch.eye(
+        len(covariance), dtype=covariance.dtype, device=covariance.device
+    )
+    vectors = torch.linalg.eigh(damped).eigenvectors.flip(-1)
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    return vectors * largest.sign()
+
+
+def fold_norms(model: nn.Module, head: bool = True) -> None:
+    """Multiplies the norms' weights into the linear layers that read them (in place): the same logits, weights of one.
+
+    Args:
+        model: one that is `applicable`.
+        head: also the last norm's into the head, which is no longer the embedding afterwards. Where not, that norm
+            stays as it is.
+    """
+    for block in model.model.layers:
+        for norm, reads in ((block.input_layernorm, ATTENTION_READS), (block.post_attention_layernorm, MLP_READS)):
+            for path in reads:
+                _set(block.get_submodule(path), "weight", lambda w: w * norm.weight.double())  # noqa: B023
+            nn.init.ones_(norm.weight)
+    if head:
+        norm = model.model.norm
+        model.config.tie_word_embeddings = False
+        _set(model.lm_head, "weight", lambda w: w * norm.weight.double())
+        nn.init.ones_(norm.weight)
+
+
+def _set(module: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> None:
+    """Puts a new parameter in the place of one, computed in float64 and rounded to its dtype."""
+    old = getattr(module, name)
+    new = change(old.detach().double()).to(old.dtype).contiguous()
+    setattr(module, name, nn.Parameter(new, requires_grad=False))
+
+
+def read_from(layer: nn.Module, kept: Tensor) -> None:
+    """Lets a linear layer read x P in place of x (in place): W (out, width) -> W P, for P float64 (width, kept)."""
+    _set(layer, "weight", lambda w: w @ kept)
+    layer.in_features = kept.shape[1]
+
+
+def write_to(layer: nn.Module, kept: Tensor) -> None:
+    """Lets a linear layer give y P in place of y (in place): W (width, in) -> P^T W, and its bias b -> P^T b."""
+    _set(layer, "weight", lambda w: kept.T @ w)
+    if layer.bias is not None:
+        _set(layer, "bias", lambda b: kept.T @ b)
+    layer.out_features = kept.shape[1]
+
+
+@torch.no_grad()
+def sliced(
+    model: nn.Module,
+    input_ids: Tensor,
+    width: int,
+    *,
+    tied: bool = False,
+    slice_head: bool = False,
+    normalized: bool = False,
+    basis: Basis = principal_directions,
+) -> nn.Module:
+    """Slices a model's residual stream.
+
+    Place by place, the stream of the calibration text is computed with everything before already cut; its directions
+    are found; and what reads and writes there is rotated and cut. Texts run one at a time, so nothing depends on a
+    batch's size. In memory beside the model: the stream of all texts at one place, 4 bytes a token and direction, what
+    a block makes of one text, and a few float64 matrices of (width, width).
+
+    Args:
+        model: one that is `applicable`; it is used up.
+        input_ids: int64 (texts, tokens), no padding.
+        width: directions to keep at each place.
+        tied, slice_head, normalized: see `SliceGPT`.
+        basis: gives the directions of a place.
+
+    Returns:
+        A model of `models.sliced` in the same dtype, prepared as loaded ones are.
+    """
+    stack, config = decoder_stack(model), model.config
+    original, dtype = config.hidden_size, model.dtype
+    wanted = widths(original, len(stack), width, slice_head)
+    last_norm = model.model.norm.weight.detach().double()
+    fold_norms(model, head=not tied)
+
+    norm = RootMeanSquare(original, config.rms_norm_eps)
+    starts = [stack.start(row[None]) for row in input_ids]
+    calls = starts[0][1]  # the same for all, which are of one length
+    states = [hidden.float() for hidden, _ in starts]
+    del starts
+
+    def directions() -> Tensor:
+        return basis(covariance(states, norm if normalized else None))
+
+    def advance(kept: Tensor, layer: Callable[[Tensor], Tensor]) -> None:
+        """The stream at the next place, whole and in the model's own basis, of what is kept at this one."""
+        narrow = kept.to(states[0].dtype)
+        for k, state in enumerate(states):
+            cut = state @ narrow
+            states[k] = cut @ narrow.T + layer(norm(cut).to(dtype)).to(cut.dtype)
+
+    found: dict[str, Tensor] = {}
+    first = kept = directions()[:, : wanted[0]]
+    _set(model.model.embed_tokens, "weight", lambda w: w @ first)
+    for i, block in enumerate(stack.blocks):
+        path, options = f"model.layers.{i}.", calls.calls[i][1]
+        for at, reads, writes, shortcut, layer in (
+            (1, ATTENTION_READS, ATTENTION_WRITES, "attention", lambda x: block.self_attn(x, **options)[0]),  # noqa: B023
+            (2, MLP_READS, MLP_WRITES, "mlp", lambda x: block.mlp(x)),  # noqa: B023
+        ):
+            for name in reads:
+                read_from(block.get_submodule(name), kept)
+            advance(kept, layer)
+            new = directions()[:, : wanted[2 * i + at]]
+            write_to(block.get_submodule(writes), new)
+            found[f"{path}{shortcut}_shortcut.weight"] = (new.T @ kept).to(dtype)  # as linear layers have it: transposed
+            kept = new
+    if tied:
+        found["lm_head.fold.weight"] = (first.T @ (last_norm[:, None] * kept)).to(dtype)
+    else:
+        read_from(model.lm_head, kept)
+    return _assembled(model, wanted, tied, found)
+
+
+def _assembled(model: nn.Module, wanted: list[int], tied: bool, found: dict[str, Tensor]) -> nn.Module:
+    """A model of `models.sliced` of the weights of a model that was rotated and cut, and of those that are new."""
+    kind = SLICED[type(model)]
+    own = {"model_type", "architectures", "tie_word_embeddings", "transformers_version"}
+    settings = {name: value for name, value in model.config.to_dict().items() if name not in own}
+    config = kind.config_class(**settings, residual_widths=wanted, tie_word_embeddings=tied)
+    config._name_or_path, config.dtype = model.config._name_or_path, model.dtype
+    config._attn_implementation = model.config._attn_implementation
+    norms = (".input_layernorm.weight", ".post_attention_layernorm.weight", "model.norm.weight")
+    weights = {name: value for name, value in model.state_dict().items() if not name.endswith(norms)} | found
+    if tied:
+        del weights["lm_head.weight"]
+        weights["lm_head.vocabulary.weight"] = weights["model.embed_tokens.weight"]
+    with torch.device("meta"):
+        result = kind(config)
+    result.load_state_dict({name: value.contiguous() for name, value in weights.items()}, assign=True)
+    result.tie_weights()
+    result.model.rotary_emb = model.model.rotary_emb  # its angles are in no checkpoint
+    result.generation_config = model.generation_config
+    for name in ("removed_steps", "not_loaded", "hf_device_map"):
+        if hasattr(model, name):
+            setattr(result, name, getattr(model, name))
+    return prepare(result)
+
+
+# ------------------------------------------------------------------------------------------------ sizes
+
+
+def _sizes(model: nn.Module) -> tuple[int, int]:
+    """Weights of a model, tied ones once, and those of its blocks."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return total, sum(parameter.numel() for parameter in decoder_stack(model).blocks.parameters())
+
+
+def _sizes_at(model: nn.Module, wanted: list[int], tied: bool) -> tuple[int, int]:
+    """The same of the model that slicing makes of it, without making it."""
+    blocks = sum(_of_block(block, *wanted[2 * i : 2 * i + 3]) for i, block in enumerate(model.model.layers))
+    vocabulary, (first, last) = model.config.vocab_size, (wanted[0], wanted[-1])
+    return blocks + vocabulary * first + (last * first if tied else vocabulary * last), blocks
+
+
+def _of_block(block: nn.Module, before: int, between: int, after: int) -> int:
+    def reads(paths: tuple[str, ...], width: int) -> Iterator[int]:
+        for layer in map(block.get_submodule, paths):
+            yield layer.out_features * (width - layer.in_features)
+
+    def writes(path: str, width: int) -> int:
+        layer = block.get_submodule(path)
+        return (layer.in_features + (layer.bias is not None)) * (width - layer.out_features)
+
+    norms = block.input_layernorm.weight.numel() + block.post_attention_layernorm.weight.numel()
+    changed = sum(reads(ATTENTION_READS, before)) + writes(ATTENTION_WRITES, between)
+    changed += sum(reads(MLP_READS, between)) + writes(MLP_WRITES, after)
+    shortcuts = before * between + between * after
+    return sum(parameter.numel() for parameter in block.parameters()) - norms + changed + shortcuts

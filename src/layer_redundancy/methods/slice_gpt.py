@@ -21,7 +21,7 @@ tensor that is shared is E P; F belongs to the head alone. Nothing is lost as lo
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -45,7 +45,9 @@ TITLE = "SliceGPT"
 MULTIPLE = 8  # of which widths are multiples (round_interval of the public code)
 DAMPING = 0.01  # of the mean of the covariance's diagonal, added to it
 
-Basis = Callable[[Tensor], Tensor]  # covariance (width, width) -> orthogonal matrix, its first columns are kept; float64
+Basis = Callable[
+    [Tensor], Tensor
+]  # covariance (width, width) -> orthogonal matrix, its first columns are kept; float64
 
 
 @dataclass(frozen=True)
@@ -65,33 +67,31 @@ class SliceGPT:
 
     draws = True
 
-    @cached_property
+    @property
     def card(self) -> Card:
         """Where it comes from."""
-        own = (
-            "a head that is the embedding is not untied: it reads the embedding through a matrix of its own; "
-            if self.head == "tied"
-            else ""
-        )
+        tied = self.head == "tied"
+        cut = "every place of the stream" if self.slice_head else "every place of the stream but the last (code)"
+        signal = "outputs (paper)" if self.normalized else "inputs (code)"
+        head = "a head that is the embedding stays so, and reads it through a matrix of its own; " if tied else ""
         return Card(
-            title=TITLE + (", tied" if self.head == "tied" else ""),
+            title=TITLE + ", tied" * tied,
             paper="Ashkboos et al. 2024, arXiv 2401.15024",
             code="microsoft/TransformerCompression",
             settings=(
-                "the same width at every place, rounded down to a multiple of 8 "
-                f"(code); {'all places' if self.slice_head else 'all places but the last'} are cut (code's option "
-                f"do_slice_head); principal directions of the norms' {'outputs (paper)' if self.normalized else 'inputs (code)'}, "
-                "in float64, 1 % damping (code), found again after what comes before was cut (code); calibration text: "
-                "this study's (code: 128 texts of 2048 tokens of WikiText-2)"
+                f"{cut} is cut to the same width, a multiple of 8 (code); principal directions of the norms' {signal}, "
+                "in float64 with 1 % damping, found anew after what comes before was cut (code); this study's "
+                "calibration text (code: 128 texts of 2048 tokens of WikiText-2)"
             ),
             code_differs=(
                 "the paper takes the principal directions of the norms' outputs, the code those of their inputs; the "
-                "code does not cut what the head reads; it takes 1e-5 for every model's epsilon, and subtracts the mean "
-                "of each row of the embedding, which is right for LayerNorm only"
+                "code leaves the last place, which the head reads, whole unless it is asked to cut it; it takes 1e-5 "
+                "for every model's epsilon; it subtracts its mean from each row of the embedding, which a LayerNorm does "
+                "anyway and an RMSNorm does not"
             ),
             changed=(
-                f"{own}the model's own epsilon, and the embedding as it is; no random rotation of what is kept at the "
-                "end, which changes no output; directions have a sign that does not depend on the library"
+                f"{head}the model's own epsilon, and its embedding as it is; what is kept is not turned at random, "
+                "which changes no output; the signs of directions are fixed"
             ),
         )
 
@@ -128,7 +128,9 @@ class SliceGPT:
     def _checked(self, model: nn.Module) -> nn.Module:
         model = applicable(model)
         if self.head == "tied" and not model.config.tie_word_embeddings:
-            raise NotApplicable(f"{TITLE} with a tied head: the head of this {type(model).__name__} is not the embedding")
+            raise NotApplicable(
+                f"{TITLE} with a tied head: the head of this {type(model).__name__} is not the embedding"
+            )
         return model
 
 
@@ -234,6 +236,12 @@ def read_from(layer: nn.Module, kept: Tensor) -> None:
     layer.in_features = kept.shape[1]
 
 
+def embed_in(embedding: nn.Embedding, kept: Tensor) -> None:
+    """Lets an embedding give x P in place of x (in place): E (vocabulary, width) -> E P."""
+    _set(embedding, "weight", lambda w: w @ kept)
+    embedding.embedding_dim = kept.shape[1]
+
+
 def write_to(layer: nn.Module, kept: Tensor) -> None:
     """Lets a linear layer give y P in place of y (in place): W (width, in) -> P^T W, and its bias b -> P^T b."""
     _set(layer, "weight", lambda w: kept.T @ w)
@@ -258,7 +266,7 @@ def sliced(
     Place by place, the stream of the calibration text is computed with everything before already cut; its directions
     are found; and what reads and writes there is rotated and cut. Texts run one at a time, so nothing depends on a
     batch's size. In memory beside the model: the stream of all texts at one place, 4 bytes a token and direction, what
-    a block makes of one text, and a few float64 matrices of (width, width).
+    a block makes of one text, and float64 copies of the largest matrix. The model lies on one device.
 
     Args:
         model: one that is `applicable`; it is used up.
@@ -270,49 +278,70 @@ def sliced(
     Returns:
         A model of `models.sliced` in the same dtype, prepared as loaded ones are.
     """
-    stack, config = decoder_stack(model), model.config
-    original, dtype = config.hidden_size, model.dtype
-    wanted = widths(original, len(stack), width, slice_head)
-    last_norm = model.model.norm.weight.detach().double()
+    stack, config, dtype = decoder_stack(model), model.config, model.dtype
+    wanted = widths(config.hidden_size, len(stack), width, slice_head)
+    gains = model.model.norm.weight.detach().double()
     fold_norms(model, head=not tied)
 
-    norm = RootMeanSquare(original, config.rms_norm_eps)
     starts = [stack.start(row[None]) for row in input_ids]
-    calls = starts[0][1]  # the same for all, which are of one length
-    states = [hidden.float() for hidden, _ in starts]
+    calls = starts[0][1].calls  # the same for all, which are of one length
+    norm = RootMeanSquare(config.hidden_size, config.rms_norm_eps)
+    stream = _Stream([hidden.float() for hidden, _ in starts], norm, normalized, basis, dtype)
     del starts
 
-    def directions() -> Tensor:
-        return basis(covariance(states, norm if normalized else None))
-
-    def advance(kept: Tensor, layer: Callable[[Tensor], Tensor]) -> None:
-        """The stream at the next place, whole and in the model's own basis, of what is kept at this one."""
-        narrow = kept.to(states[0].dtype)
-        for k, state in enumerate(states):
-            cut = state @ narrow
-            states[k] = cut @ narrow.T + layer(norm(cut).to(dtype)).to(cut.dtype)
-
-    found: dict[str, Tensor] = {}
-    first = kept = directions()[:, : wanted[0]]
-    _set(model.model.embed_tokens, "weight", lambda w: w @ first)
+    shortcuts: dict[str, Tensor] = {}
+    first = kept = stream.directions(wanted[0])
+    embed_in(model.model.embed_tokens, first)
     for i, block in enumerate(stack.blocks):
-        path, options = f"model.layers.{i}.", calls.calls[i][1]
-        for at, reads, writes, shortcut, layer in (
-            (1, ATTENTION_READS, ATTENTION_WRITES, "attention", lambda x: block.self_attn(x, **options)[0]),  # noqa: B023
-            (2, MLP_READS, MLP_WRITES, "mlp", lambda x: block.mlp(x)),  # noqa: B023
-        ):
-            for name in reads:
-                read_from(block.get_submodule(name), kept)
-            advance(kept, layer)
-            new = directions()[:, : wanted[2 * i + at]]
+        attention = "attention", ATTENTION_READS, ATTENTION_WRITES, partial(block.self_attn, **calls[i][1])
+        for place, (name, reads, writes, layer) in enumerate((attention, ("mlp", MLP_READS, MLP_WRITES, block.mlp)), 1):
+            for path in reads:
+                read_from(block.get_submodule(path), kept)
+            stream.advance(kept, layer)
+            new = stream.directions(wanted[2 * i + place])
             write_to(block.get_submodule(writes), new)
-            found[f"{path}{shortcut}_shortcut.weight"] = (new.T @ kept).to(dtype)  # as linear layers have it: transposed
+            shortcuts[f"model.layers.{i}.{name}_shortcut.weight"] = (new.T @ kept).to(dtype)  # P^T P', transposed
             kept = new
     if tied:
-        found["lm_head.fold.weight"] = (first.T @ (last_norm[:, None] * kept)).to(dtype)
+        head = {"lm_head.fold.weight": (first.T @ (gains[:, None] * kept)).to(dtype)}  # F, transposed
     else:
         read_from(model.lm_head, kept)
-    return _assembled(model, wanted, tied, found)
+        head = {}
+    return _assembled(model, wanted, tied, shortcuts | head)
+
+
+class _Stream:
+    """The residual stream of all texts at one place, whole and in the model's own basis.
+
+    Args:
+        states: X (1, tokens, width) of each text, float32.
+        norm: the model's norm, without weights.
+        normalized: whether directions are those of the norm's outputs.
+        basis: gives them.
+        dtype: of the model's layers.
+    """
+
+    def __init__(
+        self, states: list[Tensor], norm: nn.Module, normalized: bool, basis: Basis, dtype: torch.dtype
+    ) -> None:
+        self.states, self.norm, self.normalized, self.basis, self.dtype = states, norm, normalized, basis, dtype
+
+    def directions(self, width: int) -> Tensor:
+        """P: the first directions of this place, float64 (original width, `width`)."""
+        return self.basis(covariance(self.states, self.norm if self.normalized else None))[:, :width]
+
+    def advance(self, kept: Tensor, layer: Callable[[Tensor], Any]) -> None:
+        """Goes to the next place, by what is kept at this one.
+
+        Args:
+            kept: P.
+            layer: attention or MLP, which reads x P and writes to the whole stream.
+        """
+        kept = kept.float()
+        for k, state in enumerate(self.states):
+            x = state @ kept
+            out = layer(self.norm(x).to(self.dtype))
+            self.states[k] = x @ kept.T + (out[0] if isinstance(out, tuple) else out).float()
 
 
 def _assembled(model: nn.Module, wanted: list[int], tied: bool, found: dict[str, Tensor]) -> nn.Module:

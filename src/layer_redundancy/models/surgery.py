@@ -58,8 +58,8 @@ def _cut(model: nn.Module, removed: Iterable[int], restored: ExitStack) -> None:
     if gone := list(variants.removed_blocks(len(blocks), kept)):
         if not stack.architecture.blocks_can_go:
             raise StudyError(
-                f"no block of a {type(model).__name__} can be removed: each takes the residual stream as the one before "
-                "leaves it"
+                f"no block of a {type(model).__name__} can be removed: each reads the residual stream in the basis that "
+                "the one before leaves it in"
             )
         model.removed_steps = [*steps, gone]
 
@@ -126,7 +126,8 @@ def export(
     """Writes the model without some blocks as a checkpoint that plain transformers loads; quantized weights packed.
 
     A Baichuan-7B is written as the Llama that it is. Other tools need `layer_redundancy.models.rwkv5` imported to load
-    an RWKV-5, and `layer_redundancy.models.baichuan` to load a Baichuan-13B or either one's tokenizer.
+    an RWKV-5, `layer_redundancy.models.baichuan` to load a Baichuan-13B or either one's tokenizer, and
+    `layer_redundancy.models.sliced` to load a sliced model.
 
     The checkpoint is written beside `folder`, loaded again, its logits compared with those of the model in memory, and
     renamed only then: a folder that exists is a checkpoint that works.

@@ -358,6 +358,18 @@ def test_sizes_of_real_shapes():
     assert all(plans[i].removed < plans[i + 1].removed for plans in (untied, tied) for i in range(71))
 
 
+@pytest.mark.parametrize(("shape", "published"), [((4096, 11008, 32), 0.2145), ((5120, 13824, 40), 0.2152)])
+def test_sizes_of_llama_2_are_the_published_ones(shape, published):
+    """What MrGGLS/BlockPruner prints of SliceGPT on Llama-2-7B and -13B is the public code's --sparsity 0.3."""
+    width, inner, layers = shape
+    settings = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
+    with torch.device("meta"):
+        model = tf.LlamaForCausalLM(tf.LlamaConfig(**settings, num_attention_heads=layers))
+    kept = slice_gpt.width_of(0.3, width)
+    plan = next(plan for plan in SliceGPT().plans(model) if plan.settings["width"] == kept)
+    assert plan.removed == pytest.approx(published, abs=5e-5)
+
+
 # ------------------------------------------------------------------------------------------------ what it takes
 
 

@@ -86,7 +86,7 @@ class SliceGPT:
             code_differs=(
                 "the paper takes the principal directions of the norms' outputs, the code those of their inputs; the "
                 "code leaves the last place, which the head reads, whole unless it is asked to cut it; it takes 1e-5 "
-                "for every model's epsilon; it subtracts its mean from each row of the embedding, which a LayerNorm does "
+                "for every model's epsilon; it subtracts its mean from each row of the embedding, as a LayerNorm would "
                 "anyway and an RMSNorm does not"
             ),
             changed=(
@@ -103,11 +103,13 @@ class SliceGPT:
         model = self._checked(shapes)
         width, blocks = model.config.hidden_size, len(decoder_stack(model))
         all_before, blocks_before = _sizes(model)
+        per_width, vocabulary = [_per_width(block) for block in model.model.layers], model.config.vocab_size
         found = []
         for kept in (width, *range((width - 1) // MULTIPLE * MULTIPLE, 0, -MULTIPLE)):
-            after = _sizes_at(model, widths(width, blocks, kept, self.slice_head), self.head == "tied")
+            wanted = widths(width, blocks, kept, self.slice_head)
+            all_after, blocks_after = _sizes_at(per_width, wanted, self.head == "tied", vocabulary)
             settings = {"width": kept, "head": self.head, "slice_head": self.slice_head, "normalized": self.normalized}
-            found.append(Plan(settings, 1 - after[0] / all_before, 1 - after[1] / blocks_before))
+            found.append(Plan(settings, 1 - all_after / all_before, 1 - blocks_after / blocks_before))
         return found
 
     def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
@@ -378,24 +380,36 @@ def _sizes(model: nn.Module) -> tuple[int, int]:
     return total, sum(parameter.numel() for parameter in decoder_stack(model).blocks.parameters())
 
 
-def _sizes_at(model: nn.Module, wanted: list[int], tied: bool) -> tuple[int, int]:
-    """The same of the model that slicing makes of it, without making it."""
-    blocks = sum(_of_block(block, *wanted[2 * i : 2 * i + 3]) for i, block in enumerate(model.model.layers))
-    vocabulary, (first, last) = model.config.vocab_size, (wanted[0], wanted[-1])
-    return blocks + vocabulary * first + (last * first if tied else vocabulary * last), blocks
+def _per_width(block: nn.Module) -> tuple[int, int, int, int]:
+    """Weights of a block by what they grow with: nothing, and the stream's width before, between and after."""
+
+    def reads(paths: tuple[str, ...]) -> int:
+        return sum(block.get_submodule(path).out_features for path in paths)
+
+    def writes(path: str) -> int:
+        return block.get_submodule(path).in_features + (block.get_submodule(path).bias is not None)
+
+    before, between, after = reads(ATTENTION_READS), writes(ATTENTION_WRITES) + reads(MLP_READS), writes(MLP_WRITES)
+    width = block.input_layernorm.weight.numel()
+    norms = width + block.post_attention_layernorm.weight.numel()
+    fixed = sum(parameter.numel() for parameter in block.parameters()) - norms - width * (before + between + after)
+    return fixed, before, between, after
 
 
-def _of_block(block: nn.Module, before: int, between: int, after: int) -> int:
-    def reads(paths: tuple[str, ...], width: int) -> Iterator[int]:
-        for layer in map(block.get_submodule, paths):
-            yield layer.out_features * (width - layer.in_features)
+def _sizes_at(blocks: list[tuple[int, int, int, int]], wanted: list[int], tied: bool, vocabulary: int) -> Iterator[int]:
+    """As `_sizes`, of the model that slicing makes, without making it.
 
-    def writes(path: str, width: int) -> int:
-        layer = block.get_submodule(path)
-        return (layer.in_features + (layer.bias is not None)) * (width - layer.out_features)
-
-    norms = block.input_layernorm.weight.numel() + block.post_attention_layernorm.weight.numel()
-    changed = sum(reads(ATTENTION_READS, before)) + writes(ATTENTION_WRITES, between)
-    changed += sum(reads(MLP_READS, between)) + writes(MLP_WRITES, after)
-    shortcuts = before * between + between * after
-    return sum(parameter.numel() for parameter in block.parameters()) - norms + changed + shortcuts
+    Args:
+        blocks: `_per_width` of each block.
+        wanted: the stream's widths.
+        tied: whether the head is the embedding.
+        vocabulary: number of tokens.
+    """
+    of_blocks = 0
+    for i, (fixed, *each) in enumerate(blocks):
+        before, between, after = around = wanted[2 * i : 2 * i + 3]
+        of_blocks += fixed + sum(n * width for n, width in zip(each, around, strict=True))
+        of_blocks += between * (before + after)  # shortcuts
+    first, last = wanted[0], wanted[-1]
+    yield of_blocks + vocabulary * first + last * (first if tied else vocabulary)
+    yield of_blocks

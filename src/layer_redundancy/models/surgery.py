@@ -58,8 +58,8 @@ def _cut(model: nn.Module, removed: Iterable[int], restored: ExitStack) -> None:
     if gone := list(variants.removed_blocks(len(blocks), kept)):
         if not stack.architecture.blocks_can_go:
             raise StudyError(
-                f"no block of a {type(model).__name__} can be removed: each reads the residual stream in the basis that "
-                "the one before leaves it in"
+                f"no block of a {type(model).__name__} can be removed: each reads the residual stream in the basis in "
+                "which the one before leaves it"
             )
         model.removed_steps = [*steps, gone]
 

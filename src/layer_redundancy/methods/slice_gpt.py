@@ -45,9 +45,8 @@ TITLE = "SliceGPT"
 MULTIPLE = 8  # of which widths are multiples (round_interval of the public code)
 DAMPING = 0.01  # of the mean of the covariance's diagonal, added to it
 
-Basis = Callable[
-    [Tensor], Tensor
-]  # covariance (width, width) -> orthogonal matrix, its first columns are kept; float64
+# Of a covariance (width, width), an orthogonal matrix whose first columns are kept; float64.
+Basis = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class SliceGPT:
         tied = self.head == "tied"
         cut = "every place of the stream" if self.slice_head else "every place of the stream but the last (code)"
         signal = "outputs (paper)" if self.normalized else "inputs (code)"
-        head = "a head that is the embedding stays so, and reads it through a matrix of its own; " if tied else ""
+        head = "the head stays tied to the embedding, and reads it through a matrix of its own; " if tied else ""
         return Card(
             title=TITLE + ", tied" * tied,
             paper="Ashkboos et al. 2024, arXiv 2401.15024",
@@ -130,9 +129,7 @@ class SliceGPT:
     def _checked(self, model: nn.Module) -> nn.Module:
         model = applicable(model)
         if self.head == "tied" and not model.config.tie_word_embeddings:
-            raise NotApplicable(
-                f"{TITLE} with a tied head: the head of this {type(model).__name__} is not the embedding"
-            )
+            raise NotApplicable(f"{TITLE} with a tied head: this {type(model).__name__}'s head is not the embedding")
         return model
 
 

@@ -12,7 +12,7 @@ writes is loaded by nothing else.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -47,6 +47,11 @@ class SlicedConfig:
         residual_widths: widths of the residual stream: after the embedding, and then after each block's attention and
             after each block's MLP, 2 * num_hidden_layers + 1 in all; the original width everywhere where not given.
     """
+
+    model_type: ClassVar[str]
+    hidden_size: Any
+    num_hidden_layers: Any
+    residual_widths: Any
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[misc]
@@ -109,7 +114,7 @@ class SlicedBlock(nn.Module):
 
 
 @cache
-def sliced_class(block: type[nn.Module]) -> type[nn.Module]:
+def sliced_class(block: type) -> type:
     """The class of a family's blocks once they are sliced: still the family's, by which transformers knows blocks."""
     return type(f"Sliced{block.__name__}", (SlicedBlock, block), {})
 
@@ -154,7 +159,8 @@ class SlicedModel(nn.Module):
         widths, inner, vocabulary = config.residual_widths, self.model, config.vocab_size
         inner.embed_tokens = nn.Embedding(vocabulary, widths[0], inner.padding_idx)
         for i, block in enumerate(inner.layers):
-            block.__class__ = sliced_class(type(block))
+            kind: Any = type(block)
+            block.__class__ = sliced_class(kind)
             block.slice(*widths[2 * i : 2 * i + 3], config.hidden_size, config.rms_norm_eps)
         inner._no_split_modules = {type(block).__name__ for block in inner.layers}  # of several devices
         inner.norm = RootMeanSquare(config.hidden_size, config.rms_norm_eps)

@@ -17,8 +17,7 @@ the embedding's rows E P and reads them through a small matrix of its own: of
 
 the first columns of (E Q) are what is left of the embedding, and the middle matrix F = Q'^T G Q is cut likewise. The
 tensor that is shared is E P; F belongs to the head alone. Nothing is lost as long as nothing is cut. The last place has
-a basis of its own also where all of it is kept: cut in the embedding's basis, it would lose most of its length, by which
-the last norm divides.
+a basis of its own: cut in the embedding's, it would lose most of its length, by which the last norm divides.
 """
 
 from collections.abc import Callable, Iterator

@@ -12,7 +12,7 @@ writes is loaded by nothing else.
 """
 
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -48,7 +48,6 @@ class SlicedConfig:
             after each block's MLP, 2 * num_hidden_layers + 1 in all; the original width everywhere where not given.
     """
 
-    model_type: ClassVar[str]
     hidden_size: Any
     num_hidden_layers: Any
     residual_widths: Any
@@ -250,10 +249,11 @@ SLICED: dict[type[nn.Module], type[nn.Module]] = {
     Qwen2ForCausalLM: SlicedQwen2ForCausalLM,
     Qwen3ForCausalLM: SlicedQwen3ForCausalLM,
 }
-for _class, _config in zip(
-    SLICED.values(),
-    (SlicedLlamaConfig, SlicedMistralConfig, SlicedQwen2Config, SlicedQwen3Config),
-    strict=True,
+for _kind, _config, _class in (
+    ("sliced_llama", SlicedLlamaConfig, SlicedLlamaForCausalLM),
+    ("sliced_mistral", SlicedMistralConfig, SlicedMistralForCausalLM),
+    ("sliced_qwen2", SlicedQwen2Config, SlicedQwen2ForCausalLM),
+    ("sliced_qwen3", SlicedQwen3Config, SlicedQwen3ForCausalLM),
 ):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoConfig.register(_kind, _config, exist_ok=True)
     AutoModelForCausalLM.register(_config, _class, exist_ok=True)

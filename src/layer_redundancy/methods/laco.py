@@ -21,6 +21,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from layer_redundancy.core import flags
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.methods import blocks
@@ -72,6 +73,7 @@ def whole(num_blocks: int) -> State:
     return tuple(Merged(i, ((i, 1.0),)) for i in range(num_blocks))
 
 
+@flags.checked
 def merge(state: State, block: int, number: int, as_printed: bool) -> State:
     """A block of a merged model takes in the blocks after it.
 
@@ -93,6 +95,7 @@ def merge(state: State, block: int, number: int, as_printed: bool) -> State:
     return (*state[:block], Merged(base.base, weights), *state[block + 1 + len(taken) :])
 
 
+@flags.checked
 def collapse(
     num_blocks: int,
     similarity: Callable[[State], float],
@@ -130,6 +133,7 @@ def most_merged(num_blocks: int, loop: Loop) -> int:
     return num_blocks - len(collapse(num_blocks, lambda _: 1.0, 0.0, loop, True))
 
 
+@flags.checked
 def search(
     num_blocks: int, similarity: Callable[[State], float], loop: Loop, as_printed: bool, number: int
 ) -> tuple[State, float]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from layer_redundancy.core import flags
 from layer_redundancy.core.errors import NotApplicable
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.measures import activations, importance
@@ -26,6 +27,7 @@ from layer_redundancy.models.stack import DecoderStack, decoder_stack
 TITLE = "Prune&Comp"
 
 
+@flags.checked
 def factor(sums: ActivationSums, start: int, end: int, first_token: bool = False) -> float:
     """How much larger the residual stream is at one place than at another: mean_t ||X_end,t|| / mean_t ||X_start,t||.
 
@@ -57,8 +59,10 @@ def runs(removed: Iterable[int]) -> list[tuple[int, int]]:
 def check(stack: DecoderStack) -> None:
     """Raises NotApplicable where a factor of the residual stream cannot be folded into what adds to it."""
     blocks.pre_norm_blocks(stack, TITLE)
-    if len(stack.final) != 1 or "RMSNorm" not in type(stack.final[0]).__name__:
-        raise NotApplicable(f"{TITLE} cannot be used on {type(stack.model).__name__}: no RMSNorm follows its blocks")
+    if [name for module in stack.final for name, _ in module.named_parameters()] != ["weight"]:
+        raise NotApplicable(
+            f"{TITLE} cannot be used on {type(stack.model).__name__}: no norm that only has weights follows its blocks"
+        )
     if not isinstance(stack.model.get_input_embeddings(), nn.Embedding):
         raise NotApplicable(f"{TITLE} cannot be used on {type(stack.model).__name__}: its embedding is of another kind")
 
@@ -88,8 +92,10 @@ def scale(model: nn.Module, block: int, by: float) -> nn.Module:
                 blocks.change(parameter, blocks.double(parameter) * by)
     if head is embedding:
         norm = stack.final[0]
-        # Gemma's norms multiply by one plus their weight.
-        shift = 1.0 if "Gemma" in type(norm).__name__ else 0.0
+        # Some norms multiply by one plus their weight: seen on a state of length one a channel and of mean zero.
+        probe = torch.ones_like(norm.weight)
+        probe[1::2] = -1
+        shift = round((norm(probe[None, None])[0, 0] / probe - norm.weight).float().mean().item())
         blocks.change(norm.weight, (blocks.double(norm.weight) + shift) / by - shift)
     return model
 

@@ -28,6 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from layer_redundancy.core import flags
 from layer_redundancy.core.errors import NotApplicable
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.methods.method import Card, Plan
@@ -163,6 +164,7 @@ def width_of(share: float, width: int) -> int:
     return kept - kept % MULTIPLE
 
 
+@flags.checked
 def widths(width: int, blocks: int, kept: int, slice_head: bool) -> list[int]:
     """Widths of the stream: after the embedding, after each attention and each MLP; the last one where the head is."""
     return [kept] * (2 * blocks) + [kept if slice_head else width]
@@ -203,6 +205,7 @@ def principal_directions(covariance: Tensor) -> Tensor:
     return vectors * largest.sign()
 
 
+@flags.checked
 def fold_norms(model: nn.Module, head: bool = True) -> None:
     """Multiplies the norms' weights into the linear layers that read them (in place): the same logits, weights of one.
 
@@ -250,6 +253,7 @@ def write_to(layer: nn.Module, kept: Tensor) -> None:
     layer.out_features = kept.shape[1]
 
 
+@flags.checked
 @torch.no_grad()
 def sliced(
     model: nn.Module,

@@ -104,7 +104,7 @@ def _family(base_config: Any, base_model: Any) -> tuple[Any, Any]:
     name = base_model.__name__.removesuffix("ForCausalLM")
     for made, kind in ((Config, f"Uneven{name}Config"), (Model, f"Uneven{name}ForCausalLM")):
         made.__name__ = made.__qualname__ = kind
-    AutoConfig.register(Config.model_type, Config, exist_ok=True)
+    AutoConfig.register(f"uneven_{base_config.model_type}", Config, exist_ok=True)
     AutoModelForCausalLM.register(Config, Model, exist_ok=True)
     return Config, Model
 

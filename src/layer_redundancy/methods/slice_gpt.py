@@ -58,8 +58,8 @@ class SliceGPT:
     Attributes:
         head: what becomes of a head that is the embedding: "untied", as in the public code, or "tied" (see above).
         slice_head: whether the last place, which the head reads, is cut too. The public code does not by default.
-        normalized: whether directions are those of the norms' outputs, as the paper says, or of what goes into the
-            norms, as the public code does it.
+        normalized: whether directions are those of the norms' outputs, as summaries of the paper have it, or of what
+            goes into the norms, as the public code does it.
     """
 
     head: Literal["untied", "tied"] = "untied"
@@ -73,7 +73,7 @@ class SliceGPT:
         """Where it comes from."""
         tied = self.head == "tied"
         cut = "every place of the stream" if self.slice_head else "every place of the stream but the last (code)"
-        signal = "outputs (paper)" if self.normalized else "inputs (code)"
+        signal = "outputs (summaries of the paper)" if self.normalized else "inputs (code)"
         head = "the head stays tied to the embedding, and reads it through a matrix of its own; " if tied else ""
         return Card(
             title=TITLE + ", tied" * tied,
@@ -85,8 +85,9 @@ class SliceGPT:
                 "calibration text (code: 128 texts of 2048 tokens of WikiText-2)"
             ),
             code_differs=(
-                "the paper takes the principal directions of the norms' outputs, the code those of their inputs; the "
-                "code leaves the last place, which the head reads, whole unless it is asked to cut it; it takes 1e-5 "
+                "the code takes the principal directions of the norms' inputs, the paper, by summaries of it, those of "
+                "their outputs; the code leaves the last place, which the head reads, whole unless it is asked to cut "
+                "it; it takes 1e-5 "
                 "for every model's epsilon; it subtracts its mean from each row of the embedding, as a LayerNorm would "
                 "anyway and an RMSNorm does not"
             ),

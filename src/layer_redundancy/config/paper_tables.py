@@ -10,6 +10,7 @@ from layer_redundancy.core.paths import PAPER
 TABLES = (
     "table1", "table2", "table3", "table4", "text", "rwkv", "unreasonable_transitions", "unreasonable_settings",
     "reassessing_selections", "reassessing_recipes", "reassessing_cost", "why_lift_accuracy", "why_lift_size", "claims",
+    "rivals",
 )  # fmt: skip
 
 # Table 1 spells models without the hyphen that tables 2 and 4 print; one spelling makes the tables joinable.

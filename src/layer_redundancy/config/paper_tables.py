@@ -1,5 +1,7 @@
 """The numbers the ShortGPT paper (arXiv:2403.03853v1) reports, as data, and how measured numbers compare with them."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -43,6 +45,9 @@ _HUB_IDS = {
     "baichuan-inc/baichuan2-7b-base": "Baichuan-2-7B",
     "baichuan-inc/baichuan2-13b-base": "Baichuan-2-13B",
 }
+
+# Shares this close, in percent, may be of one removal: 7 of 32 blocks (21.9 %) are 21.0 % of the weights, or "20 %".
+_SAME_SHARE = 2.0
 
 
 def table(name: str) -> pd.DataFrame:
@@ -174,6 +179,62 @@ def share_removed() -> float:
     """The share of the blocks that the paper removes of a model of 32 blocks, 0 to 1, by the layers of its table 2."""
     layers = table("table2").set_index("setting")["layers"]
     return float(1 - layers["ShortGPT"] / layers["Baseline"])
+
+
+def sources_of_methods(share: float = 100 * 7 / 32) -> pd.DataFrame:
+    """What different sources measured of one method on Llama-2-7B at about the same share; first who disagree most.
+
+    Of each source and setting the number whose share is nearest to `share` is taken.
+
+    Args:
+        share: percent removed; by default that of 7 of 32 blocks, which most sources have.
+
+    Returns:
+        A row a method and metric, of table "rivals":
+
+        - method, metric
+        - sources: number of those who measured; a number that is copied counts for whom it is copied from
+        - least, most: of the values as printed
+        - ratio: greatest by smallest of value / dense, dense being the same source's; NaN without two such
+        - values: each with who measured it, what was removed, and the setting; " | " between them
+        - impossible: perplexities below one of the same method with less removed, at whatever shares; "" if none. Both
+          cannot be right of one method, one text and one setting. Shares of width are compared with each other alone.
+
+        The rows of "dense" say how far settings alone lead apart (least, most); their ratio is 1.
+    """
+    rows = table("rivals")
+    rows["by"] = rows["copied_from"].fillna(rows["source"])
+    found = []
+    for (method, metric), part in rows.groupby(["method", "metric"], sort=False):
+        away = (part["share"] - share).abs()
+        near = part[away == away.groupby([part["by"], part["setting"]]).transform("min")]
+        times = (near["value"] / near["dense"]).dropna()
+        ratio = times.max() / times.min() if len(times) > 1 else np.nan
+        words = " | ".join(_in_words(row) for row in near.itertuples())
+        impossible = "; ".join(_impossible(part)) if metric.endswith("_perplexity") else ""
+        count = near["by"].nunique()
+        found.append((method, metric, count, near["value"].min(), near["value"].max(), ratio, words, impossible))
+    columns = ["method", "metric", "sources", "least", "most", "ratio", "values", "impossible"]
+    return pd.DataFrame(found, columns=columns).sort_values("ratio", ascending=False, kind="stable", ignore_index=True)
+
+
+def _in_words(row: Any) -> str:
+    """A row of "rivals" as "6.64 (SliceGPT paper, 0.20 of width: length 2048)"."""
+    of = f" of {row.of}" if row.of in ("weights", "width") else ""
+    trained = ", trained" if row.trained == "yes" else ""
+    return f"{row.value:g} ({row.by}, {row.removed}{of}{trained}: {row.setting})"
+
+
+def _impossible(part: pd.DataFrame) -> list[str]:
+    """Perplexities of one method below one with less removed: of each the greatest with less, of the nearest share."""
+    found = []
+    for low in part.itertuples():
+        less = part[(part["share"] < low.share - _SAME_SHARE) & ((part["of"] == "width") == (low.of == "width"))]
+        above = less[less["value"] > low.value].sort_values(["value", "share"])
+        if len(above):
+            high = above.iloc[-1]
+            found.append(f"{low.value:g} at {low.share:.0f} % is below {high['value']:g} at {high['share']:.0f} %")
+    return found
 
 
 def compare(measured: pd.DataFrame, reported: pd.DataFrame, on: list[str], value: str | list[str]) -> pd.DataFrame:

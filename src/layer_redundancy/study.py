@@ -41,6 +41,9 @@ from layer_redundancy.figures import saving, table_pictures
 from layer_redundancy.inputs import Inputs, first_blocks
 from layer_redundancy.measures import activations, greedy, importance, registry, selections
 from layer_redundancy.measures.activations import ActivationSums
+from layer_redundancy.methods import registry as methods
+from layer_redundancy.methods.making import Making
+from layer_redundancy.methods.method import Plan
 from layer_redundancy.models import checkpoints, loading, quantize, rotary, surgery
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
@@ -52,6 +55,7 @@ logger = logging.getLogger(__name__)
 ACTIVATIONS_VERSION = 1  # raise it when ActivationSums means something else
 SCORES_VERSION = 1  # raise it when a score from weights or gradients means something else
 TRAINING_VERSION = 1  # raise it when what is kept of a training means something else
+MAKING_VERSION = 1  # raise it when what it takes to make a model is counted in another way
 PRUNED_VERSION = 1  # raise it when a pruned checkpoint is written in another way
 OF_MODEL = ("model", "revision", "trust_remote_code")  # what of a profile says which model is studied
 
@@ -66,7 +70,8 @@ class Study:
         store: the results store.
         inputs: texts and tasks as tokens.
         figures: the folder of figures and tables.
-        healing: how the model is trained from another; None for one that is loaded as it is.
+        healing: how the model is trained from another; None for one that is not.
+        making: how a method makes the model smaller than another; None for one that is loaded as it is.
         calibration_blocks: the calibration text is the first so many blocks of the inputs'; None for all.
     """
 
@@ -76,6 +81,7 @@ class Study:
     inputs: Inputs
     figures: Path
     healing: Healing | None = None
+    making: Making | None = None
     calibration_blocks: int | None = None
 
     @classmethod
@@ -167,6 +173,9 @@ class Study:
         logger.info(f"loading {self.identity.name} ({self.identity.revision}), {self.profile.dtype}")
         if self.healing is not None:
             return decoder_stack(healing.build(self.healing))
+        if self.making is not None:
+            model, vars(self)["making_seconds"] = self.making.build()
+            return decoder_stack(model)
         return decoder_stack(loading.load(self.identity, self.profile.dtype, self.profile.device))
 
     def unload(self) -> None:
@@ -233,9 +242,9 @@ class Study:
         devices.use_threads(profile.threads)
         identity = self.identity if profile.dtype == self.profile.dtype else self._in_dtype(profile)
         healing = self.healing and replace(self.healing, device=profile.device)
-        return replace(
-            self, profile=profile, identity=identity, inputs=replace(self.inputs, profile=profile), healing=healing
-        )
+        making = self.making and replace(self.making, device=profile.device)
+        inputs = replace(self.inputs, profile=profile)
+        return replace(self, profile=profile, identity=identity, inputs=inputs, healing=healing, making=making)
 
     def _in_dtype(self, profile: Profile) -> ModelIdentity:
         """The identity of the same weights in a profile's dtype."""
@@ -311,7 +320,72 @@ class Study:
     def _of_checkpoint(self, folder: Path, name: str) -> "Study":
         """A study with the same texts, tasks and store for a model that was made from this one."""
         identity = checkpoints.identify(replace(self.profile, model=str(folder), revision=None))
-        return replace(self, identity=replace(identity, name=name), healing=None)
+        return replace(self, identity=replace(identity, name=name), healing=None, making=None)
+
+    def plans(self, method: str) -> list[Plan]:
+        """The sizes that a method reaches with this model, the whole model first; no weights are read.
+
+        Args:
+            method: a method of `methods.registry`.
+
+        Raises:
+            NotApplicable: it cannot be used on such a model; one line says why.
+            StudyError: unknown method.
+        """
+        found = methods.find(method)
+        with checkpoints.shapes(self.identity) as shapes:
+            return found.plans(shapes)
+
+    def made(self, method: str, plan: Plan, text: TokenBlocks | None = None) -> "Study":
+        """This study of what a method makes of the same model: the same texts, tasks and store.
+
+        It is made, in memory, when it is first measured; see `making_seconds` for what that took.
+
+        Args:
+            method: a method of `methods.registry`.
+            plan: one of `plans`.
+            text: calibration text; this study's if not given.
+
+        Raises:
+            StudyError: unknown method; a model that is not on disk.
+        """
+        self._check_on_disk("made smaller")
+        text = methods.find(method).reads(self.calibration if text is None else text)
+        making = Making(self.identity, self.profile.dtype, self.profile.device, method, plan, text)
+        return replace(self, identity=making.made_identity, making=making)
+
+    def making_seconds(self) -> float:
+        """How long it took a method to make this model, without loading; it is made now if that is not known."""
+        self._making()
+
+        def compute() -> Result:
+            assert len(self.stack) == self.num_blocks  # makes it, if it is not there
+            return Result({"seconds": vars(self)["making_seconds"]})
+
+        found = self.cached(
+            self.key("making_seconds", MAKING_VERSION), compute, lambda: Result({"seconds": 0.0}), self._making_work
+        )
+        return float(found.summary["seconds"])
+
+    def making_bytes(self) -> int:
+        """The most bytes of tensors held at once while a method makes this model, which is made once more for that."""
+        making = self._making()
+        found = self.cached(
+            self.key("making_bytes", MAKING_VERSION),
+            lambda: Result({"bytes": making.peak_bytes()}),
+            lambda: Result({"bytes": 0}),
+            self._making_work,
+        )
+        return int(found.summary["bytes"])
+
+    def _making(self) -> Making:
+        if self.making is None:
+            raise StudyError(f"{self.identity.name} was not made smaller here: ask the study that `made` gives")
+        return self.making
+
+    def _making_work(self) -> list[Work]:
+        made, num = self._making(), self._making().identity.num_hidden_layers
+        return [Pass(round(methods.find(made.method).passes(made.plan, num) * made.text.num_tokens * num))]
 
     def healed(self, removed: Sequence[int], recipe: Recipe, budget: TrainingBudget, seed: int = 0) -> "Study":
         """This study of what is left of the same model without some blocks, trained: the same texts, tasks and store.
@@ -341,14 +415,17 @@ class Study:
     def written(self) -> "Study":
         """This study of the same model as a checkpoint in the cache, where a trained one can be quantized.
 
+        One that a method made smaller can be trained there, and quantized if its blocks can.
+
         Raises:
             StudyError: as `surgery.export`.
         """
-        if self.healing is None:
+        if self.healing is None and self.making is None:
             return self
         settings = {"model": self.identity.fingerprint, "rules": PRUNED_VERSION}
+        kind = "made" if self.healing is None else "trained"
         folder = cache.made_once(
-            "trained", settings, lambda target: surgery.export(self.stack.model, self.tokenizer, [], target)
+            kind, settings, lambda target: surgery.export(self.stack.model, self.tokenizer, [], target)
         )
         return self._of_checkpoint(folder, self.identity.name)
 
@@ -358,7 +435,7 @@ class Study:
         return self.healing
 
     def _check_on_disk(self, what: str) -> None:
-        if self.healing is not None:
+        if self.healing is not None or self.making is not None:
             raise StudyError(f"{self.identity.name} cannot be {what} as it is: write it first (Study.written)")
 
     # ------------------------------------------------------------------------------------------------ work

@@ -175,7 +175,8 @@ def _rates(stack: DecoderStack, batch: Batch | RaggedBatch, seconds: Callable) -
     middle = len(stack) // 2
     block = throughput.block_seconds(stack, lambda: batch.run_block(middle, batch.start, {}), seconds)
     # A sequence that asks for every position, so that the head's share of scoring is what is timed.
-    states = batch.start[-1].flatten(0, 1)[: scoring.head_rows(stack)]
+    # The last block's output: a residual stream that was cut is wider there than at its start.
+    states = batch.run_block(len(stack) - 1, batch.start, {})[-1].flatten(0, 1)[: scoring.head_rows(stack)]
     rows = len(states)
     targets = scoring.Targets([ScoredSequence((0,) * rows, ((0,) * rows,))])
 

@@ -38,9 +38,17 @@ def plans(shapes: nn.Module, most: int | None = None, **settings: Any) -> list[P
     total = sum(p.numel() for p in shapes.parameters())  # each once: parameters() leaves out what is tied
     most = len(blocks) - 1 if most is None else most
     return [
-        Plan({"blocks": n, **settings}, n * next(iter(sizes)) / total, n / len(blocks))
+        Plan({"blocks": n, **settings}, n * next(iter(sizes)) / total, n / len(blocks), n)
         for n in range(min(most, len(blocks) - 1) + 1)
     ]
+
+
+class ReadsAll:
+    """A method that reads all of the calibration text."""
+
+    def reads(self, text: TokenBlocks) -> TokenBlocks:
+        """See `Method`."""
+        return text
 
 
 def number(plan: Plan, model: nn.Module) -> int:

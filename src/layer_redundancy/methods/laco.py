@@ -15,7 +15,7 @@ added up only for as long as a trial runs: no copies of the model.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -300,6 +300,14 @@ class LaCo:
         }
         return blocks.plans(shapes, most, **settings)
 
+    def reads(self, text: TokenBlocks) -> TokenBlocks:
+        """The beginnings of the first blocks, as many and as long as are compared."""
+        return replace(text, input_ids=text.input_ids[: self.texts, : self.tokens])
+
+    def passes(self, plan: Plan, num_blocks: int) -> float:
+        """See `Method`: a few trials a block."""
+        return 4.0 * num_blocks
+
     def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
         """See `Method`.
 
@@ -310,7 +318,7 @@ class LaCo:
         if not number:
             return model
         kind = LaCo(**{name: value for name, value in plan.settings.items() if name != "blocks"})
-        stack, ids = decoder_stack(model), blocks.calibration(text)[: kind.texts, : kind.tokens]
+        stack, ids = decoder_stack(model), blocks.calibration(kind.reads(text))
         found, threshold = search(len(stack), similarity_to(model, ids), kind.loop(len(stack)), kind.as_printed, number)
         logger.info(f"{kind.card.title} merges {number} of {len(stack)} blocks at a threshold of {threshold:g}")
         return merged(model, found)

@@ -10,7 +10,7 @@ B.1). The settings are those of its public code, horseee/LLM-Pruner at 128a07d: 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +129,14 @@ class LlmPruner:
         sizes = sizes_of(_plain(shapes), self.spared)
         return [_plan(sizes, groups, channels) for groups, channels in steps(sizes)]
 
+    def reads(self, text: TokenBlocks) -> TokenBlocks:
+        """The beginnings of the first blocks: TEXTS texts of TOKENS tokens, as the public code takes."""
+        return replace(text, input_ids=text.input_ids[:TEXTS, :TOKENS])
+
+    def passes(self, plan: Plan, num_blocks: int) -> float:
+        """A forward, and gradients of states and of weights."""
+        return 3.0
+
     def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
         """Removes the groups that matter least.
 
@@ -138,7 +146,7 @@ class LlmPruner:
 
         Args:
             model: the whole model, which is used up.
-            text: calibration text, all of which is used; the public code takes TEXTS texts of TOKENS tokens.
+            text: calibration text, of which it `reads` the beginning.
             plan: one of `plans`.
 
         Returns:
@@ -155,7 +163,7 @@ class LlmPruner:
         if not chosen["groups"] and not chosen["channels"]:
             return model
         pruned = range(chosen["first"], chosen["last"] + 1)
-        for index, found in importance(model, text.input_ids, pruned).items():
+        for index, found in importance(model, self.reads(text).input_ids, pruned).items():
             kept = without_least(found.groups, chosen["groups"]), without_least(found.channels, chosen["channels"])
             uneven.model.narrow(model.model.layers[index], *kept)
         return uneven.model.fitted(model)

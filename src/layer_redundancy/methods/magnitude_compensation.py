@@ -20,6 +20,7 @@ from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.measures import activations, importance
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.methods import blocks
+from layer_redundancy.methods.blocks import ReadsAll
 from layer_redundancy.methods.method import Card, Plan
 from layer_redundancy.models import surgery
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
@@ -112,7 +113,7 @@ CARD = Card(
 
 
 @dataclass(frozen=True)
-class MagnitudeCompensation:
+class MagnitudeCompensation(ReadsAll):
     """Removes the blocks of lowest Block Influence, and makes up for each gap by a factor.
 
     Attributes:
@@ -130,6 +131,10 @@ class MagnitudeCompensation:
         """See `Method`."""
         check(decoder_stack(shapes))
         return blocks.plans(shapes, iterative=self.iterative, first_token=self.first_token)
+
+    def passes(self, plan: Plan, num_blocks: int) -> float:
+        """See `Method`."""
+        return float(plan.blocks if plan.settings["iterative"] else 1)
 
     def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
         """See `Method`; as many passes over the text as blocks go, or one. Memory: as `activations.collect`."""

@@ -45,11 +45,13 @@ class Plan:
         settings: plain values that, with the model and the calibration text, decide the outcome; fit for JSON.
         removed: share of all weights that go, 0 to 1, weights that are tied counted once; negative where it grows.
         removed_of_blocks: share of the weights of the residual blocks.
+        blocks: residual blocks that go.
     """
 
     settings: Mapping[str, Any]
     removed: float
     removed_of_blocks: float
+    blocks: int = 0
 
 
 class Method(Protocol):
@@ -62,6 +64,12 @@ class Method(Protocol):
     @property
     def draws(self) -> bool:
         """Whether the outcome depends on which calibration text is drawn."""
+
+    def reads(self, text: TokenBlocks) -> TokenBlocks:
+        """The part of a calibration text that it reads, which with the model and the plan decides the outcome."""
+
+    def passes(self, plan: Plan, num_blocks: int) -> float:
+        """About how much work a plan is, in forwards of the whole model over what `reads` gives."""
 
     def plans(self, shapes: nn.Module) -> list[Plan]:
         """All sizes that it can reach, the whole model first.
@@ -78,7 +86,7 @@ class Method(Protocol):
 
         Args:
             model: the whole model, which is used up; its dtype is that of what comes out.
-            text: calibration text, of the calibration split.
+            text: calibration text, of the calibration split; what `reads` gives of it counts.
             plan: one of `plans`.
 
         Returns:

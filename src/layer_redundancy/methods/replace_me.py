@@ -22,7 +22,7 @@ from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.measures import activations, importance
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.methods import blocks
-from layer_redundancy.methods.blocks import PreNormBlock
+from layer_redundancy.methods.blocks import PreNormBlock, ReadsAll
 from layer_redundancy.methods.method import Card, Plan
 from layer_redundancy.models import surgery
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
@@ -378,7 +378,7 @@ CARD = Card(
 
 
 @dataclass(frozen=True)
-class ReplaceMe:
+class ReplaceMe(ReadsAll):
     """Replaces the run of n blocks whose output is nearest to its input by the linear map of least squares.
 
     Attributes:
@@ -395,6 +395,10 @@ class ReplaceMe:
         """See `Method`."""
         blocks.pre_norm_blocks(decoder_stack(shapes), TITLE)
         return blocks.plans(shapes, distance=self.distance, ridge=self.ridge)
+
+    def passes(self, plan: Plan, num_blocks: int) -> float:
+        """See `Method`."""
+        return 2.0
 
     def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
         """See `Method`; two passes over the text. Memory: as `collect` for one run.

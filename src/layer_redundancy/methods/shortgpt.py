@@ -12,6 +12,7 @@ from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate.trie import depth_first, trie
 from layer_redundancy.measures import activations, greedy, importance
 from layer_redundancy.methods import blocks
+from layer_redundancy.methods.blocks import ReadsAll
 from layer_redundancy.methods.method import Card, Plan
 from layer_redundancy.models import surgery
 from layer_redundancy.models.stack import BlockCalls, DecoderStack, decoder_stack
@@ -28,7 +29,7 @@ SHORTGPT_CARD = Card(
 
 
 @dataclass(frozen=True)
-class ShortGPT:
+class ShortGPT(ReadsAll):
     """Removes the blocks of lowest Block Influence, all scored once on the whole model (Men et al. 2024, eq. 2)."""
 
     draws: bool = True
@@ -37,6 +38,10 @@ class ShortGPT:
     def plans(self, shapes: nn.Module) -> list[Plan]:
         """See `Method`."""
         return blocks.plans(shapes)
+
+    def passes(self, plan: Plan, num_blocks: int) -> float:
+        """See `Method`."""
+        return 1.0
 
     def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
         """See `Method`; memory: the model and all residual states of one batch of about 2048 tokens."""
@@ -61,7 +66,7 @@ SLEB_CARD = Card(
 
 
 @dataclass(frozen=True)
-class SLEB:
+class SLEB(ReadsAll):
     """Removes, again and again, the block whose removal costs the least loss on calibration text (Song et al. 2024).
 
     Attributes:
@@ -76,6 +81,10 @@ class SLEB:
         """See `Method`."""
         most = max(0, len(decoder_stack(shapes)) - 2) if self.keep_ends else None
         return blocks.plans(shapes, most, keep_ends=self.keep_ends)
+
+    def passes(self, plan: Plan, num_blocks: int) -> float:
+        """See `Method`; of n blocks that are left, n are tried, of each of which half runs anew."""
+        return sum((num_blocks - gone) ** 2 for gone in range(plan.blocks)) / (2 * num_blocks)
 
     def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
         """See `Method`.

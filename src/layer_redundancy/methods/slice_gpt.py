@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from layer_redundancy.core import flags
 from layer_redundancy.core.errors import NotApplicable
 from layer_redundancy.data.corpora import TokenBlocks
+from layer_redundancy.methods.blocks import ReadsAll
 from layer_redundancy.methods.method import Card, Plan
 from layer_redundancy.models.baichuan import model as baichuan
 from layer_redundancy.models.sliced.model import (
@@ -52,7 +53,7 @@ Basis = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class SliceGPT:
+class SliceGPT(ReadsAll):
     """Slicing of the residual stream, the same width everywhere.
 
     Attributes:
@@ -113,6 +114,10 @@ class SliceGPT:
             settings = {"width": kept, "head": self.head, "slice_head": self.slice_head, "normalized": self.normalized}
             found.append(Plan(settings, 1 - all_after / all_before, 1 - blocks_after / blocks_before))
         return found
+
+    def passes(self, plan: Plan, num_blocks: int) -> float:
+        """See `Method`: as for two passes, since sums of products of states cost about as much as a block."""
+        return 2.0
 
     def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
         """Slices a model; as `Method.apply`.

@@ -303,16 +303,17 @@ class DryStudy(Study):
         return self._made(f"{self.identity.name} without {len(removed)} blocks", key, len(kept))
 
     def written(self) -> "DryStudy":
-        if self.healing is None:
-            return self
-        self.training()  # done when it is written
-        return replace(self, healing=None)
+        if self.making is not None:
+            self.making_seconds()
+        if self.healing is not None:
+            self.training()  # done when it is written
+        return replace(self, healing=None, making=None)
 
     def _made(self, name: str, key: Key, blocks: int) -> "DryStudy":
         """A study of a model that is made of this one."""
         fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()
         identity = replace(self.identity, name=name, fingerprint=fingerprint, num_hidden_layers=blocks)
-        return replace(self, identity=identity, healing=None)
+        return replace(self, identity=identity, healing=None, making=None)
 
     # ------------------------------------------------------------------------------------------------ work
 

@@ -73,6 +73,7 @@ class Study:
         healing: how the model is trained from another; None for one that is not.
         making: how a method makes the model smaller than another; None for one that is loaded as it is.
         calibration_blocks: the calibration text is the first so many blocks of the inputs'; None for all.
+        calibration_text: the calibration text, in the place of the inputs'; None for theirs.
     """
 
     profile: Profile
@@ -83,6 +84,7 @@ class Study:
     healing: Healing | None = None
     making: Making | None = None
     calibration_blocks: int | None = None
+    calibration_text: TokenBlocks | None = None
 
     @classmethod
     @flags.checked
@@ -197,7 +199,7 @@ class Study:
     @cached_property
     def calibration(self) -> TokenBlocks:
         """Text from which importance is measured."""
-        text = self.inputs.calibration
+        text = self.calibration_text or self.inputs.calibration
         return text if self.calibration_blocks is None else first_blocks(text, self.calibration_blocks)
 
     @property
@@ -263,6 +265,16 @@ class Study:
         """
         given = {name: value for name, value in changes.items() if value is not None}
         return self.with_profile(budgets=self.profile.with_budget(experiment, **given).budgets) if given else self
+
+    def with_calibration(self, text: TokenBlocks) -> "Study":
+        """This study of the same model with another calibration text, of the calibration split.
+
+        Raises:
+            StudyError: evaluation text.
+        """
+        if text.split != "calibration":
+            raise StudyError(f"{text.corpus}: evaluation text is for judging, and no calibration text")
+        return replace(self, calibration_text=text)
 
     def quantization_texts(self, most: int) -> list[TokenBlocks]:
         """Calibration texts for GPTQ that have no block in common, each as long as the profile says.

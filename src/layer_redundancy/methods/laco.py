@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.methods import blocks
 from layer_redundancy.methods.method import Card, Plan
 from layer_redundancy.models import surgery
-from layer_redundancy.models.stack import decoder_stack
+from layer_redundancy.models.stack import DecoderStack, decoder_stack
 
 logger = logging.getLogger(__name__)
 
@@ -214,28 +215,49 @@ def merged(model: nn.Module, state: State) -> nn.Module:
 @torch.no_grad()
 def last_hidden(model: nn.Module, input_ids: Tensor) -> Tensor:
     """What the head gets, after the final norm; int64 (texts, length) -> (texts, length * d) float64."""
+    return _flat(decoder_stack(model), _states(model, input_ids)[-1])
+
+
+def _states(model: nn.Module, input_ids: Tensor) -> list[Tensor]:
+    """The residual stream before each block and after the last."""
     stack = decoder_stack(model)
     hidden, calls = stack.start(input_ids)
+    states = [hidden]
     for index in range(len(stack)):
-        hidden = stack.run_block(index, hidden, calls)
+        states.append(stack.run_block(index, states[-1], calls))
+    return states
+
+
+def _flat(stack: DecoderStack, hidden: Tensor) -> Tensor:
     for module in stack.final:
         hidden = module(hidden)
     return blocks.double(hidden).flatten(1)
 
 
+@torch.no_grad()
 def similarity_to(model: nn.Module, input_ids: Tensor) -> Callable[[State], float]:
     """Compares merged models with a whole one, by the mean over texts of the cosine of their flattened last states.
+
+    A merged model is the whole one up to its first merged block, and runs from there on. Memory: the residual stream of
+    the texts before each block.
 
     Args:
         model: the whole model, which is as it was after each comparison; each merged one is compared once.
         input_ids: int64 (texts, length), no padding.
     """
-    wanted = last_hidden(model, input_ids)
+    states = _states(model, input_ids)
+    wanted = _flat(decoder_stack(model), states[-1])
 
     @cache
+    @torch.no_grad()
     def similarity(state: State) -> float:
+        alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(state, whole(len(state)), strict=True)))
         with merged_for_a_while(model, state):
-            return torch.cosine_similarity(last_hidden(model, input_ids), wanted, dim=-1).mean().item()
+            stack, hidden = decoder_stack(model), states[alike]
+            _, calls = stack.start(input_ids)
+            for index in range(alike, len(stack)):
+                hidden = stack.run_block(index, hidden, calls)
+            return torch.cosine_similarity(_flat(stack, hidden), wanted, dim=-1).mean().item()
 
     return similarity
 

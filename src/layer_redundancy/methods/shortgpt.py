@@ -71,20 +71,24 @@ class SLEB(ReadsAll):
 
     Attributes:
         keep_ends: never remove the first and the last block, as the public code does by default.
+        shortlist: share of the blocks that are left that are tried at a step; see `greedy.removal_order`.
     """
 
     keep_ends: bool = False
+    shortlist: float = 1.0
     draws: bool = True
     card: Card = SLEB_CARD
 
     def plans(self, shapes: nn.Module) -> list[Plan]:
         """See `Method`."""
         most = max(0, len(decoder_stack(shapes)) - 2) if self.keep_ends else None
-        return blocks.plans(shapes, most, keep_ends=self.keep_ends)
+        return blocks.plans(shapes, most, keep_ends=self.keep_ends, shortlist=self.shortlist)
 
     def passes(self, plan: Plan, num_blocks: int) -> float:
-        """See `Method`; of n blocks that are left, n are tried, of each of which half runs anew."""
-        return sum((num_blocks - gone) ** 2 for gone in range(plan.blocks)) / (2 * num_blocks)
+        """See `Method`; a model of n blocks runs half of them anew, if its neighbours are tried too."""
+        left = [num_blocks - gone for gone in range(plan.blocks)]
+        tried = [n * (plan.settings["shortlist"] if gone else 1.0) for gone, n in enumerate(left)]
+        return sum(n * count for n, count in zip(left, tried, strict=True)) / (2 * num_blocks)
 
     def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
         """See `Method`.
@@ -103,7 +107,7 @@ class SLEB(ReadsAll):
             found = dict(zip(whole, losses(stack, text, whole), strict=True))
             return [found.get(variant, float("inf")) for variant in tried]
 
-        order = greedy.removal_order(len(stack), cost, steps=removed)
+        order = greedy.removal_order(len(stack), cost, plan.settings["shortlist"], steps=removed)
         return surgery.cut(model, order[:removed].tolist())
 
 

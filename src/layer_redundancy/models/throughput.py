@@ -4,11 +4,12 @@ On a GPU, few tokens leave it idle and many only take memory; from some number o
 depends on the model's width and on the device, so it is looked for with the model in memory, in a second or two.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layer_redundancy.core import devices
 from layer_redundancy.models.compiled import CompiledStack
@@ -19,6 +20,13 @@ LENGTH = 512  # tokens of the sequences that are timed
 ENOUGH = 0.97  # share of the best rate: the smallest number of tokens that reaches it is taken
 
 _found: WeakKeyDictionary[nn.Module, dict[bool, int]] = WeakKeyDictionary()  # by whether its blocks are compiled
+
+
+class Rates(NamedTuple):
+    """Tokens a second that a model reads, and that it writes, those of all texts of a batch together."""
+
+    reading: float
+    writing: float
 
 
 def block_seconds(stack: DecoderStack, call: Callable[[], object], seconds: Callable = devices.seconds) -> float:
@@ -77,3 +85,41 @@ def batch_tokens(stack: DecoderStack, asked: int | None = None) -> int:
         best = max(measured.values(), default=0.0)
         found[compiled] = next((n for n, rate in measured.items() if rate >= ENOUGH * best), FEWEST)
     return found[compiled]
+
+
+def tokens_a_second(models: Sequence[nn.Module], input_ids: Tensor, new_tokens: int, rounds: int = 3) -> list[Rates]:
+    """How fast some models read texts and write, as they really run; in turns, so that all share what else goes on.
+
+    Args:
+        models: transformers models on the same device.
+        input_ids: int64 (texts, tokens) that each reads whole, and of whose first half each writes on.
+        new_tokens: tokens that each writes a text, greedily and with its cache.
+        rounds: turns, of which the fastest counts.
+
+    Returns:
+        For each model tokens read and tokens written a second.
+    """
+    from transformers import GenerationConfig
+
+    prompts = input_ids[:, : max(1, input_ids.shape[1] // 2)]
+    settings = GenerationConfig(
+        do_sample=False, use_cache=True, max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0
+    )
+    best = [[float("inf"), float("inf")] for _ in models]
+    for _ in range(rounds + 1):  # the first makes things ready, and may count all the same
+        for model, times in zip(models, best, strict=True):
+            device = model.get_input_embeddings().weight.device
+            ids, begun = input_ids.to(device), prompts.to(device)
+
+            def write(model: nn.Module = model, begun: Tensor = begun) -> object:
+                mask = torch.ones_like(begun)
+                return model.generate(begun, attention_mask=mask, generation_config=settings)
+
+            def read(model: nn.Module = model, ids: Tensor = ids) -> object:
+                with torch.no_grad():
+                    return model(input_ids=ids, use_cache=False, logits_to_keep=1)
+
+            for place, call in enumerate((read, write)):
+                times[place] = min(times[place], devices.seconds(call, device, at_least=0.0))
+    written = new_tokens * len(input_ids)
+    return [Rates(input_ids.numel() / reading, written / writing) for reading, writing in best]

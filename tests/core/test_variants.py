@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +45,38 @@ def test_variants_with_heads_have_names_of_their_own():
     assert variants.removed_blocks(4, variant) == ()
     assert variants.describe(4, variant) == "without head 1 of block 2"
     assert variants.describe(4, (0, 3)) == "without blocks [1, 2]" and variants.describe(2, (0, 1)) == "dense"
+
+
+def test_variants_with_changed_blocks_have_names_of_their_own():
+    one, other = variants.Changed(2, "0123456789abcdef"), variants.Changed(2, "f123456789abcdef")
+    variant = (0, one, 3)
+    assert variants.name(variant) == "0,2~0123456789abcdef,3" != variants.name((0, other, 3))
+    assert variants.removed_blocks(5, variant) == (1, 4)
+    assert variants.describe(5, variant) == "without blocks [1, 4], block 2 changed"
+    again = variants.Changed(np.int64(2), one.key)
+    assert variants.plan(5, [variant, [0, again, 3], (0, 2, 3), (0, other, 3)]) == [
+        variant,
+        (0, 2, 3),
+        (0, other, 3),
+    ]
+    assert variants.changes_of([variant, (0, 2), (one, (3, 1)), (other,)]) == [one, other]
+
+
+@pytest.mark.parametrize(
+    "variant, message",
+    [
+        ((0, variants.Changed(5, "0" * 16)), "block 5 is out of range in"),
+        ((2, variants.Changed(2, "0" * 16)), "must ascend, each named once"),
+        ((variants.Changed(2, "0" * 16), variants.Changed(2, "1" * 16)), "must ascend, each named once"),
+        ((0, variants.Changed(2, "0,1")), "must be 16 hexadecimal digits"),
+        ((0, variants.Changed(2, 16)), "must be 16 hexadecimal digits"),
+        ((0, variants.Changed("2", "0" * 16)), "a changed block must be a whole number"),
+    ],
+)
+def test_impossible_changes_are_one_line(variant, message):
+    with pytest.raises(StudyError, match=message) as refused:
+        variants.checked(5, variant)
+    assert "\n" not in str(refused.value)
 
 
 def test_many_heads():

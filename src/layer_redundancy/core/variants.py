@@ -1,6 +1,8 @@
-"""What is kept: a variant is the tuple of a model's blocks that run, in order; a block may lack some heads."""
+"""What is kept: a variant is the tuple of a model's blocks that run, in order; one may lack heads, or be changed."""
 
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,8 +10,37 @@ import numpy as np
 from layer_redundancy.core.arguments import is_whole, listed, plain, shown, whole
 from layer_redundancy.core.errors import StudyError
 
-Element = int | tuple[int, ...]  # a block, or (block, head, ...): the block without those query heads
+KEY_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A block that runs with a change, which `evaluate.changes` makes.
+
+    Attributes:
+        block: index of the block.
+        key: 16 hexadecimal digits, a hash of all that decides what the change is; the store tells changes apart by it.
+    """
+
+    block: int
+    key: str
+
+
+Unchanged = int | tuple[int, ...]  # a block, or (block, head, ...): the block without those query heads
+Element = Unchanged | Changed
 Variant = tuple[Element, ...]
+
+
+def block_of(element: Element) -> int:
+    """The block that an element of a variant is."""
+    if isinstance(element, Changed):
+        return element.block
+    return element[0] if isinstance(element, tuple) else element
+
+
+def changes_of(variants: Iterable[Variant]) -> list[Changed]:
+    """The changed blocks of some variants, each once."""
+    return list(dict.fromkeys(e for variant in variants for e in variant if isinstance(e, Changed)))
 
 
 # ------------------------------------------------------------------------------------------------ as a user names them
@@ -36,7 +67,7 @@ def checked(num_blocks: int, variant: Iterable[Any]) -> Variant:
     found = tuple(_element(element) for element in listed(variant, "a variant", "(0, 1, 3)"))
     if not found:
         raise StudyError("a variant without blocks is to be measured: keep at least one")
-    blocks = [element[0] if isinstance(element, tuple) else element for element in found]
+    blocks = list(map(block_of, found))
     for block in blocks:
         if not 0 <= block < num_blocks:
             raise StudyError(
@@ -60,7 +91,11 @@ def plan(num_blocks: int, variants: Iterable[Any]) -> list[Variant]:
 
 
 def _element(element: Any) -> Element:
-    """A block, or a block with the heads that it lacks."""
+    """A block, a block with the heads that it lacks, or a changed one."""
+    if isinstance(element, Changed):
+        if not isinstance(element.key, str) or not re.fullmatch(f"[0-9a-f]{{{KEY_DIGITS}}}", element.key):
+            raise StudyError(f"the key of {shown(element)} must be {KEY_DIGITS} hexadecimal digits")
+        return Changed(whole(element.block, "a changed block"), element.key)
     element = plain(element)
     if is_whole(element):
         return int(element)
@@ -113,20 +148,30 @@ def without(num_blocks: int, removed: Iterable[int]) -> tuple[int, ...]:
 
 def removed_blocks(num_blocks: int, variant: Variant) -> tuple[int, ...]:
     """The blocks of the dense model that a variant lacks altogether, ascending."""
-    run = {element[0] if isinstance(element, tuple) else element for element in variant}
-    return tuple(sorted(set(range(num_blocks)) - run))
+    return tuple(sorted(set(range(num_blocks)) - set(map(block_of, variant))))
 
 
 def name(variant: Variant) -> str:
-    """A variant as text, for the store: blocks separated by commas, "7-2-5" for block 7 without heads 2 and 5."""
-    return ",".join("-".join(map(str, e)) if isinstance(e, tuple) else str(e) for e in variant)
+    """A variant as text, for the store: blocks separated by commas.
+
+    "7-2-5" is block 7 without heads 2 and 5, "9~0123456789abcdef" block 9 with the change of that key.
+    """
+    return ",".join(map(_name, variant))
+
+
+def _name(element: Element) -> str:
+    if isinstance(element, Changed):
+        return f"{element.block}~{element.key}"
+    return "-".join(map(str, element)) if isinstance(element, tuple) else str(element)
 
 
 def describe(num_blocks: int, variant: Variant) -> str:
-    """A variant in a message: what it lacks."""
-    heads = [f"head {head} of block {e[0]}" for e in variant if isinstance(e, tuple) for head in e[1:]]
+    """A variant in a message: what it lacks, and which of its blocks are changed."""
     blocks = list(removed_blocks(num_blocks, variant))
-    return ", ".join(([f"without blocks {blocks}"] if blocks else []) + [f"without {h}" for h in heads]) or "dense"
+    said = [f"without blocks {blocks}"] if blocks else []
+    said += [f"without head {head} of block {e[0]}" for e in variant if isinstance(e, tuple) for head in e[1:]]
+    said += [f"block {e.block} changed" for e in variant if isinstance(e, Changed)]
+    return ", ".join(said) or "dense"
 
 
 def without_heads(num_blocks: int, heads: Iterable[tuple[int, int]]) -> Variant:

@@ -10,7 +10,7 @@ from torch import Tensor, cat, tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from layer_redundancy.core import devices, flags
-from layer_redundancy.core.variants import Element
+from layer_redundancy.core.variants import Unchanged
 from layer_redundancy.evaluate import scoring
 from layer_redundancy.evaluate.prefixes import shared_prefixes
 from layer_redundancy.evaluate.scoring import ScoredSequence
@@ -202,7 +202,7 @@ class Batch:
             return [list(range(len(lengths)))] if lengths else []
         return forwards(lengths, batch_tokens, self.stack.architecture.masks_padding)
 
-    def run_block(self, element: Element, states: tuple[Tensor, ...], shared: dict) -> tuple[Tensor, ...]:
+    def run_block(self, element: Unchanged, states: tuple[Tensor, ...], shared: dict) -> tuple[Tensor, ...]:
         """A block, or a block without some of its heads, on the prefixes and on what follows them.
 
         Args:

@@ -9,6 +9,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from layer_redundancy.core.store import Outputs
 from layer_redundancy.core.variants import Variant, removed_blocks
+from layer_redundancy.evaluate import changes as of_blocks
+from layer_redundancy.evaluate.changes import Prepare
 from layer_redundancy.evaluate.scoring import ScoredSequence
 from layer_redundancy.models import surgery
 from layer_redundancy.models.checks import sharing
@@ -16,14 +18,19 @@ from layer_redundancy.models.stack import DecoderStack
 
 
 @contextmanager
-def applied(stack: DecoderStack, variant: Variant) -> Iterator[nn.Module]:
-    """The model as the variant: blocks taken out, heads silenced; put back on exit and on error.
+def applied(stack: DecoderStack, variant: Variant, changes: Prepare | None = None) -> Iterator[nn.Module]:
+    """The model as the variant: blocks taken out, heads silenced, blocks changed; put back on exit and on error.
 
     Raises:
-        StudyError: as `surgery.without_layers` and `surgery.without_head`.
+        StudyError: as `surgery.without_layers`, `surgery.without_head` and `changes`.
     """
     removed = removed_blocks(len(stack), variant)
+    changed = of_blocks.needed([variant], changes)
     with ExitStack() as undo:
+        if changes is not None and changed:
+            apply = changes(stack, changed)
+            for one in changed:
+                undo.enter_context(apply(one))
         for element in variant:  # heads first: they are named by the dense model's blocks
             if isinstance(element, tuple):
                 for head in element[1:]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, tensor
 
-from layer_redundancy.core.variants import Element
+from layer_redundancy.core.variants import Unchanged
 from layer_redundancy.evaluate.batches import Batch, forwards
 from layer_redundancy.evaluate.scoring import ScoredSequence
 from layer_redundancy.models import checks
@@ -35,7 +35,7 @@ class RaggedBatch:
         self.start = (self._ragged.start,)
         self.in_order = list(range(len(sequences)))
 
-    def run_block(self, element: Element, states: tuple[Tensor, ...], shared: dict) -> tuple[Tensor, ...]:
+    def run_block(self, element: Unchanged, states: tuple[Tensor, ...], shared: dict) -> tuple[Tensor, ...]:
         """As `Batch.run_block`."""
         block, *heads = element if isinstance(element, tuple) else (element,)
         (hidden,) = states

@@ -25,8 +25,10 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Outputs, Producer, Result, Store, settings_text
 from layer_redundancy.core.variants import Element, Variant, describe, name
 from layer_redundancy.core.waiting import Wait
+from layer_redundancy.evaluate import changes as of_blocks
 from layer_redundancy.evaluate import gaps, scoring, sweep_estimate
 from layer_redundancy.evaluate.batches import ArrangedSequences, arrange
+from layer_redundancy.evaluate.changes import Apply, Prepare
 from layer_redundancy.evaluate.prefixes import shared_prefixes
 from layer_redundancy.evaluate.ragged_batches import batch_of
 from layer_redundancy.evaluate.scoring import Measurement
@@ -126,7 +128,7 @@ def _corrections(identity: ModelIdentity, variant: Variant, measurement: Measure
     return corrected
 
 
-# Eight parameters: what is measured of what, where from, where to, and three settings that most callers leave alone.
+# Nine parameters: what is measured of what, where from, where to, and four settings that most callers leave alone.
 @flags.checked
 def run(
     identity: ModelIdentity,
@@ -137,6 +139,7 @@ def run(
     batch_tokens: int | None = 2048,
     progress: bool = True,
     compiled: bool | None = None,
+    changes: Prepare | None = None,
 ) -> dict[str, dict[Variant, Result]]:
     """Measures every variant, taking what the store has and storing the rest.
 
@@ -159,13 +162,14 @@ def run(
         progress: log the estimate, and draw a progress bar with the time left, in block-tokens.
         compiled: run compiled blocks (`models.compiled`); None for a measurement to go on as it was begun, and else
             where it pays. Results of the two are kept apart.
+        changes: makes the changes of variants that have changed blocks; called only if such a variant lacks something.
 
     Returns:
         measurement name -> variant -> result.
 
     Raises:
-        StudyError: a variant that the model does not have, as `distinct`; NaN logits, memory too small for a single
-            sequence, a full disk. What was finished is in the store.
+        StudyError: a variant that the model does not have, as `distinct` and `changes`; NaN logits, memory too small
+            for a single sequence, a full disk. What was finished is in the store.
     """
     variants, measurements = named.plan(identity.num_hidden_layers, variants), distinct(measurements)
     results: dict[str, dict[Variant, Result]] = {}
@@ -180,8 +184,10 @@ def run(
         if one.keys:
             lacking.append(one)
     if lacking:
+        changed = of_blocks.needed((v for one in lacking for v in one.keys), changes)
         store.tell_what_is_not_kept()
         stack = get_stack()
+        apply = changes(stack, changed) if changes is not None and changed else None
         shared = sharing(stack.model)
         parts: dict[bool, list[tuple[_Lacking, ArrangedSequences]]] = {False: [], True: []}
         for one in lacking:
@@ -200,7 +206,7 @@ def run(
                 if way:
                     logger.info("blocks are compiled, which takes some seconds for each kind of them")
                 run_by = compiled_blocks.compiled(stack) if way else stack
-                for which, of_variants in _run(identity, run_by, part, store, batch_tokens, progress).items():
+                for which, of_variants in _run(identity, run_by, part, store, batch_tokens, progress, apply).items():
                     results[which] = {v: (results[which] | of_variants)[v] for v in variants}
     return results
 
@@ -250,10 +256,11 @@ def _run(
     store: Store,
     batch_tokens: int | None,
     progress: bool,
+    apply: Apply | None,
 ) -> dict[str, dict[Variant, Result]]:
-    """Measures what the store lacks, and stores it; arguments and errors as `run`."""
+    """Measures what the store lacks, and stores it; arguments and errors as `run`, and `apply` as in `_Shared`."""
     batch_tokens = throughput.batch_tokens(stack, batch_tokens)
-    common = _Shared(identity, stack, store, batch_tokens)
+    common = _Shared(identity, stack, store, batch_tokens, apply)
     runs = [_MeasurementRun(common, one, arranged) for one, arranged in lacking]
     expected = None
     if progress:
@@ -289,12 +296,14 @@ class _Shared:
         stack: the model taken apart.
         store: where outputs and results go.
         batch_tokens: tokens a forward may hold.
+        apply: changes blocks; None where no variant has changed ones.
     """
 
     identity: ModelIdentity
     stack: DecoderStack
     store: Store
     batch_tokens: int
+    apply: Apply | None
 
 
 @lru_cache(maxsize=16)
@@ -462,7 +471,8 @@ class _BatchRun:
         due = time.monotonic() - self._kept > KEEP_SECONDS
         if due:
             self._score()
-        out = self._batch.run_block(element, states, shared)
+        with of_blocks.running(element, self._measuring.shared.apply) as block:
+            out = self._batch.run_block(block, states, shared)
         self._measuring.bar.update(self._batch.num_tokens)
         if due:  # only now, so that a GPU has the block to run while the store is written
             self._keep()

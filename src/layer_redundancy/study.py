@@ -30,11 +30,12 @@ from layer_redundancy.core import cache, devices, flags, log, paths, stats, vari
 from layer_redundancy.core.arguments import LARGEST_SEED, shown, whole
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store, settings_text
-from layer_redundancy.core.variants import Variant
+from layer_redundancy.core.variants import Changed, Variant
 from layer_redundancy.core.wording import counted
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate import generate, generative_tasks, plain_forwards, sweep
 from layer_redundancy.evaluate.amounts import Pass, Quantization, Training, Work, Writing
+from layer_redundancy.evaluate.changes import Apply, Changes
 from layer_redundancy.evaluate.generate import PromptLengths
 from layer_redundancy.evaluate.scoring import ChoiceTask, Passages, Perplexity, WrittenAnswers
 from layer_redundancy.figures import saving, table_pictures
@@ -42,6 +43,7 @@ from layer_redundancy.inputs import Inputs, first_blocks
 from layer_redundancy.measures import activations, greedy, importance, registry, selections
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.methods import registry as methods
+from layer_redundancy.methods.in_sweeps import GapFactors, RunMaps
 from layer_redundancy.methods.making import Making
 from layer_redundancy.methods.method import Plan
 from layer_redundancy.models import checkpoints, loading, quantize, rotary, surgery
@@ -600,6 +602,7 @@ class Study:
         chosen: Sequence[Variant],
         measurements: Sequence[Perplexity | Passages | ChoiceTask | WrittenAnswers] | None = None,
         progress: bool = True,
+        changes: Changes | None = None,
     ) -> dict[str, dict[Variant, Result]]:
         """Measures variants: measurement name -> variant -> result, of tasks with `gold_share`.
 
@@ -607,6 +610,7 @@ class Study:
             chosen: the variants.
             measurements: what to measure on each; perplexity and the profile's tasks if not given.
             progress: print what will be done, and draw a progress bar.
+            changes: what variants with changed blocks are from: `run_maps` or `gap_factors`.
         """
         measured: Sequence[Perplexity | Passages | ChoiceTask | WrittenAnswers] = (
             [self.perplexity, *self.tasks] if measurements is None else measurements
@@ -620,11 +624,40 @@ class Study:
             batch_tokens=self.profile.batch_tokens,
             progress=progress,
             compiled=self.profile.compiled,
+            changes=None if changes is None else partial(self._prepared, changes),
         )
         for task in measured:
             if isinstance(task, ChoiceTask):
                 found[task.name] = {v: task.with_gold_share(result) for v, result in found[task.name].items()}
         return found
+
+    def _prepared(self, changes: Changes, stack: DecoderStack, changed: Sequence[Changed]) -> Apply:
+        apply = changes(stack, changed)
+        self._log(*changes.work(changed))
+        return apply
+
+    def run_maps(self, text: TokenBlocks | None = None, ridge: float = 0.0) -> RunMaps:
+        """Runs of blocks with ReplaceMe's linear map in their place, for a sweep: its `variant(run)`, and `changes`.
+
+        Args:
+            text: calibration text that maps are fitted to; the study's own if not given.
+            ridge: see `replace_me.RunSums.map`.
+
+        Raises:
+            StudyError: evaluation text; no ridge.
+        """
+        return RunMaps(self.identity, self.calibration if text is None else text, ridge)
+
+    @flags.checked
+    def gap_factors(self, first_token: bool = False) -> GapFactors:
+        """Removed blocks with magnitude compensation's factors, for a sweep: its `variant(removed)`, and `changes`.
+
+        The factors of all gaps are from the whole model's activations on the calibration text.
+
+        Args:
+            first_token: see `magnitude_compensation.factor`.
+        """
+        return GapFactors(self.identity, self.calibration, self.activation_sums(), first_token)
 
     def continuations(self, chosen: Sequence[Variant], lengths: PromptLengths) -> dict[Variant, Result]:
         """Greedy continuations of prompts by the dense model and by each variant, as `generate.run` has them."""

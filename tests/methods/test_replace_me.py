@@ -166,19 +166,29 @@ def test_on_other_text_than_it_was_fitted_to_it_still_helps():
     assert unseen.error(RUN, fitted.map(RUN)) < 0.9 * unseen.error(RUN)
 
 
-@pytest.mark.parametrize("name", ["llama_biased", "qwen2", "mistral"])
-def test_what_runs_cost_is_the_loss_of_the_smaller_models(name):
-    stack, text = decoder_stack(method_cases.build(name)), method_cases.TEXT
-    runs = [(1, 1), RUN, (2, 3), (4, 1)]
-    sums = replace_me.collect(stack, IDS, runs)
-    maps = {run: sums.map(run) for run in runs}
-    found = replace_me.losses(stack, text, maps)
-    few = replace_me.losses(stack, text, dict.fromkeys(runs), batch_tokens=40)
-    for a, n in runs:
-        for costs, of in ((found, maps[a, n]), (few, torch.eye(32, dtype=torch.float64))):
-            logprobs = method_cases.logits(replace_me.replaced(method_cases.build(name), (a, n), of)).log_softmax(-1)
-            wanted = -logprobs[:, :-1].gather(-1, IDS[:, 1:, None]).mean().item()
-            assert costs[a, n] == pytest.approx(wanted, rel=1e-3)
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_maps_that_use_up_their_sums_are_the_same(ridge):
+    stack = decoder_stack(method_cases.build("llama"))
+    runs = [RUN, (1, 1), (2, 3), (4, 1)]
+    sums, again = (replace_me.collect(stack, IDS, runs) for _ in range(2))
+    maps = again.use_up(ridge)
+    assert set(maps) == set(runs) and not again.cross and not again.gram
+    for run in runs:
+        torch.testing.assert_close(maps[run], sums.map(run, ridge), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["llama_biased", "qwen2"])
+def test_a_map_that_is_folded_for_a_while_is_folded_and_put_back(name):
+    model, other = method_cases.build(name).bfloat16(), method_cases.build(name).bfloat16()
+    of = torch.randn(32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    part, folded = (blocks.pre_norm_blocks(decoder_stack(m), "it")[1] for m in (model, other))
+    own, dense = [p.clone() for p in part.mlp_out.parameters()], method_cases.logits(model)
+    replace_me.fold(folded, of)
+    with pytest.raises(ZeroDivisionError), replace_me.folded(part, of):
+        torch.testing.assert_close(method_cases.logits(model), method_cases.logits(other), rtol=0, atol=0)
+        raise ZeroDivisionError
+    assert all(map(torch.equal, part.mlp_out.parameters(), own))
+    torch.testing.assert_close(method_cases.logits(model), dense, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("accurate", [False, True])

@@ -9,7 +9,7 @@ T (Shopkhoev et al. 2025, eq. 5 to 7) is the one of least squares,
 and becomes part of the MLP's output projection, so that the checkpoint has the shape of the model without the blocks.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -99,7 +99,21 @@ class RunSums:
         Raises:
             StudyError: fewer tokens than the width, without a ridge: the map would fit them exactly, and nothing else.
         """
-        gram = self.gram[run[0]]
+        return _solved(self._directions(run[0], ridge), self.cross[run])
+
+    def use_up(self, ridge: float = 0.0) -> dict[Run, Tensor]:
+        """Every run's map, as `map`; each takes the memory of the sums that it is made of, which are gone then."""
+        maps: dict[Run, Tensor] = {}
+        for a in list(self.gram):
+            directions = self._directions(a, ridge)
+            del self.gram[a]
+            for run in [run for run in self.cross if run[0] == a]:
+                maps[run] = _solved(directions, self.cross.pop(run))
+        return maps
+
+    def _directions(self, a: int, ridge: float) -> tuple[Tensor, Tensor]:
+        """Directions that M takes before a first block, (d, r), and its sum of squares along each, (r,)."""
+        gram = self.gram[a]
         width = len(gram)
         if self.tokens < width and not ridge:
             raise StudyError(
@@ -110,8 +124,7 @@ class RunSums:
         values, vectors = torch.linalg.eigh(gram + alpha * torch.eye(width, dtype=gram.dtype, device=gram.device))
         # Directions that M never takes are of no account: the least of all maps that fit leaves them out.
         there = values > values[-1] * width * torch.finfo(values.dtype).eps
-        vectors = vectors[:, there]
-        return vectors @ ((vectors.T @ self.cross[run]) / values[there, None])
+        return vectors[:, there], values[there]
 
     def error(self, run: Run, of: Tensor | None = None) -> float:
         """Mean over tokens of ||M T - Z||^2 for a map T; without one, T = I: the blocks go and nothing else changes."""
@@ -122,9 +135,23 @@ class RunSums:
         return max(0.0, fitted.item() + self.square[run]) / self.tokens
 
 
+def _solved(directions: tuple[Tensor, Tensor], cross: Tensor) -> Tensor:
+    vectors, values = directions
+    return vectors @ ((vectors.T @ cross) / values[:, None])
+
+
 def every_run(num_blocks: int) -> list[Run]:
     """All runs that have a map: L (L - 1) / 2 of them, for L blocks."""
     return [(a, n) for a in range(1, num_blocks) for n in range(1, num_blocks - a + 1)]
+
+
+def check_run(run: Run, num_blocks: int) -> None:
+    """Raises StudyError for a run that has no map."""
+    a, n = run
+    if not (a >= 1 and 1 <= n <= num_blocks - a):
+        raise StudyError(
+            f"blocks {a} to {a + n - 1} cannot be replaced: there is a map for runs in 1 to {num_blocks - 1}"
+        )
 
 
 @torch.no_grad()
@@ -150,9 +177,8 @@ def collect(
     """
     parts, num = blocks.pre_norm_blocks(stack, TITLE), len(stack)
     runs = every_run(num) if runs is None else list(dict.fromkeys(runs))
-    for a, n in runs:
-        if not (a >= 1 and 1 <= n <= num - a):
-            raise StudyError(f"blocks {a} to {a + n - 1} cannot be replaced: there is a map for runs in 1 to {num - 1}")
+    for run in runs:
+        check_run(run, num)
     starts, ends = {a for a, _ in runs}, {end: [a for a, n in runs if a + n == end] for end in {a + n for a, n in runs}}
     sums = RunSums(input_ids.numel())
     for batch in blocks.batches(input_ids, batch_tokens):
@@ -235,43 +261,6 @@ def _add(to: dict, key: object, value: Tensor) -> None:
     to[key] = to[key] + value if key in to else value
 
 
-@torch.no_grad()
-def losses(
-    stack: DecoderStack, text: TokenBlocks, maps: Mapping[Run, Tensor | None], batch_tokens: int = 1024
-) -> dict[Run, float]:
-    """What each run costs, gone or with its map in its place: mean negative log-likelihood a token, nats.
-
-    The blocks before a run, and M and Y, are shared by all runs; nothing is folded, and the model stays as it is. A run
-    costs the blocks after it, the head, and one product. Memory: the maps, and for a batch of N tokens 16 d N bytes for
-    each first block.
-
-    Args:
-        stack: the model taken apart.
-        text: the text; every token but a block's first is scored. Evaluation text only where nothing is chosen by it.
-        maps: run -> its map, or None for the run to go and nothing else to change.
-        batch_tokens: tokens a forward may hold.
-
-    Raises:
-        NotApplicable: as `collect`.
-    """
-    parts, ids, sums = blocks.pre_norm_blocks(stack, TITLE), text.input_ids, dict.fromkeys(maps, 0.0)
-    starts = {a for a, _ in maps}
-    for batch in blocks.batches(ids, batch_tokens):
-        first, calls = stack.start(batch)
-        for a, state, halves in residuals(stack, parts, batch, {a - 1 for a in starts}, max(starts, default=0)):
-            if halves is None:
-                continue
-            mlp, before = halves
-            for run in (run for run in maps if run[0] == a):
-                of = maps[run]
-                hidden = state if of is None else before + mlp @ of.to(mlp.device)
-                hidden = hidden.view(first.shape).to(first)
-                for index in range(sum(run), len(stack)):
-                    hidden = stack.run_block(index, hidden, calls)
-                sums[run] += blocks.negative_log_likelihood(stack, hidden, batch)
-    return {run: total / (ids.shape[0] * (ids.shape[1] - 1)) for run, total in sums.items()}
-
-
 # ------------------------------------------------------------------------------------------------ the cosine form
 
 
@@ -351,9 +340,24 @@ def cosine_map(
 
 def fold(part: PreNormBlock, of: Tensor) -> None:
     """Makes a map (d, d), for rows, part of a block's MLP: its output M becomes M T. In place."""
-    weight, bias, of = part.mlp_out.weight, part.mlp_out.bias, of.to(part.mlp_out.weight.device)
-    blocks.change(weight, of.T @ weight.double())
-    blocks.change(bias, None if bias is None else bias.double() @ of)
+    weight, bias = blocks.double(part.mlp_out.weight), part.mlp_out.bias
+    of = of.to(weight.device)
+    blocks.change(part.mlp_out.weight, of.T @ weight)
+    blocks.change(bias, None if bias is None else blocks.double(bias) @ of)
+
+
+@contextmanager
+def folded(part: PreNormBlock, of: Tensor) -> Iterator[None]:
+    """A map is folded as `fold` does it, for a while: the block's own weights are put back, also on error."""
+    own = [(parameter, parameter.data) for parameter in part.mlp_out.parameters()]
+    try:
+        for parameter, data in own:
+            parameter.data = data.clone()
+        fold(part, of)
+        yield
+    finally:
+        for parameter, data in own:
+            parameter.data = data
 
 
 def replaced(model: nn.Module, run: Run, of: Tensor) -> nn.Module:

@@ -30,6 +30,7 @@ from layer_redundancy.data.corpora import Split, TokenBlocks
 from layer_redundancy.evaluate import gaps, generate, sweep
 from layer_redundancy.evaluate.amounts import Quantization, Sweep, Training, Work, Writing, part, text_amount
 from layer_redundancy.evaluate.batches import arrange
+from layer_redundancy.evaluate.changes import Changes, needed
 from layer_redundancy.evaluate.generate import PromptLengths
 from layer_redundancy.evaluate.scoring import ChoiceTask, Passages, Perplexity, WrittenAnswers
 from layer_redundancy.inputs import Inputs
@@ -351,8 +352,10 @@ class DryStudy(Study):
         chosen: Sequence[Variant],
         measurements: Sequence[Perplexity | Passages | ChoiceTask | WrittenAnswers] | None = None,
         progress: bool = True,
+        changes: Changes | None = None,
     ) -> dict[str, dict[Variant, Result]]:
         found: dict[str, dict[Variant, Result]] = {}
+        run: list[Variant] = []
         if measurements is None:
             measurements = [self.perplexity, *self.tasks]
         chosen = variants.plan(self.num_blocks, chosen)
@@ -364,7 +367,10 @@ class DryStudy(Study):
             fresh = {v: sweep.producer(key, bool(compiled)) for v, key in keys.items() if self._fresh(key)}
             if fresh and (lacking := self._lacking(measurement, fresh)):
                 self._count(*lacking)
+                run += [v for one in lacking for v in one.variants]
             found[measurement.name] = {v: self._result(measurement, v, key) for v, key in keys.items()}
+        if (changed := needed(run, changes)) and changes is not None:
+            self._count(*changes.work(changed))
         return found
 
     def _result(

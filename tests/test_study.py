@@ -15,7 +15,7 @@ from layer_redundancy.config import profiles
 from layer_redundancy.core import paths, variants
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.data import corpora
-from layer_redundancy.evaluate import sweep
+from layer_redundancy.evaluate import amounts, sweep
 from layer_redundancy.experiments import (
     benchmarks,
     block_pruning,
@@ -23,8 +23,10 @@ from layer_redundancy.experiments import (
     prune_ratio,
     quantization,
 )
+from layer_redundancy.methods import replace_me
 from layer_redundancy.models import surgery
 from layer_redundancy.models.quantize import Scheme
+from layer_redundancy.planning import dry
 from layer_redundancy.study import Study
 from made_up import checkpoint
 
@@ -162,6 +164,43 @@ def test_results_are_reused_until_something_changes(study):
     third = study(text=replace(text, block_length=33), tasks=())
     third.sweep([third.dense])
     assert "stack" in vars(third), "another text is measured"
+
+
+@pytest.mark.slow
+def test_maps_and_factors_are_planned_as_they_run_and_kept(study):
+    text = replace(profiles.get("smoke").text, block_length=32, calibration_blocks=2, evaluation_blocks=2)
+    runs = replace_me.every_run(5)
+
+    def ask(one):
+        maps, factors = one.run_maps(), one.gap_factors()
+        chosen = [one.dense, *map(maps.variant, runs)]
+        found = one.sweep(chosen, changes=maps, progress=False)[one.perplexity.name]
+        closed = [factors.variant(removed) for removed in ([1], [0, 2], [4])]
+        found |= one.sweep(closed, changes=factors, progress=False)[one.perplexity.name]
+        return {variant: result.summary["nll"] for variant, result in found.items()}
+
+    def planned(one):
+        ledger = dry.Ledger()
+        options = {"ledger": ledger, "shape_of": one.identity.name, "skips_stored": True}
+        assert len(ask(dry.DryStudy(one.profile, one.identity, one.store, one.inputs, one.figures, **options))) == 14
+        return ledger
+
+    whole = study(text=text, tasks=())
+    ledger = planned(whole)
+    assert "stack" not in vars(whole)
+    found = ask(whole)
+    # The activations that factors are from; ten maps, whose sums are as much as a block, of five blocks.
+    assert sorted(one.block_tokens for one in ledger.of(amounts.Pass)) == [2 * 32 * 5, 2 * 32 * 6]
+    assert sorted(one["block_tokens"] for one in whole.store.work()) == [2 * 32 * 5, 2 * 32 * 6]
+    # The dense model, and ten maps with what follows them; one block removed, two, and the last, whose first has run.
+    shared = 5 + sum(1 + 5 - a - n for a, n in runs), 4 + 3 + 3
+    assert [one.block_tokens for one in ledger.of(amounts.Sweep)] == [2 * 31 * blocks for blocks in shared]
+    again = study(text=text, tasks=())
+    assert ask(again) == found and "stack" not in vars(again) and not planned(again).work
+    with pytest.raises(StudyError, match="give calibration"):
+        whole.run_maps(whole.evaluation)
+    with pytest.raises(StudyError, match="block 1 is to run with a change, and nothing says which"):
+        whole.sweep([whole.run_maps(ridge=0.1).variant((2, 1))], progress=False)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from layer_redundancy.experiments import block_pruning, healing, prompt_tuning, 
 from layer_redundancy.experiments.registry import Experiment
 from layer_redundancy.inputs import first_blocks
 from layer_redundancy.measures import importance
+from layer_redundancy.methods import replace_me
 from layer_redundancy.planning import dry, stand_ins
 from layer_redundancy.planning.planner import Planner
 from rehearsal import run
@@ -89,6 +90,31 @@ def test_text_and_items_that_are_part_of_what_ran_are_not_counted_again():
     assert asked(pair[:1], part) == [("task/mine", 20, (pair[0],))]
     loads = dict(study.ledger.loads)
     assert asked(pair, text(40, "again"), few) == [] and study.ledger.loads == loads
+
+
+def test_maps_and_factors_are_counted_once_a_sweep_that_lacks_some():
+    study = Planner(profiles.get("paper")).study(LLAMA)
+    maps, factors = study.run_maps(), study.gap_factors()
+    tokens, text = 256 * 1024, 128 * 1023
+
+    def asked(chosen, changes):
+        study.ledger.work.clear()
+        study.sweep(chosen, [study.perplexity, study.tasks[0]], changes=changes)
+        return [one.block_tokens for one in study.ledger.of(Pass)], [one.variants for one in study.ledger.of(Sweep)]
+
+    # Of the whole text as deep as the last run reaches, and a tenth of a block a run.
+    few = [maps.variant((20, n)) for n in range(1, 9)]
+    assert asked([study.dense, *few], maps) == ([28 * tokens], [(study.dense, *few)] * 2)
+    every = [maps.variant(run) for run in replace_me.every_run(32)]
+    rest = tuple(v for v in every if v not in few)
+    assert asked(every, maps) == ([(32 + 488 // 10) * tokens], [rest] * 2)
+    assert asked(every, None) == ([], [])
+    gaps = [factors.variant([i]) for i in range(32)]
+    assert asked(gaps, factors) == ([], [tuple(gaps)] * 2), "the activations were counted when they were asked for"
+    # Without block i, those after it run anew, the first of them with its factor.
+    assert study.ledger.of(Sweep)[0].block_tokens == (31 + 31 * 32 // 2) * text
+    with pytest.raises(StudyError, match="block 1 is to run with a change"):
+        asked([study.run_maps(ridge=0.1).variant((2, 1))], None)
 
 
 def test_the_papers_order_stands_in_and_the_ends_go_last():

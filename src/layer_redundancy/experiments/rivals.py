@@ -8,7 +8,7 @@ A method reads one of several calibration texts (draws), S of them, and is measu
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated
@@ -22,23 +22,20 @@ from layer_redundancy.config.profiles import Recipe, TaskBudget, TrainingBudget
 from layer_redundancy.core import stats, variants, verdicts
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
 from layer_redundancy.core.store import Result
-from layer_redundancy.core.variants import Variant
 from layer_redundancy.core.verdicts import Statement
 from layer_redundancy.core.wording import counted
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate.amounts import Pass
 from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity
-from layer_redundancy.experiments import capabilities, few_blocks, quantization, result_tables
-from layer_redundancy.experiments.capabilities import Capability
+from layer_redundancy.experiments import few_blocks, quantization, result_tables
+from layer_redundancy.figures.style import words
 from layer_redundancy.inputs import first_blocks
-from layer_redundancy.measures import importance
 from layer_redundancy.methods import registry, replace_me
 from layer_redundancy.methods.in_sweeps import RunMaps
 from layer_redundancy.methods.method import Plan, nearest
 from layer_redundancy.methods.replace_me import Run
 from layer_redundancy.models import throughput
 from layer_redundancy.study import Study
-from layer_redundancy.train import healing
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +61,7 @@ class Budget:
     Attributes:
         training: how much text the healed ones are trained on.
         recipe: how they are trained.
+        ratio: share of all weights that go where all is measured; None for the paper's.
         methods: names in `methods.registry`; all if empty.
         healed: names of those that are trained after.
         draws: calibration texts; fewer where the corpus has less.
@@ -81,6 +79,7 @@ class Budget:
 
     training: TrainingBudget
     recipe: Recipe
+    ratio: Share | None = None
     methods: tuple[str, ...] = ()
     healed: tuple[str, ...] = (SHORTGPT, PRUNER, SLICE)
     draws: Count = 5
@@ -144,6 +143,7 @@ class Runs:
         starts: (R,) first block of each.
         chosen_by: rule -> place in `starts` of the run that it chooses.
         choosing: "removed" and "replaced" -> (R, N) loss of each block of calibration text that no map was fitted to.
+        whole: (N,) the whole model's loss of it.
         judged: the same of evaluation text, of the runs that some rule chose; NaN for the others.
     """
 
@@ -151,6 +151,7 @@ class Runs:
     starts: np.ndarray
     chosen_by: Mapping[str, int]
     choosing: Mapping[str, np.ndarray]
+    whole: np.ndarray
     judged: Mapping[str, np.ndarray]
 
 
@@ -176,7 +177,6 @@ class Measured:
         costs: method -> what it costs.
         dense_disk: bytes of the whole model's weight files, at 16 bits.
         healed: method -> (N,) loss after training.
-        dense_healed: (N,) loss of the whole model after the same training.
         left_out: method -> why it is left out.
         runs: runs of each length.
         factors: (number of blocks by Block Influence, (N,) loss without factors, with them) at each share.
@@ -226,7 +226,7 @@ def measure(study: Study) -> Measured:
     if len(texts) < budget.draws:
         logger.warning(f"the corpus has calibration text for {counted(len(texts), 'draw')}, not for {budget.draws}")
     read = first_blocks(texts[0], budget.choosing_blocks)
-    target = paper_share(study)
+    target = share_removed(study, budget.ratio)
     plans, left_out = _plans(study, budget, target)
 
     judged = [Perplexity(text), Perplexity(read, name="perplexity/read")]
@@ -242,16 +242,18 @@ def measure(study: Study) -> Measured:
     for method, of_shares in plans.items():
         logger.info(registry.find(method).card.title)
         try:
-            made = [study.made(method, of_shares[target], _text_of(method, one, budget)) for one in texts]
-            outcomes = [_outcome(one, judged if not i else judged[:1], tasks if not i else []) for i, one in enumerate(made)]
+            given = [_text_of(method, one, budget) for one in texts]
+            first = study.made(method, of_shares[target], given[0])
+            outcomes = [_outcome(first, judged, tasks)]
+            outcomes += [_outcome(study.made(method, of_shares[target], one), judged[:1]) for one in given[1:]]
             others = {
-                share: _outcome(study.made(method, plan, _text_of(method, texts[0], budget)), judged[:1], [])
+                share: _outcome(study.made(method, plan, given[0]), judged[:1])
                 for share, plan in of_shares.items()
                 if share != target
             }
-            costs[method] = _cost(study, made[0], text, budget)
+            costs[method] = _cost(study, first, text, budget)
             if method in budget.healed:
-                healed[method] = _healed(made[0], judged[0], budget)
+                healed[method] = _healed(first, judged[0], budget)
         except (DoesNotFit, NotApplicable) as error:
             logger.warning(f"left out: {error}")
             left_out[method] = str(error)
@@ -276,14 +278,18 @@ def measure(study: Study) -> Measured:
     )
 
 
-def paper_share(study: Study) -> float:
-    """The share of all weights (0 to 1) nearest to the paper's of Llama-2-7B that whole blocks of this model come to.
+def share_removed(study: Study, ratio: float | None = None) -> float:
+    """The share of all weights (0 to 1) that whole blocks of this model come to, nearest to a ratio.
+
+    Args:
+        study: the whole model's.
+        ratio: 0 to 1; None for the paper's of Llama-2-7B.
 
     Raises:
         NotApplicable: blocks differ in size.
     """
     printed = paper_tables.table("table1").query("model == 'Llama-2-7B' and method == 'ShortGPT'")["ratio_percent"]
-    wanted = float(printed.iloc[0]) / 100
+    wanted = float(printed.iloc[0]) / 100 if ratio is None else ratio
     removed = [plan.removed for plan in study.plans(SHORTGPT)[1:]]
     return min(removed, key=lambda share: abs(share - wanted))
 
@@ -294,9 +300,7 @@ def _tasks(study: Study, budget: Budget) -> list[ChoiceTask]:
     return [*study.tasks, *(task for task in further if task.items.name not in names)]
 
 
-def _plans(
-    study: Study, budget: Budget, target: float
-) -> tuple[dict[str, dict[float, Plan]], dict[str, str]]:
+def _plans(study: Study, budget: Budget, target: float) -> tuple[dict[str, dict[float, Plan]], dict[str, str]]:
     """Method -> share -> plan, the paper's ratio first; and why others have none."""
     found: dict[str, dict[float, Plan]] = {}
     left_out: dict[str, str] = {}
@@ -328,7 +332,7 @@ def _text_of(method: str, text: TokenBlocks, budget: Budget) -> TokenBlocks:
     return first_blocks(text, budget.few_blocks, budget.few_tokens) if method in FEW else text
 
 
-def _outcome(made: Study, judged: Sequence[Perplexity], tasks: Sequence[ChoiceTask]) -> Outcome:
+def _outcome(made: Study, judged: Sequence[Perplexity], tasks: Sequence[ChoiceTask] = ()) -> Outcome:
     seconds = made.making_seconds()
     results = made.sweep([made.dense], [*judged, *tasks], progress=bool(tasks))
     losses = [result_tables.cost(results[one.name][made.dense]) for one in judged]
@@ -389,14 +393,15 @@ def _runs(study: Study, budget: Budget, texts: Sequence[TokenBlocks], text: Toke
         choosing = Perplexity(first_blocks(texts[1], budget.choosing_blocks), name="perplexity/choosing")
         every = [(start, length) for length in lengths for start in range(1, num - length + 1)]
         found = _removed_and_replaced(study, maps, every, choosing)
+        whole = result_tables.cost(study.sweep([study.dense], [choosing])[choosing.name][study.dense])
         cosine = replace_me.distances(sums, "cosine")
         chosen: dict[int, dict[str, int]] = {}
         for length in lengths:
-            starts = np.arange(1, num - length + 1)
-            influence = np.array([scores[start : start + length].sum() for start in starts])
+            starts = range(1, num - length + 1)
+            influence = [scores[start : start + length].sum() for start in starts]
             chosen[length] = {
-                BY_INFLUENCE: int(influence.argmin()),
-                BY_COSINE: int(np.nanargmin(cosine[length - 1, starts])),
+                BY_INFLUENCE: int(np.argmin(influence)),
+                BY_COSINE: int(np.nanargmin(cosine[length - 1, 1 : num - length + 1])),
                 **{
                     rule: int(np.argmin([found[kind][start, length].mean() for start in starts]))
                     for rule, kind in ((BEST_REMOVED, REMOVED), (BEST_REPLACED, REPLACED))
@@ -414,6 +419,7 @@ def _runs(study: Study, budget: Budget, texts: Sequence[TokenBlocks], text: Toke
             np.arange(1, num - length + 1),
             chosen[length],
             {kind: np.stack([of[start, length] for start in range(1, num - length + 1)]) for kind, of in found.items()},
+            whole,
             {
                 kind: np.stack([of.get((start, length), nothing) for start in range(1, num - length + 1)])
                 for kind, of in judged.items()
@@ -445,7 +451,7 @@ def _factors(
     """What factors give back of what removal by Block Influence costs, at every share."""
     reader, num = study.with_calibration(read), study.num_blocks
     shares = np.array([plan.removed for plan in study.plans(SHORTGPT)])
-    wanted = {int(np.abs(shares - share).argmin()) for share in (*budget.shares, paper_share(study))}
+    wanted = {int(np.abs(shares - share).argmin()) for share in (*budget.shares, share_removed(study, budget.ratio))}
     counts = sorted(count for count in wanted if count)
     order, factors = reader.order("block_influence"), reader.gap_factors()
     plain = {count: variants.without(num, order[:count]) for count in counts}
@@ -459,4 +465,318 @@ def _factors(
     return [
         (count, result_tables.cost(results[plain[count]]), result_tables.cost(results[compensated[count]]))
         for count in counts
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def quality(found: Measured) -> pd.DataFrame:
+    """What each method leaves of the model at the paper's ratio, the best first.
+
+    Returns:
+        method (as in `methods.registry`), removed and removed_of_blocks (percent of all weights, and of those of the
+        blocks), draws, perplexity, damage (nats a token above the whole model's, mean over draws and text) with its
+        95 % interval low, high over draws and blocks of text; least, most (of a draw); read (damage on the text that
+        the first draw read), healed, healed_low, healed_high (damage after training; NaN where none was).
+    """
+    rows = []
+    for method, outcomes in found.at_ratio.items():
+        cost, one = found.cost(method), outcomes[0]
+        low, high = result_tables.over_seeds(cost)
+        row = {
+            "method": method,
+            "removed": 100 * one.plan.removed,
+            "removed_of_blocks": 100 * one.plan.removed_of_blocks,
+            "draws": len(cost),
+            "perplexity": np.exp(found.dense.mean() + cost.mean()),
+            "damage": cost.mean(),
+            "low": low,
+            "high": high,
+            "least": cost.mean(1).min(),
+            "most": cost.mean(1).max(),
+            "read": np.nan if one.read is None else (one.read - found.dense_read).mean(),
+        }
+        healed = found.healed.get(method)
+        row["healed"] = np.nan if healed is None else (healed - found.dense).mean()
+        ends = (np.nan, np.nan) if healed is None else stats.mean_interval(healed - found.dense)
+        rows.append(row | dict(zip(("healed_low", "healed_high"), ends, strict=True)))
+    return pd.DataFrame(rows).sort_values("damage", ignore_index=True) if rows else pd.DataFrame(rows)
+
+
+def accuracy(found: Measured) -> pd.DataFrame:
+    """What each method leaves of each task at the paper's ratio, of the first draw; the whole model first.
+
+    Returns:
+        method ("whole model" for that), task, accuracy with its 95 % Wilson interval low, high, n, chance.
+    """
+    rows = []
+    models = {"whole model": found.dense_tasks, **{name: of[0].tasks for name, of in found.at_ratio.items()}}
+    for method, tasks in models.items():
+        for task, result in tasks.items():
+            right = result_tables.right(result)
+            low, high = stats.accuracy_interval(round(right.sum()), len(right))
+            rows.append((method, task, right.mean(), low, high, len(right), result.summary["chance"]))
+    return pd.DataFrame(rows, columns=["method", "task", "accuracy", "low", "high", "n", "chance"])
+
+
+def by_share(found: Measured) -> pd.DataFrame:
+    """What each method costs at several sizes, of the first draw.
+
+    Returns:
+        method, asked (percent of all weights), removed, removed_of_blocks (percent), damage (nats a token above the
+        whole model's, paired) with its 95 % interval low, high over blocks of text.
+    """
+    rows = []
+    for method, of_shares in found.by_share.items():
+        for share, one in sorted(of_shares.items()):
+            paired = one.nll - found.dense
+            sizes = 100 * one.plan.removed, 100 * one.plan.removed_of_blocks
+            rows.append((method, 100 * share, *sizes, paired.mean(), *stats.mean_interval(paired)))
+    columns = ["method", "asked", "removed", "removed_of_blocks", "damage", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def costs(found: Measured) -> pd.DataFrame:
+    """What each method takes, and what its model is like to use, at the paper's ratio.
+
+    Returns:
+        method, tokens (of calibration text), seconds (median over draws), peak_bytes, disk_bytes (16 bits a weight),
+        disk (percent of the whole model's), reading and writing (tokens a second, percent of the whole model's).
+    """
+    rows = []
+    for method, one in found.costs.items():
+        seconds = float(np.median([outcome.seconds for outcome in found.at_ratio[method]]))
+        disk = 100 * one.disk_bytes / max(1, found.dense_disk)
+        speed = 100 * one.reading, 100 * one.writing
+        rows.append((method, one.tokens, seconds, one.peak_bytes, one.disk_bytes, disk, *speed))
+    columns = ["method", "tokens", "seconds", "peak_bytes", "disk_bytes", "disk", "reading", "writing"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def runs(found: Measured) -> pd.DataFrame:
+    """Every run of each length, removed and with a linear map in its place.
+
+    Returns:
+        length, start, kind (REMOVED or REPLACED), chosen_by (rules, with commas between), choosing (nats a token above
+        the whole model's, of calibration text that no map was fitted to), damage (of evaluation text; NaN for what no
+        rule chose) with its 95 % interval low, high, paired.
+    """
+    rows = []
+    for one in found.runs:
+        for kind, losses in one.choosing.items():
+            for place, start in enumerate(one.starts):
+                rules = [rule for rule, chosen in one.chosen_by.items() if chosen == place]
+                paired = one.judged[kind][place] - found.dense
+                ends = stats.mean_interval(paired)
+                choosing = losses[place].mean() - one.whole.mean()
+                rows.append((one.length, start, kind, ", ".join(rules), choosing, paired.mean(), *ends))
+    columns = ["length", "start", "kind", "chosen_by", "choosing", "damage", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def chosen_runs(found: Measured) -> pd.DataFrame:
+    """What each rule's run costs on evaluation text, removed and replaced.
+
+    Returns:
+        length, rule, first and last (blocks of the run), removed and replaced (nats a token above the whole model's),
+        regret (replaced, above that of the best run after replacement) with its 95 % interval low, high, paired.
+    """
+    rows = []
+    for one in found.runs:
+        best = one.judged[REPLACED][one.chosen_by[BEST_REPLACED]]
+        for rule, place in one.chosen_by.items():
+            removed, replaced = (one.judged[kind][place] - found.dense for kind in (REMOVED, REPLACED))
+            regret, start = one.judged[REPLACED][place] - best, int(one.starts[place])
+            damages = removed.mean(), replaced.mean(), regret.mean()
+            rows.append((one.length, rule, start, start + one.length - 1, *damages, *stats.mean_interval(regret)))
+    columns = ["length", "rule", "first", "last", "removed", "replaced", "regret", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def factors(found: Measured) -> pd.DataFrame:
+    """What factors in the gaps give back of what removal by Block Influence costs.
+
+    Returns:
+        blocks (removed), removed (percent of all weights), damage (nats a token above the whole model's), compensated
+        (the same with factors), difference (compensated - damage) with its 95 % interval low, high, paired.
+    """
+    sizes = [plan.removed for plan in found.study.plans(SHORTGPT)] if found.factors else []
+    rows = []
+    for count, plain, compensated in found.factors:
+        paired = compensated - plain
+        damages = (plain - found.dense).mean(), (compensated - found.dense).mean()
+        rows.append((count, 100 * sizes[count], *damages, paired.mean(), *stats.mean_interval(paired)))
+    columns = ["blocks", "removed", "damage", "compensated", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def sizes(found: Measured) -> pd.DataFrame:
+    """`quality` as people read it: both sizes, and losses with their intervals as text."""
+    rows = []
+    for row in quality(found).itertuples():
+        rows.append(
+            {
+                "method": title(str(row.method)),
+                "of all weights (%)": row.removed,
+                "of the blocks' (%)": row.removed_of_blocks,
+                "perplexity": row.perplexity,
+                "loss (95 %)": f"{row.damage:.2f} ({row.low:.2f} to {row.high:.2f})",
+                "by text": f"{row.least:.2f} to {row.most:.2f}",
+                "on what it read": row.read,
+                "after training": row.healed,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def texts_note(study: Study, found: Measured) -> str:
+    """What methods read, for a caption."""
+    budget = study.profile.budget(Budget)
+    length = study.profile.text.block_length
+    few = f"{budget.few_blocks} of {budget.few_tokens or length}"
+    again = " and ".join(title(method) for method in FEW if method in found.at_ratio)
+    note = (
+        f"Calibration: {counted(found.draws, 'text')} of {study.profile.text.corpus}, "
+        f"{budget.calibration_blocks} blocks of {length} tokens each"
+    )
+    return f"{note} ({again} read {few})" if again else note
+
+
+def title(method: str) -> str:
+    """A method's name for people."""
+    return registry.find(method).card.title if method in registry.METHODS else method
+
+
+def titled(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with methods' names for people."""
+    return table.assign(method=[title(method) for method in table["method"]])
+
+
+def cards(found: Measured) -> pd.DataFrame:
+    """What each method is: method, paper, code, settings, code_differs, changed; and why one is left out."""
+    rows = []
+    for method in {**found.at_ratio, **found.left_out}:
+        card = registry.find(method).card
+        left_out = found.left_out.get(method, "")
+        rows.append((card.title, card.paper, card.code, card.settings, card.code_differs, card.changed, left_out))
+    columns = ["method", "paper", "code", "settings", "code_differs", "changed", "left_out"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def reported(found: Measured) -> pd.DataFrame:
+    """One method, several sources, and what is measured here: perplexities over the whole model's.
+
+    Returns:
+        The columns of `paper_tables.sources_of_methods`, and here: times the whole model's perplexity, of this model.
+    """
+    table = paper_tables.sources_of_methods()
+    here = {method: float(np.exp(found.cost(method).mean())) for method in found.at_ratio}
+    measured = [here.get(row.method, np.nan) if "perplexity" in row.metric else np.nan for row in table.itertuples()]
+    return table.assign(here=measured)
+
+
+def contradicted(table: pd.DataFrame) -> pd.DataFrame:
+    """The perplexities and MMLU accuracies of `reported` that several sources print, as people read them."""
+    several = table[(table["sources"] > 1) & (table["metric"] != "zero_shot") & (table["method"] != "dense")]
+    columns = {
+        "method": "method", "metric": "measured", "sources": "sources", "least": "least", "most": "most",
+        "ratio": "most over least", "impossible": "cannot both be", "here": "here, times dense",
+    }  # fmt: skip
+    return titled(several)[list(columns)].rename(columns=columns).replace({"measured": METRICS})
+
+
+METRICS = {"wikitext2_perplexity": "WikiText-2 perplexity", "c4_perplexity": "C4 perplexity", "mmlu": "MMLU (%)"}
+
+
+# ------------------------------------------------------------------------------------------------ statements
+
+
+def claim(found: Measured) -> pd.DataFrame:
+    """What the papers claim of their methods, as statements that can be false."""
+    resamples, seed = found.study.profile.bootstrap_resamples, found.study.profile.seed
+    methods, parts = list(found.at_ratio), []
+
+    def judge(statements: verdicts.Statements, values: np.ndarray, on: str = "text") -> None:
+        parts.append(verdicts.judge(statements, values, resamples, seed, on))
+
+    if methods:
+        values = np.stack([found.cost(method) for method in methods], axis=2)
+        judge(partial(_on_text, methods), values if len(values) > 1 else values[0])
+        for task, right in _solved(found, methods).items():
+            judge(partial(_on_task, methods), right, task)
+    trained = [method for method in methods if method in found.healed]
+    if SHORTGPT in trained and set(trained) & set(WIDTH):
+        healed = np.stack([found.healed[method] - found.dense for method in trained], axis=1)
+        judge(partial(_after_training, trained), healed)
+    for one in found.runs:
+        rules = [BY_INFLUENCE, BY_COSINE, BEST_REPLACED]
+        losses = [one.judged[REPLACED][one.chosen_by[rule]] - found.dense for rule in rules]
+        losses.append(one.judged[REMOVED][one.chosen_by[BY_COSINE]] - found.dense)
+        judge(partial(_on_runs, one.length), np.stack(losses, axis=1))
+    return verdicts.verdicts(parts, PRIMARY)
+
+
+def _least(methods: Sequence[str], mean: np.ndarray, among: Sequence[str]) -> float:
+    return min((float(mean[methods.index(one)]) for one in among if one in methods), default=np.nan)
+
+
+def _on_text(methods: Sequence[str], mean: np.ndarray) -> list[Statement]:
+    """Statements about (M,) mean damages of text."""
+    by = partial(_least, methods, mean)
+    removal = by([SHORTGPT])
+
+    def dearer(name: str, other: float) -> Statement:
+        return Statement(name, other - removal, 0.0, "above", MATTERS)
+
+    return [
+        dearer(PRIMARY, by(WIDTH)),
+        dearer("removal by Block Influence costs less than LLM-Pruner", by([PRUNER])),
+        dearer("removal by Block Influence costs less than the better SliceGPT", by([SLICE, SLICE_TIED])),
+        dearer("LaCo as printed costs more than removal by Block Influence", by([LACO])),
+        Statement("LaCo as printed costs more than as its code does it", by([LACO]), by([LACO_CODE]), "above", MATTERS),
+        Statement("greedy removal costs less than removal by Block Influence", by([SLEB]), removal, "below", MATTERS),
+        Statement("compensated removal costs less than removal alone", by([COMPENSATED]), removal, "below", MATTERS),
+        Statement("ReplaceMe costs less than removal by Block Influence", by([REPLACE]), removal, "below", MATTERS),
+    ]
+
+
+def _solved(found: Measured, methods: Sequence[str]) -> dict[str, np.ndarray]:
+    """Task that the whole model solves -> (N, M) whether each item is answered right."""
+    rights = {}
+    for task, dense in found.dense_tasks.items():
+        right = result_tables.right(dense)
+        low, _ = stats.accuracy_interval(round(right.sum()), len(right))
+        if low > dense.summary["chance"]:
+            parts = [result_tables.right(found.at_ratio[method][0].tasks[task]) for method in methods]
+            rights[words(task)] = np.stack(parts, axis=1)
+    return rights
+
+
+def _on_task(methods: Sequence[str], mean: np.ndarray) -> list[Statement]:
+    """Statements about (M,) accuracies of a task, of the models of one calibration text."""
+    by = partial(_least, methods, -mean)
+    removal = -by([SHORTGPT])
+    others = {"LLM-Pruner": -by([PRUNER]), "SliceGPT": -by([SLICE, SLICE_TIED])}
+    return [
+        Statement(f"removal by Block Influence keeps more than {name}", removal, other, "above", ACCURACY_MATTERS)
+        for name, other in others.items()
+    ]
+
+
+def _after_training(methods: Sequence[str], mean: np.ndarray) -> list[Statement]:
+    by = partial(_least, methods, mean)
+    name = "after training, removal by Block Influence costs less than the better method that makes the model narrower"
+    return [Statement(name, by(WIDTH) - by([SHORTGPT]), 0.0, "above", MATTERS)]
+
+
+def _on_runs(length: int, mean: np.ndarray) -> list[Statement]:
+    """Statements about damages of runs: by Block Influence, by cosine and the best, replaced; by cosine, removed."""
+    influence, _, best, removed = map(float, mean)
+    replaced = float(mean[1])
+    of = f"runs of {counted(length, 'block')} with linear maps"
+    undone = (removed - replaced) / removed if removed > 0 else np.nan
+    return [
+        Statement(f"{of}: Block Influence chooses one as good as the best", influence - best, REGRET, "below", REGRET),
+        Statement(f"{of}: the map undoes half of what the run costs", undone, 0.5, "above", 0.25),
     ]

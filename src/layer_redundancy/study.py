@@ -373,6 +373,8 @@ class Study:
         self._making()
 
         def compute() -> Result:
+            if "making_seconds" not in vars(self):
+                self.unload()
             assert len(self.stack) == self.num_blocks  # makes it, if it is not there
             return Result({"seconds": vars(self)["making_seconds"]})
 
@@ -382,14 +384,17 @@ class Study:
         return float(found.summary["seconds"])
 
     def making_bytes(self) -> int:
-        """The most bytes of tensors held at once while a method makes this model, which is made once more for that."""
+        """The most bytes of tensors held at once while a method makes this model, which is made for that."""
         making = self._making()
-        found = self.cached(
-            self.key("making_bytes", MAKING_VERSION),
-            lambda: Result({"bytes": making.peak_bytes()}),
-            lambda: Result({"bytes": 0}),
-            self._making_work,
-        )
+
+        def compute() -> Result:
+            self.unload()
+            model, peak = making.counted()
+            vars(self)["stack"] = decoder_stack(model)
+            return Result({"bytes": peak})
+
+        key = self.key("making_bytes", MAKING_VERSION)
+        found = self.cached(key, compute, lambda: Result({"bytes": 0}), self._making_work)
         return int(found.summary["bytes"])
 
     def _making(self) -> Making:

@@ -91,7 +91,7 @@ class Budget:
     tasks: tuple[TaskBudget, ...] = ()
     run_shares: tuple[Share, ...] = (0.1, 0.33)
     choosing_blocks: Count = 4
-    speed_texts: Count = 4
+    speed_texts: Count = 2
     written: Count = 16
 
 
@@ -104,7 +104,7 @@ class Outcome:
         plan: the size.
         nll: (N,) mean loss of each block of evaluation text, nats a token.
         read: the same of the text that it read, the first blocks of it; None where that was not measured.
-        seconds: what the method took, without loading the model.
+        seconds: what the method took, without loading the model; NaN where its memory was counted.
         tasks: task -> result; empty where none was measured.
     """
 
@@ -242,23 +242,14 @@ def measure(study: Study) -> Measured:
     for method, of_shares in plans.items():
         logger.info(registry.find(method).card.title)
         try:
-            given = [_text_of(method, one, budget) for one in texts]
-            first = study.made(method, of_shares[target], given[0])
-            outcomes = [_outcome(first, judged, tasks)]
-            outcomes += [_outcome(study.made(method, of_shares[target], one), judged[:1]) for one in given[1:]]
-            others = {
-                share: _outcome(study.made(method, plan, given[0]), judged[:1])
-                for share, plan in of_shares.items()
-                if share != target
-            }
-            costs[method] = _cost(study, first, text, budget)
-            if method in budget.healed:
-                healed[method] = _healed(first, judged[0], budget)
+            found = _made(study, method, of_shares, texts, judged, tasks, budget)
         except (DoesNotFit, NotApplicable) as error:
             logger.warning(f"left out: {error}")
             left_out[method] = str(error)
             continue
-        at_ratio[method], by_share[method] = outcomes, {target: outcomes[0], **others}
+        at_ratio[method], by_share[method], costs[method] = found.at_ratio, found.by_share, found.cost
+        if found.healed is not None:
+            healed[method] = found.healed
     return Measured(
         study,
         text,
@@ -332,44 +323,92 @@ def _text_of(method: str, text: TokenBlocks, budget: Budget) -> TokenBlocks:
     return first_blocks(text, budget.few_blocks, budget.few_tokens) if method in FEW else text
 
 
-def _outcome(made: Study, judged: Sequence[Perplexity], tasks: Sequence[ChoiceTask] = ()) -> Outcome:
-    seconds = made.making_seconds()
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """What one method gave; as in `Measured`."""
+
+    at_ratio: list[Outcome]
+    by_share: dict[float, Outcome]
+    cost: Cost
+    healed: np.ndarray | None
+
+
+def _made(
+    study: Study,
+    method: str,
+    plans: Mapping[float, Plan],
+    texts: Sequence[TokenBlocks],
+    judged: Sequence[Perplexity],
+    tasks: Sequence[ChoiceTask],
+    budget: Budget,
+) -> _Made:
+    """A method's models, one at a time in memory: that of the first text with all that is asked of it, then the others.
+
+    Args:
+        plans: share -> plan, the paper's ratio first.
+        judged: evaluation text, and the text that is read.
+    """
+    target, *others = plans
+    given = [_text_of(method, text, budget) for text in texts]
+    first = study.made(method, plans[target], given[0])
+    outcomes = [_outcome(first, first.making_seconds(), judged, tasks)]
+    reading, writing = _speed(study, first, judged[0].blocks, budget)
+    disk = quantization.disk_bytes(first, first.dense)
+    healed = _healed(first, judged[0], budget) if method in budget.healed else None
+    first.unload()
+    peak = None
+    for text in given[1:]:
+        one = study.made(method, plans[target], text)
+        if peak is None:  # this one is counted, which takes time, so that it is not timed
+            peak, seconds = one.making_bytes(), np.nan
+        else:
+            seconds = one.making_seconds()
+        outcomes.append(_outcome(one, seconds, judged[:1]))
+        one.unload()
+    of_shares = {target: outcomes[0]}
+    for share in others:
+        one = study.made(method, plans[share], given[0])
+        of_shares[share] = _outcome(one, one.making_seconds(), judged[:1])
+        one.unload()
+    assert first.making is not None, "a method made it"
+    cost = Cost(first.making.text.num_tokens, peak or first.making_bytes(), disk, reading, writing)
+    first.unload()
+    return _Made(outcomes, of_shares, cost, healed)
+
+
+def _outcome(made: Study, seconds: float, judged: Sequence[Perplexity], tasks: Sequence[ChoiceTask] = ()) -> Outcome:
     results = made.sweep([made.dense], [*judged, *tasks], progress=bool(tasks))
     losses = [result_tables.cost(results[one.name][made.dense]) for one in judged]
     of_tasks = {task.items.name: results[task.name][made.dense] for task in tasks}
-    made.unload()
-    making = made.making
-    assert making is not None, "a method made it"
-    return Outcome(making.method, making.plan, losses[0], losses[1] if losses[1:] else None, seconds, of_tasks)
-
-
-def _cost(study: Study, made: Study, text: TokenBlocks, budget: Budget) -> Cost:
     assert made.making is not None, "a method made it"
+    return Outcome(
+        made.making.method, made.making.plan, losses[0], losses[1] if losses[1:] else None, seconds, of_tasks
+    )
+
+
+def _speed(study: Study, made: Study, text: TokenBlocks, budget: Budget) -> tuple[float, float]:
+    """Tokens a second that a made model reads and writes, over the whole model's."""
     ids = first_blocks(text, budget.speed_texts).input_ids
     settings = {"texts": len(ids), "tokens": ids.shape[1], "written": budget.written}
 
     def timed() -> Result:
-        rates = throughput.tokens_a_second([study.stack.model, made.stack.model], ids, budget.written)
-        dense, own = rates
+        dense, own = throughput.tokens_a_second([study.stack.model, made.stack.model], ids, budget.written)
+        study.unload()
         return Result({"reading": own.reading / dense.reading, "writing": own.writing / dense.writing})
 
-    read = ids.numel() * (study.num_blocks + made.num_blocks)
-    speed = made.cached(
+    found = made.cached(
         made.key("tokens_a_second", SPEED_VERSION, settings=settings),
         timed,
         lambda: Result({"reading": 1.0, "writing": 1.0}),
-        lambda: [Pass(4 * 3 * read)],
+        lambda: [Pass(3 * ids.numel() * (study.num_blocks + made.num_blocks))],
     )
-    disk = quantization.disk_bytes(made, made.dense)
-    made.unload()
-    study.unload()
-    peak = made.making_bytes()
-    return Cost(made.making.text.num_tokens, peak, disk, speed.summary["reading"], speed.summary["writing"])
+    return found.summary["reading"], found.summary["writing"]
 
 
 def _healed(made: Study, perplexity: Perplexity, budget: Budget) -> np.ndarray:
-    """(N,) loss after training."""
+    """(N,) loss after training; the model itself is unloaded, once its checkpoint is written."""
     one = made.written().healed([], budget.recipe, budget.training)
+    made.unload()
     one.training()
     found = one.sweep([one.dense], [perplexity])[perplexity.name][one.dense]
     one.unload()
@@ -541,12 +580,12 @@ def costs(found: Measured) -> pd.DataFrame:
     """What each method takes, and what its model is like to use, at the paper's ratio.
 
     Returns:
-        method, tokens (of calibration text), seconds (median over draws), peak_bytes, disk_bytes (16 bits a weight),
-        disk (percent of the whole model's), reading and writing (tokens a second, percent of the whole model's).
+        method, tokens (of calibration text), seconds (median over draws but the second), peak_bytes (of the second),
+        disk_bytes (16 bits a weight), disk (percent of the whole model's), reading and writing (tokens a second, percent of the whole model's).
     """
     rows = []
     for method, one in found.costs.items():
-        seconds = float(np.median([outcome.seconds for outcome in found.at_ratio[method]]))
+        seconds = float(np.nanmedian([outcome.seconds for outcome in found.at_ratio[method]]))
         disk = 100 * one.disk_bytes / max(1, found.dense_disk)
         speed = 100 * one.reading, 100 * one.writing
         rows.append((method, one.tokens, seconds, one.peak_bytes, one.disk_bytes, disk, *speed))

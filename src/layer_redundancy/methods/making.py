@@ -74,12 +74,12 @@ class Making:
         devices.synchronize(device)
         return model, time.perf_counter() - start
 
-    def peak_bytes(self) -> int:
-        """The most bytes of tensors held at once while the model is made, its weights included; it is made for that.
+    def counted(self) -> tuple[nn.Module, int]:
+        """The smaller model, and the most bytes of tensors held at once while it was made, weights included.
 
-        On a processor they are counted operation by operation, so that nothing else should be timed meanwhile.
+        On a processor they are counted operation by operation, which takes time.
         """
         model = loading.load(self.identity, self.dtype, self.device)
         with devices.tensor_peak(model) as peak:
-            registry.find(self.method).apply(model, self.text, self.plan)
-            return peak()
+            made = registry.find(self.method).apply(model, self.text, self.plan)
+            return made, peak()

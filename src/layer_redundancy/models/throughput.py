@@ -4,6 +4,7 @@ On a GPU, few tokens leave it idle and many only take memory; from some number o
 depends on the model's width and on the device, so it is looked for with the model in memory, in a second or two.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -87,7 +88,7 @@ def batch_tokens(stack: DecoderStack, asked: int | None = None) -> int:
     return found[compiled]
 
 
-def tokens_a_second(models: Sequence[nn.Module], input_ids: Tensor, new_tokens: int, rounds: int = 3) -> list[Rates]:
+def tokens_a_second(models: Sequence[nn.Module], input_ids: Tensor, new_tokens: int, rounds: int = 2) -> list[Rates]:
     """How fast some models read texts and write, as they really run; in turns, so that all share what else goes on.
 
     Args:
@@ -106,20 +107,20 @@ def tokens_a_second(models: Sequence[nn.Module], input_ids: Tensor, new_tokens: 
         do_sample=False, use_cache=True, max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0
     )
     best = [[float("inf"), float("inf")] for _ in models]
-    for _ in range(rounds + 1):  # the first makes things ready, and may count all the same
+    for _ in range(rounds + 1):  # the first finds nothing ready, and is not the fastest
         for model, times in zip(models, best, strict=True):
             device = model.get_input_embeddings().weight.device
             ids, begun = input_ids.to(device), prompts.to(device)
-
-            def write(model: nn.Module = model, begun: Tensor = begun) -> object:
-                mask = torch.ones_like(begun)
-                return model.generate(begun, attention_mask=mask, generation_config=settings)
-
-            def read(model: nn.Module = model, ids: Tensor = ids) -> object:
-                with torch.no_grad():
-                    return model(input_ids=ids, use_cache=False, logits_to_keep=1)
-
-            for place, call in enumerate((read, write)):
-                times[place] = min(times[place], devices.seconds(call, device, at_least=0.0))
+            mask = torch.ones_like(begun)
+            devices.synchronize(device)
+            start = time.perf_counter()
+            with torch.no_grad():
+                model(input_ids=ids, use_cache=False, logits_to_keep=1)
+            devices.synchronize(device)
+            middle = time.perf_counter()
+            model.generate(begun, attention_mask=mask, generation_config=settings)
+            devices.synchronize(device)
+            end = time.perf_counter()
+            times[:] = min(times[0], middle - start), min(times[1], end - middle)
     written = new_tokens * len(input_ids)
     return [Rates(input_ids.numel() / reading, written / writing) for reading, writing in best]

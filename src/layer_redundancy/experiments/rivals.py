@@ -581,7 +581,8 @@ def costs(found: Measured) -> pd.DataFrame:
 
     Returns:
         method, tokens (of calibration text), seconds (median over draws but the second), peak_bytes (of the second),
-        disk_bytes (16 bits a weight), disk (percent of the whole model's), reading and writing (tokens a second, percent of the whole model's).
+        disk_bytes (16 bits a weight), disk (percent of the whole model's), reading and writing (tokens a second,
+        percent of the whole model's).
     """
     rows = []
     for method, one in found.costs.items():

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from layer_redundancy.core.errors import StudyError
     from layer_redundancy.models.quantize import Scheme
     from layer_redundancy.models.surgery import export
-    from layer_redundancy.pruning.checkpoint import Order, prune
+    from layer_redundancy.pruning.checkpoint import ByMethod, Order, prune
     from layer_redundancy.study import Study
 
 __version__ = "0.1.0"
 __all__ = [
+    "ByMethod",
     "Order",
     "Recipe",
     "Scheme",
@@ -31,6 +32,7 @@ __all__ = [
 
 # name -> where it is: a module, or a module's attribute
 _PLACES = {
+    "ByMethod": "pruning.checkpoint:ByMethod",
     "Order": "pruning.checkpoint:Order",
     "Recipe": "config.profiles:Recipe",
     "Scheme": "models.quantize:Scheme",

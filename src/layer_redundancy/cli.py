@@ -209,12 +209,35 @@ def measures(as_json: Json = False) -> None:
     _print(table, as_json)
 
 
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """Lists the methods that make a model smaller in other ways than by an importance measure: what each does to it."""
+    with _working("methods"):
+        import pandas as pd
+
+        from layer_redundancy.methods import registry
+
+        rows = [
+            {
+                "method": name,
+                "title": one.card.title,
+                "what it does": one.card.does,
+                "paper": one.card.paper,
+                "loaded by": f"transformers after import {one.card.needs}" if one.card.needs else "plain transformers",
+            }
+            for name, one in registry.METHODS.items()
+        ]
+        table = pd.DataFrame(rows)
+    _print(table, as_json)
+
+
 # ------------------------------------------------------------------------------------------------ a pruned checkpoint
 
 
 @app.command(
     epilog="Examples: `layer-redundancy prune smollm2-135m-instruct --remove 8 --out pruned`; "
     "`prune MODEL --max-loss 0.1 --out pruned`; `prune MODEL --ratio 0.25 --heal partial --quantize 4 --out small`; "
+    "`prune MODEL --method llm_pruner --ratio 0.25 --out narrow`; "
     "`prune --like pruned/pruning.json --out again`"
 )
 def prune(
@@ -222,11 +245,16 @@ def prune(
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
     model: Model = "",
     remove: Annotated[int | None, typer.Option(help="Number of blocks to remove.")] = None,
-    ratio: Annotated[float | None, typer.Option(help="Share of the blocks to remove, 0 to 1.")] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Share of the blocks to remove, 0 to 1; with --method, of all weights.")
+    ] = None,
     max_loss: Annotated[
         float | None, typer.Option(help="Remove as many as raise the loss of calibration text by no more nats a token.")
     ] = None,
     by: By = "block_influence",
+    method: Annotated[
+        str, typer.Option(help="Make it smaller in another way; `layer-redundancy methods` lists them.")
+    ] = "",
     heal: Annotated[
         str, typer.Option(help="Train what is left: lora, qlora, partial or full, as the profile's recipes say.")
     ] = "",
@@ -239,11 +267,15 @@ def prune(
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Removes blocks and writes a checkpoint that plain transformers loads, with a model card and pruning.json."""
-    said_by_like = ("model", "remove", "ratio", "max_loss", "by", "heal", "quantize", "profile", "revision")
+    """Removes blocks, or makes the model smaller by a method, and writes a checkpoint with a card and pruning.json."""
+    said_by_like = ("model", "remove", "ratio", "max_loss", "by", "method", "heal", "quantize", "profile", "revision")
     # A profile in the environment is for commands that take one.
     if like is not None and any(_was_typed(context, name) for name in said_by_like):
         raise StudyError("--like says all that is to be made: give nothing else but --out")
+    by_method = _was_typed(context, "method")
+    if by_method and (_was_typed(context, "by") or max_loss is not None):
+        which = "--max-loss" if max_loss is not None else "--by"
+        raise StudyError(f"{which} is for removal by an importance measure: leave it out, or leave out --method")
     how_many = None if like is not None else HowMany(remove, ratio, max_loss)
     with _working("prune"):
         from layer_redundancy.config import own_files
@@ -251,16 +283,22 @@ def prune(
         from layer_redundancy.pruning import checkpoint
 
         own_files.new_folder(out, absolute_model(model))
+        if by_method:
+            from layer_redundancy.methods import registry
+
+            registry.find(method)
         if like is not None:
             _set_device(device)
             study, again = checkpoint.again(checkpoint.read(like), str(like), trust_remote_code)
         else:
             study, again = _open(profile, model, revision, device, trust_remote_code), None
 
-        def order(asked: "Study") -> checkpoint.Order:
+        def order(asked: "Study") -> checkpoint.Order | checkpoint.ByMethod:
             if again is not None:
                 return again
             assert how_many is not None, "without --like it is given"
+            if by_method:
+                return checkpoint.by_plan(asked, method, how_many, heal, quantize)
             return checkpoint.ordered(asked, by, how_many, heal, quantize)
 
         if dry_run:
@@ -274,7 +312,7 @@ def prune(
         return
     loss = found["cost"]["perplexity"]
     typer.echo(
-        f"{out}: {study.identity.name} without blocks {' '.join(map(str, found['removed_blocks']))}\n"
+        f"{out}: {study.identity.name} {_removed(found)}\n"
         f"perplexity {loss['dense']:.2f} -> {loss['pruned']:.2f} ({loss['increase']:+.3f} nats a token, 95 % "
         f"{loss['increase_low']:+.3f} to {loss['increase_high']:+.3f}, {loss['n']} blocks of text)"
     )
@@ -283,6 +321,8 @@ def prune(
             f"{one['task']} {one['dense']:.3f} -> {one['pruned']:.3f} (change 95 % {one['change_low']:+.3f} to "
             f"{one['change_high']:+.3f}, n = {one['n']}, chance {one['chance']:.2f})"
         )
+    if found["needs_import"]:
+        typer.echo(f"plain transformers does not load it: import {' and '.join(found['needs_import'])} first")
 
 
 # ------------------------------------------------------------------------------------------------ a whole run
@@ -369,6 +409,17 @@ def _interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("\ninterrupted: what was computed is kept, and the same command goes on from there", err=True)
         raise
+
+
+def _removed(found: dict[str, Any]) -> str:
+    """What was removed, by the content of a pruning.json."""
+    if "method" not in found:
+        return f"without blocks {' '.join(map(str, found['removed_blocks']))}"
+    from layer_redundancy.methods import registry
+
+    all_weights, of_blocks = 100 * found["removed_share"], 100 * found["removed_share_of_blocks"]
+    title = registry.find(found["method"]).card.title
+    return f"by {title}: {all_weights:.1f} % of all weights removed, {of_blocks:.1f} % of the blocks'"
 
 
 def _was_typed(context: typer.Context, name: str) -> bool:

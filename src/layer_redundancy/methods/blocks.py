@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.methods.method import Plan
+from layer_redundancy.models import surgery
 from layer_redundancy.models.stack import DecoderStack, decoder_stack
 
 # A block of these and nothing else is X + attention(norm(X)), and then X + mlp(norm(X)): Llama, Mistral, Qwen2, Qwen3,
@@ -44,11 +45,21 @@ def plans(shapes: nn.Module, most: int | None = None, **settings: Any) -> list[P
 
 
 class ReadsAll:
-    """A method that reads all of the calibration text."""
+    """A method that reads all of the calibration text, and of whose result the number of blocks alone is another."""
 
     def reads(self, text: TokenBlocks) -> TokenBlocks:
         """See `Method`."""
         return text
+
+    def outline(self, shapes: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
+        """See `Method`."""
+        return outline(shapes, text, plan)
+
+
+def outline(shapes: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
+    """A model without weights with as many blocks less as a plan says; see `Method.outline`."""
+    calibration(text)
+    return surgery.cut(shapes, range(number(plan, shapes)))
 
 
 def number(plan: Plan, model: nn.Module) -> int:

@@ -298,6 +298,7 @@ class LaCo:
         """See `Method`."""
         return Card(
             title=TITLE + (" (as printed)" if self.as_printed else " (as its code)"),
+            does="merges the weights of runs of blocks into their first one",
             paper="Yang et al. 2024, arXiv 2402.11187",
             code="yangyifei729/LaCo",
             settings=_SETTINGS,
@@ -329,6 +330,10 @@ class LaCo:
     def passes(self, plan: Plan, num_blocks: int) -> float:
         """See `Method`: a few trials a block."""
         return 4.0 * num_blocks
+
+    def outline(self, shapes: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
+        """See `Method`."""
+        return blocks.outline(shapes, text, plan)
 
     def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
         """See `Method`.

@@ -30,6 +30,7 @@ FIRST, LAST, DEPTH = 4, 2, 32
 
 CARD = Card(
     title="LLM-Pruner",
+    does="takes attention heads and MLP channels out of all blocks but the first and last ones",
     paper="Ma, Fang and Wang 2023, arXiv 2305.11627",
     code="horseee/LLM-Pruner",
     settings=(
@@ -56,6 +57,7 @@ CARD = Card(
         "dtype. Of groups that matter alike the first go. Shares of all weights that no r gives, where heads can only "
         "go in few large steps, are reached by taking more channels while the heads wait for their step."
     ),
+    needs="layer_redundancy.models.uneven",
 )
 
 
@@ -137,6 +139,19 @@ class LlmPruner:
         """A forward, and gradients of states and of weights."""
         return 3.0
 
+    def outline(self, shapes: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
+        """See `Method`: which heads and channels go is no matter."""
+        check_text(self.reads(text))
+        model, chosen = _plain(shapes), plan.settings
+        if not chosen["groups"] and not chosen["channels"]:
+            return model
+        for block in model.model.layers[chosen["first"] : chosen["last"] + 1]:
+            _, groups, channels = uneven.model.widths(block)
+            uneven.model.narrow(
+                block, torch.arange(groups - chosen["groups"]), torch.arange(channels - chosen["channels"])
+            )
+        return uneven.model.fitted(model)
+
     def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
         """Removes the groups that matter least.
 
@@ -157,8 +172,7 @@ class LlmPruner:
             NotApplicable: as `plans`.
             StudyError: evaluation text, or as `importance`.
         """
-        if text.split != "calibration":
-            raise StudyError(f"heads and channels are not selected on the {text.split} text, on which they are judged")
+        check_text(text)
         model, chosen = _plain(model), plan.settings
         if not chosen["groups"] and not chosen["channels"]:
             return model
@@ -167,6 +181,14 @@ class LlmPruner:
             kept = without_least(found.groups, chosen["groups"]), without_least(found.channels, chosen["channels"])
             uneven.model.narrow(model.model.layers[index], *kept)
         return uneven.model.fitted(model)
+
+
+def check_text(text: TokenBlocks) -> None:
+    """Raises StudyError for text that nothing is to be chosen on, or that has no loss."""
+    if text.split != "calibration":
+        raise StudyError(f"heads and channels are not selected on the {text.split} text, on which they are judged")
+    if text.input_ids.shape[1] < 2:
+        raise StudyError("texts of one token have no loss: give longer ones")
 
 
 # ------------------------------------------------------------------------------------------------ sizes

@@ -103,6 +103,7 @@ def scale(model: nn.Module, block: int, by: float) -> nn.Module:
 
 CARD = Card(
     title=TITLE,
+    does="removes blocks as ShortGPT does, and scales what comes before each gap",
     paper="Chen et al. 2025, arXiv 2507.18212",
     code="",
     settings="Block Influence, one block at a time, compensated and scored anew (paper)",

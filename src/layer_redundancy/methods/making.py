@@ -72,7 +72,10 @@ class Making:
         start = time.perf_counter()
         model = registry.find(self.method).apply(model, self.text, self.plan)
         devices.synchronize(device)
-        return model, time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        made_by = {"method": self.method, "settings": dict(self.plan.settings), "text": self.text.fingerprint}
+        model.made_by = [made_by]  # for `provenance.note`
+        return model, seconds
 
     def counted(self) -> tuple[nn.Module, int]:
         """The smaller model, and the most bytes of tensors held at once while it was made, weights included.

@@ -22,19 +22,23 @@ class Card:
 
     Attributes:
         title: its name as its authors write it.
+        does: what it does to a model, in a few words.
         paper: authors and year, arXiv number.
         code: the public repository, "owner/name"; "" where there is none.
         settings: what is set, in words, and who set it so (paper, code or this study).
         code_differs: what the public code does otherwise than the paper says; "" where nothing was found.
         changed: what is done otherwise here than in the public code, and why; "" where nothing is.
+        needs: a module of ours to import before transformers loads what comes out; "" where plain transformers does.
     """
 
     title: str
+    does: str
     paper: str
     code: str
     settings: str
     code_differs: str = ""
     changed: str = ""
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,18 @@ class Method(Protocol):
 
         Raises:
             NotApplicable: it cannot be used on such a model; one line says why.
+        """
+
+    def outline(self, shapes: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
+        """What it would make, without weights: a model of the same class and widths as comes out of `apply`.
+
+        Args:
+            shapes: the whole model, whose weights are not read (they may be on `meta`); it is used up.
+            text: calibration text.
+            plan: one of `plans`.
+
+        Raises:
+            StudyError: as `apply`, as far as shapes and the text's size tell it.
         """
 
     def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:

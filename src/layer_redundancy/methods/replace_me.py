@@ -115,11 +115,7 @@ class RunSums:
         """Directions that M takes before a first block, (d, r), and its sum of squares along each, (r,)."""
         gram = self.gram[a]
         width = len(gram)
-        if self.tokens < width and not ridge:
-            raise StudyError(
-                f"a map of {width} x {width} numbers cannot be fitted to {self.tokens} tokens: give more calibration "
-                "text, or a ridge"
-            )
+        check_tokens(self.tokens, width, ridge)
         alpha = ridge * gram.diagonal().mean()
         values, vectors = torch.linalg.eigh(gram + alpha * torch.eye(width, dtype=gram.dtype, device=gram.device))
         # Directions that M never takes are of no account: the least of all maps that fit leaves them out.
@@ -138,6 +134,15 @@ class RunSums:
 def _solved(directions: tuple[Tensor, Tensor], cross: Tensor) -> Tensor:
     vectors, values = directions
     return vectors @ ((vectors.T @ cross) / values[:, None])
+
+
+def check_tokens(tokens: int, width: int, ridge: float) -> None:
+    """Raises StudyError where so many tokens are too few for a map of that width, without a ridge."""
+    if tokens < width and not ridge:
+        raise StudyError(
+            f"a map of {width} x {width} numbers cannot be fitted to {tokens} tokens: give more calibration text, or a "
+            "ridge"
+        )
 
 
 def every_run(num_blocks: int) -> list[Run]:
@@ -368,6 +373,7 @@ def replaced(model: nn.Module, run: Run, of: Tensor) -> nn.Module:
 
 CARD = Card(
     title=TITLE,
+    does="replaces a run of blocks by a linear map, folded into the block before it",
     paper="Shopkhoev et al. 2025, arXiv 2505.02819",
     code="mts-ai/ReplaceMe",
     settings="one run, one map of least squares in float64, no ridge (code: alpha 0, num_A 1); the run of least "
@@ -403,6 +409,13 @@ class ReplaceMe(ReadsAll):
     def passes(self, plan: Plan, num_blocks: int) -> float:
         """See `Method`."""
         return 2.0
+
+    def outline(self, shapes: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
+        """See `Method`."""
+        if plan.blocks:
+            width = blocks.pre_norm_blocks(decoder_stack(shapes), TITLE)[0].mlp_out.out_features
+            check_tokens(text.num_tokens, width, plan.settings["ridge"])
+        return super().outline(shapes, text, plan)
 
     def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
         """See `Method`; two passes over the text. Memory: as `collect` for one run.

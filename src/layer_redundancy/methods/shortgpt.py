@@ -19,6 +19,7 @@ from layer_redundancy.models.stack import BlockCalls, DecoderStack, decoder_stac
 
 SHORTGPT_CARD = Card(
     title="ShortGPT",
+    does="removes the blocks that turn the residual stream least",
     paper="Men et al. 2024, arXiv 2403.03853",
     code="icip-cas/ShortGPT",
     settings="the n blocks of lowest Block Influence go, all scored on the whole model (paper)",
@@ -55,6 +56,7 @@ class ShortGPT(ReadsAll):
 
 SLEB_CARD = Card(
     title="SLEB",
+    does="removes one block after the other, each time the one that costs the least loss",
     paper="Song et al. 2024, arXiv 2402.09025",
     code="jiwonsong-dev/SLEB",
     settings="greedy: each step removes the block whose removal leaves the lowest loss on calibration text, all "

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from layer_redundancy.core import flags
 from layer_redundancy.core.errors import NotApplicable
 from layer_redundancy.data.corpora import TokenBlocks
-from layer_redundancy.methods.blocks import ReadsAll
+from layer_redundancy.methods.blocks import ReadsAll, calibration
 from layer_redundancy.methods.method import Card, Plan
 from layer_redundancy.models.baichuan import model as baichuan
 from layer_redundancy.models.sliced.model import (
@@ -78,6 +78,7 @@ class SliceGPT(ReadsAll):
         head = "the head stays tied to the embedding, and reads it through a matrix of its own; " if tied else ""
         return Card(
             title=TITLE + ", tied" * tied,
+            does="rotates the residual stream and cuts directions off it" + ", the head tied as it was" * tied,
             paper="Ashkboos et al. 2024, arXiv 2401.15024",
             code="microsoft/TransformerCompression",
             settings=(
@@ -96,6 +97,7 @@ class SliceGPT(ReadsAll):
                 f"{head}the model's own epsilon, and its embedding as it is; what is kept is not turned at random, "
                 "which changes no output; the signs of directions are fixed"
             ),
+            needs="layer_redundancy.models.sliced",
         )
 
     def plans(self, shapes: nn.Module) -> list[Plan]:
@@ -118,6 +120,14 @@ class SliceGPT(ReadsAll):
     def passes(self, plan: Plan, num_blocks: int) -> float:
         """See `Method`: as for two passes, since sums of products of states cost about as much as a block."""
         return 2.0
+
+    def outline(self, shapes: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
+        """See `Method`."""
+        calibration(text)
+        model = self._checked(shapes)
+        wanted = widths(model.config.hidden_size, len(decoder_stack(model)), plan.settings["width"], self.slice_head)
+        with torch.device("meta"):
+            return SLICED[type(model)](_config(model, wanted, self.head == "tied"))
 
     def apply(self, model: nn.Module, text: TokenBlocks, plan: Plan) -> nn.Module:
         """Slices a model; as `Method.apply`.
@@ -356,12 +366,7 @@ class _Stream:
 
 def _assembled(model: nn.Module, wanted: list[int], tied: bool, found: dict[str, Tensor]) -> nn.Module:
     """A model of `models.sliced` of the weights of a model that was rotated and cut, and of those that are new."""
-    kind = SLICED[type(model)]
-    own = {"model_type", "architectures", "tie_word_embeddings", "transformers_version"}
-    settings = {name: value for name, value in model.config.to_dict().items() if name not in own}
-    config = kind.config_class(**settings, residual_widths=wanted, tie_word_embeddings=tied)
-    config._name_or_path, config.dtype = model.config._name_or_path, model.dtype
-    config._attn_implementation = model.config._attn_implementation
+    kind, config = SLICED[type(model)], _config(model, wanted, tied)
     norms = (".input_layernorm.weight", ".post_attention_layernorm.weight", "model.norm.weight")
     weights = {name: value for name, value in model.state_dict().items() if not name.endswith(norms)} | found
     if tied:
@@ -377,6 +382,16 @@ def _assembled(model: nn.Module, wanted: list[int], tied: bool, found: dict[str,
         if hasattr(model, name):
             setattr(result, name, getattr(model, name))
     return prepare(result)
+
+
+def _config(model: nn.Module, wanted: list[int], tied: bool) -> Any:
+    """The config of the sliced model that a model becomes."""
+    own = {"model_type", "architectures", "tie_word_embeddings", "transformers_version"}
+    settings = {name: value for name, value in model.config.to_dict().items() if name not in own}
+    config = SLICED[type(model)].config_class(**settings, residual_widths=wanted, tie_word_embeddings=tied)
+    config._name_or_path, config.dtype = model.config._name_or_path, model.dtype
+    config._attn_implementation = model.config._attn_implementation
+    return config
 
 
 # ------------------------------------------------------------------------------------------------ sizes

@@ -27,6 +27,11 @@ def removed_from(model: nn.Module) -> list[list[int]]:
     return list(getattr(model, "removed_steps", []))
 
 
+def made_by(model: nn.Module) -> list[dict[str, Any]]:
+    """What has changed a model's weights since it was loaded: method, its plan's settings, fingerprint of its text."""
+    return list(getattr(model, "made_by", []))
+
+
 def note(model: nn.Module, num_blocks: int) -> dict[str, Any]:
     """What is to be known of a model that is exported, and of all that was done before it was loaded.
 
@@ -40,8 +45,9 @@ def note(model: nn.Module, num_blocks: int) -> dict[str, Any]:
     Returns:
         removed_blocks: all that are gone, ascending, in the numbering of the original model; exported_from: that model;
         steps: the removals one by one, each in the numbering of the model that it was made on; not_loaded: parts of the
-        original checkpoint that the model has no place for, with their number of tensors; and whatever else was noted
-        of the checkpoint that this model was loaded from.
+        original checkpoint that the model has no place for, with their number of tensors; made_by: the methods that
+        folded, merged or cut its weights; and whatever else was noted of the checkpoint that this model was loaded
+        from.
     """
     before, earlier = _noted(_file(model, NOTE))
     steps = earlier + removed_from(model)
@@ -53,7 +59,8 @@ def note(model: nn.Module, num_blocks: int) -> dict[str, Any]:
         numbers = [numbers[i] for i in kept]
     origin = before.get("exported_from") or before.get("quantized_from") or model.config._name_or_path
     not_loaded = before.get("not_loaded", {}) | getattr(model, "not_loaded", {})
-    more = {"not_loaded": not_loaded} if not_loaded else {}
+    methods = [*before.get("made_by", []), *made_by(model)]
+    more = ({"not_loaded": not_loaded} if not_loaded else {}) | ({"made_by": methods} if methods else {})
     return before | {"removed_blocks": sorted(removed), "exported_from": origin, "steps": steps} | more
 
 
@@ -68,6 +75,7 @@ def _noted(file: Path | None) -> tuple[dict[str, Any], list[list[int]]]:
         first = before.get("removed_blocks", [])
         steps = [[int(i) for i in step] for step in before.get("steps", [first] if first else [])]
         dict(before.get("not_loaded", {}))
+        [dict(one) for one in before.get("made_by", [])]
     except (OSError, ValueError, TypeError) as error:
         raise StudyError(
             f"{file} is no note of what was removed ({' '.join(str(error).split())}): copy it anew, or delete it if "

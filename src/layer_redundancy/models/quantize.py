@@ -140,9 +140,18 @@ def check(identity: ModelIdentity, size: int | None = None) -> None:
     if method:
         raise NotApplicable(f"{identity.name} is quantized already ({method}): give its full-precision model")
     with checkpoints.shapes(identity) as model:
-        inputs = widths(model)
-        group_size(inputs, size)
-        _check_packed(model, list(inputs))
+        check_shapes(model, size)
+
+
+def check_shapes(model: nn.Module, size: int | None = None) -> None:
+    """Whether a model of these shapes can be quantized; it has no weights, and nothing is left of it.
+
+    Raises:
+        NotApplicable, StudyError: as `check`.
+    """
+    inputs = widths(model)
+    group_size(inputs, size)
+    _check_packed(model, list(inputs))
 
 
 def _check_packed(model: nn.Module, packed: Sequence[str]) -> None:

@@ -127,7 +127,8 @@ def export(
 
     A Baichuan-7B is written as the Llama that it is. Other tools need `layer_redundancy.models.rwkv5` imported to load
     an RWKV-5, `layer_redundancy.models.baichuan` to load a Baichuan-13B or either one's tokenizer, and
-    `layer_redundancy.models.sliced` to load a sliced model.
+    `layer_redundancy.models.sliced` or `.uneven` to load a sliced model or one whose blocks differ in width
+    (`own_module` says which).
 
     The checkpoint is written beside `folder`, loaded again, its logits compared with those of the model in memory, and
     renamed only then: a folder that exists is a checkpoint that works.
@@ -152,15 +153,10 @@ def export(
         raise StudyError(f"{shown(model)} is no model of transformers: give one such as study.stack.model")
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise StudyError(f"{shown(tokenizer)} is no tokenizer: give one such as study.tokenizer, or None")
-    method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "")
-    if method in ("gptq", "awq"):  # their libraries rearrange the weights for the device when they load them
-        raise StudyError(
-            f"{method.upper()} weights as they lie in memory cannot be written again: quantize the full-precision "
-            "model here (quantize.quantized) and export that"
-        )
-    earlier, given = provenance.removed_from(model), type(model).__name__
+    check_writable(getattr(getattr(model.config, "quantization_config", None), "quant_method", ""))
+    earlier, made_by, given = provenance.removed_from(model), provenance.made_by(model), type(model).__name__
     model = architectures.find(model.config).exported(model)
-    model.removed_steps = earlier
+    model.removed_steps, model.made_by = earlier, made_by
     with cache.scratch_beside(folder) as scratch:
         temporary = scratch / folder.name
         try:
@@ -177,6 +173,21 @@ def export(
             ) from e
         temporary.rename(folder)
     return folder
+
+
+def own_module(one: Any) -> str:
+    """The module of ours by which transformers knows the class of a model or tokenizer; "" where it knows it anyway."""
+    parts = type(one).__module__.split(".")
+    return ".".join(parts[:3]) if parts[:2] == ["layer_redundancy", "models"] else ""
+
+
+def check_writable(method: str | None) -> None:
+    """Raises StudyError for weights that are quantized by a method whose checkpoints cannot be written again."""
+    if method in ("gptq", "awq"):  # their libraries rearrange the weights for the device when they load them
+        raise StudyError(
+            f"{method.upper()} weights as they lie in memory cannot be written again: quantize the full-precision "
+            "model here (quantize.quantized) and export that"
+        )
 
 
 def _write(model: nn.Module, tokenizer: Any, removed: Iterable[int], folder: Path, files: Mapping[str, str]) -> None:

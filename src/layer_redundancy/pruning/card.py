@@ -1,4 +1,4 @@
-"""The model card of a pruned checkpoint: what was removed, by which measure on which text, and what it costs."""
+"""The model card of a pruned checkpoint: what was removed, by which measure or method on which text, what it costs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from layer_redundancy.config import sources
 from layer_redundancy.config.profiles import EMBEDDED_MODEL, EMBEDDED_RWKV
+from layer_redundancy.methods import registry
 from layer_redundancy.models import smollm2
 from layer_redundancy.study import Study
 
@@ -70,18 +71,17 @@ def text(found: Mapping[str, Any]) -> str:
         pipeline_tag="text-generation",
         license=named.lower() if known else "other",
         license_name=None if known else named,
-        tags=["pruned", "layer-pruning"],
+        tags=["pruned", "model-compression" if "method" in found else "layer-pruning"],
     )
-    gone, num = found["removed_blocks"], found["num_blocks"]
+    title, removed, details = _by_method(found) if "method" in found else _by_measure(found)
     lines = [
-        f"# {Path(base).name} without {len(gone)} of its {num} blocks",
+        f"# {Path(base).name} {title}",
         "",
         f"Made from {base} ({found['base_revision']}) by layer-redundancy {found['layer_redundancy']}.",
         "",
         "## What was removed",
         "",
-        f"Blocks {', '.join(map(str, gone))} (numbered from 0, first removed first), chosen by {found['measure']} on "
-        f"{_text(found['calibration'])}.",
+        removed,
     ]
     if found["healed"]:
         one = found["training"]
@@ -89,13 +89,61 @@ def text(found: Mapping[str, Any]) -> str:
         lines += [f"What is left was trained ({found['healed']['method']}, {tokens} tokens of calibration text)."]
     if found["quantized_to_bits"]:
         lines += [f"The blocks' weights have {found['quantized_to_bits']} bits (GPTQ)."]
-    lines += ["", "## What it costs", "", *_costs(found), "", "## Use", "", *_use(found), "", "## Licence", ""]
+    lines += [
+        *([""] if details else []),
+        *details,
+        "",
+        "## What it costs",
+        "",
+        *_costs(found),
+        "",
+        "## Use",
+        "",
+        *_use(found),
+        "",
+        "## Licence",
+        "",
+    ]
     lines += [
         f"That of the base model: {named}."
         if named != UNKNOWN
         else "That of the base model, which names none where it was read: look for it before you pass this on."
     ]
     return f"---\n{head.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"
+
+
+def _by_measure(found: Mapping[str, Any]) -> tuple[str, str, list[str]]:
+    """What follows the model's name in the title, what was removed, and details: of blocks that a measure chose."""
+    gone = found["removed_blocks"]
+    removed = (
+        f"Blocks {', '.join(map(str, gone))} (numbered from 0, first removed first), chosen by {found['measure']} on "
+        f"{_text(found['calibration'])}."
+    )
+    return f"without {len(gone)} of its {found['num_blocks']} blocks", removed, []
+
+
+def _by_method(found: Mapping[str, Any]) -> tuple[str, str, list[str]]:
+    """The same of what a method made smaller."""
+    card = registry.find(found["method"]).card
+    code = f"; public code: https://github.com/{card.code}" if card.code else ""
+    settings = [f"{name} {value}" for name, value in found["plan"].items() if value is not None]
+    removed = (
+        f"{100 * found['removed_share']:.1f} % of all weights (tied ones counted once), "
+        f"{100 * found['removed_share_of_blocks']:.1f} % of the blocks', by {card.title} ({card.paper}{code}), which "
+        f"{card.does}. It read {_text(found['calibration'])}."
+    )
+    details = {
+        "Plan": ", ".join(settings),
+        "Settings": card.settings,
+        "What the public code does otherwise than the paper": card.code_differs,
+        "What is otherwise here": card.changed,
+    }
+    lines = [f"- {name}: {_sentence(text)}" for name, text in details.items() if text]
+    return f"made smaller by {card.title}", removed, lines
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
 
 
 def _text(of: Mapping[str, Any]) -> str:
@@ -140,8 +188,11 @@ def _costs(found: Mapping[str, Any]) -> list[str]:
 
 
 def _use(found: Mapping[str, Any]) -> list[str]:
+    needed = found["needs_import"]
     return [
+        *([f"Plain transformers does not load it: import {' and '.join(needed)} first.", ""] if needed else []),
         "```python",
+        *(f"import {module}" for module in needed),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'model = AutoModelForCausalLM.from_pretrained("this folder")',

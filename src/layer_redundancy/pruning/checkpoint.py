@@ -1,5 +1,5 @@
-"""A pruned checkpoint for use: blocks removed, the rest trained or quantized if asked for, measured, and written with
-a model card and `pruning.json`, from which the same checkpoint is made again."""
+"""A pruned checkpoint for use: blocks removed, or made smaller by a method; what is left trained or quantized if asked
+for, measured, and written with a model card and `pruning.json`, from which the same checkpoint is made again."""
 
 import json
 import math
@@ -17,17 +17,20 @@ from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.experiments import healing
-from layer_redundancy.models import quantize, surgery
-from layer_redundancy.pruning import card, choosing, effects
+from layer_redundancy.methods import registry as methods
+from layer_redundancy.methods.method import Plan
+from layer_redundancy.models import architectures, checkpoints, quantize, surgery
+from layer_redundancy.pruning import by_method, card, choosing, effects
 from layer_redundancy.pruning.how_many import HowMany
 from layer_redundancy.study import Study
+from layer_redundancy.train import healing as training_recipes
 
 RECORD = "pruning.json"
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be made.
+    """What is to be made by removing blocks.
 
     Attributes:
         by: the importance measure that chose the blocks.
@@ -47,14 +50,55 @@ class Order:
     bits: int | None = None
 
     def __post_init__(self) -> None:
-        found: dict[str, Any] = {"removed": variants.indices(self.removed)}
-        if self.heal is not None:
-            found["heal"] = profiles.valid(Recipe, self.heal)
-            found["training"] = profiles.valid(TrainingBudget, self.training)
-        if self.bits is not None:
-            found["bits"] = quantize.Scheme(self.bits).bits
-        for name, value in found.items():  # Python's own numbers, since `record` writes them down
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "removed", variants.indices(self.removed))
+        _check_afterwards(self)
+
+
+@dataclass(frozen=True)
+class ByMethod:
+    """What is to be made by a method, which changes more than the number of blocks.
+
+    Attributes:
+        method: name of the method in `methods.registry`.
+        plan: one of `Study.plans`.
+        heal, training, bits: as of an `Order`; the weights are quantized last.
+
+    Raises:
+        StudyError: no such method, no plan, or as `Order`.
+    """
+
+    method: str
+    plan: Plan
+    heal: Recipe | None = None
+    training: TrainingBudget | None = None
+    bits: int | None = None
+
+    def __post_init__(self) -> None:
+        methods.find(self.method)
+        if not isinstance(self.plan, Plan):
+            raise StudyError(f"{shown(self.plan)} is no plan: give one of study.plans({self.method!r})")
+        _check_afterwards(self)
+
+
+def _check_afterwards(order: Order | ByMethod) -> None:
+    """Checks what is done afterwards, and puts Python's own numbers in its place, since `record` writes them down."""
+    found: dict[str, Any] = {}
+    if order.heal is not None:
+        found["heal"] = profiles.valid(Recipe, order.heal)
+        found["training"] = profiles.valid(TrainingBudget, order.training)
+    if order.bits is not None:
+        found["bits"] = quantize.Scheme(order.bits).bits
+    for name, value in found.items():
+        object.__setattr__(order, name, value)
+
+
+def by_plan(study: Study, method: str, how_many: HowMany, heal: str = "", bits: int | None = None) -> ByMethod:
+    """Chooses the plan; arguments as of `ordered`, with a method in the place of a measure.
+
+    Raises:
+        StudyError: as `by_method.planned`; a recipe that the profile lacks; bits that cannot be quantized to.
+    """
+    return ByMethod(method, by_method.planned(study, method, how_many), *_recipe(study, heal), bits)
 
 
 def ordered(study: Study, by: str, how_many: HowMany, heal: str = "", bits: int | None = None) -> Order:
@@ -71,22 +115,60 @@ def ordered(study: Study, by: str, how_many: HowMany, heal: str = "", bits: int 
     Raises:
         StudyError: as `choosing.chosen`; a recipe that the profile lacks; bits that cannot be quantized to.
     """
-    recipe = training = None
-    if heal:
-        budget = study.profile.budget(healing.Budget)
-        of_method = {one.method: one for one in reversed(budget.recipes)}  # the first of each method
-        if heal not in of_method:
-            raise StudyError(
-                f"the {study.profile.name} profile has no recipe {heal!r}: choose one of {', '.join(of_method)}, or "
-                "give a profile with another in [budgets.healing] recipes"
-            )
-        recipe, training = of_method[heal], budget.training
+    recipe, training = _recipe(study, heal)
     if not isinstance(how_many, HowMany):
         raise StudyError(f"{shown(how_many)} is no HowMany: give HowMany(remove=...), (ratio=...) or (max_loss=...)")
-    if bits is not None:
-        quantize.Scheme(bits)
-        quantize.check(study.identity)
+    check(study, Order(by, (), recipe, training, bits))
     return Order(by, choosing.chosen(study, by, how_many), recipe, training, bits)
+
+
+def _recipe(study: Study, heal: str) -> tuple[Recipe | None, TrainingBudget | None]:
+    """The first of the profile's recipes of a method, and on how much text it trains; None for ""."""
+    if not heal:
+        return None, None
+    budget = study.profile.budget(healing.Budget)
+    of_method = {one.method: one for one in reversed(budget.recipes)}  # the first of each method
+    if heal not in of_method:
+        raise StudyError(
+            f"the {study.profile.name} profile has no recipe {heal!r}: choose one of {', '.join(of_method)}, or "
+            "give a profile with another in [budgets.healing] recipes"
+        )
+    return of_method[heal], budget.training
+
+
+def check(study: Study, order: Order | ByMethod) -> None:
+    """Refuses at once, by the model's config and the texts, what would else be refused when much is done.
+
+    Raises:
+        StudyError: the base's checkpoint cannot be written again; what is left cannot be trained or quantized so; too
+            little text for the method or the training.
+    """
+    surgery.check_writable(checkpoints.quantization_method(study.identity))
+    if order.heal is not None and order.training is not None:
+        study.healed((), order.heal, order.training, study.profile.seed)
+    try:
+        if isinstance(order, ByMethod) or order.heal is not None:
+            outline = _outline(study, order)
+            if order.heal is not None:
+                training_recipes.check_shapes(outline, order.heal)
+        if order.bits is not None:
+            quantize.check(study.identity)
+            if isinstance(order, ByMethod):
+                quantize.check_shapes(_outline(study, order))
+    except StudyError as error:
+        if isinstance(order, Order):
+            raise
+        title = methods.find(order.method).card.title
+        raise type(error)(f"{title} on {study.identity.name}: {error}") from error
+
+
+def _outline(study: Study, order: Order | ByMethod) -> Any:
+    """What is to be made, without weights; of an `Order` the whole model, with as many blocks as before."""
+    text = study.calibration  # read out here: what is made in there has no storage
+    with checkpoints.shapes(study.identity) as shapes:
+        if isinstance(order, Order):
+            return shapes
+        return methods.find(order.method).outline(shapes, text, order.plan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +186,18 @@ class Made:
     removed: tuple[int, ...]
 
 
-def made(study: Study, order: Order) -> Made:
+def made(study: Study, order: Order | ByMethod) -> Made:
     """The pruned model.
 
     Weights are quantized before blocks are removed, so that one quantization serves all removals; it is no worse here
-    (notebook 07). What was trained is quantized afterwards.
+    (notebook 07). What was trained, or made by a method, is quantized afterwards.
+
+    Raises:
+        StudyError: as `check`, before anything is done; as the method says.
     """
+    check(study, order)
+    if isinstance(order, ByMethod):
+        return _made_by_method(study, order)
     kept = variants.without(study.num_blocks, order.removed)
     if order.heal is None:
         whole = study if order.bits is None else study.quantized(quantize.Scheme(order.bits))
@@ -121,21 +209,32 @@ def made(study: Study, order: Order) -> Made:
     return Made(healed, healed.dense, ())
 
 
-def measured(study: Study, order: Order) -> tuple[Made, dict[str, Any]]:
+def _made_by_method(study: Study, order: ByMethod) -> Made:
+    found = study.made(order.method, order.plan)
+    found.making_seconds()  # makes it, and counts as work
+    if order.heal is not None:
+        assert order.training is not None, "a recipe comes with its budget"
+        found = found.written().healed((), order.heal, order.training, study.profile.seed)
+    if order.bits is not None:
+        found = found.written().quantized(quantize.Scheme(order.bits))
+    return Made(found, found.dense, ())
+
+
+def measured(study: Study, order: Order | ByMethod) -> tuple[Made, dict[str, Any]]:
     """The pruned model, and `effects.costs` of it."""
     one = made(study, order)
     if one.study.healing is not None:
         one.study.training()
-    dense = _of(study.sweep([study.dense]), study.dense)
     pruned = _of(one.study.sweep([one.kept]), one.kept)
-    return one, effects.costs(study, dense, pruned, variants.without(study.num_blocks, order.removed))
+    dense = _of(study.sweep([study.dense]), study.dense)
+    return one, effects.costs(study, dense, pruned)
 
 
 def _of(results: dict[str, dict[Variant, Result]], variant: Variant) -> dict[str, Result]:
     return {name: found[variant] for name, found in results.items()}
 
 
-def prune(study: Study, order: Order, folder: Path) -> dict[str, Any]:
+def prune(study: Study, order: Order | ByMethod, folder: Path) -> dict[str, Any]:
     """Makes, measures and writes a pruned checkpoint.
 
     Args:
@@ -147,12 +246,13 @@ def prune(study: Study, order: Order, folder: Path) -> dict[str, Any]:
         The content of its `pruning.json`.
 
     Raises:
-        StudyError: the folder exists or cannot be written; as `Study.healed`, `Study.quantized`, `surgery.export`.
+        StudyError: the folder exists or cannot be written; as `made`, `Study.healed`, `Study.quantized`,
+            `surgery.export`.
     """
     if not isinstance(study, Study):
         raise StudyError(f"{shown(study)} is no Study: open one with Study.open")
-    if not isinstance(order, Order):
-        raise StudyError(f"{shown(order)} is no Order: give Order(by, removed)")
+    if not isinstance(order, Order | ByMethod):
+        raise StudyError(f"{shown(order)} is no Order: give Order(by, removed), or ByMethod(method, plan)")
     folder = cache.new_path(folder)
     one, costs = measured(study, order)
     found = record(study, order, costs)
@@ -161,8 +261,15 @@ def prune(study: Study, order: Order, folder: Path) -> dict[str, Any]:
     return found
 
 
-def record(study: Study, order: Order, costs: dict[str, Any]) -> dict[str, Any]:
+def record(study: Study, order: Order | ByMethod, costs: dict[str, Any]) -> dict[str, Any]:
     """What `pruning.json` says: all that the checkpoint follows from, and what it costs."""
+    if isinstance(order, Order):
+        text = study.calibration
+        what: dict[str, Any] = {"measure": order.by, "removed_blocks": list(order.removed)}
+    else:
+        text, plan = methods.find(order.method).reads(study.calibration), order.plan
+        what = {"method": order.method, "plan": dict(plan.settings)}
+        what |= {"removed_share": plan.removed, "removed_share_of_blocks": plan.removed_of_blocks}
     return {
         "layer_redundancy": __version__,
         "base_model": study.identity.name,
@@ -170,16 +277,23 @@ def record(study: Study, order: Order, costs: dict[str, Any]) -> dict[str, Any]:
         "base_fingerprint": study.identity.fingerprint,
         "base_licence": card.licence(study),
         "num_blocks": study.num_blocks,
-        "measure": order.by,
-        "removed_blocks": list(order.removed),
+        **what,
         "healed": None if order.heal is None else asdict(order.heal),
         "training": None if order.training is None else asdict(order.training),
         "quantized_to_bits": order.bits,
-        "calibration": _text(study.calibration),
+        "needs_import": _needs_import(study, order),
+        "calibration": _text(text),
         "evaluation": _text(study.evaluation),
         "cost": costs,
         "profile": asdict(study.profile),
     }
+
+
+def _needs_import(study: Study, order: Order | ByMethod) -> list[str]:
+    """Modules of ours that are to be imported before transformers loads the checkpoint or its tokenizer."""
+    outline = _outline(study, order)
+    written = architectures.find(outline.config).exported(outline)
+    return sorted({surgery.own_module(one) for one in (written, study.tokenizer)} - {""})
 
 
 def _json(value: Any) -> Any:
@@ -219,15 +333,18 @@ def read(file: Path) -> dict[str, Any]:
         raise StudyError(
             f"{file} is no {RECORD} ({error}): give a folder that `layer-redundancy prune` wrote"
         ) from error
-    needed = {"base_fingerprint", "measure", "removed_blocks", "healed", "training", "quantized_to_bits", "profile"}
-    if not isinstance(found, dict) or (missing := needed - set(found)):
+    nothing = type(None)
+    kinds: dict[str, Any] = {"base_fingerprint": str, "profile": dict}
+    kinds |= {"healed": dict | nothing, "training": dict | nothing, "quantized_to_bits": int | nothing}
+    if isinstance(found, dict) and "method" in found:
+        kinds |= {"method": str, "plan": dict, "calibration": dict}
+    else:
+        kinds |= {"measure": str, "removed_blocks": list}
+    if not isinstance(found, dict) or (missing := set(kinds) - set(found)):
         lacking = ", ".join(sorted(missing)) if isinstance(found, dict) else "everything"
         raise StudyError(f"{file} lacks {lacking}: give a folder that `layer-redundancy prune` wrote")
-    nothing = type(None)
-    kinds: dict[str, Any] = {"base_fingerprint": str, "measure": str, "removed_blocks": list, "profile": dict}
-    kinds |= {"healed": dict | nothing, "training": dict | nothing, "quantized_to_bits": int | nothing}
     wrong = [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
-    if wrong or not all(isinstance(block, int) for block in found["removed_blocks"]):
+    if wrong or not all(isinstance(block, int) for block in found.get("removed_blocks", [])):
         raise StudyError(f"{file}: {(wrong or ['removed_blocks'])[0]} is none that `layer-redundancy prune` wrote")
     if (found["healed"] is None) != (found["training"] is None):
         raise StudyError(f"{file}: healed and training go together: give both, or null for both")
@@ -245,7 +362,7 @@ def profile_of(found: dict[str, Any], where: str, trust_remote_code: bool = Fals
 
 
 @flags.checked
-def again(found: dict[str, Any], where: str, trust_remote_code: bool = False) -> tuple[Study, Order]:
+def again(found: dict[str, Any], where: str, trust_remote_code: bool = False) -> tuple[Study, Order | ByMethod]:
     """The study and the order that a `pruning.json` was made from.
 
     Args:
@@ -254,16 +371,23 @@ def again(found: dict[str, Any], where: str, trust_remote_code: bool = False) ->
         trust_remote_code: run code that comes with the model, or with a task of the user's own.
 
     Raises:
-        StudyError: the base model is not there any more, or is another one.
+        StudyError: the base model is not there any more, or is another one; a method's text or plan is another one.
     """
     study = Study.of(profiles.on_users_device(profile_of(found, where, trust_remote_code)))
     if study.identity.fingerprint != found["base_fingerprint"]:
         raise StudyError(f"{study.identity.name} is not the model that {where} was made from: its weights are others")
     recipe, training = found["healed"], found["training"]
-    return study, Order(
-        found["measure"],
-        tuple(found["removed_blocks"]),
+    afterwards = (
         recipe and profiles.from_table(Recipe, recipe, profiles.Place(where, "healed")),
         training and profiles.from_table(TrainingBudget, training, profiles.Place(where, "training")),
         found["quantized_to_bits"],
     )
+    if "method" not in found:
+        return study, Order(found["measure"], tuple(found["removed_blocks"]), *afterwards)
+    method = found["method"]
+    if methods.find(method).reads(study.calibration).fingerprint != found["calibration"].get("fingerprint"):
+        raise StudyError(
+            f"{methods.find(method).card.title} would read another text than {where} was made from: give its corpus as "
+            "it was"
+        )
+    return study, ByMethod(method, by_method.same_plan(study, method, found["plan"], where), *afterwards)

@@ -102,33 +102,31 @@ def evaluation(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["on", "value", "low", "high", "n", "chance"])
 
 
-def costs(
-    study: Study, dense: Mapping[str, Result], pruned: Mapping[str, Result], kept: variants.Variant
-) -> dict[str, Any]:
+def costs(study: Study, dense: Mapping[str, Result], pruned: Mapping[str, Result]) -> dict[str, Any]:
     """What a pruned model loses against the dense one, on evaluation text and the profile's tasks.
 
     Args:
         study: the dense model's.
         dense: measurement -> result of the dense model.
-        pruned: the same of the pruned one, whatever was done to it besides.
-        kept: blocks that it has.
+        pruned: the same of the pruned one, whatever was done to it.
 
     Returns:
         `perplexity`: dense, pruned, low, high, increase (nats a token), increase_low, increase_high, n (blocks of
         text); `tasks`: a list of task, n, chance, dense, pruned, low, high, change, change_low, change_high. Intervals
         are 95 %; those of increase and change are paired.
     """
-    table, _ = result_tables.perplexity({study.dense: dense["perplexity"], kept: pruned["perplexity"]}, study.dense)
-    row = table.iloc[-1]
+    before, after = (result_tables.cost(of["perplexity"]) for of in (dense, pruned))
+    low, high = np.exp(stats.mean_interval(after))
+    increase_low, increase_high = stats.mean_interval(after - before)
     perplexity = {
-        "dense": float(table["perplexity"].iloc[0]),
-        "pruned": float(row["perplexity"]),
-        "low": float(row["low"]),
-        "high": float(row["high"]),
-        "increase": float(row["log_increase"]),
-        "increase_low": float(row["log_increase_low"]),
-        "increase_high": float(row["log_increase_high"]),
-        "n": len(dense["perplexity"].arrays["nll"]),
+        "dense": float(dense["perplexity"].summary["perplexity"]),
+        "pruned": float(pruned["perplexity"].summary["perplexity"]),
+        "low": float(low),
+        "high": float(high),
+        "increase": float((after - before).mean()),
+        "increase_low": float(increase_low),
+        "increase_high": float(increase_high),
+        "n": len(before),
     }
     both = {
         task.items.name: {

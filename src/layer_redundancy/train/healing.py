@@ -210,6 +210,12 @@ def check(recipe: Recipe, name: str, method: str | None) -> None:
         )
 
 
+def check_shapes(shapes: nn.Module, recipe: Recipe) -> None:
+    """Raises StudyError where a model of these shapes, which has no weights, has no place for what a recipe trains."""
+    if trainable_weights(shapes, recipe) and recipe.method == "qlora":
+        adapters.check_4_bits(shapes, linear_layers(shapes))
+
+
 def possible(identity: ModelIdentity, recipe: Recipe) -> Recipe:
     """The recipe, or LoRA beside full-precision weights in QLoRA's place where these have no 4-bit form (GPT-2)."""
     if recipe.method == "qlora":

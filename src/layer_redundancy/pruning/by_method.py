@@ -7,6 +7,7 @@ from layer_redundancy.core.arguments import shown
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.methods import registry
 from layer_redundancy.methods.method import Plan, nearest
+from layer_redundancy.models import checkpoints
 from layer_redundancy.pruning.how_many import HowMany
 from layer_redundancy.study import Study
 
@@ -41,7 +42,7 @@ def planned(study: Study, method: str, how_many: HowMany) -> Plan:
 
 
 def _plans(study: Study, method: str) -> list[Plan]:
-    how = study.quantization_method()
+    how = checkpoints.quantization_method(study.identity)
     if how is not None:
         raise NotApplicable(
             f"{study.identity.name} has quantized weights ({how}), which {registry.find(method).card.title} does not "

@@ -152,9 +152,10 @@ def check(study: Study, order: Order | ByMethod) -> None:
             if order.heal is not None:
                 training_recipes.check_shapes(outline, order.heal)
         if order.bits is not None:
-            quantize.check(study.identity)
             if isinstance(order, ByMethod):
                 quantize.check_shapes(_outline(study, order))
+            else:
+                quantize.check(study.identity)
     except StudyError as error:
         if isinstance(order, Order):
             raise

@@ -211,9 +211,24 @@ def check(recipe: Recipe, name: str, method: str | None) -> None:
 
 
 def check_shapes(shapes: nn.Module, recipe: Recipe) -> None:
-    """Raises StudyError where a model of these shapes, which has no weights, has no place for what a recipe trains."""
+    """Raises StudyError where a model of these shapes has no place for what a recipe trains.
+
+    Args:
+        shapes: the model, without weights; nothing is left of it.
+        recipe: the recipe.
+    """
     if trainable_weights(shapes, recipe) and recipe.method == "qlora":
         adapters.check_4_bits(shapes, linear_layers(shapes))
+    tied = shapes.get_output_embeddings().weight is shapes.get_input_embeddings().weight
+    if tied and recipe.method == "partial" and recipe.head == "trained":
+        untie_head(shapes)
+        with torch.device("meta"):
+            read_again = type(shapes)(shapes.config)
+        if dict(read_again.named_parameters()).keys() != dict(shapes.named_parameters()).keys():
+            raise NotApplicable(
+                f"the head of a {type(shapes).__name__} cannot be trained apart from the embedding: train adapters "
+                "(lora), or leave the head as it is (head = 'kept')"
+            )
 
 
 def possible(identity: ModelIdentity, recipe: Recipe) -> Recipe:

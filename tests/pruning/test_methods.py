@@ -21,7 +21,7 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import corpora
 from layer_redundancy.methods import registry
 from layer_redundancy.methods.method import NEAR, Plan
-from layer_redundancy.models import smollm2
+from layer_redundancy.models import smollm2, surgery
 from layer_redundancy.models.quantize import Scheme
 from layer_redundancy.pruning import checkpoint as pruned_checkpoint
 from layer_redundancy.study import Study
@@ -52,6 +52,9 @@ def models(tmp_path_factory):
         saved(root / name, tiny_models.build(name))
     one = tf.LlamaConfig(**LLAMA | {"num_hidden_layers": 1})
     saved(root / "single", AutoModelForCausalLM.from_config(one))
+    study = Study.open("smoke", str(root / "tied"), store=root / "s.sqlite")
+    small = study.made("slice_gpt_tied", study.plans("slice_gpt_tied")[2]).stack.model
+    surgery.export(small, study.tokenizer, [], root / "sliced")
     gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32}
     shutil.copytree(root / "tied", root / "gptq")
     config = json.loads((root / "gptq" / "config.json").read_text())
@@ -95,7 +98,11 @@ REFUSED = {
     "no amount": ("prune tied --method laco --out new", "say how many blocks go by one of"),
     "a method and like": ("prune --like full --method laco --out new", "give nothing else but --out"),
     "out of reach": ("prune tied --method laco --ratio 0.9 --out new", "LaCo (as printed) cannot remove 90.0 % of"),
-    "between two sizes": ("prune untied --method shortgpt --ratio 0.01 --out new", "ShortGPT cannot remove 1.0 % of"),
+    "between two sizes": ("prune tied --method slice_gpt_tied --ratio 0.18 --out new", "tied cannot remove 18.0 % of"),
+    "next to nothing": (
+        "prune smollm2-135m-instruct --method shortgpt --ratio 0.001 --out new",
+        "ShortGPT cannot remove 0.1 % of this model's weights: the nearest is 2.6 %, of 2.6 to 76.3 %",
+    ),
     "blocks of one that takes none": ("prune tied --method llm_pruner --remove 1 --out new", "removes no whole blocks"),
     "too many blocks": ("prune tied --method laco --remove 4 --out new", "remove 4 blocks of this model: give 1 to 3"),
     "no block": ("prune tied --method sleb --remove 0 --out new", "remove 0 blocks of this model: give 1 to 4"),
@@ -107,6 +114,15 @@ REFUSED = {
     "heads of GPT-2": ("prune gpt2 --method llm_pruner --ratio 0.06 --out new", "and not for GPT2LMHeadModel"),
     "GPTQ": ("prune gptq --method shortgpt --remove 1 --out new", "has quantized weights (gptq), which ShortGPT does"),
     "GPTQ by a measure": ("prune gptq --remove 1 --out new", "GPTQ weights as they lie in memory cannot be written"),
+    "blocks of a sliced model": ("prune sliced --remove 1 --out new", "SLICED can be removed: each reads the residual"),
+    "the same by a method": (
+        "prune sliced --method sleb --remove 1 --out new",
+        "the blocks of SlicedLlamaForCausalLM differ",
+    ),
+    "a sliced model once more": (
+        "prune sliced --method slice_gpt --ratio 0.1 --out new",
+        "SlicedLlamaForCausalLM is none",
+    ),
     "too little text": (
         "prune smollm2-135m-instruct --method replace_me --ratio 0.1 --out new",
         "a map of 576 x 576 numbers cannot be fitted to 512 tokens",
@@ -128,7 +144,7 @@ REFUSED = {
 @pytest.mark.parametrize(("line", "words"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_come_out_is_refused_before_weights_are_read(run, models, remarks, line, words):
     said = one_line.refusal(lambda: run(line))
-    assert words.replace("TIED", str(models / "tied")) in said
+    assert words.replace("TIED", str(models / "tied")).replace("SLICED", str(models / "sliced")) in said
     assert "loading" not in remarks()
 
 
@@ -256,6 +272,7 @@ def test_pruning_json_makes_the_same_again(run, tmp_path, line):
     assert ("bits (GPTQ)" in (tmp_path / "first" / "README.md").read_text()) == ("--quantize" in line)
 
 
+@pytest.mark.slow
 def test_a_pruning_json_that_is_true_no_more_is_one_line(run, models, tmp_path):
     study = Study.open("smoke", str(models / "tied"), store=tmp_path / "s.sqlite")
     wanted = pruned_checkpoint.ByMethod("laco", study.plans("laco")[1])

@@ -56,11 +56,7 @@ def _cut(model: nn.Module, removed: Iterable[int], restored: ExitStack) -> None:
     steps = provenance.removed_from(model)
     restored.callback(setattr, model, "removed_steps", steps)
     if gone := list(variants.removed_blocks(len(blocks), kept)):
-        if not stack.architecture.blocks_can_go:
-            raise StudyError(
-                f"no block of a {type(model).__name__} can be removed: each reads the residual stream in the basis in "
-                "which the one before leaves it"
-            )
+        check_blocks_can_go(model.config, f"a {type(model).__name__}")
         model.removed_steps = [*steps, gone]
 
     stack.architecture.replace_first_block(*first)
@@ -75,6 +71,15 @@ def _cut(model: nn.Module, removed: Iterable[int], restored: ExitStack) -> None:
     for module in flags:
         restored.callback(setattr, module, "has_sliding_layers", module.has_sliding_layers)
         module.has_sliding_layers = "sliding_attention" in module.config.layer_types
+
+
+def check_blocks_can_go(config: Any, name: str) -> None:
+    """Raises StudyError where no block of models of this config can be removed."""
+    if not architectures.find(config).blocks_can_go:
+        raise StudyError(
+            f"no block of {name} can be removed: each reads the residual stream in the basis in which the one before "
+            "leaves it"
+        )
 
 
 def _set_blocks(container: nn.ModuleList, blocks: list[nn.Module]) -> None:

@@ -145,7 +145,11 @@ def check(study: Study, order: Order | ByMethod) -> None:
     """
     surgery.check_writable(checkpoints.quantization_method(study.identity))
     if order.heal is not None and order.training is not None:
-        study.healed((), order.heal, order.training, study.profile.seed)
+        work = study.healed((), order.heal, order.training, study.profile.seed).healing
+        assert work is not None, "a healed study's"
+        training_recipes.check_text(work)
+    if isinstance(order, Order):
+        surgery.check_blocks_can_go(checkpoints.config(study.identity), study.identity.name)
     try:
         if isinstance(order, ByMethod) or order.heal is not None:
             outline = _outline(study, order)

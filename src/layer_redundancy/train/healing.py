@@ -308,12 +308,8 @@ def tried(work: Healing) -> Result:
 
 def _fit(work: Healing, model: nn.Module, folder: Path) -> training_loop.Fitted:
     budget, device = work.budget, next(model.parameters()).device
+    check_text(work)
     trained_on = len(work.text.input_ids) - budget.held_out
-    if trained_on < 1:
-        raise StudyError(
-            f"corpus {work.text.corpus!r} has {len(work.text.input_ids)} blocks of {budget.block_length} tokens, "
-            f"{budget.held_out} of them held out: nothing is left to train on"
-        )
     check_tokens(model, work.text.input_ids)
     held_out = work.text.input_ids[trained_on:].to(device)
 
@@ -343,6 +339,16 @@ def _fit(work: Healing, model: nn.Module, folder: Path) -> training_loop.Fitted:
         validate_every=budget.validate_every,
         label=f"{describe(work.recipe)}, {len(work.removed)} blocks removed, seed {work.seed}",
     )
+
+
+def check_text(work: Healing) -> None:
+    """Raises StudyError where all text is held out."""
+    text, budget = work.text, work.budget
+    if len(text.input_ids) <= budget.held_out:
+        raise StudyError(
+            f"corpus {text.corpus!r} has {len(text.input_ids)} blocks of {budget.block_length} tokens, "
+            f"{budget.held_out} of them held out: nothing is left to train on"
+        )
 
 
 def check_memory(model: nn.Module, recipe: Recipe) -> None:

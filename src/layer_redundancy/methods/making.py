@@ -70,12 +70,9 @@ class Making:
         model = loading.load(self.identity, self.dtype, self.device)
         device = next(model.parameters()).device
         start = time.perf_counter()
-        model = registry.find(self.method).apply(model, self.text, self.plan)
+        model = self._applied(model)
         devices.synchronize(device)
-        seconds = time.perf_counter() - start
-        made_by = {"method": self.method, "settings": dict(self.plan.settings), "text": self.text.fingerprint}
-        model.made_by = [made_by]  # for `provenance.note`
-        return model, seconds
+        return model, time.perf_counter() - start
 
     def counted(self) -> tuple[nn.Module, int]:
         """The smaller model, and the most bytes of tensors held at once while it was made, weights included.
@@ -84,5 +81,10 @@ class Making:
         """
         model = loading.load(self.identity, self.dtype, self.device)
         with devices.tensor_peak(model) as peak:
-            made = registry.find(self.method).apply(model, self.text, self.plan)
-            return made, peak()
+            return self._applied(model), peak()
+
+    def _applied(self, model: nn.Module) -> nn.Module:
+        made = registry.find(self.method).apply(model, self.text, self.plan)
+        made_by = {"method": self.method, "settings": dict(self.plan.settings), "text": self.text.fingerprint}
+        made.made_by = [made_by]  # for `provenance.note`
+        return made

@@ -215,11 +215,13 @@ def measure(study: Study) -> Measured:
     """Makes a model by every method at the paper's ratio and at other sizes, and measures all of them.
 
     Raises:
-        NotApplicable: the model has a single block, or its blocks differ in size.
+        NotApplicable: the model has a single block, or its blocks differ in size; no method can be used on it.
         StudyError: the profile names a method that there is none of.
     """
     few_blocks.need_removable(study, "no method has anything to remove")
     budget = study.profile.budget(Budget)
+    for method in (*budget.methods, *budget.healed):
+        registry.find(method)
     text = first_blocks(study.evaluation, budget.evaluation_blocks or len(study.evaluation.input_ids))
     tasks = _tasks(study, budget)
     texts = study.inputs.calibration_parts(budget.calibration_blocks, budget.draws)
@@ -292,7 +294,7 @@ def _tasks(study: Study, budget: Budget) -> list[ChoiceTask]:
 
 
 def _plans(study: Study, budget: Budget, target: float) -> tuple[dict[str, dict[float, Plan]], dict[str, str]]:
-    """Method -> share -> plan, the paper's ratio first; and why others have none."""
+    """Method -> share -> plan, the paper's ratio first; and why others have none; raises NotApplicable if all."""
     found: dict[str, dict[float, Plan]] = {}
     left_out: dict[str, str] = {}
     for method in budget.methods or registry.METHODS:
@@ -315,6 +317,8 @@ def _plans(study: Study, budget: Budget, target: float) -> tuple[dict[str, dict[
             tried = {"shortlist": study.profile.greedy_shortlist}
             plans = {share: replace(plan, settings={**plan.settings, **tried}) for share, plan in plans.items()}
         found[method] = plans
+    if not found:
+        raise NotApplicable(f"no method can be used: {next(iter(left_out.values()))}")
     return found, left_out
 
 
@@ -354,7 +358,12 @@ def _made(
     outcomes = [_outcome(first, first.making_seconds(), judged, tasks)]
     reading, writing = _speed(study, first, judged[0].blocks, budget)
     disk = quantization.disk_bytes(first, first.dense)
-    healed = _healed(first, judged[0], budget) if method in budget.healed else None
+    healed = None
+    if method in budget.healed:
+        try:
+            healed = _healed(first, judged[0], budget)
+        except (DoesNotFit, NotApplicable) as error:
+            logger.warning(f"{title(method)} is not trained: {error}")
     first.unload()
     peak = None
     for text in given[1:]:

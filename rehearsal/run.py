@@ -34,11 +34,13 @@ GPTQ_PACKAGES = paths.ROOT / "build" / "gptq"
 GPTQ_NOTEBOOK = "07"
 # Block-tokens that ran over those planned. Before a run, lengths of few items are those of the average item, and how
 # many variants of orders of removal are distinct only a model can say: that moves sweeps, and what notebooks 10 and 11
-# train. Notebook 12's texts are as long as the average text. Whether a block makes the first token large (notebook 02)
-# only a model can say too: the plan has one.
+# train; and how deep the best runs of notebook 13 lie, whose maps are fitted once more. Notebook 12's texts are as long
+# as the average text. Whether a block makes the first token large (notebook 02) only a model can say too: the plan has
+# one.
 BEFORE = {"sweep": (0.6, 1.4)} | dict.fromkeys(("training", "quantization", "pass"), (1.0, 1.0))
 ROUGH = {(notebook, kind): BEFORE["sweep"] for notebook in ("10", "11", "12") for kind in ("training", "pass")}
 ROUGH["02", "pass"] = (0.0, 1.0)
+ROUGH["13", "pass"] = BEFORE["sweep"]
 # Once orders are known it is known to the token, but for the order of quantized models' own importance (notebook 07).
 AFTER = dict.fromkeys(BEFORE, (1.0, 1.0))
 QUANTIZED = {("07", "sweep"): BEFORE["sweep"]}

@@ -15,6 +15,7 @@ from layer_redundancy.figures import (
     prompt_tuning,
     prune_ratio,
     quantization,
+    rivals,
     rwkv_redundancy,
     single_layer_removal,
     style,
@@ -425,6 +426,47 @@ def tuning_frames(n: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     return by_depth, levels, costs
 
 
+RIVALS = {
+    "shortgpt": "ShortGPT", "sleb": "SLEB", "llm_pruner": "LLM-Pruner", "slice_gpt": "SliceGPT",
+    "slice_gpt_tied": "SliceGPT, tied", "laco": "LaCo (as printed)", "laco_code": "LaCo (as its code)",
+    "replace_me": "ReplaceMe", "magnitude_compensation": "Prune&Comp",
+}  # fmt: skip
+
+
+def rival_frames() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Notebook 13: what methods cost text and leave of two tasks, the whole model's first; two were trained."""
+    damage = 0.8 + 0.7 * np.arange(len(RIVALS))
+    quality = pd.DataFrame({"method": list(RIVALS), "damage": damage})
+    reach = {"low": -0.2, "high": 0.2, "least": -0.1, "most": 0.15}
+    quality = quality.assign(**{name: damage + by for name, by in reach.items()})
+    quality["healed"] = np.where(quality["method"].isin(["shortgpt", "slice_gpt"]), damage / 2, np.nan)
+    quality = quality.assign(healed_low=quality["healed"] - 0.1, healed_high=quality["healed"] + 0.1)
+    rows = [
+        (m, task, 0.9 - 0.05 * i) for task in ("agreement", "copying") for i, m in enumerate(["whole model", *RIVALS])
+    ]
+    accuracy = pd.DataFrame(rows, columns=["method", "task", "accuracy"])
+    return quality, accuracy.assign(
+        low=accuracy["accuracy"] - 0.06, high=accuracy["accuracy"] + 0.05, n=200, chance=0.5
+    )
+
+
+def rival_shares_frame() -> pd.DataFrame:
+    rows = [(m, 10.0 * k, 13.0 * k, 0.3 * k * (i + 1)) for i, m in enumerate(RIVALS) for k in (1, 2, 3)]
+    frame = pd.DataFrame(rows, columns=["method", "removed", "removed_of_blocks", "damage"])
+    return frame.assign(low=0.9 * frame["damage"], high=1.1 * frame["damage"])
+
+
+def rival_runs_frame(n: int, lengths: tuple[int, ...] = (2, 3)) -> pd.DataFrame:
+    """Runs of a model of n blocks; replaced the first is the best, which Block Influence does not choose."""
+    rows = [
+        (length, start, kind, cost * (1 + 0.1 * start), rules if start == min(2, n - length) else "")
+        for length in lengths
+        for kind, cost, rules in (("removed", 2.0, ""), ("replaced", 1.0, "least Block Influence, best replaced"))
+        for start in range(1, n - length + 1)
+    ]
+    return pd.DataFrame(rows, columns=["length", "start", "kind", "choosing", "chosen_by"])
+
+
 FIGURES = {
     "removal_order": lambda n: layer_importance.removal_order(score_frame(n), order_of(score_frame(n))),
     "importance_metrics": lambda n: layer_importance.importance_metrics(metric_frame(n)),
@@ -463,6 +505,9 @@ FIGURES = {
     "selections": lambda n: healing.selections(selection_frame(), {"unigram": 4.4}),
     "accuracy_by_kept_blocks": lambda n: prompt_tuning.accuracy_by_kept_blocks(*tuning_frames(n)[:2]),
     "tuning_costs": lambda n: prompt_tuning.tuning_costs(tuning_frames(n)[2]),
+    "rivals_at_ratio": lambda n: rivals.at_ratio(*rival_frames(), RIVALS),
+    "rivals_by_share": lambda n: rivals.by_share(rival_shares_frame(), RIVALS),
+    "rivals_runs": lambda n: rivals.runs(rival_runs_frame(n)),
     "influence_by_precision": lambda n: quantization.influence_by_precision(precision_frame(n)),
 }
 

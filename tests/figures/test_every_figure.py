@@ -16,6 +16,7 @@ NAMED_ROWS = {
     "difference_from_whole",
     "text_quality",
     "healed_capabilities",
+    "rivals_at_ratio",
 }  # whose y axis has names, not numbers
 
 

@@ -87,8 +87,9 @@ def _text_panel(axes: Axes, quality: pd.DataFrame, rows: np.ndarray) -> None:
             color=ORANGE,
             label="after training",
         )
-    positive = quality["damage"].min() > 0
-    if positive and quality["damage"].max() > 20 * quality["damage"].min():
+    drawn = quality[["damage", "least", "most", "healed"]]
+    least, most = np.nanmin(drawn), np.nanmax(drawn)
+    if 0 < 20 * least < most:
         log_axis(axes, "x", None)
     axes.set_xlabel("loss above the whole model's\n(nats a token)")
     legend_above(axes, width=WIDTH / 2)
@@ -105,15 +106,16 @@ def by_share(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """
     methods = list(dict.fromkeys(table["method"]))
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.8), sharey=True, layout="constrained")
-    wide = {"removed": "all weights removed (%)", "removed_of_blocks": "weights of the blocks removed (%)"}
-    for panel, (column, label) in zip(axes, wide.items(), strict=True):
+    wide = {"removed": "all weights", "removed_of_blocks": "weights of the blocks"}
+    for panel, (column, of) in zip(axes, wide.items(), strict=True):
         for method in methods:
             part = table[table["method"] == method].sort_values(column)
             colour, marker = style_of(method, methods)
             dashes = ":" if method.endswith(("_tied", "_code")) else "-"
             panel.plot(part[column], part["damage"], color=colour, marker=marker, ls=dashes, label=titles[method])
             band(panel, part, column, colour)
-        panel.set_xlabel(label)
+        panel.set_title(f"against {of}")
+        panel.set_xlabel(f"{of} removed (%)")
     choose_y_scale(axes[0], table["damage"])
     axes[0].set_ylabel("loss above the whole model's\n(nats a token)")
     handles, labels = axes[0].get_legend_handles_labels()

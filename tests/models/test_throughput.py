@@ -63,3 +63,27 @@ def test_what_a_sweep_ran_is_written_down(stack, tmp_path, monkeypatch):
     assert (row["notebook"], row["variants"]) == ("02_some", 5)
     assert row["block_tokens_shared"] == expected.block_tokens_shared < row["block_tokens_naive"]
     assert row["seconds"] > 0
+
+
+def test_tokens_a_second_are_those_that_are_read_and_written(monkeypatch):
+    """Timed by a clock that counts the tokens which go into the model, as if each took a second."""
+    models, ran = [tiny_models.build("llama"), tiny_models.build("gpt2")], [0, 0]
+    for place, model in enumerate(models):
+        model.register_forward_pre_hook(
+            lambda _, args, kwargs, place=place: ran.__setitem__(place, ran[place] + kwargs["input_ids"].numel()),
+            with_kwargs=True,
+        )
+
+    def seconds(call, device, at_least=0.0):
+        before = sum(ran)
+        call()
+        return float(sum(ran) - before)
+
+    monkeypatch.setattr(throughput.devices, "seconds", seconds)
+    found = throughput.tokens_a_second(models, tiny_models.tokens(3, 20), new_tokens=4, rounds=2)
+    assert ran == [3 * 3 * (20 + 10 + 3)] * 2, "three times; of four tokens that are written three are read again"
+    assert [one.reading for one in found] == [1.0, 1.0]
+    assert [one.writing for one in found] == pytest.approx([3 * 4 / (3 * 13)] * 2)
+    monkeypatch.undo()
+    (real,) = throughput.tokens_a_second(models[:1], tiny_models.tokens(2, 1), new_tokens=1)
+    assert real.reading > 0 and real.writing > 0

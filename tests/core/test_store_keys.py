@@ -29,10 +29,11 @@ from layer_redundancy.evaluate import generative_tasks, sweep
 from layer_redundancy.evaluate.generate import PromptLengths
 from layer_redundancy.evaluate.scoring import ChoiceTask, Perplexity, RandomSequences
 from layer_redundancy.experiments import healing as healing_experiment
-from layer_redundancy.experiments import prompt_tuning, quantization
+from layer_redundancy.experiments import prompt_tuning, quantization, rivals
 from layer_redundancy.experiments.prompt_tuning import Run
 from layer_redundancy.inputs import Inputs, first_blocks
 from layer_redundancy.models import checkpoints
+from layer_redundancy.methods.method import Plan
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.quantize import Scheme
 from layer_redundancy.study import Study
@@ -53,6 +54,7 @@ EVALUATION_2_BY_5 = "11bd19a45931742b6af664566b04e24b051f0176eab79a378c203a71a7b
 PROMPTS_2_BY_7 = "2bf4424f81a7a64996ea283fda38b8808126a768c8bec76a46c6a8dd34f01106"
 DENSE_TOKENS = "045f76c84f35d22ec50dd40501d65c4dd30fa0a16fee3c7a37b64bf53238caa9"
 LABELLED = "b6cda41fbde0a577099551a7b639696667a2b0519cdaf659d623bf45fdb41313"
+MADE = "449adba4a928e3da35eb7c622e67814af5e8824156938ea770a04f9992c44047"
 HEALED = "cd32facaf2476a26259f821181a0d5f9db991e71902403b2f45257dfae9b6307"
 # Versions of packages are part of some keys, rightly so; these tests are to outlive them.
 PACKAGES = "1.0"
@@ -72,7 +74,7 @@ class AnsweringStore(Store):
             return Result({}, sums(num_sequences=3, num_blocks=BLOCKS).arrays())
         tokens = np.arange(1, 7).reshape(2, 3) if key.measurement == "continuations" else np.ones(2)
         arrays = {"nll": np.ones(2), "tokens": tokens, "score": np.zeros(BLOCKS), "seconds": np.ones(1)}
-        return Result({"nll": 1.0, "bytes": 1}, arrays)
+        return Result({"nll": 1.0, "bytes": 1, "seconds": 1.0, "reading": 1.0, "writing": 1.0}, arrays)
 
     def keys(self):
         """As they were asked for, each once."""
@@ -248,6 +250,21 @@ def test_bytes_of_checkpoints(study):
 def test_trainings(study):
     study.healed([4], RECIPE, TRAINING, seed=2).training()
     assert study.store.keys() == [Key(HEALED, "0,1,2,3,4", "training", "", "{}", 1)]
+
+
+def test_models_that_methods_make(study):
+    made = study.made("shortgpt", Plan({"blocks": 2}, 0.2, 0.3, 2))
+    made.making_seconds()
+    made.sweep([made.dense], [made.perplexity])
+    rivals._cost(study, made, study.evaluation, rivals.Budget(TRAINING, RECIPE, speed_texts=2, written=5))
+    speed = '{"device": "cpu", "texts": 2, "tokens": 8, "written": 5}'
+    assert study.store.keys() == [
+        Key(MADE, "0,1,2,3", "making_seconds", "", "{}", 1),
+        Key(MADE, "0,1,2,3", "perplexity", EVALUATION, "{}", 1),
+        Key(MADE, "0,1,2,3", "tokens_a_second", "", speed, 1),
+        Key(MADE, "0,1,2,3", "disk_bytes", "", "{}", 1),
+        Key(MADE, "0,1,2,3", "making_bytes", "", "{}", 1),
+    ]
 
 
 TUNED = '{"batch": 16, "converged": 0.05, "dataset": "movie_reviews", "dtype": "float32", "learning_rate": %s, \

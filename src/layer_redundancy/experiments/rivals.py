@@ -398,7 +398,12 @@ def _outcome(made: Study, seconds: float, judged: Sequence[Perplexity], tasks: S
 def _speed(study: Study, made: Study, text: TokenBlocks, budget: Budget) -> tuple[float, float]:
     """Tokens a second that a made model reads and writes, over the whole model's."""
     ids = first_blocks(text, budget.speed_texts).input_ids
-    settings = {"texts": len(ids), "tokens": ids.shape[1], "written": budget.written}
+    settings = {
+        "texts": len(ids),
+        "tokens": ids.shape[1],
+        "written": budget.written,
+        "device": study.profile.device,
+    }
 
     def timed() -> Result:
         dense, own = throughput.tokens_a_second([study.stack.model, made.stack.model], ids, budget.written)

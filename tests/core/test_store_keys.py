@@ -32,8 +32,8 @@ from layer_redundancy.experiments import healing as healing_experiment
 from layer_redundancy.experiments import prompt_tuning, quantization, rivals
 from layer_redundancy.experiments.prompt_tuning import Run
 from layer_redundancy.inputs import Inputs, first_blocks
-from layer_redundancy.models import checkpoints
 from layer_redundancy.methods.method import Plan
+from layer_redundancy.models import checkpoints
 from layer_redundancy.models.checkpoints import ModelIdentity
 from layer_redundancy.models.quantize import Scheme
 from layer_redundancy.study import Study

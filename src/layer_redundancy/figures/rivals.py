@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from layer_redundancy.figures.parts import (
     band,
     choose_y_scale,
+    damage_axis,
     interval,
     legend_above,
     log_axis,
@@ -89,7 +90,7 @@ def _text_panel(axes: Axes, quality: pd.DataFrame, rows: np.ndarray) -> None:
         )
     drawn = quality[["damage", "least", "most", "healed"]]
     least, most = np.nanmin(drawn), np.nanmax(drawn)
-    if 0 < 20 * least < most:
+    if 0 < 10 * least < most:
         log_axis(axes, "x", None)
     axes.set_xlabel("loss above the whole model's\n(nats a token)")
     legend_above(axes, width=WIDTH / 2)
@@ -116,8 +117,7 @@ def by_share(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
             band(panel, part, column, colour)
         panel.set_title(f"against {of}")
         panel.set_xlabel(f"{of} removed (%)")
-    choose_y_scale(axes[0], table["damage"])
-    axes[0].set_ylabel("loss above the whole model's\n(nats a token)")
+    damage_axis(axes[0], "loss above the whole model's\n(nats a token)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=4)
     return figure

@@ -177,6 +177,10 @@ def _changed(model: nn.Module, state: State) -> Iterator[tuple[nn.Parameter, Ten
     for merged in state:
         if merged.weights == ((merged.base, 1.0),):
             continue
+        if len(merged.weights) == 1 and merged.weights[0][1] == 1:  # another block's weights, which need no sum
+            (other, _), *_ = merged.weights
+            yield from ((p, of_blocks[other][name].data) for name, p in of_blocks[merged.base].items())
+            continue
         for name, parameter in of_blocks[merged.base].items():
             # At least float32, so that bf16 rounds the sum once and not every term.
             terms = [

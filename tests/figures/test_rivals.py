@@ -75,7 +75,7 @@ def test_a_single_text_and_a_single_block_have_no_intervals_and_are_drawn():
 
 
 @pytest.mark.parametrize(
-    ("least", "healed", "scale"), [(0.1, 0.05, "log"), (0.1, -0.05, "linear"), (0.8, 0.4, "linear")]
+    ("least", "healed", "scale"), [(0.1, 0.05, "log"), (0.1, -0.05, "linear"), (1.2, 0.9, "linear")]
 )
 def test_losses_far_apart_stand_on_a_logarithmic_axis_unless_some_are_gains(least, healed, scale):
     quality, accuracy = rival_frames()

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from layer_redundancy.figures.parts import (
     band,
@@ -14,7 +15,6 @@ from layer_redundancy.figures.parts import (
     damage_axis,
     interval,
     legend_above,
-    log_axis,
     whole_ticks,
 )
 from layer_redundancy.figures.style import (
@@ -33,7 +33,9 @@ from layer_redundancy.figures.style import (
 
 
 @styled
-def at_ratio(quality: pd.DataFrame, accuracy: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+def at_ratio(
+    quality: pd.DataFrame, accuracy: pd.DataFrame, titles: Mapping[str, str], rules: pd.DataFrame | None = None
+) -> Figure:
     """What each method costs text, and what it leaves of each task, a row a method, the best above.
 
     Args:
@@ -41,6 +43,7 @@ def at_ratio(quality: pd.DataFrame, accuracy: pd.DataFrame, titles: Mapping[str,
             calibration text), healed (NaN where none was trained), healed_low, healed_high.
         accuracy: one row a (method, task): accuracy, low, high, n, chance; that of the whole model is called so.
         titles: method -> its name for people.
+        rules: accuracies of rules that read nothing: task, accuracy; the largest of each task is drawn.
     """
     methods, tasks = list(quality["method"]), list(dict.fromkeys(accuracy["task"]))
     figure, axes = plt.subplots(
@@ -62,6 +65,8 @@ def at_ratio(quality: pd.DataFrame, accuracy: pd.DataFrame, titles: Mapping[str,
         if "whole model" in part.index:
             panel.axvline(part.loc["whole model", "accuracy"], color=colour, lw=0.9, gid="dense")
         panel.axvline(part["chance"].iloc[0], color=GREY, ls=(0, (4, 2)), lw=1.2, gid="chance")
+        if rules is not None and len(known := rules.loc[rules["task"] == task, "accuracy"]):
+            panel.axvline(known.max(), color=GREY, ls=":", lw=1.4, gid="rule")
         panel.set_title(f"{words(task)}\n(n = {int(part['n'].iloc[0])})", size=9.5)
         panel.set_xlabel("accuracy")
         panel.set_xlim(-0.02, 1.02)
@@ -91,7 +96,12 @@ def _text_panel(axes: Axes, quality: pd.DataFrame, rows: np.ndarray) -> None:
     drawn = quality[["damage", "least", "most", "healed"]]
     least, most = np.nanmin(drawn), np.nanmax(drawn)
     if 0 < 10 * least < most:
-        log_axis(axes, "x", None)
+        axes.set_xscale("log")
+        ticks = [power * digit for power in (0.01, 0.1, 1, 10) for digit in (1, 2, 5)]
+        low, high = axes.get_xlim()
+        axes.set_xticks([tick for tick in ticks if low <= tick <= high])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("loss above the whole model's\n(nats a token)")
     legend_above(axes, width=WIDTH / 2)
 

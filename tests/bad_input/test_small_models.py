@@ -446,7 +446,7 @@ def test_a_card_has_intervals_where_there_are_any(low, cell):
     found = {
         "base_model": "mine", "base_licence": "mit", "base_revision": "main", "layer_redundancy": "0", "num_blocks": 2,
         "removed_blocks": [1], "measure": "taylor", "healed": None, "quantized_to_bits": None, "calibration": text,
-        "evaluation": text,
+        "evaluation": text, "needs_import": [],
         "cost": {"perplexity": {"dense": 2.0, "pruned": 3.0, "increase": 0.4, "n": 1} | ends, "tasks": []},
     }  # fmt: skip
     written = card.text(found)

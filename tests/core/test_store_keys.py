@@ -256,7 +256,9 @@ def test_models_that_methods_make(study):
     made = study.made("shortgpt", Plan({"blocks": 2}, 0.2, 0.3, 2))
     made.making_seconds()
     made.sweep([made.dense], [made.perplexity])
-    rivals._cost(study, made, study.evaluation, rivals.Budget(TRAINING, RECIPE, speed_texts=2, written=5))
+    rivals._speed(study, made, study.evaluation, rivals.Budget(TRAINING, RECIPE, speed_texts=2, written=5))
+    quantization.disk_bytes(made, made.dense)
+    made.making_bytes()
     speed = '{"device": "cpu", "texts": 2, "tokens": 8, "written": 5}'
     assert study.store.keys() == [
         Key(MADE, "0,1,2,3", "making_seconds", "", "{}", 1),

@@ -49,7 +49,7 @@ def opened(folder, model, **budget) -> Study:
     text = replace(profiles.get("smoke").text, block_length=32, calibration_blocks=2, evaluation_blocks=2)
     study = Study.open("smoke", str(model), store=folder / "store.sqlite")
     study = study.with_profile(text=text, tasks=(TaskBudget("agreement", limit=2),))
-    few = {"ratio": 0.271, "calibration_blocks": 2, "shares": (0.15,), "run_shares": (0.4,), "tasks": ()}
+    few = {"ratio": 0.271, "calibration_blocks": 2, "shares": (0.15,), "run_shares": (0.4,), "methods": ()}
     return study.with_budget("rivals", **few | budget)
 
 
@@ -102,7 +102,8 @@ def test_every_method_comes_near_the_size_or_says_why_not(ran):
     assert set(found.at_ratio) >= {"shortgpt", "sleb", "llm_pruner", "laco", "replace_me", "magnitude_compensation"}
     for method, outcomes in found.at_ratio.items():
         assert len(outcomes) == 2 and [len(one.tasks) for one in outcomes] == [1, 0]
-        assert all(np.isfinite(one.nll).all() and one.nll.shape == (2,) and one.seconds > 0 for one in outcomes)
+        assert all(np.isfinite(one.nll).all() and one.nll.shape == (2,) for one in outcomes)
+        assert outcomes[0].seconds > 0 and np.isnan(outcomes[1].seconds), "the second is counted, not timed"
         made = study.made(method, outcomes[0].plan)
         left = sum(p.numel() for p in made.stack.model.parameters())
         made.unload()
@@ -160,7 +161,7 @@ def test_models_of_few_blocks_are_measured_or_left_out_in_a_line(tmp_path, remar
     loaded = Counter(
         line for line in remarks().splitlines() if re.match(r"loading .* % of the weights removed \(", line)
     )
-    assert set(loaded.values()) == {2}, "once a text, beside the time when its bytes are counted"
+    assert set(loaded.values()) == {1}, "of one text; that of the other is counted, which no line says"
     assert {"shortgpt", "sleb"} <= set(found.at_ratio) and set(found.healed) == {"shortgpt"}
     assert [one.length for one in found.runs] == ([] if blocks == 2 else [1])
     assert all("\n" not in why for why in found.left_out.values())

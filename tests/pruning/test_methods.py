@@ -310,7 +310,7 @@ def test_a_dry_run_counts_and_writes_nothing(run, tmp_path, remarks):
     line = "prune tied --method sleb --remove 2 --heal lora --quantize 8 --out made"
     found = json.loads(run(f"{line} --dry-run --json"))["to_compute"]
     assert (found["trainings"], found["quantizations"]) == (1, 1)
-    assert found["pass_block_tokens"] >= registry.find("sleb").passes(Plan({}, 0, 0, 2), 5) * 512 * 5
+    assert found["pass_block_tokens"] >= registry.find("sleb").passes(Plan({"shortlist": 1.0}, 0, 0, 2), 5) * 512 * 5
     assert not (tmp_path / "made").exists() and "loading" not in remarks()
     run("prune tied --method sleb --remove 2 --out made")
     assert "nothing to compute" in run("prune tied --method sleb --remove 2 --out other --dry-run")

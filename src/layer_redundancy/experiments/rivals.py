@@ -383,7 +383,8 @@ def _made(
         of_shares[share] = _outcome(one, one.making_seconds(), judged[:1])
         one.unload()
     assert first.making is not None, "a method made it"
-    cost = Cost(first.making.text.num_tokens, peak or first.making_bytes(), disk, reading, writing)
+    peak = first.making_bytes() if peak is None else peak
+    cost = Cost(first.making.text.num_tokens, peak, disk, reading, writing)
     first.unload()
     return _Made(outcomes, of_shares, cost, healed)
 

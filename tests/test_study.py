@@ -65,7 +65,6 @@ def execute(name: str, root: Path, model: Path) -> subprocess.CompletedProcess:
         ("10_block_pruning", "gpt2"),
         ("11_healing", "mamba"),
         ("12_prompt_tuning", "llama"),
-        ("13_rivals", "gpt2"),
     ],
 )
 def test_notebook_runs_on_a_users_model_and_again_without_loading_it(root, tmp_path, name, kind):

@@ -144,7 +144,7 @@ def test_it_is_written_and_trained(study, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["laco", "slice_gpt_tied"])
+@pytest.mark.parametrize("method", ["slice_gpt_tied"])
 def test_it_is_quantized_once_it_is_written(study, method):
     dense = study()
     small = dense.made(method, plan_of(dense, method))

@@ -821,17 +821,22 @@ class Study:
         saving.save(figure, data, self.figures, name, self.caption(*caption))
         return Image(filename=self.figures / f"{name}.png", width=round(96 * figure.get_figwidth()))
 
-    def save_table(self, data: pd.DataFrame, name: str, *caption: str) -> pd.DataFrame:
-        """Writes a table to the run's folder; returns it, so that the notebook shows it.
+    def save_table(
+        self, data: pd.DataFrame, name: str, *caption: str, shown: pd.DataFrame | None = None
+    ) -> pd.DataFrame:
+        """Writes a table to the run's folder; returns what people read of it, so that the notebook shows it.
 
         One without a row, which models of few blocks may give, is left out with a message.
+
+        Args:
+            shown: the table as people read it, for its picture; the file has `data`.
         """
         if isinstance(data, pd.DataFrame) and data.empty:
             size = counted(self.num_blocks, "block")
             logger.info(f"table {name} is left out: it has no row for this model of {size}")
             return data
-        table_pictures.save_table(data, self.figures, name, self.caption(*caption))
-        return data
+        table_pictures.save_table(data, self.figures, name, self.caption(*caption), shown)
+        return data if shown is None else shown
 
     def save_reported(self, data: pd.DataFrame, name: str, caption: str) -> pd.DataFrame:
         """Writes a table of numbers that papers report to the run's folder; returns it.

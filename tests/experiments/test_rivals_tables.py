@@ -195,7 +195,7 @@ def test_sizes_are_read_as_text(study):
     assert row["method"] == "ShortGPT" and row["by text"] == "0.97 to 1.03"
     assert row["loss (95 %)"] == f"1.00 ({quality.low:.2f} to {quality.high:.2f})"
     assert (row["of all weights (%)"], row["of the blocks' (%)"]) == (25, 40)
-    assert (row["on what it read"], row["after training"]) == pytest.approx((0.5, 0.3))
+    assert (row["on its text's first blocks"], row["after training"]) == pytest.approx((0.5, 0.3))
 
 
 def test_other_sources_stand_beside_what_is_measured_here(study):

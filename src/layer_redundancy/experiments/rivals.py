@@ -237,7 +237,7 @@ def measure(study: Study) -> Measured:
     judged = [Perplexity(text), Perplexity(read, name="perplexity/read")]
     dense = study.sweep([study.dense], [*judged, *tasks])
     runs = _runs(study, budget, texts, text)
-    factors = _factors(study, budget, texts[0], text)
+    factors = _factors(study, (*budget.shares, target), texts[0], text)
     study.unload()
 
     at_ratio: dict[str, list[Outcome]] = {}
@@ -245,7 +245,7 @@ def measure(study: Study) -> Measured:
     costs: dict[str, Cost] = {}
     healed: dict[str, np.ndarray] = {}
     for method, of_shares in plans.items():
-        logger.info(registry.find(method).card.title)
+        logger.info(title(method))
         try:
             found = _made(study, method, of_shares, texts, judged, tasks, budget)
         except (DoesNotFit, NotApplicable) as error:
@@ -301,17 +301,16 @@ def _plans(study: Study, budget: Budget, target: float) -> tuple[dict[str, dict[
     found: dict[str, dict[float, Plan]] = {}
     left_out: dict[str, str] = {}
     for method in budget.methods or registry.METHODS:
-        title = registry.find(method).card.title
         try:
             every = study.plans(method)
-            plans = {target: nearest(every, target, title)}
+            plans = {target: nearest(every, target, title(method))}
         except StudyError as error:
             left_out[method] = str(error)
-            logger.warning(f"{title} is left out: {error}")
+            logger.warning(f"{title(method)} is left out: {error}")
             continue
         for share in budget.shares:
             try:
-                plan = nearest(every, share, title)
+                plan = nearest(every, share, title(method))
             except StudyError:
                 continue  # a size that it does not reach is no point of its curve
             if plan.settings != plans[target].settings:
@@ -503,13 +502,12 @@ def _removed_and_replaced(
 
 
 def _factors(
-    study: Study, budget: Budget, read: TokenBlocks, text: TokenBlocks
+    study: Study, shares: Sequence[float], read: TokenBlocks, text: TokenBlocks
 ) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """What factors give back of what removal by Block Influence costs, at every share."""
+    """What factors give back of what removal by Block Influence costs, at shares of all weights."""
     reader, num = study.with_calibration(read), study.num_blocks
-    shares = np.array([plan.removed for plan in study.plans(SHORTGPT)])
-    wanted = {int(np.abs(shares - share).argmin()) for share in (*budget.shares, share_removed(study, budget.ratio))}
-    counts = sorted(count for count in wanted if count)
+    sizes = np.array([plan.removed for plan in study.plans(SHORTGPT)])
+    counts = sorted({int(np.abs(sizes - share).argmin()) for share in shares} - {0})
     order, factors = reader.order("block_influence"), reader.gap_factors()
     plain = {count: variants.without(num, order[:count]) for count in counts}
     compensated = {count: factors.variant(order[:count]) for count in counts}

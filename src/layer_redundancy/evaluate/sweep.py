@@ -9,9 +9,10 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor, cat
@@ -22,7 +23,7 @@ from layer_redundancy.core import variants as named
 from layer_redundancy.core.arguments import listed, shown
 from layer_redundancy.core.devices import halved
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.core.store import Key, Outputs, Producer, Result, Store, settings_text
+from layer_redundancy.core.store import IN_MEMORY, Key, Outputs, Producer, Result, Store, settings_text
 from layer_redundancy.core.variants import Element, Variant, describe, name
 from layer_redundancy.core.waiting import Wait
 from layer_redundancy.evaluate import changes as of_blocks
@@ -31,7 +32,7 @@ from layer_redundancy.evaluate.batches import ArrangedSequences, arrange
 from layer_redundancy.evaluate.changes import Apply, Prepare
 from layer_redundancy.evaluate.prefixes import shared_prefixes
 from layer_redundancy.evaluate.ragged_batches import batch_of
-from layer_redundancy.evaluate.scoring import Measurement
+from layer_redundancy.evaluate.scoring import Measurement, ScoredSequence
 from layer_redundancy.evaluate.sweep_estimate import Missing
 from layer_redundancy.evaluate.trie import depth_first, num_block_runs, trie
 from layer_redundancy.models import architectures, rotary, throughput
@@ -172,24 +173,14 @@ def run(
             for a single sequence, a full disk. What was finished is in the store.
     """
     variants, measurements = named.plan(identity.num_hidden_layers, variants), distinct(measurements)
-    results: dict[str, dict[Variant, Result]] = {}
-    lacking: list[_Lacking] = []
-    for measurement in measurements:
-        way = is_compiled(identity, measurement, store, compiled)
-        keys = {v: key(identity, v, measurement, bool(way)) for v in variants}
-        found = store.present(keys)
-        one = _Lacking(measurement, way, {v: keys[v] for v in variants if v not in found})
-        found |= one.made(identity, store)
-        results[measurement.name] = {v: found[v] for v in variants if v in found}
-        if one.keys:
-            lacking.append(one)
+    results, lacking = from_store(identity, variants, measurements, store, compiled)
     if lacking:
         changed = of_blocks.needed((v for one in lacking for v in one.keys), changes)
         store.tell_what_is_not_kept()
         stack = get_stack()
         apply = changes(stack, changed) if changes is not None and changed else None
         shared = sharing(stack.model)
-        parts: dict[bool, list[tuple[_Lacking, ArrangedSequences]]] = {False: [], True: []}
+        parts: dict[bool, list[tuple[Lacking, ArrangedSequences]]] = {False: [], True: []}
         for one in lacking:
             arranged, way = arrange(one.measurement.sequences, shared), one.compiled
             if way is None:
@@ -212,13 +203,102 @@ def run(
 
 
 @flags.checked
+def from_store(
+    identity: ModelIdentity,
+    variants: Sequence[Variant],
+    measurements: Sequence[Measurement],
+    store: Store,
+    compiled: bool | None = None,
+) -> tuple[dict[str, dict[Variant, Result]], list["Lacking"]]:
+    """What the store has of measurements on variants, and what it lacks; arguments and the first as `run`.
+
+    A result of which all outputs are there is made of them, and stored.
+    """
+    results: dict[str, dict[Variant, Result]] = {}
+    lacking: list[Lacking] = []
+    for measurement in measurements:
+        way = is_compiled(identity, measurement, store, compiled)
+        keys = {v: key(identity, v, measurement, bool(way)) for v in variants}
+        found = store.present(keys)
+        one = Lacking(measurement, way, {v: keys[v] for v in variants if v not in found})
+        found |= one.made(identity, store)
+        results[measurement.name] = {v: found[v] for v in variants if v in found}
+        if one.keys:
+            lacking.append(one)
+    return results, lacking
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some of a measurement's sequences, arranged as in the whole: what one worker of several runs of it.
+
+    Attributes:
+        name: the measurement's, for messages.
+        arranged: these sequences; their batches are batches of the whole.
+    """
+
+    name: str
+    arranged: ArrangedSequences
+    data: str = ""
+    settings: str = "{}"
+    version: int = 1
+
+    @property
+    def sequences(self) -> Sequence[ScoredSequence]:
+        """The sequences, in the order in which they run."""
+        return self.arranged.sequences
+
+    def result(self, outputs: Sequence[Outputs]) -> Result:
+        """None: it takes the whole measurement's outputs to make one."""
+        raise NotImplementedError(f"{self.name}: a part of a measurement has no result")
+
+
+@flags.checked
+def run_part(
+    identity: ModelIdentity,
+    stack: DecoderStack,
+    variants: Sequence[Variant],
+    part: Part,
+    batch_tokens: int,
+    compiled: bool = False,
+    apply: Apply | None = None,
+) -> tuple[dict[Variant, dict[bytes, Outputs]], StudyError | None]:
+    """Runs a part of a measurement on variants; nothing is stored.
+
+    A batch that does not fit in memory is halved.
+
+    Args:
+        identity: the model.
+        stack: the model taken apart.
+        variants: what to run, each on all sequences of the part.
+        part: the sequences.
+        batch_tokens: tokens a forward may hold.
+        compiled: run compiled blocks.
+        apply: changes blocks; None where no variant has changed ones.
+
+    Returns:
+        variant -> digest of a sequence -> its outputs; and what kept the others from being made, such as NaN logits.
+    """
+    with Store(Path(IN_MEMORY)) as store:
+        run_by = compiled_blocks.compiled(stack) if compiled else stack
+        lacking = Lacking(part, compiled, {v: key(identity, v, part, compiled) for v in variants})
+        running = _MeasurementRun(_Shared(identity, run_by, store, batch_tokens, apply), lacking, part.arranged)
+        with tqdm(disable=True) as bar:
+            try:
+                running.run_batches(bar)
+            except StudyError as error:
+                return running.outputs, error
+    return running.outputs, None
+
+
+@flags.checked
 def producer(of: Key, compiled: bool) -> Producer:
     """What makes the outputs that a result of this key is made of."""
     return Producer(of.model, of.variant, compiled, of.version)
 
 
 @dataclass(frozen=True, eq=False)
-class _Lacking:
+class Lacking:
     """A measurement that the store has no result of for some variants.
 
     Attributes:
@@ -231,6 +311,10 @@ class _Lacking:
     compiled: bool | None
     keys: dict[Variant, Key]
     outputs: dict[Variant, dict[bytes, Outputs]] = field(default_factory=dict)
+
+    def missing(self, arranged: ArrangedSequences, places: "Places | None" = None) -> Missing:
+        """What is left to run, of all sequences or of a batch."""
+        return _missing(arranged, list(self.keys), self.outputs, places)
 
     def made(self, identity: ModelIdentity, store: Store) -> dict[Variant, Result]:
         """The results for which the store has all outputs; they are stored and no longer lacking."""
@@ -252,7 +336,7 @@ class _Lacking:
 def _run(
     identity: ModelIdentity,
     stack: DecoderStack,
-    lacking: Sequence[tuple[_Lacking, ArrangedSequences]],
+    lacking: Sequence[tuple[Lacking, ArrangedSequences]],
     store: Store,
     batch_tokens: int | None,
     progress: bool,
@@ -314,6 +398,20 @@ def _block_runs(variants: tuple[Variant, ...]) -> int:
 Places = tuple[int, int]  # a batch: the first place in the order of the arranged sequences, and the one after the last
 
 
+def _missing(
+    arranged: ArrangedSequences,
+    variants: Sequence[Variant],
+    outputs: Mapping[Variant, Container[bytes]],
+    places: Places | None = None,
+) -> Missing:
+    """What is left to run of the variants, of all sequences or of a batch, where there are such outputs."""
+    low, high = places or (0, len(arranged.order))
+    digests = [arranged.sequences[i].digest for i in arranged.order[low:high]]
+    known = {v: gaps.bits(digest in outputs.get(v, ()) for digest in digests) for v in variants}
+    parts = gaps.parts(gaps.bits([True] * len(digests)), known)
+    return Missing(arranged, [([low + k for k in gaps.places(part)], chosen) for part, chosen in parts])
+
+
 class _MeasurementRun:
     """One measurement on the variants that lack something of it: what its batches share, and how far they are.
 
@@ -326,7 +424,7 @@ class _MeasurementRun:
 
     bar: tqdm
 
-    def __init__(self, shared: _Shared, lacking: _Lacking, arranged: ArrangedSequences):
+    def __init__(self, shared: _Shared, lacking: Lacking, arranged: ArrangedSequences):
         self.shared, self.measurement, self.arranged = shared, lacking.measurement, arranged
         self.variants = list(lacking.keys)
         self.compiled = isinstance(shared.stack, CompiledStack)
@@ -339,14 +437,20 @@ class _MeasurementRun:
 
     def missing(self, places: Places | None = None) -> Missing:
         """What is left to run, of all sequences or of a batch."""
-        low, high = places or (0, len(self.digests))
-        digests = self.digests[low:high]
-        known = {v: gaps.bits(digest in self.outputs[v] for digest in digests) for v in self.variants}
-        parts = gaps.parts(gaps.bits([True] * len(digests)), known)
-        return Missing(self.arranged, [([low + k for k in gaps.places(part)], chosen) for part, chosen in parts])
+        return _missing(self.arranged, self.variants, self.outputs, places)
 
     def run(self, bar: tqdm) -> dict[Variant, Result]:
-        """Runs every batch, first those that no other process is at, and stores the results.
+        """Runs every batch, and stores the results."""
+        self.run_batches(bar)
+        results = {}
+        for v in self.variants:
+            outputs = self.outputs[v]
+            results[v] = self.measurement.result([outputs[digest] for digest in _digests(self.measurement)])
+            self.shared.store.put(self.keys[v], self.shared.identity.name, results[v])
+        return results
+
+    def run_batches(self, bar: tqdm) -> None:
+        """Runs every batch, first those that no other process is at.
 
         Where others are at all that is left, it runs beside them what they do for other variants, and waits for those
         that do it for the same ones.
@@ -373,12 +477,6 @@ class _MeasurementRun:
             done += planned.get(places, 0)
             bar.update(bar_start + done - bar.n)  # what others have run counts as done
         self.read_store()
-        results = {}
-        for v in self.variants:
-            outputs = self.outputs[v]
-            results[v] = self.measurement.result([outputs[digest] for digest in _digests(self.measurement)])
-            store.put(self.keys[v], self.shared.identity.name, results[v])
-        return results
 
     def _block_tokens(self, places: Places) -> int:
         """Block-tokens that a batch lacks."""

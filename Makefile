@@ -16,6 +16,9 @@ MODEL ?=## hub id or local folder to study instead of the profile's model
 REVISION ?=## hub revision of MODEL
 TRUST_REMOTE_CODE ?=## yes or no: run code that comes with MODEL, or with a task of your own
 PARAMS ?=## values for the notebooks' own parameters: "limit=20 export_to='a folder'"
+WORKERS ?=## measure in so many processes of this machine, one a GPU where there are GPUs
+SCHEDULER ?=## measure on a Dask cluster that is there: tcp://HOST:PORT, or tls://HOST:PORT
+TRUST_NETWORK ?=## yes or no: go to a SCHEDULER on another machine without TLS
 NOTEBOOKS ?=## only these, by number or name: "01 02"; all if empty
 VENV ?= .venv## where the environment lies; empty: use (and install into) the Python that is active, e.g. conda's
 PYTHON ?=## Python 3.11 to 3.13 to build the environment with; the first one found if empty
@@ -28,7 +31,7 @@ help: ## show this
 
 # --- What the user gives ---------------------------------------------------------------------------------------------
 
-OURS := PROFILE DEVICE MODEL REVISION TRUST_REMOTE_CODE PARAMS NOTEBOOKS VENV PYTHON
+OURS := PROFILE DEVICE MODEL REVISION TRUST_REMOTE_CODE PARAMS WORKERS SCHEDULER TRUST_NETWORK NOTEBOOKS VENV PYTHON
 # On the command line, but none of ours: a slip of the pen, or meant for the environment.
 OTHERS := $(strip $(foreach name,$(filter-out $(OURS),$(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),$(name))))
 GIVEN := $(foreach name,$(OURS),$(if $(findstring command line,$(origin $(name))),$(name)))
@@ -112,7 +115,7 @@ figures: ## execute the notebooks; their figures and tables go to figures/<PROFI
 # What these goals would not look at.
 unused = $(if $(filter $(1),$(MAKECMDGOALS)),$(if $(filter $(2),$(GIVEN)),$(error make $(firstword $(filter $(1),\
   $(MAKECMDGOALS))) does not know $(firstword $(filter $(2),$(GIVEN)))=: leave it out, or use make figures)))
-$(call unused,smoke rehearse test,PROFILE)$(call unused,rehearse,MODEL REVISION PARAMS)$(call unused,expect,NOTEBOOKS PARAMS)
+$(call unused,smoke rehearse test,PROFILE WORKERS SCHEDULER)$(call unused,rehearse,MODEL REVISION PARAMS)$(call unused,expect,NOTEBOOKS PARAMS)
 
 # Whatever runs or plans notebooks: variables are checked, and the folder of the run is asked for, before a minute is
 # spent on setup. A variable that is none of ours is looked at whatever the goal.
@@ -143,10 +146,14 @@ space := $(subst ,, )
 further = $(subst %25,%,$(subst %20,$(space),$(patsubst $(1):%,%,$(filter $(1):%,$(call answered,of)))))
 model = $(call quoted,$(or $(call further,$(patsubst data/runs/%,%,$(1))),$(MODEL)))
 
+# Where notebooks are measured before they are executed, if not by themselves.
+CLUSTER := $(if $(WORKERS),--workers $(call quoted,$(WORKERS))) $(if $(SCHEDULER),--scheduler $(call quoted,$(SCHEDULER))) \
+  $(if $(filter yes,$(TRUST_NETWORK)),--trust-network)
+
 # Executes the runs $(1), by make's -j so many at a time; else as many as the machine is good for.
 execute = $(TALK) $(OFFLINE) $(PY) -m layer_redundancy.run_notebooks --profile $(call quoted,$(PROFILE)) \
   --revision $(call quoted,$(REVISION)) $(TRUST) $(if $(PARAMS),--parameters $(call quoted,$(PARAMS))) \
-  $(if $(jobs),--jobs $(jobs)) $(KEEP_GOING) \
+  $(if $(jobs),--jobs $(jobs)) $(KEEP_GOING) $(CLUSTER) \
   $(foreach run,$(1),$(call quoted,notebooks/$(notdir $(run)):$(run):)$(call model,$(patsubst %/,%,$(dir $(run)))))
 
 # A notebook that fails keeps none of the others from being run: they go on, and the summary ends it all.
@@ -183,7 +190,8 @@ expect: $(READY) ## make the tables of a whole run those in data/expected/
 	@$(VERIFY) --renew
 
 plan: $(READY) ## what a run takes, before it starts: downloads, licences, disk, memory, work and hours on this device
-	@$(TALK) $(OFFLINE) $(PY) -m layer_redundancy.cli plan $(OF_PROFILE) --notebooks $(call quoted,$(NOTEBOOKS))
+	@$(TALK) $(OFFLINE) $(PY) -m layer_redundancy.cli plan $(OF_PROFILE) --notebooks $(call quoted,$(NOTEBOOKS)) \
+	  $(if $(WORKERS),--workers $(call quoted,$(WORKERS)))
 
 prefetch: $(READY) ## download what a profile needs, once; then HF_HUB_OFFLINE=1 make figures needs no network
 	@$(TALK) $(OFFLINE) $(PY) -m layer_redundancy.planning.downloads $(OF_PROFILE)

@@ -20,6 +20,7 @@ import importlib.util
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,7 +33,8 @@ from typing import Any
 
 import psutil
 
-from layer_redundancy.config import profiles
+from layer_redundancy.config import cluster, profiles
+from layer_redundancy.config.cluster import FROM_STORE
 from layer_redundancy.config.notebooks import number
 from layer_redundancy.core import doors, flags
 from layer_redundancy.core.errors import StudyError
@@ -206,6 +208,32 @@ def _end_with_parent() -> None:
 # The command
 
 
+def measured(options: argparse.Namespace) -> int:
+    """Has the notebooks' experiments measured by a process of its own, so that none of it is in those forked here.
+
+    Returns:
+        Its exit status: 0 if all were measured, 1 if some were not.
+    """
+    command = [sys.executable, "-m", "layer_redundancy.cluster.driver", "--profile", options.profile]
+    command += ["--revision", options.revision, *(["--trust-remote-code"] if options.trust_remote_code else [])]
+    command += ["--workers", options.workers] if options.workers else ["--scheduler", options.scheduler]
+    command += ["--trust-network"] if options.trust_network else []
+    command += [f"{run.notebook}:{run.output}:{run.model}" for run in options.runs]
+    interrupts.interrupt()
+    process = subprocess.Popen(command)
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        interrupts.hush()
+        process.terminate()
+        process.wait()
+        sys.exit(interrupts.STATUS)
+    if status < 0:
+        print(f"the driver was ended by signal {-status}: what was finished is stored; run again", file=sys.stderr)
+        return interrupts.STATUS
+    return status
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m layer_redundancy.run_notebooks", description="Executes notebooks.")
     parser.add_argument("runs", nargs="+", type=Run.read, metavar="NOTEBOOK:COPY[:MODEL]")
@@ -216,6 +244,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--keep-going", action="store_true", help="exit with 0 also where one fails, and run_summary says so"
     )
+    parser.add_argument("--workers", default="", help="measure in so many processes of this machine, one a GPU")
+    parser.add_argument("--scheduler", default="", help="measure on a Dask cluster: tcp://HOST:PORT or tls://HOST:PORT")
+    parser.add_argument("--trust-network", action="store_true", help="go to a scheduler elsewhere without TLS")
     parser.add_argument("--jobs", type=int, help="how many at a time; by the machine if not given")
     return parser.parse_args()
 
@@ -224,10 +255,16 @@ def main() -> int:
     """Executes the notebooks that the command line names; the exit status."""
     options = _options()
     try:
+        cluster.check_given(options.workers, options.scheduler, trust_network=options.trust_network)
         profile = profiles.get(options.profile, model=options.runs[0].model, revision=options.revision)
     except StudyError as error:
         print(error, file=sys.stderr)
         return 1
+    if options.workers or options.scheduler:
+        status = measured(options)
+        if status and not (status == 1 and options.keep_going):
+            return status
+        os.environ[FROM_STORE] = "yes"
     threads = profile.threads or _whole(os.environ.get("OMP_NUM_THREADS", ""))
     small = not any(run.model for run in options.runs) and profile.model == profiles.EMBEDDED_MODEL
     jobs, threads = jobs_and_threads(len(options.runs), options.jobs, threads, small)

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from layer_redundancy import __version__
 from layer_redundancy.config import profiles
+from layer_redundancy.config.cluster import FROM_STORE
 from layer_redundancy.config.profiles import Profile, Recipe, TaskBudget, TrainingBudget
 from layer_redundancy.config.run_folder import absolute_model
 from layer_redundancy.config.sources import Amount
@@ -76,6 +77,7 @@ class Study:
         making: how a method makes the model smaller than another; None for one that is loaded as it is.
         calibration_blocks: the calibration text is the first so many blocks of the inputs'; None for all.
         calibration_text: the calibration text, in the place of the inputs'; None for theirs.
+        measures: whether what the store lacks is measured; else the study is read from the store alone.
     """
 
     profile: Profile
@@ -87,6 +89,7 @@ class Study:
     making: Making | None = None
     calibration_blocks: int | None = None
     calibration_text: TokenBlocks | None = None
+    measures: bool = True
 
     @classmethod
     @flags.checked
@@ -132,6 +135,7 @@ class Study:
             Store(paths.RESULTS / "results.sqlite" if store is None else store),
             Inputs(profile, identity),
             paths.FIGURES / profiles.artifact_folder(profile),
+            measures=not os.environ.get(FROM_STORE),
         )
 
     # ------------------------------------------------------------------------------------------------ the model
@@ -140,6 +144,11 @@ class Study:
     def num_blocks(self) -> int:
         """L, residual blocks of the dense model."""
         return self.identity.num_hidden_layers
+
+    @property
+    def _draws(self) -> bool:
+        """Whether it draws progress bars."""
+        return True
 
     @property
     def is_made(self) -> bool:
@@ -161,8 +170,10 @@ class Study:
         """The model, loaded and taken apart. Nothing asks for it when the store has all results.
 
         Raises:
-            StudyError: as `loading.load`; somebody has taken blocks out of the model in memory.
+            StudyError: as `loading.load`; somebody has taken blocks out of the model in memory; this study is read
+                from the store alone.
         """
+        self._check_measures(f"a measurement of {self.identity.name}")
         if "stack" not in vars(self):
             vars(self)["stack"] = self._loaded()
         found = vars(self)["stack"]
@@ -172,6 +183,13 @@ class Study:
                 "(variants.without), or end the removal first (Study.unload loads it anew)"
             )
         return found
+
+    def _check_measures(self, what: str) -> None:
+        if not self.measures:
+            raise StudyError(
+                f"{what} is not in the results store {self.store.path}, and the notebooks only read it: run again with "
+                "WORKERS= or SCHEDULER= to have it measured there, or without them to have it measured here"
+            )
 
     def _loaded(self) -> DecoderStack:
         logger.info(f"loading {self.identity.name} ({self.identity.revision}), {self.profile.dtype}")
@@ -232,7 +250,16 @@ class Study:
             raise StudyError("model must be given, not empty: a folder, or an id of the hub")
         profile = profiles.with_model(self.profile, absolute_model(_text("model", model)))
         identity = checkpoints.identify(profile)
-        return type(self)(profile, identity, self.store, Inputs(profile, identity), self.figures)
+        return replace(
+            self,
+            profile=profile,
+            identity=identity,
+            inputs=Inputs(profile, identity),
+            healing=None,
+            making=None,
+            calibration_blocks=None,
+            calibration_text=None,
+        )
 
     def with_profile(self, **changes: Any) -> "Study":
         """This study of the same model with some fields of its profile changed.
@@ -307,13 +334,17 @@ class Study:
         other = replace(self, calibration_blocks=self.profile.quantization_blocks)
         calibration = other.calibration if text is None else text
         read = calibration.num_tokens if scheme.method == "gptq" else 0
-        folder = quantize.quantized(
-            self.identity,
-            scheme,
-            calibration,
-            removed,
-            self.profile.dtype,
-            when_made=lambda: self._log(Quantization(self.num_blocks - len(removed), read)),
+        folder = self._folder(
+            lambda: quantize.quantized(
+                self.identity,
+                scheme,
+                calibration,
+                removed,
+                self.profile.dtype,
+                when_made=lambda: self._log(Quantization(self.num_blocks - len(removed), read)),
+            ),
+            lambda: self.quantized(scheme, removed, text),
+            Quantization(self.num_blocks - len(removed), read),
         )
         return other._of_checkpoint(folder, f"{self.identity.name}, {scheme}")
 
@@ -326,10 +357,30 @@ class Study:
         removed = variants.indices(removed)
         kept = variants.without(self.num_blocks, removed)
         settings = {"model": self.identity.fingerprint, "blocks": variants.name(kept), "rules": PRUNED_VERSION}
-        folder = cache.made_once(
-            "pruned", settings, lambda target: surgery.export(self.stack.model, self.tokenizer, removed, target)
+        folder = self._folder(
+            lambda: cache.made_once(
+                "pruned", settings, lambda target: surgery.export(self.stack.model, self.tokenizer, removed, target)
+            ),
+            lambda: self.pruned(removed),
         )
         return self._of_checkpoint(folder, f"{self.identity.name} without {len(removed)} blocks")
+
+    def _folder(self, make: Callable[[], Path], ask: Callable[[], "Study"], *work: Work) -> Path:
+        """The folder of a checkpoint in the cache.
+
+        Args:
+            make: makes it, unless it is there.
+            ask: asks this study for it, wherever that is done.
+            work: what it takes.
+        """
+        if self.measures:
+            return make()
+        try:
+            with cache.only_read():
+                return make()
+        except cache.NotMade as missing:
+            self._check_measures(f"the checkpoint {missing.target.name}")
+            raise
 
     def _of_checkpoint(self, folder: Path, name: str) -> "Study":
         """A study with the same texts, tasks and store for a model that was made from this one."""
@@ -443,8 +494,11 @@ class Study:
             return self
         settings = {"model": self.identity.fingerprint, "rules": PRUNED_VERSION}
         kind = "made" if self.healing is None else "trained"
-        folder = cache.made_once(
-            kind, settings, lambda target: surgery.export(self.stack.model, self.tokenizer, [], target)
+        folder = self._folder(
+            lambda: cache.made_once(
+                kind, settings, lambda target: surgery.export(self.stack.model, self.tokenizer, [], target)
+            ),
+            lambda: self.written(),
         )
         return self._of_checkpoint(folder, self.identity.name)
 
@@ -488,6 +542,7 @@ class Study:
         """
 
         def computed() -> Result:
+            self._check_measures(f"{key.measurement} of {self.identity.name}")
             result = compute()
             self._log(*work())
             return result
@@ -599,7 +654,7 @@ class Study:
             results = self.sweep(tried, [measurement], progress=False)[measurement.name]
             return [results[variant].summary["nll"] for variant in tried]
 
-        return greedy.removal_order(self.num_blocks, cost, self.profile.greedy_shortlist, progress=True)
+        return greedy.removal_order(self.num_blocks, cost, self.profile.greedy_shortlist, progress=self._draws)
 
     @flags.checked
     def sweep(

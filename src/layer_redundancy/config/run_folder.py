@@ -17,14 +17,27 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from layer_redundancy.config import own_files, parameters, profiles
+from layer_redundancy.config import cluster, own_files, parameters, profiles
 from layer_redundancy.config.notebooks import chosen_notebooks, number
 from layer_redundancy.config.profiles import Profile
 from layer_redundancy.core import device_names, paths
 from layer_redundancy.core.errors import StudyError
 
 # Those of make, in the order in which its help has them.
-VARIABLES = ("PROFILE", "DEVICE", "MODEL", "REVISION", "TRUST_REMOTE_CODE", "PARAMS", "NOTEBOOKS", "VENV", "PYTHON")
+VARIABLES = (
+    "PROFILE",
+    "DEVICE",
+    "MODEL",
+    "REVISION",
+    "TRUST_REMOTE_CODE",
+    "PARAMS",
+    "WORKERS",
+    "SCHEDULER",
+    "TRUST_NETWORK",
+    "NOTEBOOKS",
+    "VENV",
+    "PYTHON",
+)
 NEAR = 0.75  # how like a name must be to be taken for a slip of the pen; the highest is 1
 
 
@@ -100,8 +113,15 @@ def answer(given: Mapping[str, str]) -> Iterator[str]:
     """
     check_names(given)
     value = {name: given.get(name, "") for name in VARIABLES}
-    if value["TRUST_REMOTE_CODE"] not in ("", "yes", "no"):
-        raise StudyError(f"TRUST_REMOTE_CODE={value['TRUST_REMOTE_CODE']} is not understood: write yes, no or nothing")
+    for name in ("TRUST_REMOTE_CODE", "TRUST_NETWORK"):
+        if value[name] not in ("", "yes", "no"):
+            raise StudyError(f"{name}={value[name]} is not understood: write yes, no or nothing")
+    cluster.check_given(value["WORKERS"], value["SCHEDULER"], trust_network=value["TRUST_NETWORK"] == "yes")
+    if (value["WORKERS"] or value["SCHEDULER"]) and value["PARAMS"]:
+        raise StudyError(
+            "PARAMS= is for notebooks that measure for themselves: with WORKERS= or SCHEDULER=, set what it says in a "
+            "profile of your own (docs/how-to.md)"
+        )
     if value["DEVICE"]:
         device_names.check_choice(value["DEVICE"])
     notebooks = chosen_notebooks(value["NOTEBOOKS"])

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,32 @@ def _known(note: Path, state: list[int]) -> str | None:
 # ------------------------------------------------------------------------------------------------ made once
 
 
+class NotMade(Exception):
+    """Something of the cache is not there, and is not to be made here.
+
+    Attributes:
+        target: the folder or file.
+    """
+
+    def __init__(self, target: Path) -> None:
+        super().__init__(f"{target.name} is not there")
+        self.target = target
+
+
+_makes: ContextVar[bool] = ContextVar("makes", default=True)
+made_here: list[Path] = []  # what this process has made so far, or found already made, the last one last
+
+
+@contextmanager
+def only_read() -> Iterator[None]:
+    """Inside, what is not in the cache is not made: NotMade is raised."""
+    token = _makes.set(False)
+    try:
+        yield
+    finally:
+        _makes.reset(token)
+
+
 def made_folder(name: str, settings: Mapping[str, Any]) -> Path:
     """Where `made_once` puts the folder of some settings."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -96,6 +123,7 @@ def made_once(name: str, settings: Mapping[str, Any], write: Callable[[Path], ob
 
     Raises:
         StudyError: as `scratch_folder` and `checked`.
+        NotMade: it is not there, inside of `only_read`.
     """
     return made_at(made_folder(name, settings), name, write)
 
@@ -109,7 +137,10 @@ def made_at(target: Path, purpose: str, write: Callable[[Path], object]) -> Path
         write: makes it at the path it is given; called if it is not there.
     """
     if target.exists():
+        made_here.append(target)
         return checked(target)
+    if not _makes.get():
+        raise NotMade(target)
     with scratch_folder(purpose) as scratch:
         made = scratch / target.name
         write(made)
@@ -121,6 +152,7 @@ def made_at(target: Path, purpose: str, write: Callable[[Path], object]) -> Path
         except OSError:
             if not target.is_dir():  # it is, where another process was faster
                 raise
+    made_here.append(target)
     return target
 
 

@@ -137,6 +137,23 @@ class Result:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What `Store.contents` has of a store, as plain values that another process can be sent.
+
+    Attributes:
+        results: rows of results, packed.
+        sweeps: what `log_sweep` wrote.
+        work: what `log_work` wrote.
+        outputs: of sequences, each with what made it.
+    """
+
+    results: list[tuple] = field(default_factory=list)
+    sweeps: list[dict[str, Any]] = field(default_factory=list)
+    work: list[dict[str, Any]] = field(default_factory=list)
+    outputs: list[tuple] = field(default_factory=list)
+
+
 class Store:
     """An SQLite file. Every write is one transaction: a process killed at any moment leaves it readable.
 
@@ -381,6 +398,31 @@ class Store:
             self.put(key, model_name, result)
         return result
 
+    def contents(self) -> "Contents":
+        """All results and all that was written down of work, to be taken over by another store."""
+        return Contents(
+            self._fetched(f"SELECT {', '.join((*KEY, *COLUMNS[:-1]))} FROM results"),
+            [{k: v for k, v in row.items() if k != "finished"} for row in self.sweeps()],
+            [{k: v for k, v in row.items() if k != "finished"} for row in self.work()],
+            self._fetched(f"SELECT {_PRODUCER}, sequence, outputs FROM outputs JOIN producers ON producer = id"),
+        )
+
+    def take_over(self, other: "Contents", outputs: Mapping[Producer, Mapping[bytes, bytes]] | None = None) -> None:
+        """Stores what another store held, and outputs as `packed` has them, in one transaction."""
+        columns, made = (*KEY, *COLUMNS[:-1]), {one: dict(of) for one, of in (outputs or {}).items()}
+        for model, variant, compiled, version, sequence, content in other.outputs:
+            made.setdefault(Producer(model, variant, bool(compiled), version), {})[sequence] = content
+        with self._transaction() as db:
+            db.executemany(
+                f"INSERT OR REPLACE INTO results ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+                other.results,
+            )
+            for table, rows in (("sweeps", other.sweeps), ("work", other.work)):
+                for row in rows:
+                    marks = ", ".join("?" * len(row))
+                    db.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))
+            self._insert_outputs(db, made)
+
     # ------------------------------------------------------------------------------------------------ unfinished ones
 
     def put_partial(self, outputs: Mapping[Key, Mapping[int, Any]]) -> None:
@@ -404,13 +446,16 @@ class Store:
     def put_outputs(self, outputs: Mapping[Producer, Mapping[bytes, Outputs]]) -> None:
         """Keeps outputs of sequences, by the sequences' digests, in one transaction."""
         with self._transaction() as db:
-            for producer, of_sequences in outputs.items():
-                db.execute(f"INSERT OR IGNORE INTO producers ({_PRODUCER}) VALUES (?, ?, ?, ?)", producer.values())
-                ((number,),) = db.execute(f"SELECT id FROM producers WHERE {_IS_PRODUCER}", producer.values())
-                db.executemany(
-                    "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?)",
-                    [(sequence, number, _packed(of_targets)) for sequence, of_targets in of_sequences.items()],
-                )
+            self._insert_outputs(db, {producer: packed(of) for producer, of in outputs.items()})
+
+    def _insert_outputs(self, db: sqlite3.Connection, outputs: Mapping[Producer, Mapping[bytes, bytes]]) -> None:
+        for producer, of_sequences in outputs.items():
+            db.execute(f"INSERT OR IGNORE INTO producers ({_PRODUCER}) VALUES (?, ?, ?, ?)", producer.values())
+            ((number,),) = db.execute(f"SELECT id FROM producers WHERE {_IS_PRODUCER}", producer.values())
+            db.executemany(
+                "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?)",
+                [(sequence, number, content) for sequence, content in of_sequences.items()],
+            )
 
     def outputs(
         self, producers: Iterable[Producer], sequences: Iterable[bytes]
@@ -623,8 +668,12 @@ def _some(values: Iterable[_Value]) -> Iterator[list[_Value]]:
         yield some
 
 
-def _packed(outputs: Outputs) -> bytes:
-    return b"".join(OF_TARGET.pack(*of_target) for of_target in outputs)
+def packed(outputs: Mapping[bytes, Outputs]) -> dict[bytes, bytes]:
+    """Outputs by the sequences' digests, as the store holds them."""
+    return {
+        digest: b"".join(OF_TARGET.pack(*of_target) for of_target in of_sequence)
+        for digest, of_sequence in outputs.items()
+    }
 
 
 def _unpacked(content: bytes) -> Outputs:

@@ -78,10 +78,16 @@ def pays(stack: DecoderStack, tokens: int) -> bool:
     It depends on the device, on a block's size and on the measurement, and not on how many variants a sweep asks for
     nor on how many blocks there are: all variants of a model, and what is left of it without some blocks, are alike.
     """
+    least = pays_from(stack)
+    return least is not None and tokens >= least
+
+
+def pays_from(stack: DecoderStack) -> float | None:
+    """Tokens of a measurement from which blocks are worth compiling for it; None for never."""
     if not devices.is_gpu(stack.device) or not compiles(stack):
-        return False
+        return None
     weights = max(sum(p.numel() for p in block.parameters()) for block in stack.blocks)
-    return 2.0 * weights * tokens >= WORTH
+    return WORTH / (2.0 * weights)
 
 
 def compiles(stack: DecoderStack) -> bool:

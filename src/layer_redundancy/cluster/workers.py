@@ -1,0 +1,157 @@
+"""Where the workers are: processes of this machine, or a cluster that somebody else has started."""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import dask
+import psutil
+from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed.security import Security
+from distributed.utils import get_mp_context
+
+from layer_redundancy.config import cluster
+from layer_redundancy.core import devices, doors
+from layer_redundancy.core.errors import StudyError
+
+logger = logging.getLogger(__name__)
+
+WAIT = 60.0  # seconds in which a scheduler must answer
+# What a worker's process is a fork of has imported these: a worker that was killed is there again within a second.
+PRELOAD = (
+    "layer_redundancy.cluster.worker",
+    "layer_redundancy.experiments.registry",
+    "transformers.models.llama.modeling_llama",
+)
+
+
+@contextlib.contextmanager
+def connected(address: str, trust_network: bool = False) -> Iterator[Client]:
+    """A client of a scheduler that is there.
+
+    Raises:
+        StudyError: the address is none or not to be trusted; nobody answers there.
+    """
+    cluster.check_address(address, trust_network)
+    _hush()
+    security = Security() if address.startswith("tls") else None
+    if security is not None and not dask.config.get("distributed.comm.tls.ca-file"):
+        raise StudyError(
+            f"{doors.setting('scheduler', address)}: which certificates? Set DASK_DISTRIBUTED__COMM__TLS__CA_FILE and "
+            "its like (docs/clusters.md)"
+        )
+    try:
+        client = Client(address, timeout=WAIT / 6, security=security, set_as_default=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise StudyError(
+            f"no scheduler answers at {address} ({type(error).__name__}: {reason}): start one with `dask scheduler`, "
+            "or give the address that it prints"
+        ) from error
+    with client:
+        yield client
+
+
+@contextlib.contextmanager
+def local(workers: int, memory_limit: int | None = None) -> Iterator[Client]:
+    """A client of so many worker processes of this machine, each with its share of the cores or of the GPUs.
+
+    They end with this process, however it ends; one that dies is started anew.
+
+    Raises:
+        StudyError: a number that makes no sense; more workers than GPUs.
+    """
+    cluster.check_number(workers)
+    _hush()
+    shares = _gpus(workers)
+    threads = threads_of(workers)
+    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+    dask.config.set({"distributed.scheduler.allowed-failures": 1000})
+    get_mp_context().set_forkserver_preload(list(PRELOAD))
+    with tempfile.TemporaryDirectory(prefix="layer-redundancy-workers-") as folder:
+        specs = {}
+        for number in range(workers):
+            env = {"OMP_NUM_THREADS": str(threads)}
+            if shares:
+                env["CUDA_VISIBLE_DEVICES"] = shares[number]
+            options = {
+                "nthreads": 1,
+                "memory_limit": memory_limit,
+                "env": env,
+                "host": "127.0.0.1",
+                "name": number,
+                "local_directory": folder,
+                "silence_logs": logging.CRITICAL,
+                "dashboard": False,
+            }
+            specs[number] = {"cls": Nanny, "options": options}
+        scheduler = {
+            "cls": Scheduler,
+            "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0", "dashboard": True},
+        }
+        with (
+            SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.CRITICAL) as started,
+            Client(started, set_as_default=False) as client,
+        ):
+            yield client
+
+
+def threads_of(workers: int) -> int:
+    """Threads of the processor of each of so many workers of this machine."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(usable, psutil.cpu_count(logical=False) or usable)
+    return max(1, cores // workers)
+
+
+def _gpus(workers: int) -> list[str]:
+    """The GPUs of each worker as CUDA_VISIBLE_DEVICES has them; [] where there are none.
+
+    A worker with several lays a model that is larger than one over them.
+    """
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asked otherwise, CUDA would start in this process
+    if devices.found(os.environ.get("LAYER_REDUNDANCY_DEVICE", "auto")) == "cpu":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    every = visible.split(",") if visible else [str(n) for n in range(len(devices.every("cuda")))]
+    if workers > len(every):
+        raise StudyError(
+            f"{doors.setting('workers', str(workers))}: there are {len(every)} GPUs here, and a worker takes one at "
+            f"least: give {len(every)} or fewer"
+        )
+    each = len(every) // workers
+    return [",".join(every[n * each : (n + 1) * each]) for n in range(workers)]
+
+
+def _hush() -> None:
+    """Dask tells of each worker that comes and goes: the pool says what matters of it."""
+    for name in ("distributed", "tornado.application", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def wait_for_one(client: Client, seconds: float = WAIT) -> None:
+    """Waits for the first worker.
+
+    Raises:
+        StudyError: none has come.
+    """
+    try:
+        client.wait_for_workers(1, timeout=seconds)
+    except TimeoutError as error:
+        raise StudyError(
+            f"the scheduler {client.scheduler.address} has no workers: start some with `dask worker` (docs/clusters.md)"
+        ) from error
+
+
+def dashboard(client: Client) -> str:
+    """Where the cluster's dashboard is."""
+    return client.dashboard_link
+
+
+def store_of(path: Path | None) -> Path:
+    """The results store that a driver writes."""
+    from layer_redundancy.core import paths
+
+    return paths.RESULTS / "results.sqlite" if path is None else path

@@ -39,7 +39,7 @@ AHEAD = 2  # orders that a worker has or is about to get
 TRIES = 20  # times that an order is handed out anew after its worker was lost
 PATIENCE = 600.0  # seconds without a worker after which a run gives up
 SLOW = 3.0  # times the expected seconds after which an idle worker is given the same order
-LEAST_SLOW = 10.0  # seconds before which nothing is slow
+LEAST_SLOW = 30.0  # seconds before which nothing is slow
 LONG = 2.0  # orders of so many pieces' length cannot be cut, and go first
 PIECE = 60.0  # seconds that a piece of a sweep should take
 
@@ -494,7 +494,10 @@ class Pool:
         future.add_done_callback(lambda _: self._helpers.submit(fetch) if self._thread.is_alive() else None)
 
     def _help_the_slow(self) -> None:
-        """Gives an idle worker what another has been at for far longer than it should take."""
+        """Gives an idle worker a piece of a sweep that another has been at for far longer than it should take.
+
+        Of nothing else is it known so well beforehand how long it takes.
+        """
         usable = self._usable()
         if self._waiting or len(self._running) >= len(usable):
             return
@@ -502,7 +505,7 @@ class Pool:
         slow = [
             task
             for task in self._running.values()
-            if len(task.futures) == 1 and now - task.started > max(LEAST_SLOW, SLOW * task.seconds)
+            if task.producers and len(task.futures) == 1 and now - task.started > max(LEAST_SLOW, SLOW * task.seconds)
         ]
         if not slow:
             return

@@ -13,7 +13,7 @@ from layer_redundancy.cluster.pool import Pool
 from layer_redundancy.cluster.study import Cutting, DistributedStudy
 from layer_redundancy.config import profiles
 from layer_redundancy.core import variants
-from layer_redundancy.core.store import Store
+from layer_redundancy.core.store import Result, Store
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate.scoring import Perplexity
 from layer_redundancy.inputs import Inputs
@@ -79,6 +79,12 @@ def table(store: Path) -> dict[tuple, tuple]:
             "SELECT model, variant, compiled, version, sequence, outputs FROM outputs JOIN producers ON producer = id"
         )
     return {row[:6]: row[6:] for row in rows} | {row[:5]: row[5:] for row in outputs}
+
+
+def slow_result(place: int) -> Result:
+    """A result that takes a while."""
+    time.sleep(0.3)
+    return Result({"place": place})
 
 
 # ------------------------------------------------------------------------------------------------ other workers

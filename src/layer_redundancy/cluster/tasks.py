@@ -16,17 +16,17 @@ from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Contents, Key, Result
 
 
-@dataclass(frozen=True)
 class Lacks(Exception):
     """A worker has no copy of a folder that it needs.
 
-    Attributes:
+    Args:
         folder: the driver's folder.
         name: what it is called in a worker's cache.
     """
 
-    folder: str
-    name: str
+    def __init__(self, folder: str, name: str) -> None:
+        super().__init__(folder, name)
+        self.folder, self.name = folder, name
 
 
 class OtherModel(Exception):

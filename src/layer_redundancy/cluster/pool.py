@@ -127,6 +127,7 @@ class Pool:
         self._events: queue.Queue[tuple] = queue.Queue()
         self._waiting: list[Task] = []  # a heap
         self._running: dict[str, Task] = {}
+        self._finished: dict[str, Any] = {}  # what tasks returned, by key
         self._held: list[Task] = []  # claimed by another driver
         self._refused: dict[str, str] = {}
         self._remarks: set[str] = set()
@@ -155,6 +156,11 @@ class Pool:
     def rank(self, model: str) -> int:
         """The place of a model among those that were asked for so far."""
         return self._ranks.setdefault(model, len(self._ranks))
+
+    @property
+    def idle(self) -> bool:
+        """Whether a worker has nothing to do, and there is nothing for it."""
+        return not self._waiting and len(self._running) < len(self._usable())
 
     def alive(self) -> list[str]:
         """Addresses of the workers that can be used."""
@@ -328,6 +334,8 @@ class Pool:
         if (self._bar.total or 0) < self._bar.n:
             self._bar.total = self._bar.n
         self._bar.set_postfix_str(self._rates(), refresh=False)
+        if error is None:
+            self._finished[task.key] = value
         self._finish(task, value=value, error=error)
 
     def _rates(self) -> str:
@@ -444,7 +452,9 @@ class Pool:
             task = heapq.heappop(self._waiting)
             if task.done.is_set():
                 continue
-            if (same := self._running.get(task.key)) is not None and same is not task:
+            if task.key in self._finished:  # two experiments have asked for it
+                self._finish(task, value=self._finished[task.key])
+            elif (same := self._running.get(task.key)) is not None and same is not task:
                 self._follow(task, same)
             elif not self._claim(task):
                 self._held.append(task)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from layer_redundancy.cluster import worker
 from layer_redundancy.cluster.pool import PIECE, Pool, Task, key_of
@@ -62,8 +62,8 @@ class Cutting:
 
 
 @dataclass(frozen=True, eq=False)
-class DistributedStudy(Study):
-    """A study on a cluster.
+class Sent(Study):
+    """A study whose work is sent to workers, where it becomes a study of theirs.
 
     Attributes:
         pool: hands out the work.
@@ -78,29 +78,10 @@ class DistributedStudy(Study):
     threads: int | None = None
 
     @classmethod
-    def on(cls, study: Study, pool: Pool, **settings: Any) -> "DistributedStudy":
+    def on(cls, study: Study, pool: Pool, **settings: Any) -> Self:
         """The same study on a cluster; settings are this class's further attributes."""
         own = {one.name: getattr(study, one.name) for one in fields(Study)}
         return cls(**own, pool=pool, **settings)
-
-    @property
-    def stack(self) -> DecoderStack:
-        """Nothing is loaded here.
-
-        Raises:
-            NotStored: always: the model is a worker's.
-        """
-        raise NotStored(f"something of {self.identity.name} was asked for that is for a worker to measure")
-
-    def unload(self) -> None:
-        """Nothing is loaded here."""
-
-    @property
-    def _draws(self) -> bool:
-        """The pool has one bar for all."""
-        return False
-
-    # ------------------------------------------------------------------------------------------------ what is sent
 
     def __reduce__(self) -> tuple[Callable[[Spec], Study], tuple[Spec]]:
         """A worker's own study of the same model is what it becomes there."""
@@ -159,7 +140,55 @@ class DistributedStudy(Study):
         base = next((one.identity for one in (self.healing, self.making) if one is not None), self.identity)
         return f"{base.fingerprint} {made}"
 
-    # ------------------------------------------------------------------------------------------------ other models
+    def _result_task(
+        self, key: Key, compute: Callable[[], Result], work: Callable[[], Sequence[Work]] = lambda: ()
+    ) -> Task:
+        """To compute a result; arguments as `Study.cached`."""
+        tokens = sum(one.block_tokens for one in work())
+        return self._task(
+            f"{key.measurement} of {self.identity.name}",
+            ["result", *key.values()],
+            partial(_computed, self, key, compute, work),
+            seconds=self._seconds(tokens),
+            block_tokens=tokens,
+            claims=[json.dumps(key.values())],
+            there=lambda store: store.get(key) is not None,
+        )
+
+    def _folder_task(self, target: Path, ask: Callable[[], Study], work: Sequence[Work]) -> Task:
+        """To make a checkpoint; arguments as `Study._folder`, and the folder in the cache."""
+        tokens = sum(one.block_tokens for one in work)
+        return self._task(
+            f"checkpoint {target.name}",
+            ["folder", target.name],
+            partial(_nothing_of, ask),
+            seconds=max(self._seconds(tokens), PIECE),
+            block_tokens=tokens,
+            claims=[f"folder {target.name}"],
+            there=lambda store: target.is_dir(),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class DistributedStudy(Sent):
+    """A study on a cluster."""
+
+    @property
+    def stack(self) -> DecoderStack:
+        """Nothing is loaded here.
+
+        Raises:
+            NotStored: always: the model is a worker's.
+        """
+        raise NotStored(f"something of {self.identity.name} was asked for that is for a worker to measure")
+
+    def unload(self) -> None:
+        """Nothing is loaded here."""
+
+    @property
+    def _draws(self) -> bool:
+        """The pool has one bar for all."""
+        return False
 
     def _folder(self, make: Callable[[], Path], ask: Callable[[], Study], *work: Work) -> Path:
         for _ in range(2):
@@ -168,20 +197,8 @@ class DistributedStudy(Study):
                     return make()
             except cache.NotMade as missing:
                 target = missing.target
-            tokens = sum(one.block_tokens for one in work)
-            task = self._task(
-                f"checkpoint {target.name}",
-                ["folder", target.name],
-                partial(_nothing_of, ask),
-                seconds=max(self._seconds(tokens), PIECE),
-                block_tokens=tokens,
-                claims=[f"folder {target.name}"],
-                there=lambda store, target=target: target.is_dir(),
-            )
-            self.pool.run([task])
+            self.pool.run([self._folder_task(target, ask, work)])
         raise StudyError(f"checkpoint {target.name} was made on a worker and cannot be had from there")
-
-    # ------------------------------------------------------------------------------------------------ work
 
     def cached(
         self,
@@ -191,17 +208,7 @@ class DistributedStudy(Study):
         work: Callable[[], Sequence[Work]] = lambda: (),
     ) -> Result:
         if (found := self.store.get(key)) is None:
-            tokens = sum(one.block_tokens for one in work())
-            task = self._task(
-                f"{key.measurement} of {self.identity.name}",
-                ["result", *key.values()],
-                partial(_computed, self, key, compute, work),
-                seconds=self._seconds(tokens),
-                block_tokens=tokens,
-                claims=[json.dumps(key.values())],
-                there=lambda store: store.get(key) is not None,
-            )
-            self.pool.run([task])
+            self.pool.run([self._result_task(key, compute, work)])
             found = self.store.get(key)
         assert found is not None, f"{key.measurement} was computed and is not stored"
         return found

@@ -31,7 +31,7 @@ from layer_redundancy.cluster.study import Cutting, DistributedStudy
 from layer_redundancy.config import cluster, profiles
 from layer_redundancy.config.notebooks import number
 from layer_redundancy.config.run_folder import absolute_model
-from layer_redundancy.core import doors, flags, log
+from layer_redundancy.core import doors, flags, log, paths
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.core.store import IN_MEMORY, Store
 from layer_redundancy.core.wording import counted, duration
@@ -187,9 +187,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--profile", default="embedded", help="smoke, embedded, paper, or a file ending in .toml")
     parser.add_argument("--revision", default="", help="hub revision of the model")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
-    parser.add_argument(
-        "--workers", default="", help="so many processes of this machine, one a GPU where there are GPUs"
-    )
+    parser.add_argument("--workers", default="", help="so many processes of this machine, one a GPU at least")
     parser.add_argument("--scheduler", default="", help="a cluster that is there: tcp://HOST:PORT or tls://HOST:PORT")
     parser.add_argument("--trust-network", action="store_true", help="go without TLS to another machine")
     parser.add_argument("--store", type=Path, help="the results store")
@@ -212,7 +210,12 @@ def main() -> int:
             raise StudyError("give workers or a scheduler: --workers 2, or --scheduler tcp://HOST:PORT")
         cluster.check_given(options.workers, options.scheduler, trust_network=options.trust_network)
         profile = profiles.get(options.profile, model=options.runs[0].model, revision=options.revision)
-        store = workers.store_of(options.store)
+        store = options.store or paths.RESULTS / "results.sqlite"
+        with Store(store) as opened:
+            if not opened.kept:
+                raise StudyError(
+                    f"results store {store} cannot be written: give yourself leave to, or name another one"
+                )
         threads = None if options.scheduler else profile.threads or workers.threads_of(int(options.workers))
         with _cluster(options) as client:
             workers.wait_for_one(client)

@@ -133,7 +133,7 @@ class Pool:
         self._remarks: set[str] = set()
         self._transfers: dict[tuple[str, str], Any] = {}
         self._helpers = ThreadPoolExecutor(16, thread_name_prefix="cluster")
-        self._lost: StudyError | None = None
+        self._lost: Exception | None = None
         self._idle: Wait | None = None
         self._alive: dict[str, int] = {}
         self._bar = tqdm(
@@ -217,7 +217,7 @@ class Pool:
                         return
                     try:
                         getattr(self, f"_on_{event}")(*arguments)
-                    except StudyError as error:  # a store that cannot be written
+                    except Exception as error:  # such as a store that cannot be written
                         self._give_up(error)
                 now = time.monotonic()
                 if now - looked > TICK:
@@ -371,7 +371,7 @@ class Pool:
                 self._store.release(claim)
         task.done.set()
 
-    def _give_up(self, error: StudyError) -> None:
+    def _give_up(self, error: Exception) -> None:
         """Nothing more can be done: whoever waits is told."""
         self._lost = error
         for task in [*self._waiting, *self._held, *self._running.values()]:

@@ -5,7 +5,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import dask
 import psutil
@@ -148,10 +147,3 @@ def wait_for_one(client: Client, seconds: float = WAIT) -> None:
 def dashboard(client: Client) -> str:
     """Where the cluster's dashboard is."""
     return client.dashboard_link
-
-
-def store_of(path: Path | None) -> Path:
-    """The results store that a driver writes."""
-    from layer_redundancy.core import paths
-
-    return paths.RESULTS / "results.sqlite" if path is None else path

@@ -157,8 +157,7 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
         "lock",
     }
     commands |= {"clean", "distclean"}
-    variables = {"PROFILE", "DEVICE", "MODEL", "REVISION", "TRUST_REMOTE_CODE", "PARAMS", "NOTEBOOKS", "VENV", "PYTHON"}
-    assert told == commands | variables
+    assert told == commands | set(run_folder.VARIABLES)
     assert study.calls() == []
 
 
@@ -284,6 +283,8 @@ def test_every_goal_that_takes_a_variable_looks_at_it_first(study, goal, argumen
         (["test", "PROFILE=paper"], "make test does not know PROFILE="),
         (["rehearse", "MODEL=x"], "make rehearse does not know MODEL="),
         (["expect", "NOTEBOOKS=01"], "make expect does not know NOTEBOOKS="),
+        (["smoke", "WORKERS=2"], "make smoke does not know WORKERS=: leave it out, or use make figures"),
+        (["test", "SCHEDULER=tcp://127.0.0.1:1"], "make test does not know SCHEDULER="),
         (["figures", "MODEL=a\nb"], "MODEL= has a line break in it"),
         (["setup", "VENV=my env"], "VENV=my env has a space in it or a character"),
         (["setup", "VENV=a'b"], "has a space in it or a character"),
@@ -586,6 +587,32 @@ def test_leave_to_run_code_reaches_every_command(ready):
         ready.make(goal, "TRUST_REMOTE_CODE=yes", "NOTEBOOKS=1")
         assert "--trust-remote-code" in log.read_text()
         ready.calls()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ([], ""),
+        (["WORKERS=2"], "--workers 2"),
+        (["SCHEDULER=tls://far.example:8786"], "--scheduler tls://far.example:8786"),
+        (
+            ["SCHEDULER=tcp://far.example:8786", "TRUST_NETWORK=yes"],
+            "--scheduler tcp://far.example:8786 --trust-network",
+        ),
+        (["SCHEDULER=tcp://127.0.0.1:8786", "TRUST_NETWORK=no"], "--scheduler tcp://127.0.0.1:8786"),
+    ],
+)
+def test_who_measures_reaches_the_notebooks(ready, arguments, options):
+    log = ready.root / "calls"
+    assert ready.make("figures", *arguments).returncode == 0
+    lines = [line for line in log.read_text().splitlines() if line.startswith("- run ")]
+    assert [line.partition("--keep-going")[2].strip() for line in lines] == [options] * 2
+
+
+def test_a_plan_is_told_of_workers(ready):
+    log = ready.root / "calls"
+    assert ready.make("plan", "WORKERS=8").returncode == 0
+    assert "--workers 8" in log.read_text()
 
 
 def test_deleted_figures_are_drawn_again(ready):

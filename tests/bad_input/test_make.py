@@ -43,6 +43,21 @@ MISTAKES = {
     "one for yes": ({"TRUST_REMOTE_CODE": "1"}, "TRUST_REMOTE_CODE=1 is not understood"),
     "yes in capitals": ({"TRUST_REMOTE_CODE": "YES"}, "TRUST_REMOTE_CODE=YES is not understood"),
     "yes and no": ({"TRUST_REMOTE_CODE": "yes no"}, "TRUST_REMOTE_CODE=yes no is not understood"),
+    "no number of workers": ({"WORKERS": "two"}, "WORKERS=two: give the number of processes, from 1 to 256"),
+    "no workers at all": ({"WORKERS": "0"}, "WORKERS=0: give the number of processes"),
+    "more workers than a machine has": ({"WORKERS": "1000"}, "WORKERS=1000: give the number of processes"),
+    "workers here and a cluster": ({"WORKERS": "2", "SCHEDULER": "tcp://127.0.0.1:1"}, "SCHEDULER=: the workers are"),
+    "a scheduler without a port": ({"SCHEDULER": "tcp://far.example"}, "SCHEDULER=tcp://far.example is no address"),
+    "a scheduler without a protocol": ({"SCHEDULER": "far.example:8786"}, "is no address: write tcp://HOST:PORT"),
+    "a scheduler's page": ({"SCHEDULER": "http://127.0.0.1:8787/status"}, "is no address: write tcp://HOST:PORT"),
+    "a scheduler elsewhere in the clear": (
+        {"SCHEDULER": "tcp://far.example:1"},
+        "use tls:// (docs/clusters.md), or TRUST",
+    ),
+    "no trust in the network": ({"SCHEDULER": "tcp://far.example:1", "TRUST_NETWORK": "no"}, "is another machine"),
+    "true for trust": ({"TRUST_NETWORK": "true"}, "TRUST_NETWORK=true is not understood: write yes, no or nothing"),
+    "parameters for workers": ({"WORKERS": "2", "PARAMS": "limit=3"}, "PARAMS= is for notebooks that measure for"),
+    "parameters for a cluster": ({"SCHEDULER": "tls://far.example:1", "PARAMS": "limit=3"}, "PARAMS= is for notebooks"),
     "gpu for cuda": ({"DEVICE": "gpu"}, "unknown device 'gpu': choose cpu, cuda or auto"),
     "a device in capitals": ({"DEVICE": "CPU"}, "unknown device 'CPU'"),
     "a notebook that is none": ({"NOTEBOOKS": "99"}, 'no notebook "99": choose from 01_layer_importance'),
@@ -78,6 +93,9 @@ MISTAKES = {
     "REV for REVISION": ({"REV": "main"}, "did you mean REVISION=?"),
     "TRUST for all of it": ({"TRUST": "yes"}, "did you mean TRUST_REMOTE_CODE=?"),
     "MODEL_ID for MODEL": ({"MODEL_ID": "org/name"}, "did you mean MODEL=?"),
+    "WORKER for WORKERS": ({"WORKER": "2"}, "did you mean WORKERS=?"),
+    "SCHED for SCHEDULER": ({"SCHED": "tcp://127.0.0.1:1"}, "did you mean SCHEDULER=?"),
+    "TRUST_NET for TRUST_NETWORK": ({"TRUST_NET": "yes"}, "did you mean TRUST_NETWORK=?"),
     "a parameter as a variable": ({"limit": "3"}, 'a notebook\'s parameter is given as PARAMS="limit=..."'),
     "a parameter in capitals": ({"RATIO": "0.3"}, 'a notebook\'s parameter is given as PARAMS="ratio=..."'),
     "a profile's key as a variable": ({"SEED": "3"}, "seed is set in a profile of your own"),
@@ -99,6 +117,10 @@ def test_make_gets_the_line_and_no_word_that_it_takes_for_an_answer(capsys):
 RIGHT = {
     "no to code": {"TRUST_REMOTE_CODE": "no"},
     "a processor": {"DEVICE": "cpu"},
+    "workers": {"WORKERS": "2"},
+    "a cluster of this machine": {"SCHEDULER": "tcp://127.0.0.1:8786"},
+    "a cluster with certificates": {"SCHEDULER": "tls://far.example:8786"},
+    "a cluster on a network of one's own": {"SCHEDULER": "tcp://far.example:8786", "TRUST_NETWORK": "yes"},
     "a hub id": {"MODEL": "org/name.v1-7b", "REVISION": "12e5678"},
     "a parameter with a quote and spaces": {"PARAMS": "limit=3 ratio='.5'"},
     "variables of the environment": {"HF_HOME": "x", "CUDA_VISIBLE_DEVICES": "0", "http_proxy": "x"},
@@ -118,6 +140,12 @@ def test_what_is_right_is_run(given):
 @pytest.mark.parametrize("text", ["1 01", "01_layer_importance 1", "notebooks/01_layer_importance.ipynb", " 01 "])
 def test_a_notebook_that_is_named_twice_is_run_once(text):
     assert len(answer(NOTEBOOKS=text)) == 2
+
+
+def test_who_measures_decides_nothing():
+    """Nothing is run anew because of it: results and figures are the same."""
+    alone = answer()
+    assert answer(WORKERS="4") == alone == answer(SCHEDULER="tls://far.example:8786")
 
 
 # ------------------------------------------------------------------------------------------------ folders

@@ -1,4 +1,5 @@
 import multiprocessing
+import pickle
 import platform
 import sqlite3
 import time
@@ -11,7 +12,7 @@ import pytest
 from layer_redundancy.core import cache
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import KEY as PARTS_OF_A_KEY
-from layer_redundancy.core.store import Key, Producer, Result, Store
+from layer_redundancy.core.store import Contents, Key, Producer, Result, Store, packed
 
 KEY = Key("model", "0,1", "perplexity", "data", '{"a": 1}', 1)
 RESULT = Result({"perplexity": 23.25}, {"nll": np.arange(3.0)})
@@ -221,3 +222,93 @@ def test_a_claim_holds_while_its_process_lives(tmp_path, monkeypatch):
         store._db.execute("INSERT INTO claims VALUES ('dead', ?, ?)", (f"{platform.node()} {process.pid}", time.time()))
         store._db.execute("INSERT INTO claims VALUES ('far', 'elsewhere 1', ?)", (time.time(),))
         assert store.claim("dead") and not store.claim("far")
+
+
+# ------------------------------------------------------------------------------------------------ of another store
+
+
+SWEEP = {
+    "notebook": "02",
+    "model_name": "name",
+    "variants": 2,
+    "block_tokens_naive": 40,
+    "block_tokens_shared": 30,
+    "head_tokens": 4,
+    "seconds_estimated": None,
+    "seconds": 1.5,
+}
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """What a store holds of everything, as another process gets it."""
+    with Store(tmp_path / "theirs.sqlite") as theirs:
+        theirs.put(KEY, "name", RESULT)
+        theirs.put(replace(KEY, variant="dense"), "name", Result({"odd": float("nan")}))
+        theirs.put_outputs({PRODUCER: {ONE: [(-1.5, True)], OTHER: [(-2.5, False)]}})
+        theirs.put_outputs({replace(PRODUCER, compiled=True): {ONE: [(-1.25, True)]}})
+        theirs.log_sweep(**SWEEP)
+        theirs.log_work("02", "name", "pass", 128)
+        return pickle.loads(pickle.dumps(theirs.contents()))
+
+
+def without_time(rows):
+    return [{name: value for name, value in row.items() if name != "finished"} for row in rows]
+
+
+def test_what_another_store_holds_can_be_taken_over(store, filled):
+    store.take_over(filled)
+    with Store(store.path) as again:
+        got = again.get(KEY)
+        assert got.summary == RESULT.summary
+        np.testing.assert_array_equal(got.arrays["nll"], RESULT.arrays["nll"])
+        assert np.isnan(again.get(replace(KEY, variant="dense")).summary["odd"])
+        assert again.outputs([PRODUCER, replace(PRODUCER, compiled=True)], [ONE, OTHER]) == {
+            PRODUCER: {ONE: [(-1.5, True)], OTHER: [(-2.5, False)]},
+            replace(PRODUCER, compiled=True): {ONE: [(-1.25, True)]},
+        }
+        assert without_time(again.sweeps()) == [SWEEP]
+        assert without_time(again.work()) == [
+            {"notebook": "02", "model_name": "name", "kind": "pass", "block_tokens": 128}
+        ]
+
+
+def test_an_empty_store_gives_nothing(store):
+    assert store.contents() == Contents()
+    store.take_over(Contents())
+    assert store.contents() == Contents()
+
+
+def test_what_was_there_before_stays_and_what_is_the_same_is_the_other_stores(store, filled):
+    """Producers have numbers of their own in each store."""
+    store.put_outputs({replace(PRODUCER, variant="before"): {ONE: [(-7.0, False)]}, PRODUCER: {OTHER: [(-9.0, True)]}})
+    store.put(replace(KEY, data="before"), "name", RESULT)
+    store.put(KEY, "name", Result({"perplexity": 1.0}))
+    store.take_over(filled)
+    assert store.get(KEY).summary == RESULT.summary and store.get(replace(KEY, data="before")) is not None
+    assert store.outputs([replace(PRODUCER, variant="before"), PRODUCER], [ONE, OTHER]) == {
+        replace(PRODUCER, variant="before"): {ONE: [(-7.0, False)]},
+        PRODUCER: {ONE: [(-1.5, True)], OTHER: [(-2.5, False)]},
+    }
+
+
+def test_to_take_over_twice_is_to_take_over_once(store, filled):
+    """But for what was written down of work, which was done twice."""
+    store.take_over(filled)
+    once = store.contents()
+    store.take_over(filled)
+    twice = store.contents()
+    assert (twice.results, twice.outputs) == (once.results, once.outputs)
+    assert (len(twice.work), len(twice.sweeps)) == (2, 2)
+
+
+def test_outputs_that_are_given_beside_are_stored_as_they_are_packed(store):
+    outputs = {ONE: [(-1.5, True), (-0.1234567890123456, False)]}
+    store.take_over(Contents(), {PRODUCER: packed(outputs)})
+    assert store.outputs([PRODUCER], [ONE]) == {PRODUCER: outputs}
+
+
+def test_what_cannot_be_taken_over_whole_is_not_taken_over(store, filled):
+    with pytest.raises(StudyError):
+        store.take_over(replace(filled, work=[{"no such column": 1}]))
+    assert store.contents() == Contents()

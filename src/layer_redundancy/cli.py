@@ -335,18 +335,23 @@ def plan(
     revision: Revision = "",
     notebooks: Annotated[str, typer.Option(help="Only these notebooks, by number.")] = "",
     alone: Annotated[bool, typer.Option("--alone", help="As if no other notebook had been run before.")] = False,
+    workers: Annotated[
+        str, typer.Option(help="Say also what so many workers of this machine would take that share the work.")
+    ] = "",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Says what a run of all notebooks takes before it starts: downloads, licences, disk, memory, work and hours."""
     from layer_redundancy.config import profiles
+    from layer_redundancy.config.workers import number_of
 
+    number = number_of(workers)
     chosen = profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code)
     from layer_redundancy.core import log
     from layer_redundancy.planning import plan as planning
 
     log.show()
     with _interruptible():
-        planning.report(chosen, notebooks, alone)
+        planning.report(chosen, notebooks, alone, number)
 
 
 @app.command(epilog="Example: `layer-redundancy verify embedded`")

@@ -63,6 +63,9 @@ def test_a_model_is_loaded_when_a_worker_changes_to_it():
         [chain(step(5, 5, model="7b"), step(1, model="7b")), chain(step(9, 9, model="13b"))], 1, 0, loading
     )
     assert found.loading == 5 and found.seconds == 3 + 18 + 2 + 11
+    # What needs no model leaves the one that is loaded where it is.
+    between = chain(step(5, model="7b"), step(2), step(5, model="7b"))
+    assert simulate([between], 1, 0, loading).seconds == 2 + 5 + 2 + 5
 
 
 def test_nothing_takes_no_time():

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,6 +54,7 @@ class Ledger:
 
     Attributes:
         work: (model, work) in the order in which it was asked for; the model is the one whose shape it has.
+        requests: the place in `work` at which each request begins, of which a notebook waits for the whole.
         loads: number of times that a model's weights are read, by model.
         left_out: work that there is no memory for.
         seen: keys of all work that was asked for before.
@@ -63,6 +65,7 @@ class Ledger:
     """
 
     work: list[tuple[str, Work]] = field(default_factory=list)
+    requests: list[int] = field(default_factory=list)
     loads: dict[str, int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     seen: set[Key] = field(default_factory=set)
@@ -80,6 +83,11 @@ class Ledger:
     def page(self) -> "Ledger":
         """A ledger for the next notebook, which is spared what this one has."""
         return Ledger(seen=self.seen, ran=self.ran, places=self.places)
+
+    def steps(self) -> list[list[tuple[str, Work]]]:
+        """The work, request by request; what no request is known of is one by itself."""
+        begins = [0, *range(self.requests[0] if self.requests else len(self.work)), *self.requests, len(self.work)]
+        return [self.work[low:high] for low, high in pairwise(begins) if low < high]
 
     def of(self, kind: type, model: str | None = None) -> list[Any]:
         """The work of one kind, of one model if it is named."""
@@ -272,6 +280,7 @@ class DryStudy(Study):
         return None
 
     def _count(self, *work: Work) -> None:
+        self.ledger.requests.append(len(self.ledger.work))
         self.ledger.work += [(self.shape_of, one) for one in work]
         if self.identity.fingerprint not in self.ledger.loaded:
             self.ledger.loaded.add(self.identity.fingerprint)
@@ -355,7 +364,7 @@ class DryStudy(Study):
         changes: Changes | None = None,
     ) -> dict[str, dict[Variant, Result]]:
         found: dict[str, dict[Variant, Result]] = {}
-        run: list[Variant] = []
+        wanted: list[Sweep] = []
         if measurements is None:
             measurements = [self.perplexity, *self.tasks]
         chosen = variants.plan(self.num_blocks, chosen)
@@ -365,11 +374,11 @@ class DryStudy(Study):
                 compiled = sweep.is_compiled(self.identity, measurement, self.store, compiled)
             keys = {v: sweep.key(self.identity, v, measurement, bool(compiled)) for v in chosen}
             fresh = {v: sweep.producer(key, bool(compiled)) for v, key in keys.items() if self._fresh(key)}
-            if fresh and (lacking := self._lacking(measurement, fresh)):
-                self._count(*lacking)
-                run += [v for one in lacking for v in one.variants]
+            wanted += self._lacking(measurement, fresh) if fresh else []
             found[measurement.name] = {v: self._result(measurement, v, key) for v, key in keys.items()}
-        if (changed := needed(run, changes)) and changes is not None:
+        if wanted:
+            self._count(*wanted)
+        if (changed := needed((v for one in wanted for v in one.variants), changes)) and changes is not None:
             self._count(*changes.work(changed))
         return found
 
@@ -418,8 +427,8 @@ class DryStudy(Study):
         distinct = [self.dense, *(v for v in variants.plan(self.num_blocks, chosen) if v != self.dense)]
         settings = {"prompts": lengths.prompts, "prompt": lengths.prompt_tokens, "new": lengths.new_tokens}
         fresh = [v for v in distinct if self.ledger.fresh(self.key("continuations", 1, v, settings=settings))]
-        for variant in fresh:
-            self._count(*self._continuation_work(variant, lengths))
+        if fresh:
+            self._count(*(work for variant in fresh for work in self._continuation_work(variant, lengths)))
         return {v: generate.no_continuations((lengths.prompts, lengths.new_tokens)) for v in distinct}
 
     @flags.checked

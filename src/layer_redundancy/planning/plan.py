@@ -9,15 +9,18 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile
 from layer_redundancy.config.sources import Amount
+from layer_redundancy.config.workers import MOST as MOST_WORKERS
 from layer_redundancy.core import devices, flags, paths
+from layer_redundancy.core.arguments import whole
 from layer_redundancy.core.cache import write_whole
 from layer_redundancy.core.wording import counted, duration
 from layer_redundancy.data import hub
@@ -28,9 +31,11 @@ from layer_redundancy.experiments import registry
 from layer_redundancy.models import architectures, throughput
 from layer_redundancy.models.stack import has_key_value_cache
 from layer_redundancy.planning import counts, downloads
+from layer_redundancy.planning import workers as sharing
 from layer_redundancy.planning.dry import Ledger
 from layer_redundancy.planning.planner import Planner, config_of, count_here
 from layer_redundancy.planning.rates import Speed, linear_shapes, probe
+from layer_redundancy.planning.schedule import Step, Task
 
 START_SECONDS = 25.0  # a notebook's kernel, imports, statistics and figures
 DISK_RATE = 1e9  # bytes a second at which weights are read
@@ -161,6 +166,22 @@ def rows(
         report: called with a line on what is measured, since that takes a while.
         alone: plan as if no notebook but these had been run before.
     """
+    text = _text(profile)
+    for model, number, page, speeds in _pages(profile, notebooks, report, alone):
+        yield row_of(model, number, page, speeds, text)
+
+
+def _text(profile: Profile) -> Amount:
+    return text_amount(profile.text.evaluation_blocks, profile.text.block_length)
+
+
+def _pages(
+    profile: Profile, notebooks: Sequence[str] | None, report: Callable[[str], None], alone: bool
+) -> Iterator[tuple[str, str, Ledger, Mapping[str, Speed]]]:
+    """Model, number and work of each notebook, and the speed of every model in it; arguments as `rows`.
+
+    Speeds are there until the next one is asked for.
+    """
     notebooks = registry.numbers() if notebooks is None else notebooks
     device = devices.found(profile.device)
     speeds: dict[str, Speed] = {}
@@ -182,7 +203,6 @@ def rows(
         fits=lambda model, training: speed_of(model).training_bytes(training) <= FITS * there,
         count=lambda model, budget: count_here(profile, model, budget),
     )
-    text = text_amount(profile.text.evaluation_blocks, profile.text.block_length)
     for model, own in planner.models().items():
         wanted = [n for n in own if n in notebooks]
         if not wanted:
@@ -193,9 +213,68 @@ def rows(
                 page = study.ledger
                 for name in {model, *page.loads, *(name for name, _ in page.work)}:
                     speed_of(name)
-                yield row_of(model, number, page, speeds, text)
+                yield model, number, page, speeds
         if model != profile.model:
             speeds.pop(model).close()
+
+
+class Divided:
+    """Notebooks as workers of this machine would share them, each as fast as this device with what it has of it.
+
+    Args:
+        profile: the profile.
+        workers: how many there are.
+
+    Attributes:
+        each: what a worker has, in words.
+        pages: the notebooks so far, cut into pieces.
+    """
+
+    def __init__(self, profile: Profile, workers: int):
+        every = devices.every(devices.found(profile.device))
+        threads, self._on_gpu = torch.get_num_threads(), devices.is_gpu(every[0])
+        places = len(every) if self._on_gpu else threads
+        self._workers, self._text = workers, _text(profile)
+        self._threads = threads if self._on_gpu else max(1, threads // workers)
+        self._as_timed = self._threads == threads
+        self._sharers = max(1.0, workers / places)  # of a GPU, or a thread
+        what = "a GPU" if self._on_gpu else counted(self._threads, "thread")
+        self.each = f"each with {what}" + (f", which {self._sharers:.3g} share" if self._sharers > 1 else "")
+        self.pages: list[sharing.Shared] = []
+        self._speeds: dict[str, Speed] = {}
+        self._loading: dict[str, float] = {}
+
+    def add(self, model: str, number: str, page: Ledger, speeds: Mapping[str, Speed]) -> None:
+        """Cuts one more notebook into pieces; arguments as `row_of`."""
+        names = {name for name, _ in page.work}
+        # A probe that is closed is not kept from being freed.
+        self._speeds = {name: speed for name, speed in self._speeds.items() if name in speeds}
+        for name in names - set(self._speeds):
+            one = speeds[name]
+            self._speeds[name] = one if self._as_timed else replace(one)  # a copy is timed anew
+        # Beside GPUs a notebook has threads of its own, else it takes them from the workers.
+        start = Step(alone=START_SECONDS) if self._on_gpu else Step((Task(START_SECONDS * self._sharers),))
+        with devices.threads(self._threads):
+            self.pages.append(sharing.share(model, number, page, self._rates, self._workers, start))
+        for name in names:
+            speed = self._speeds[name]
+            self._loading[name] = speed.weight_bytes(speed.blocks) / DISK_RATE + speed.warm_up
+
+    def _rates(self, model: str) -> sharing.Rates:
+        speed = self._speeds[model]
+
+        def of_sweep(sweep: Sweep) -> tuple[float, float]:
+            blocks, head = speed.rates(sweep.amount, speed.compiles(sweep.amount))
+            return blocks / self._sharers, head / self._sharers
+
+        return sharing.Rates(
+            of_sweep, lambda work: work_seconds(work, speed, self._text) * self._sharers, speed.batch_tokens
+        )
+
+    def lines(self, alone: float) -> list[str]:
+        """What is printed of them; `alone` is the seconds of one process."""
+        together = sharing.together(self.pages, self._workers, self._loading)
+        return sharing.lines(self.pages, together, alone, self.each)
 
 
 def packed_bytes(text: TokenBlocks) -> int:
@@ -316,17 +395,19 @@ def table(planned: Sequence[Row]) -> pd.DataFrame:
 
 
 @flags.checked
-def report(chosen: Profile, notebooks: str = "", alone: bool = False) -> None:
+def report(chosen: Profile, notebooks: str = "", alone: bool = False, workers: int | None = None) -> None:
     """Prints what a run of a profile takes, before anything starts.
 
     Args:
         chosen: the profile, with the user's own model in place if there is one.
         notebooks: only these, by number or name, with spaces between them; "" for all.
         alone: as if no other notebook had been run before.
+        workers: say also what so many workers would take that share the work; None to leave that.
 
     Raises:
-        StudyError: no such notebook; a model, text or task that is not there.
+        StudyError: no such notebook; a model, text or task that is not there; no such number of workers.
     """
+    workers = None if workers is None else whole(workers, "the number of workers", 1, MOST_WORKERS)
     numbers = [registry.by_number(n).number for n in notebooks.split()] or list(registry.numbers())
     start = time.perf_counter()
     needed = downloads.needs(chosen)
@@ -335,7 +416,11 @@ def report(chosen: Profile, notebooks: str = "", alone: bool = False) -> None:
         print("texts of your own:", *(f"  {line}" for line in texts), sep="\n")
     if found:
         print("downloads:", *report_downloads(found), sep="\n")
-    planned = list(rows(chosen, numbers, lambda text: print(text, file=sys.stderr), alone))
+    planned, divided = [], None if workers is None else Divided(chosen, workers)
+    for model, number, page, speeds in _pages(chosen, numbers, lambda text: print(text, file=sys.stderr), alone):
+        planned.append(row_of(model, number, page, speeds, _text(chosen)))
+        if divided is not None:
+            divided.add(model, number, page, speeds)
     frame = table(planned)
     print(*filter(None, (report_disk(planned), report_memory(planned, chosen))), sep="\n")
     print("notebooks (block-tokens: tokens times the blocks that run on them):")
@@ -345,8 +430,9 @@ def report(chosen: Profile, notebooks: str = "", alone: bool = False) -> None:
             f"{report_trainings(row)}"
         )
     print(f"all: about {duration(frame['seconds'].sum())}; planned in {time.perf_counter() - start:.0f} s")
-    counted = counts.amounts(chosen.model)[1]
-    if found and not (counted and counts.read_record()):
+    if divided is not None:
+        print(*divided.lines(frame["seconds"].sum()), sep="\n")
+    if found and not (counts.amounts(chosen.model)[1] and counts.read_record()):
         print("tokens of benchmarks are estimates; `make prefetch` counts them")
     if found and not hub.answers():
         print("the hub was not asked (out of reach, or HF_HUB_OFFLINE): sizes are those this study knows")

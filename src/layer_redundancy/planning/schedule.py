@@ -17,7 +17,7 @@ class Task:
 
     Attributes:
         seconds: how long it takes.
-        model: the model that it needs.
+        model: the model that it needs; "" for none, whatever the worker has loaded.
     """
 
     seconds: float
@@ -208,7 +208,7 @@ class _Simulation:
                 for loaded, idle in self.free.items():
                     if idle:
                         # Of workers with another model, one that has none gives nothing up.
-                        cost = 0.0 if loaded == model else self.loading.get(model, 0.0)
+                        cost = 0.0 if loaded == model or not model else self.loading.get(model, 0.0)
                         found = (pieces[0][0] + cost, (loaded != model) + (loaded not in (None, model)), model, loaded)
                         if best is None or found[:2] < best[:2]:
                             best = found
@@ -221,10 +221,11 @@ class _Simulation:
 
     def _take(self, worker: int, task: Task, place: Place) -> None:
         """A worker takes a piece now."""
-        load = 0.0 if self._model[worker] == task.model else self.loading.get(task.model, 0.0)
+        load = 0.0
+        if task.model and self._model[worker] != task.model:
+            load, self._model[worker] = self.loading.get(task.model, 0.0), task.model
         self._loaded, self._fetched = self._loaded + load, self._fetched + self.overhead
         self._work[worker] += task.seconds
-        self._model[worker] = task.model
         waited = self.now > self._since[place]
         before = self._last_of[worker] if waited else self._before[place]
         end = self.now + load + self.overhead + task.seconds

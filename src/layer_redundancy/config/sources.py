@@ -40,6 +40,7 @@ def _llama(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str,
 
 
 LLAMA_2_7B, LLAMA_2_13B = _llama(4096, 11008, 32, 32), _llama(5120, 13824, 40, 40)
+LLAMA_2_70B = _llama(8192, 28672, 80, 64) | {"num_key_value_heads": 8}
 BAICHUAN_2_7B = LLAMA_2_7B | {"model_type": "baichuan", "vocab_size": 125696}
 BAICHUAN_2_13B = _llama(5120, 13696, 40, 40) | {"model_type": "baichuan", "vocab_size": 125696}
 del BAICHUAN_2_13B["max_position_embeddings"]  # as published; that is how the two sizes tell rotary from ALiBi
@@ -57,6 +58,9 @@ MODELS: dict[str, HubModel] = {
     "meta-llama/Llama-2-13b-hf": HubModel(
         "5c31dfb671ce7cfe2d7bb7c04375e44c55e815b1", 26.03, LLAMA_LICENCE, True, "NousResearch/Llama-2-13b-hf",
         LLAMA_2_13B,
+    ),
+    "meta-llama/Llama-2-70b-hf": HubModel(
+        None, 137.96, LLAMA_LICENCE, True, "NousResearch/Llama-2-70b-hf", LLAMA_2_70B
     ),
     "NousResearch/Llama-2-7b-hf": HubModel(
         "dacdfcde31297e34b19ee0e7532f29586d2c17bc", 13.48, LLAMA_LICENCE, shape=LLAMA_2_7B

@@ -5,6 +5,7 @@ the same declarations, so that a plan is what its notebooks run.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from layer_redundancy.config.profiles import Recipe
 from layer_redundancy.config.sources import Amount
@@ -37,7 +38,7 @@ class Sweep:
     def block_tokens(self) -> int:
         """Block-tokens that run with common prefixes shared, of blocks and of prompts."""
         tokens = self.amount.shared if self.keeps_prefixes else self.amount.tokens
-        return num_block_runs(trie(self.variants)) * tokens
+        return _block_runs(self.variants) * tokens
 
     @property
     def head_tokens(self) -> int:
@@ -48,6 +49,12 @@ class Sweep:
     def held(self) -> int:
         """States kept at once where paths branch."""
         return num_held(trie(self.variants))
+
+
+@lru_cache(maxsize=1024)
+def _block_runs(variants: tuple[Variant, ...]) -> int:
+    """How often a block runs for one batch; a plan asks for it again and again."""
+    return num_block_runs(trie(variants))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 from layer_redundancy.core.variants import Variant
@@ -126,7 +127,9 @@ class _Line:
     again: tuple[int, ...]
 
     @classmethod
-    def of(cls, variants: Sequence[Variant]) -> "_Line":
+    @lru_cache(maxsize=1024)
+    def of(cls, variants: tuple[Variant, ...]) -> "_Line":
+        """Of some variants; a plan asks for those of the same ones with many numbers of workers."""
         order = tuple(variant for variant, _ in depth_first(trie(variants), None, lambda *_: None))
         again = (0, *(_common(*pair) for pair in pairwise(order)))
         return cls(order, tuple(len(v) - n for v, n in zip(order, again, strict=True)), again)
@@ -179,7 +182,7 @@ class _Part:
             (arranged.num_tokens(batch), sum(arranged.sequences[arranged.order[k]].num_scored for k in batch))
             for batch in batches
         ]
-        return cls(batches, _Work(sizes, _Line.of(variants)))
+        return cls(batches, _Work(sizes, _Line.of(tuple(variants))))
 
     def places(self, batches: tuple[int, int]) -> tuple[int, ...]:
         """Places of some neighbouring batches (first, the one after the last)."""

@@ -45,6 +45,7 @@ class Shared:
         chain: its requests, and the pieces of each.
         again: seconds that pieces take longer than the uncut work.
         lost: block-tokens of its sweeps that run once more because variants were cut, as a share.
+        swept: block-tokens of its uncut sweeps.
     """
 
     model: str
@@ -52,6 +53,7 @@ class Shared:
     chain: Chain
     again: float
     lost: float
+    swept: int
 
     @property
     def tasks(self) -> int:
@@ -79,7 +81,7 @@ def share(
         start: what comes before its work: imports, and what it draws.
         piece_seconds: what a piece should take at most.
     """
-    steps, again, lost, swept = [start], 0.0, 0.0, 0.0
+    steps, again, lost, swept = [start], 0.0, 0.0, 0
     for request in page.steps():
         tasks, whole = [], []
         sweeps = sum(isinstance(work, Sweep) for _, work in request)
@@ -87,11 +89,10 @@ def share(
             of = rates(name)
             if isinstance(work, Sweep):
                 # Several measurements at once keep workers busy together.
-                for_it = -(-workers // sweeps)
-                times, share_lost = cutting.pieces_of(work, of.sweep(work), of.batch_tokens, piece_seconds, for_it)
+                for_it, pace = -(-workers // sweeps), of.sweep(work)
+                times, share_lost = cutting.pieces_of(work, pace, of.batch_tokens, piece_seconds, for_it)
                 tasks += [Task(one, name) for one in times]
-                uncut = sum(cutting.pieces_of(work, of.sweep(work), of.batch_tokens, float("inf"))[0])
-                again += sum(times) - uncut
+                again += sum(times) - work.block_tokens / pace[0] - work.head_tokens / pace[1]
                 lost, swept = lost + share_lost * work.block_tokens, swept + work.block_tokens
             elif isinstance(work, Writing):
                 tasks += [Task(of.seconds(replace(work, blocks=(blocks,))), name) for blocks in work.blocks]
@@ -101,7 +102,7 @@ def share(
             whole = [Task(sum(task.seconds for task in whole), whole[0].model)]
         steps.append(Step((*tasks, *whole)))
     chain = Chain(f"notebook {notebook} of {model}", tuple(steps))
-    return Shared(model, notebook, chain, again, lost / swept if swept else 0.0)
+    return Shared(model, notebook, chain, again, lost / swept if swept else 0.0, swept)
 
 
 @dataclass(frozen=True)

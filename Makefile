@@ -234,6 +234,9 @@ bench-notebooks: $(READY) ## where the time of every notebook goes, from an empt
 bench-gpu: $(READY) ## on a GPU, in ten minutes: a Llama-2-7B's shape, plain forwards, the plan against the clock, all notebooks
 	@HF_HUB_OFFLINE=1 PYTORCH_NVML_BASED_CUDA_CHECK=1 $(PY) -m benchmarks.gpu
 
+bench-scaling: $(READY) ## what the paper profile would take on 1 to 1024 GPUs, simulated at rates that bench-gpu measured
+	@HF_HUB_OFFLINE=1 $(PY) -m benchmarks.scaling
+
 $(PEER)/ready: benchmarks/requirements.txt $(READY)
 	rm -rf $(PEER)
 	$(PY) -m pip install --disable-pip-version-check --no-deps --target $(PEER) -r benchmarks/requirements.txt

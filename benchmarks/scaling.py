@@ -221,6 +221,20 @@ def shared(model: str, found: dict[str, Ledger], plan: str, number: int, measure
     ]
 
 
+def guessed(found: dict[str, Ledger], plan: str, measured: Measured) -> float:
+    """Share of one worker's time that goes into writing and quantizing, whose rates nobody has measured."""
+    spent = {True: 0.0, False: 0.0}
+    for page in found.values():
+        for name, work in (one for part in chains(page, plan) for one in part.work):
+            of = rates(shape(name), measured)
+            if isinstance(work, Sweep):
+                blocks, head = of.sweep(work)
+                spent[False] += work.block_tokens / blocks + work.head_tokens / head
+            else:
+                spent[isinstance(work, Writing | Quantization)] += of.seconds(work)
+    return spent[True] / max(1e-9, sum(spent.values()))
+
+
 def on_gpus(model: str, measured: Measured, overhead: float, gpus: Sequence[int]) -> Iterator[dict]:
     """One row a plan and number of GPUs; columns as `table` has them."""
     own, found = shape(model), pages(model)
@@ -228,6 +242,7 @@ def on_gpus(model: str, measured: Measured, overhead: float, gpus: Sequence[int]
     loading = {name: ELEMENT * shape(name).weights / DISK_RATE + measured.compiling for name in names}
     for plan in PLANS:
         first: Together | None = None
+        unknown = guessed(found, plan, measured)
         for number in gpus:
             workers = number // own.gpus
             if not workers:
@@ -249,6 +264,7 @@ def on_gpus(model: str, measured: Measured, overhead: float, gpus: Sequence[int]
                 "lost": again(cut),
                 **{what.replace(" ", "_"): share for what, share in together.shares.items()},
                 "limit": cause(together),
+                "guessed": unknown,
             }
 
 
@@ -275,8 +291,8 @@ def table(measured: Measured, overhead: float, gpus: Sequence[int] = GPUS) -> pd
     Columns: model, blocks, gpus_a_worker, rates (how they are known), operations (of a block-token, beside
     Llama-2-7B's), plan, gpus, workers, pieces, seconds, ideal_seconds (of one worker, divided by their number),
     efficiency (ideal_seconds over seconds), chain and chain_seconds (of the longest, on any number of workers),
-    lost (block-tokens of sweeps that run once more, as a share), the shares of workers' time, limit, overhead_seconds
-    (a piece).
+    lost (block-tokens of sweeps that run once more, as a share), the shares of workers' time, limit, guessed
+    (share of one worker's time at rates that nobody has measured), overhead_seconds (a piece).
     """
     rows, least = [], shape(MODELS["Llama-2-7B"])
     for title, model in MODELS.items():
@@ -306,9 +322,9 @@ def time_by_gpus(rows: pd.DataFrame) -> Figure:
             below = of[of["efficiency"] < 0.5]
             if len(below):
                 at = below.iloc[0]
-                axes.plot(at["gpus"], at["seconds"] / 3600, marker, ms=9, mfc="none", color=colour)
+                axes.plot(at["gpus"], at["seconds"] / 3600, "o", ms=10, mfc="none", color=colour)
         axes.plot([], [], ":", color=GREY, lw=1, label="n times as fast on n GPUs")
-        axes.plot([], [], "o", ms=9, mfc="none", color=GREY, ls="", label="efficiency below one half from here on")
+        axes.plot([], [], "o", ms=10, mfc="none", color=GREY, ls="", label="efficiency below one half from here on")
         each = int(rows.loc[rows["model"] == model, "gpus_a_worker"].iloc[0])
         axes.set_title(f"{model}, {each} GPU{'s' * (each > 1)} a worker")
         axes.set_xscale("log", base=2)

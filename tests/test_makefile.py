@@ -147,6 +147,7 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
         "bench",
         "bench-notebooks",
         "bench-gpu",
+        "bench-scaling",
         "test",
         "test-fast",
         "test-architectures",

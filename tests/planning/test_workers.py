@@ -83,7 +83,9 @@ def test_workers_of_a_computer_share_its_threads(monkeypatch):
     monkeypatch.setattr(plan.torch, "get_num_threads", lambda: 4)
     smoke = replace(profiles.get("smoke"), device="cpu")
     assert plan.Divided(smoke, 2).each == "each with 2 threads"
-    assert plan.Divided(smoke, 8).each == "each with 1 thread, which 2 share"
+    crowded = plan.Divided(smoke, 8)
+    assert crowded.each == "each with 1 thread, which 2 share"
+    assert crowded.lines(0.0)[-1] == "this device has 4 threads: more workers than that gain nothing"
     speed = rates.Speed(rates.probe(tiny_models.CONFIGS["llama"](), "float32", "cpu"), blocks=5, batch_tokens=256)
     monkeypatch.undo()
     divided = plan.Divided(smoke, 1)

@@ -233,11 +233,11 @@ class Divided:
     def __init__(self, profile: Profile, workers: int):
         every = devices.every(devices.found(profile.device))
         threads, self._on_gpu = torch.get_num_threads(), devices.is_gpu(every[0])
-        places = len(every) if self._on_gpu else threads
+        self._places = len(every) if self._on_gpu else threads
         self._workers, self._text = workers, _text(profile)
         self._threads = threads if self._on_gpu else max(1, threads // workers)
         self._as_timed = self._threads == threads
-        self._sharers = max(1.0, workers / places)  # of a GPU, or a thread
+        self._sharers = max(1.0, workers / self._places)  # of a GPU, or a thread
         what = "a GPU" if self._on_gpu else counted(self._threads, "thread")
         self.each = f"each with {what}" + (f", which {self._sharers:.3g} share" if self._sharers > 1 else "")
         self.pages: list[sharing.Shared] = []
@@ -274,7 +274,11 @@ class Divided:
     def lines(self, alone: float) -> list[str]:
         """What is printed of them; `alone` is the seconds of one process."""
         together = sharing.together(self.pages, self._workers, self._loading)
-        return sharing.lines(self.pages, together, alone, self.each)
+        said = sharing.lines(self.pages, together, alone, self.each)
+        if self._sharers > 1:
+            what = "GPU" if self._on_gpu else "thread"
+            said.append(f"this device has {counted(self._places, what)}: more workers than that gain nothing")
+        return said
 
 
 def packed_bytes(text: TokenBlocks) -> int:

@@ -182,29 +182,13 @@ def pages(model: str) -> dict[str, Ledger]:
     return {number: study.ledger for number, study in planner.pages(model, planner.models()[model])}
 
 
-def ledger(steps: Sequence[Sequence[tuple[str, Work]]]) -> Ledger:
-    """A ledger of some requests."""
-    found = Ledger()
-    for step in steps:
-        found.requests.append(len(found.work))
-        found.work += step
-    return found
-
-
 def chains(page: Ledger, plan: str) -> list[Ledger]:
     """What of a notebook waits for each other, by one of `PLANS`."""
     steps = page.steps()
     if plan == SWEEPS:
         swept = [[one for one in step if isinstance(one[1], Sweep)] for step in steps]
-        return [ledger([step for step in swept if step])]
-    if plan == ALL:
-        return [page]
-    parts: list[list[list[tuple[str, Work]]]] = [[]]
-    for step in steps:
-        if any(isinstance(work, Training) for _, work in step):
-            parts.append([])  # a training, and what is measured of it
-        parts[-1].append(step)
-    return [ledger(part) for part in parts if part]
+        return [sharing.ledger([step for step in swept if step])]
+    return [page] if plan == ALL else sharing.apart(page)
 
 
 def shared(model: str, found: dict[str, Ledger], plan: str, number: int, measured: Measured) -> list[Shared]:

@@ -341,17 +341,16 @@ def plan(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Says what a run of all notebooks takes before it starts: downloads, licences, disk, memory, work and hours."""
-    from layer_redundancy.config import profiles
-    from layer_redundancy.config.workers import number_of
+    from layer_redundancy.config import cluster, profiles
 
-    number = number_of(workers)
+    cluster.check_given(workers, "")
     chosen = profiles.get(profile, model=model, revision=revision, trust_remote_code=trust_remote_code)
     from layer_redundancy.core import log
     from layer_redundancy.planning import plan as planning
 
     log.show()
     with _interruptible():
-        planning.report(chosen, notebooks, alone, number)
+        planning.report(chosen, notebooks, alone, int(workers) if workers else None)
 
 
 @app.command(epilog="Example: `layer-redundancy verify embedded`")

@@ -57,7 +57,7 @@ def test_rates_are_those_of_the_committed_table():
 
 def test_what_waits_for_what():
     steps = [[("m", TEXT), ("m", Pass(1))], [("m", Pass(2))], [("m", TRAINING)], [("m", TEXT)], [("m", TRAINING)]]
-    page = scaling.ledger(steps)
+    page = sharing.ledger(steps)
     assert page.steps() == steps and scaling.chains(page, scaling.ALL) == [page]
     assert [one.steps() for one in scaling.chains(page, scaling.SWEEPS)] == [[[("m", TEXT)], [("m", TEXT)]]]
     apart = [one.steps() for one in scaling.chains(page, scaling.SIDE_BY_SIDE)]

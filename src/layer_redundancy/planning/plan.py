@@ -15,10 +15,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from layer_redundancy.config import profiles
+from layer_redundancy.config import cluster, profiles
 from layer_redundancy.config.profiles import Profile
 from layer_redundancy.config.sources import Amount
-from layer_redundancy.config.workers import MOST as MOST_WORKERS
 from layer_redundancy.core import devices, flags, paths
 from layer_redundancy.core.arguments import whole
 from layer_redundancy.core.cache import write_whole
@@ -241,6 +240,7 @@ class Divided:
         what = "a GPU" if self._on_gpu else counted(self._threads, "thread")
         self.each = f"each with {what}" + (f", which {self._sharers:.3g} share" if self._sharers > 1 else "")
         self.pages: list[sharing.Shared] = []
+        self._apart: list[sharing.Shared] = []
         self._speeds: dict[str, Speed] = {}
         self._loading: dict[str, float] = {}
 
@@ -256,6 +256,9 @@ class Divided:
         start = Step(alone=START_SECONDS) if self._on_gpu else Step((Task(START_SECONDS * self._sharers),))
         with devices.threads(self._threads):
             self.pages.append(sharing.share(model, number, page, self._rates, self._workers, start))
+            for part in sharing.apart(page) or [page]:
+                self._apart.append(sharing.share(model, number, part, self._rates, self._workers, start))
+                start = Step(alone=START_SECONDS)  # one notebook starts once
         for name in names:
             speed = self._speeds[name]
             self._loading[name] = speed.weight_bytes(speed.blocks) / DISK_RATE + speed.warm_up
@@ -273,8 +276,9 @@ class Divided:
 
     def lines(self, alone: float) -> list[str]:
         """What is printed of them; `alone` is the seconds of one process."""
-        together = sharing.together(self.pages, self._workers, self._loading)
-        said = sharing.lines(self.pages, together, alone, self.each)
+        together = sharing.together(self._apart, self._workers, self._loading)
+        waiting = sharing.together(self.pages, self._workers, self._loading).found.seconds
+        said = sharing.lines(self.pages, together, waiting, alone, self.each)
         if self._sharers > 1:
             what = "GPU" if self._on_gpu else "thread"
             said.append(f"this device has {counted(self._places, what)}: more workers than that gain nothing")
@@ -411,7 +415,8 @@ def report(chosen: Profile, notebooks: str = "", alone: bool = False, workers: i
     Raises:
         StudyError: no such notebook; a model, text or task that is not there; no such number of workers.
     """
-    workers = None if workers is None else whole(workers, "the number of workers", 1, MOST_WORKERS)
+    if workers is not None:
+        cluster.check_number(whole(workers, "the number of workers"))
     numbers = [registry.by_number(n).number for n in notebooks.split()] or list(registry.numbers())
     start = time.perf_counter()
     needed = downloads.needs(chosen)

@@ -1,8 +1,9 @@
 """What a plan's notebooks would take if several workers shared them.
 
 A sweep is cut into pieces (`evaluate.cutting`), a text is written by one worker for each variant, and trainings,
-quantizations and passes stay whole. A notebook waits for all of a request before it makes the next one; notebooks run
-beside each other. What several of them ask for counts with the first, and the others are taken not to wait for it.
+quantizations and passes stay whole. A notebook waits for all of a request before it makes the next one; what it will
+ask for whatever comes of that may be begun before, of which trainings are most (`apart`). Notebooks run beside each
+other. What several of them ask for counts with the first, and the others are taken not to wait for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from layer_redundancy.core.wording import counted, duration
 from layer_redundancy.evaluate import cutting
-from layer_redundancy.evaluate.amounts import Sweep, Work, Writing
+from layer_redundancy.evaluate.amounts import Sweep, Training, Work, Writing
 from layer_redundancy.planning import schedule
 from layer_redundancy.planning.dry import Ledger
 from layer_redundancy.planning.schedule import Chain, Schedule, Step, Task
@@ -105,6 +106,25 @@ def share(
     return Shared(model, notebook, chain, again, lost / swept if swept else 0.0, swept)
 
 
+def ledger(requests: Sequence[Sequence[tuple[str, Work]]]) -> Ledger:
+    """A ledger of some requests."""
+    found = Ledger()
+    for request in requests:
+        found.requests.append(len(found.work))
+        found.work += request
+    return found
+
+
+def apart(page: Ledger) -> list[Ledger]:
+    """A notebook's requests, where trainings do not wait for each other: each with what is asked for after it."""
+    parts: list[list[list[tuple[str, Work]]]] = [[]]
+    for request in page.steps():
+        if any(isinstance(work, Training) for _, work in request):
+            parts.append([])
+        parts[-1].append(request)
+    return [ledger(part) for part in parts if part]
+
+
 @dataclass(frozen=True)
 class Together:
     """All notebooks on some workers.
@@ -167,12 +187,13 @@ def together(
     return Together(found, sum(page.again for page in pages), schedule.longest(chains, overhead))
 
 
-def lines(pages: Sequence[Shared], of: Together, alone: float, each: str) -> list[str]:
+def lines(pages: Sequence[Shared], of: Together, waiting: float, alone: float, each: str) -> list[str]:
     """What is printed: each notebook's pieces, and the time of all.
 
     Args:
         pages: the notebooks.
-        of: all of them together.
+        of: all of them together, trainings not waiting for each other.
+        waiting: seconds that they take if each waits for the one before it.
         alone: seconds that they take without workers.
         each: what a worker has, in words.
     """
@@ -184,6 +205,7 @@ def lines(pages: Sequence[Shared], of: Together, alone: float, each: str) -> lis
         for page in pages
     ]
     times = f", {alone / found.seconds:.1f} times as fast as one process" if found.seconds else ""
+    times += f" ({duration(waiting)} if trainings waited for each other)" if waiting > 1.05 * found.seconds else ""
     return [
         *said,
         f"all with {counted(workers, 'worker')}: about {duration(found.seconds)}{times}; workers are busy "

@@ -63,7 +63,7 @@ def test_two_workers_give_the_same_as_one_to_the_last_bit_and_as_an_uncut_run(fo
         pool = cases.sweep(client, folder, tmp_path / "store")
     assert cases.table(tmp_path / "store") == undisturbed
     assert len([one for one in pool.workers.values() if one.orders]) == 2
-    assert sum(one.orders for one in pool.workers.values()) > 10
+    assert sum(one.orders for one in pool.workers.values()) > 4
     whole = cases.study(folder, tmp_path / "uncut")
     chosen, text = cases.every(whole.num_blocks), cases.text()
     uncut = whole.sweep(chosen, [text])["perplexity"]
@@ -249,5 +249,5 @@ def test_what_a_slow_worker_is_at_another_does_as_well(folder, undisturbed, tmp_
     finally:
         cluster.close()
     assert "another one tries as well" in remarks()
-    assert len(pool.workers) == 1, "the slow one has finished something"
+    assert len([one for one in pool.workers.values() if one.block_tokens]) == 1, "the slow one has finished a piece"
     assert cases.table(tmp_path / "store") == undisturbed

@@ -67,7 +67,7 @@ def test_files_are_named_with_their_sizes_and_read_in_chunks(folder):
 
 
 def test_a_folder_has_its_name_when_it_is_whole():
-    assert files.begin("received-1")
+    assert files.begin("received-1") == "begun"
     files.write("received-1", "more/one", b"1")
     files.write("received-1", "more/one", b"2")
     assert files.folder_in_cache("received-1") == ""
@@ -78,24 +78,33 @@ def test_a_folder_has_its_name_when_it_is_whole():
 
 
 def test_what_is_there_or_on_its_way_is_not_begun_again():
-    assert files.begin("received-1")
-    assert not files.begin("received-1")
+    assert files.begin("received-1") == "begun"
+    assert files.begin("received-1") == "else"
     files.write("received-1", "one", b"1")
     files.end("received-1", whole=True)
-    assert not files.begin("received-1")
+    assert files.begin("received-1") == "there"
+
+
+def test_what_nobody_sends_any_more_is_begun_anew(client, worker, folder, monkeypatch):
+    """A driver was killed while it sent a folder."""
+    monkeypatch.setattr(files, "FORSAKEN", 0.5)
+    assert files.begin("received-1") == "begun"
+    files.write("received-1", "config.json", b"half of ")
+    assert files.send(client, worker, str(folder), "received-1") == sum(map(len, CONTENT.values()))
+    assert content(paths.CACHE / "received-1") == CONTENT and left_over() == []
 
 
 def test_what_is_given_up_leaves_nothing_and_may_begin_again():
-    assert files.begin("received-1")
+    assert files.begin("received-1") == "begun"
     files.write("received-1", "one", b"1")
     files.end("received-1", whole=False)
     assert list(paths.CACHE.iterdir()) == []
-    assert files.begin("received-1")
+    assert files.begin("received-1") == "begun"
     files.end("received-1", whole=False)
 
 
 def test_another_worker_of_the_same_cache_may_be_faster():
-    assert files.begin("received-1")
+    assert files.begin("received-1") == "begun"
     files.write("received-1", "one", b"ours")
     (paths.CACHE / "received-1").mkdir()
     (paths.CACHE / "received-1" / "one").write_bytes(b"theirs")
@@ -106,7 +115,7 @@ def test_another_worker_of_the_same_cache_may_be_faster():
 def test_a_folder_that_was_made_is_checked_when_it_has_come(folder):
     """Sums that were written where it was made come with it."""
     cache.checked(folder)
-    assert files.begin("quantized-1")
+    assert files.begin("quantized-1") == "begun"
     for name in (*CONTENT, cache.SUMS):
         whole = (folder / name).read_bytes()
         files.write("quantized-1", name, whole[:-1] if name == "config.json" else whole)
@@ -140,7 +149,8 @@ def test_a_sending_that_fails_leaves_nothing(client, worker, folder, monkeypatch
 def test_a_folder_is_fetched_once(client, worker, tmp_path, monkeypatch):
     theirs = written(tmp_path / "theirs" / "healed-1")
     monkeypatch.setattr(files, "folder_in_cache", lambda name: str(theirs) if name == theirs.name else "")
-    assert files.fetch(client, worker, "healed-2") == 0, "the worker has none"
+    with pytest.raises(StudyError, match=r"has lost healed-2"):
+        files.fetch(client, worker, "healed-2")
     assert files.fetch(client, worker, "healed-1") == sum(map(len, CONTENT.values()))
     assert content(paths.CACHE / "healed-1") == CONTENT and left_over() == []
     assert files.fetch(client, worker, "healed-1") == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import layer_redundancy
 from layer_redundancy import __version__
 
+LARGE = 2**20  # bytes; a larger file is a model's, which is compared as such
 LIBRARIES = ("torch", "transformers", "numpy", "peft", "bitsandbytes", "llmcompressor", "lm-eval")
 
 
@@ -25,11 +26,11 @@ def here() -> dict[str, str]:
 
 
 def _digest() -> str:
-    """sha256 over the names and bytes of the package's files, its first eight letters."""
+    """sha256 over the names and bytes of the package's files, code, tables and definitions; its first eight letters."""
     root = Path(layer_redundancy.__file__).parent
     every = hashlib.sha256()
     for file in sorted(root.rglob("*")):
-        if file.suffix in (".py", ".toml") and file.is_file():
+        if file.is_file() and file.suffix not in (".pyc", ".safetensors") and file.stat().st_size < LARGE:
             every.update(f"{file.relative_to(root).as_posix()} {file.stat().st_size}\n".encode())
             every.update(file.read_bytes())
     return every.hexdigest()[:8]

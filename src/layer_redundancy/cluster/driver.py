@@ -120,7 +120,10 @@ def measure(
                 continue
             with pool.lock:
                 for wanted in list(under_way.values()):
-                    study = open_study(wanted.model)
+                    try:
+                        study = open_study(wanted.model)
+                    except StudyError:  # said where it is measured
+                        continue
                     with study.store:
                         found = ahead.tasks(wanted.experiment, study, pool, **settings(wanted))
                     fresh = [task for task in found if task.key not in seen]

@@ -254,7 +254,7 @@ class Pool:
         if isinstance(found, Answer):
             self._answered(task, found)
         elif isinstance(found, KilledWorker) or type(found).__name__ in LOST:
-            self._lost_worker(task, found)
+            self._on_lost(task)
         else:
             self._finish(task, error=_told(found, task))
 
@@ -285,7 +285,7 @@ class Pool:
                     self.bytes_sent += files.fetch(self.client, answer.worker, name)
                 self._events.put(("kept", task, answer))
             except Exception:  # the worker is lost, and what it made with it
-                self._events.put(("again", task))
+                self._events.put(("lost", task))
 
         self._helpers.submit(work)
 
@@ -309,9 +309,13 @@ class Pool:
         def after(future: Any) -> None:
             self._transfers.pop((address, name), None)
             error = future.exception()
+            if isinstance(error, OSError) and error.errno is not None:  # of a disk, there or here
+                error = StudyError(f"{name} cannot be sent to worker {address}: {error.strerror}")
             if isinstance(error, StudyError):
                 self._events.put(("failed", task, error))
-            else:  # a worker that was lost meanwhile is nobody's fault
+            elif error is not None:  # the worker was lost meanwhile
+                self._events.put(("lost", task))
+            else:
                 self._events.put(("again", task))
 
         self._transfers[address, name].add_done_callback(after)
@@ -344,8 +348,9 @@ class Pool:
         shown = [f"{rate / 1e3:.3g}k" for rate in sorted(rates)]
         return f"{' '.join(shown)}/s" if len(shown) <= 8 else f"{len(shown)} workers, {shown[0]} to {shown[-1]}/s"
 
-    def _lost_worker(self, task: Task, found: BaseException) -> None:
-        if self._scheduler_gone():
+    def _on_lost(self, task: Task) -> None:
+        """Hands a task out anew whose worker was lost, a number of times."""
+        if task.done.is_set() or self._scheduler_gone():
             return
         task.tries += 1
         if task.tries > TRIES:

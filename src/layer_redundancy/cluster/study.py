@@ -6,6 +6,7 @@ counts it.
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -257,7 +258,8 @@ class DistributedStudy(Sent):
         rates = self._rates([(one, of, way) for (one, of), way in zip(arranged, ways, strict=True)], kind)
         tasks: list[Task] = []
         seconds = max(self.cutting.seconds, LOADS * kind.load_seconds) * (OF_CHANGES if changes else 1)
-        workers = self.cutting.workers or max(1, len(self.pool.alive()))
+        # Several measurements share the workers: cut for all of them each, they would lose more sharing than need be.
+        workers = math.ceil((self.cutting.workers or max(1, len(self.pool.alive()))) / len(lacking))
         for (one, of), way, rate in zip(arranged, ways, rates, strict=True):
             missing = one.missing(of)
             pieces = cutting.cut(missing, rate, kind.batch_tokens, seconds, workers)

@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import dask
 import psutil
@@ -37,11 +38,8 @@ def connected(address: str, trust_network: bool = False) -> Iterator[Client]:
     cluster.check_address(address, trust_network)
     _hush()
     security = Security() if address.startswith("tls") else None
-    if security is not None and not dask.config.get("distributed.comm.tls.ca-file"):
-        raise StudyError(
-            f"{doors.setting('scheduler', address)}: which certificates? Set DASK_DISTRIBUTED__COMM__TLS__CA_FILE and "
-            "its like (docs/clusters.md)"
-        )
+    if security is not None:
+        _check_certificates(address)
     try:
         client = Client(address, timeout=WAIT / 6, security=security, set_as_default=False)
     except (OSError, ValueError, RuntimeError) as error:
@@ -52,6 +50,16 @@ def connected(address: str, trust_network: bool = False) -> Iterator[Client]:
         ) from error
     with client:
         yield client
+
+
+def _check_certificates(address: str) -> None:
+    """Raises StudyError where Dask's settings name no certificates, or such as are not there."""
+    for setting in ("ca-file", "client.cert", "client.key"):
+        variable = f"DASK_DISTRIBUTED__COMM__TLS__{setting.upper().replace('.', '__').replace('-', '_')}"
+        file = dask.config.get(f"distributed.comm.tls.{setting}")
+        if not file or not Path(file).is_file():
+            which = f"{variable} names {file}, which is not there" if file else f"{variable} is not set"
+            raise StudyError(f"{doors.setting('scheduler', address)}: {which} (docs/clusters.md says how)")
 
 
 @contextlib.contextmanager
@@ -73,7 +81,8 @@ def local(workers: int, memory_limit: int | None = None) -> Iterator[Client]:
     with tempfile.TemporaryDirectory(prefix="layer-redundancy-workers-") as folder:
         specs = {}
         for number in range(workers):
-            env = {"OMP_NUM_THREADS": str(threads)}
+            # Dask's nanny would set them to 1.
+            env = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
             if shares:
                 env["CUDA_VISIBLE_DEVICES"] = shares[number]
             options = {
@@ -126,7 +135,8 @@ def _gpus(workers: int) -> list[str]:
 
 def _hush() -> None:
     """Dask tells of each worker that comes and goes: the pool says what matters of it."""
-    for name in ("distributed", "tornado.application", "asyncio"):
+    ours = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "distributed"]
+    for name in ("distributed", "tornado.application", "asyncio", *ours):  # some have a level of their own
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

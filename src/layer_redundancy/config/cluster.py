@@ -35,12 +35,12 @@ def check_address(address: str, trust_network: bool) -> None:
     Whoever can speak to a scheduler of Dask has its workers run what he likes: beyond this machine that takes TLS, or
     the user's word that the network is his.
     """
-    parts = urlparse(address)
     try:
+        parts = urlparse(address)
         port = parts.port
     except ValueError:
         port = None
-    if parts.scheme not in ("tcp", "tls") or not parts.hostname or port is None:
+    if port is None or parts.scheme not in ("tcp", "tls") or not parts.hostname:
         raise StudyError(
             f"{doors.setting('scheduler', address)} is no address: write tcp://HOST:PORT or tls://HOST:PORT, as "
             "`dask scheduler` prints it"

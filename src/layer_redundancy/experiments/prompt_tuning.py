@@ -217,21 +217,22 @@ def results(study: Study, runs: Sequence[Run] | None = None, part: str = "test")
 def _run(study: Study, run: Run, part: str, label: str) -> Result:
     prompts = study.inputs.prompts_to_classify(budget_of(study).prompts(run.dataset, run.seed, part))
     key = _key(study, run, prompts, part)
+    trained = trained_weights(study)  # as in the key, whatever memory the device has where it is trained
 
     def compute() -> Result:
         with training_loop.workplace(asdict(key)) as folder:
             # Another process may have been at work on it.
-            return study.store.get(key) or _result(study, run, prompts, folder, label)
+            return study.store.get(key) or _result(study, run, prompts, folder, label, trained)
 
     def work() -> list[Work]:
         judged = Pass(prompts.judged_tokens * run.kept)
         if run.method == UNTUNED:
             return [judged]
-        trained = trained_weights(study) if run.method == WEIGHTS else "prompts"
-        how = _optimization(study, run, trained, len(prompts.train))
+        what = trained if run.method == WEIGHTS else "prompts"
+        how = _optimization(study, run, what, len(prompts.train))
         virtual = budget_of(study).virtual_tokens if run.method == PROMPTS else 0
         length = prompts.train_tokens // len(prompts.train) + virtual
-        recipe = Recipe({"all": "full"}.get(trained, trained), how.learning_rate)
+        recipe = Recipe({"all": "full"}.get(what, what), how.learning_rate)
         examples = min(how.steps * how.batch, USUAL_EPOCHS * len(prompts.train))
         return [judged, Training(recipe, examples * length, length, examples, run.kept, kept=False)]
 
@@ -274,8 +275,10 @@ def _key(study: Study, run: Run, prompts: LabelledPrompts, part: str) -> Key:
     return study.key(f"classification/{run.method}", VERSION, variant, prompts.fingerprint, settings)
 
 
-def _result(study: Study, run: Run, prompts: LabelledPrompts, folder: Path, label: str) -> Result:
-    model, fitted = tuned(study, run, prompts, folder, label)
+def _result(
+    study: Study, run: Run, prompts: LabelledPrompts, folder: Path, label: str, trained: str | None = None
+) -> Result:
+    model, fitted = tuned(study, run, prompts, folder, label, trained)
     batch_tokens = study.profile.batch_tokens or BATCH_TOKENS
     correct, gold = tuning.judge(model, prompts.judged, prompts.words, batch_tokens)
     summary = {"dataset": run.dataset, "seed": run.seed, "accuracy": float(correct.mean()), "items": len(correct)}
@@ -293,7 +296,7 @@ def _result(study: Study, run: Run, prompts: LabelledPrompts, folder: Path, labe
 
 
 def tuned(
-    study: Study, run: Run, prompts: LabelledPrompts, folder: Path, label: str = ""
+    study: Study, run: Run, prompts: LabelledPrompts, folder: Path, label: str = "", weights: str | None = None
 ) -> tuple[nn.Module, training_loop.Fitted | None]:
     """The first blocks, tuned; and what the training took (None where there was none).
 
@@ -303,6 +306,7 @@ def tuned(
         prompts: the run's examples.
         folder: folder of checkpoints, from `training_loop.workplace`.
         label: label of the progress bar.
+        weights: what fine-tuning trains; `trained_weights` of this device if not given.
 
     Raises:
         NotApplicable: peft cannot tune prompts of such a model.
@@ -313,7 +317,7 @@ def tuned(
     model = tuning.first_blocks_of(whole, run.kept)
     if run.method == UNTUNED:
         return model, None
-    trained = trained_weights(study) if run.method == WEIGHTS else "prompts"
+    trained = (weights or trained_weights(study)) if run.method == WEIGHTS else "prompts"
     torch.manual_seed(run.seed)
     if trained == "prompts":
         model = tuning.with_prompts(model, _initial_tokens(study, run.dataset))

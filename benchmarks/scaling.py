@@ -56,6 +56,12 @@ OVERHEAD = "overhead a task, seconds"
 ALL, SIDE_BY_SIDE, SWEEPS = "all, as the notebooks ask for it", "all, trainings side by side", "sweeps alone"
 PLANS = {ALL: (BLUE, "o", "-"), SIDE_BY_SIDE: (ORANGE, "s", "-"), SWEEPS: (SKY, "^", "-")}
 
+LIMITS = {
+    "work": "the number of GPUs",
+    "chain": "the longest chain",
+    "waiting": "steps that wait for each other",
+}
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -247,7 +253,7 @@ def on_gpus(model: str, measured: Measured, overhead: float, gpus: Sequence[int]
                 "chain_seconds": together.longest[1],
                 "lost": again(cut),
                 **{what.replace(" ", "_"): share for what, share in together.shares.items()},
-                "limit": cause(together),
+                "limit": LIMITS.get(together.cause, together.cause),
                 "guessed": unknown,
             }
 
@@ -256,17 +262,6 @@ def again(cut: Sequence[Shared]) -> float:
     """Block-tokens of all sweeps that run once more because variants were cut, as a share."""
     swept = sum(one.swept for one in cut)
     return sum(one.lost * one.swept for one in cut) / swept if swept else 0.0
-
-
-def cause(together: Together) -> str:
-    """What keeps it from being faster, in a word or two that a table has room for."""
-    if together.longest[1] >= sharing.ENOUGH * together.found.seconds:
-        return "the longest chain"
-    lost = {what: share for what, share in together.shares.items() if what != "work"}
-    worst = max(lost, key=lambda what: lost[what])
-    if lost[worst] < 1 - sharing.ENOUGH:
-        return "the number of GPUs"
-    return "steps that wait for each other" if worst == "waiting" else worst
 
 
 def table(measured: Measured, overhead: float, gpus: Sequence[int] = GPUS) -> pd.DataFrame:

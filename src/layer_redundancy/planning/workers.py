@@ -157,18 +157,26 @@ class Together:
         return {what: one / total for what, one in spent.items()} | {"waiting": 1 - sum(spent.values()) / total}
 
     @property
+    def cause(self) -> str:
+        """What keeps it from being faster: "work" where that is most of the time, "chain", or one of `SPENT`."""
+        shares = self.shares
+        if shares.pop("work") >= ENOUGH:
+            return "work"
+        if self.longest[1] >= ENOUGH * self.found.seconds:
+            return "chain"
+        return max(shares, key=lambda what: shares[what])
+
+    @property
     def limit(self) -> str:
-        """What keeps it from being faster, in words."""
-        name, least = self.longest
-        if least >= ENOUGH * self.found.seconds:
-            return f"the longest chain: {name} takes {duration(least)} on any number of workers"
-        lost = {what: share for what, share in self.shares.items() if what != "work"}
-        worst = max(lost, key=lambda what: lost[what])
-        if lost[worst] < 1 - ENOUGH:
+        """The cause in words."""
+        (name, least), cause = self.longest, self.cause
+        if cause == "work":
             return "the number of workers"
-        if worst == "waiting":
+        if cause == "chain":
+            return f"the longest chain: {name} takes {duration(least)} on any number of workers"
+        if cause == "waiting":
             return f"steps that wait for each other; the longest chain, {name}, takes {duration(least)}"
-        return f"{worst}, {lost[worst]:.0%} of the workers' time"
+        return f"{cause}, {self.shares[cause]:.0%} of the workers' time"
 
 
 def together(

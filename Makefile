@@ -224,9 +224,10 @@ gptq: $(READY) ## install what ready GPTQ checkpoints take (gptqmodel, optimum),
 
 # The peer whose other libraries would not go with ours has a folder of its own.
 PEER := build/short-transformers
-bench: $(READY) $(PEER)/ready ## time shared sweeps against what others do, without a GPU; results go to figures/bench/ (20 minutes on two cores)
+bench: $(READY) $(PEER)/ready ## time shared sweeps against what others do, and a cluster, without a GPU; results go to figures/bench/ (half an hour on two cores)
 	@HF_HUB_OFFLINE=1 $(PY) -m benchmarks.sweeps --peer $(PEER)
 	@HF_HUB_OFFLINE=1 $(PY) -m benchmarks.rwkv_prefill
+	@HF_HUB_OFFLINE=1 $(PY) -m benchmarks.cluster
 
 bench-notebooks: $(READY) ## where the time of every notebook goes, from an empty store; PROFILE= and NOTEBOOKS= say which
 	@$(OFFLINE) $(PY) -m benchmarks.notebook_profile --profile $(call quoted,$(PROFILE)) --notebooks $(call quoted,$(NOTEBOOKS))

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from benchmarks import cluster_workers
 from layer_redundancy.cluster import files, workers
 from layer_redundancy.cluster.pool import Pool, Task
-from layer_redundancy.cluster.study import DistributedStudy
+from layer_redundancy.cluster.study import Cutting, DistributedStudy
 from layer_redundancy.cluster.tasks import Answer, Order
 from layer_redundancy.config import profiles
 from layer_redundancy.config.profiles import Profile
@@ -253,7 +253,7 @@ def _alone(study: Study, plan: Sequence[Variant]) -> tuple[float, dict[Variant, 
 
 
 def _shared(
-    study: Study, plan: Sequence[Variant], client: Client, number: int, known: Mapping[Any, Any]
+    study: Study, plan: Sequence[Variant], client: Client, number: int, known: Mapping[Any, Any], cut: Cutting
 ) -> tuple[float, dict[Variant, Result], Watched]:
     """Seconds of a sweep by so many workers, from an empty store, its results, and the pool.
 
@@ -263,10 +263,11 @@ def _shared(
         client: of the scheduler.
         number: of workers.
         known: what an earlier pool found out of the model.
+        cut: how it is cut.
     """
     with Watched.of(client, number) as pool, Store(pool.store_path) as store:
         pool.kinds.update(known)
-        on_cluster = DistributedStudy.on(replace(study, store=store), pool, threads=1)
+        on_cluster = DistributedStudy.on(replace(study, store=store), pool, cutting=cut, threads=1)
         begun = time.perf_counter()
         with pool.lock:
             found = on_cluster.sweep(plan, [study.perplexity], progress=False)
@@ -281,15 +282,16 @@ def two_workers(profile: Profile, blocks: int, rounds: int) -> Iterator[tuple[st
         study = Study.of(profile, Path(folder) / "results.sqlite")
         plan = chosen(study.num_blocks)
         _alone(study, plan[:2])
-        # Anew until each has had something to do, and so has the model in memory.
-        known: dict[Any, Any] = {}
-        warm: set[str] = set()
-        while len(warm) < number:
-            begun = time.perf_counter()
-            *_, pool = _shared(study, plan[: 4 * number], client, number, known)
-            if not known:
-                yield "start: the model is loaded, timed and swept a little", time.perf_counter() - begun, "s"
-            known, warm = pool.kinds, warm | {answer.worker for _, answer in pool.told}
+        begun = time.perf_counter()
+        *_, pool = _shared(study, plan[:2], client, number, {}, Cutting())
+        yield "start: the model is loaded, timed and swept a little", time.perf_counter() - begun, "s"
+        known, name = pool.kinds, study.perplexity.name
+        # Those that were timed, so that the cut is the same in each turn, and is one, however fast the model is.
+        cut = Cutting(rates=next(rates for what, rates in known.items() if name in what), workers=number)
+        warm = {answer.worker for _, answer in pool.told}
+        while len(warm) < number:  # until each has the model in memory
+            *_, pool = _shared(study, plan[:4], client, number, known, cut)
+            warm |= {answer.worker for _, answer in pool.told}
         alone, shared, ratios, apart = [], [], [], 0.0
         for turn in range(rounds):
             sides: dict[str, tuple[float, dict[Variant, Result]]] = {}
@@ -297,7 +299,8 @@ def two_workers(profile: Profile, blocks: int, rounds: int) -> Iterator[tuple[st
                 if side == "alone":
                     sides[side] = _alone(study, plan)
                 else:
-                    *sides[side], pool = _shared(study, plan, client, number, known)
+                    seconds, results, pool = _shared(study, plan, client, number, known, cut)
+                    sides[side] = seconds, results
             alone.append(sides["alone"][0])
             shared.append(sides["shared"][0])
             ratios.append(shared[-1] / alone[-1])
@@ -310,7 +313,7 @@ def two_workers(profile: Profile, blocks: int, rounds: int) -> Iterator[tuple[st
     yield "results apart at most", apart, "nats a token"
     pieces = [(task, answer) for task, answer in pool.told if task.producers]
     if not pieces:
-        raise StudyError("the sweep was too small to be cut: give it more blocks of text")
+        raise StudyError("the sweep was not cut into pieces")
     spent = sum(answer.seconds for _, answer in pieces)
     yield "pieces", len(pieces), ""
     yield "of both workers' time in orders", spent / number / shared[-1], ""

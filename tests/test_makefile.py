@@ -211,7 +211,7 @@ def test_a_profiles_further_models_come_after_its_own(ready):
 
 
 def test_bench_installs_its_peer_apart_and_once(ready):
-    parts = ["benchmarks.sweeps --peer", "benchmarks.rwkv_prefill"]
+    parts = ["benchmarks.sweeps --peer", "benchmarks.rwkv_prefill", "benchmarks.cluster"]
     for expected in (["pip install", *parts], parts):
         assert ready.make("bench").returncode == 0
         assert ready.calls() == expected

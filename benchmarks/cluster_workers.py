@@ -46,8 +46,9 @@ async def _serve(scheduler: str, number: int, folder: str) -> None:
 
 def main(scheduler: str, number: int, folder: str) -> None:
     """Serves so many workers until the scheduler ends; what they write goes to a folder."""
-    # Dask looks at each worker's stack a hundred times a second: next to nothing for one, much for 64 in a process.
+    # What Dask looks at many times a second is next to nothing for one worker, and much for 64 of one process.
     dask.config.set({"distributed.worker.profile.enabled": False})
+    dask.config.set({"distributed.admin.system-monitor.interval": "10s"})
     worker._one_at_a_time = contextlib.nullcontext()  # there is no model that they would share
     asyncio.run(_serve(scheduler, number, folder))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import layer_redundancy
 from layer_redundancy import __version__
 
-LARGE = 2**20  # bytes; a larger file is a model's, which is compared as such
+KINDS = (".py", ".toml", ".yaml", ".json", ".csv")  # code, profiles, tasks, tables; models are compared as such
 LIBRARIES = ("torch", "transformers", "numpy", "peft", "bitsandbytes", "llmcompressor", "lm-eval")
 
 
@@ -30,7 +30,7 @@ def _digest() -> str:
     root = Path(layer_redundancy.__file__).parent
     every = hashlib.sha256()
     for file in sorted(root.rglob("*")):
-        if file.is_file() and file.suffix not in (".pyc", ".safetensors") and file.stat().st_size < LARGE:
+        if file.suffix in KINDS and file.is_file():
             every.update(f"{file.relative_to(root).as_posix()} {file.stat().st_size}\n".encode())
             every.update(file.read_bytes())
     return every.hexdigest()[:8]

@@ -5,17 +5,21 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
+import tiny_models
 from cluster import cases
 from cluster.processes import Cluster, Process, wait_until
 from layer_redundancy.cluster import files
+from layer_redundancy.cluster import study as of_study
 from layer_redundancy.cluster.pool import Pool
 from layer_redundancy.cluster.study import DistributedStudy
 from layer_redundancy.cluster.tasks import Place
-from layer_redundancy.config.profiles import EMBEDDED_RWKV
+from layer_redundancy.config.profiles import EMBEDDED_RWKV, Recipe, TrainingBudget
 from layer_redundancy.core import paths, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result, Store
+from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.models import checkpoints
 from made_up import checkpoint
 
@@ -84,6 +88,31 @@ def test_a_checkpoint_that_a_worker_made_comes_to_the_driver_and_goes_to_the_oth
     (of_whole,) = same.values()
     np.testing.assert_allclose(found.arrays["nll"], of_whole.arrays["nll"], atol=1e-4)
     assert {path.name for path in tmp_path.glob("*/pruned-*")} == {made[0].name}
+
+
+def test_a_long_text_goes_to_each_machine_once_and_what_was_trained_on_it_comes_back(
+    whole, apart, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(of_study, "LONG_TEXT", 50)
+    recipe, budget = Recipe("lora", 1e-3, rank=2), TrainingBudget("", 16, steps=2, batch=2, held_out=2)
+    ids = torch.as_tensor(tiny_models.tokens(6, 16))
+    text = TokenBlocks(ids, "random", "calibration", bos=False)
+    with apart.client() as client:
+        pool = Pool(client, tmp_path / "store", progress=False)
+        try:
+            with pool.lock:
+                study = cases.on_cluster(cases.study(whole, tmp_path / "store"), pool)
+                study.inputs.__dict__["training_text"] = lambda budget, seed: text
+                healed = study.healed([3], recipe, budget)
+                losses = healed.training().arrays["held_out"]
+                assert len(losses) > 1 and np.isfinite(losses).all()
+                found = healed.sweep([healed.dense], [cases.text(8)])["perplexity"][healed.dense]
+        finally:
+            pool.close()
+    assert np.isfinite(found.arrays["nll"]).all()
+    names = {path.name.partition("-")[0] for path in (tmp_path / "driver").iterdir() if not path.name.startswith(".")}
+    assert {"text", "healed"} <= names
+    assert len({path.name for path in tmp_path.glob("*/healed-*")}) == 1
 
 
 def test_a_model_that_no_worker_can_get_is_one_line(apart, tmp_path):

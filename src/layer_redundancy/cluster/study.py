@@ -13,15 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from layer_redundancy.cluster import worker
 from layer_redundancy.cluster.pool import PIECE, Pool, Task, key_of
-from layer_redundancy.cluster.tasks import Order, Place
+from layer_redundancy.cluster.tasks import TOKENS, Order, Place, TextPlace
 from layer_redundancy.cluster.worker import Kind, Spec
 from layer_redundancy.config.profiles import EMBEDDED_MODEL, EMBEDDED_RWKV, TaskBudget
 from layer_redundancy.core import cache, flags, paths, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store
 from layer_redundancy.core.variants import Variant
+from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate import cutting, generate, sweep
 from layer_redundancy.evaluate.amounts import Work
 from layer_redundancy.evaluate.batches import ArrangedSequences, arrange
@@ -37,6 +40,7 @@ from layer_redundancy.study import Study
 
 logger = logging.getLogger(__name__)
 
+LONG_TEXT = 2**18  # tokens of a text beyond which it goes to each machine once, and not with every order
 SAMPLE = 64  # sequences of a measurement that are timed
 LOADS = 3  # a piece takes at least so many times what loading the model takes
 OF_CHANGES = 3  # a piece with changed blocks is so many times as long, since each makes them ready for itself
@@ -95,16 +99,21 @@ class Sent(Study):
             folder = cache.made_folder("healed", self.healing.settings)
             trained = Place(folder=str(folder), name=folder.name) if folder.is_dir() else None
         bare = partial(replace, config=None)
+        healing, text = self.healing, None
+        if healing is not None and healing.text.num_tokens > LONG_TEXT:
+            text = _placed(healing.text)
+            healing = replace(healing, text=replace(healing.text, input_ids=healing.text.input_ids[:0]))
         return Spec(
             self.profile,
             bare(self.identity),
             self._place(base),
             base.fingerprint,
-            self.healing and replace(self.healing, identity=bare(self.healing.identity)),
+            healing and replace(healing, identity=bare(healing.identity)),
             self.making and replace(self.making, identity=bare(self.making.identity)),
             self.calibration_blocks,
             self.calibration_text,
             trained,
+            text,
         )
 
     def _place(self, base: ModelIdentity) -> Place:
@@ -450,6 +459,18 @@ class DistributedStudy(Sent):
         except NotStored:
             return False
         return True
+
+
+def _placed(text: TokenBlocks) -> TextPlace:
+    """A text in a folder of the cache, which is sent to machines that lack it."""
+
+    def write(target: Path) -> None:
+        target.mkdir()
+        np.save(target / TOKENS, text.input_ids.numpy().astype(np.int32))
+
+    folder = cache.made_once("text", {"tokens": text.fingerprint}, write)
+    place = Place(folder=str(folder), name=folder.name)
+    return TextPlace(text.fingerprint, text.corpus, text.split, text.bos, place)
 
 
 def _block_tokens(one: Lacking) -> int:

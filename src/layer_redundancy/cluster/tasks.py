@@ -4,7 +4,7 @@ Standard library, cloudpickle and the store's types: what is sent is opened only
 """
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import cloudpickle
 from layer_redundancy.cluster import code
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Contents, Key, Result
+from layer_redundancy.data.corpora import Split
 
 
 class Lacks(Exception):
@@ -31,6 +32,9 @@ class Lacks(Exception):
 
 class OtherModel(Exception):
     """A worker finds another model under the same name; says which."""
+
+
+TOKENS = "tokens.npy"  # int32 (blocks, block length)
 
 
 @dataclass(frozen=True)
@@ -102,4 +106,17 @@ class Place:
         return [one for one in (self.folder, str(cache / self.name)) if one and Path(one).is_dir()]
 
 
-Outputs = Mapping[str, Mapping[bytes, bytes]]
+@dataclass(frozen=True)
+class TextPlace:
+    """A long text that goes to each machine once, and not with every order.
+
+    Attributes:
+        fingerprint, corpus, split, bos: as in `TokenBlocks`.
+        place: the folder that holds its tokens, as a file `TOKENS`.
+    """
+
+    fingerprint: str
+    corpus: str
+    split: Split
+    bos: bool
+    place: Place

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
+import torch
 
 from layer_redundancy.cluster import code
-from layer_redundancy.cluster.tasks import Answer, Lacks, Order, OtherModel, Place
+from layer_redundancy.cluster.tasks import TOKENS, Answer, Lacks, Order, OtherModel, Place, TextPlace
 from layer_redundancy.config.profiles import Profile
 from layer_redundancy.core import cache, devices, log, paths
 from layer_redundancy.core.errors import StudyError
@@ -52,6 +54,7 @@ class Spec:
         place: where its weights are, or those of the model that it is made of in memory.
         of: fingerprint of these weights.
         trained: where what was trained from them is, once the driver has it.
+        text: the text that `healing` trains on, in whose place there is none; None where it is short and there.
     """
 
     profile: Profile
@@ -63,6 +66,7 @@ class Spec:
     calibration_blocks: int | None
     calibration_text: TokenBlocks | None
     trained: Place | None = None
+    text: TextPlace | None = None
 
     @property
     def key(self) -> tuple:
@@ -135,7 +139,7 @@ def opened(spec: Spec) -> WorkerStudy:
             _here.store,
             _here.inputs[inputs_key],
             paths.FIGURES,
-            healing=spec.healing and replace(spec.healing, identity=base),
+            healing=spec.healing and replace(spec.healing, identity=base, text=_text(spec)),
             making=spec.making and replace(spec.making, identity=base),
             calibration_blocks=spec.calibration_blocks,
             calibration_text=spec.calibration_text,
@@ -143,6 +147,31 @@ def opened(spec: Spec) -> WorkerStudy:
     study = _here.studies[spec.key]
     object.__setattr__(study, "store", _here.store)
     return study
+
+
+class RememberedText(TokenBlocks):
+    """A text of which nothing but the fingerprint is there: nothing can be trained on it."""
+
+    known: str
+
+    @property
+    def fingerprint(self) -> str:
+        return self.known
+
+
+def _text(spec: Spec) -> TokenBlocks:
+    """The text that a study's model is trained on, or was."""
+    assert spec.healing is not None, "only what is healed has one"
+    if (text := spec.text) is None:
+        return spec.healing.text
+    if spec.trained is not None:
+        found = RememberedText(torch.zeros(0, 1, dtype=torch.long), text.corpus, text.split, text.bos)
+        object.__setattr__(found, "known", text.fingerprint)
+        return found
+    file = paths.CACHE / text.place.name / TOKENS
+    if not file.is_file():
+        raise Lacks(text.place.folder, text.place.name)
+    return TokenBlocks(torch.from_numpy(np.load(file).astype(np.int64)), text.corpus, text.split, text.bos)
 
 
 def _made(identity: ModelIdentity) -> dict[str, Any]:

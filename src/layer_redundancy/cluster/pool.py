@@ -64,7 +64,8 @@ class Task:
         producers: name of a variant -> what makes the outputs that are answered by that name.
         claims: what is claimed in the store while it runs.
         there: whether the store has what it computes, from another driver.
-        covers: (model, variant, sequence) of the outputs that it makes.
+        makes: (model, variant) of the outputs that it makes, of each of its sequences.
+        sequences: digests of these.
         done: set when it has been answered, and that is stored.
         value: what was returned.
         error: what was raised.
@@ -79,7 +80,8 @@ class Task:
     producers: Mapping[str, Producer] = field(default_factory=dict)
     claims: Sequence[str] = ()
     there: Callable[[Store], bool] = lambda store: False
-    covers: Sequence[tuple[str, str, bytes]] = ()
+    makes: Sequence[tuple[str, str]] = ()
+    sequences: frozenset[bytes] = frozenset()
     done: threading.Event = field(default_factory=threading.Event)
     value: Any = None
     error: BaseException | None = None
@@ -121,7 +123,7 @@ class Pool:
         self.lock = threading.RLock()
         self.workers: dict[str, Done] = defaultdict(Done)
         self.kinds: dict[Any, Any] = {}  # what sweeps found out of models, for the next ones
-        self.covered: dict[tuple[str, str, bytes], Task] = {}
+        self._makes: dict[tuple[str, str], list[Task]] = defaultdict(list)
         self.bytes_sent = 0
         self._ranks: dict[str, int] = {}
         self._events: queue.Queue[tuple] = queue.Queue()
@@ -184,10 +186,16 @@ class Pool:
         """Has tasks done; of each key one, which is returned in the place of the others."""
         with self.lock:
             for task in tasks:
-                for one in task.covers:
-                    self.covered[one] = task
+                for one in task.makes:
+                    self._makes[one].append(task)
             self._events.put(("start", list(tasks)))
         return list(tasks)
+
+    def at_work(self, model: str, variant: str) -> list[Task]:
+        """Tasks that make outputs of a variant, and are not done; called with the lock."""
+        known = self._makes[model, variant]
+        known[:] = [task for task in known if not task.done.is_set()]
+        return known
 
     def wait(self, task: Task) -> None:
         """Waits until a task is done, whatever comes of it."""
@@ -368,9 +376,6 @@ class Pool:
             with suppress(Exception):
                 future.cancel(force=True)
         task.futures.clear()
-        for one in task.covers:
-            if self.covered.get(one) is task:
-                del self.covered[one]
         for claim in task.claims:
             with suppress(StudyError):
                 self._store.release(claim)

@@ -233,10 +233,15 @@ class DistributedStudy(Sent):
     ) -> dict[str, dict[Variant, Result]]:
         measured: Sequence[Any] = [self.perplexity, *self.tasks] if measurements is None else measurements
         asked, distinct = variants.plan(self.num_blocks, chosen), sweep.distinct(measured)
+        left = None
         while True:
             _, lacking = sweep.from_store(self.identity, asked, distinct, self.store, self.profile.compiled)
             if not lacking:
                 return super().sweep(chosen, measurements, progress=progress, changes=changes)
+            if self._finds_out(lacking):
+                continue  # other experiments have computed meanwhile
+            before, left = left, sum(map(self._left, lacking))
+            assert before is None or left < before, f"workers leave {left} outputs of {self.identity.name} unmade"
             others = self._under_way(lacking)
             own = self._tasks(lacking, changes)
             # Own ones first: what they raise is told at once, and not after what other experiments wait for.
@@ -247,32 +252,71 @@ class DistributedStudy(Sent):
     def _under_way(self, lacking: Sequence[Lacking]) -> list[Task]:
         """Tasks of other experiments that make something of it; that is then no longer lacking."""
         found: dict[int, Task] = {}
-        model, covered = self.identity.fingerprint, self.pool.covered
         for one in lacking:
+            every = {sequence.digest for sequence in one.measurement.sequences}
             for variant in one.keys:
                 outputs = one.outputs.setdefault(variant, {})
-                for sequence in one.measurement.sequences:
-                    if (task := covered.get((model, variants.name(variant), sequence.digest))) is not None:
+                for task in self.pool.at_work(self.identity.fingerprint, variants.name(variant)):
+                    if common := every & task.sequences:
                         found[id(task)] = task
-                        outputs.setdefault(sequence.digest, [])
+                        outputs |= {digest: [] for digest in common - outputs.keys()}
         return list(found.values())
+
+    def _finds_out(self, lacking: Sequence[Lacking]) -> bool:
+        """Whether something had to be asked of a worker before a sweep can be cut, and was."""
+        if self._is_small(lacking):
+            return False
+        kinds = self.pool.kinds
+        if (known := self._of_kind()) not in kinds:
+            task = self._task(f"a look at {self.identity.name}", known, partial(worker.kind, self))
+            self.pool.run([task])
+            kinds[known] = task.value
+            return True
+        if self.cutting.rates is not None:
+            return False
+        new = {known: one for one in lacking if (known := self._of_rate(one, self._arranged(one))) not in kinds}
+        if new:
+            samples = []
+            for one in new.values():
+                of = self._arranged(one)
+                samples.append(([of.sequences[i] for i in of.order[:SAMPLE]], self._way(one, of)))
+            act = partial(worker.rates, self, samples, self._kind().batch_tokens)
+            task = self._task(f"rates of {self.identity.name}", ["rates", *new], act)
+            self.pool.run([task])
+            kinds.update(zip(new, task.value, strict=True))
+            kinds.setdefault(("rate", self._base()), task.value[0][0])
+        return bool(new)
+
+    def _of_kind(self) -> tuple:
+        return "kind", self._base(), self.num_blocks, self.profile.batch_tokens
+
+    def _kind(self) -> Kind:
+        """What has to be known of the model before its sweep is cut."""
+        return self.pool.kinds[self._of_kind()]
+
+    def _arranged(self, one: Lacking) -> ArrangedSequences:
+        kinds, sharing = self.pool.kinds, self._kind().sharing
+        known = "arranged", id(one.measurement), sharing
+        if known not in kinds:  # with the measurement, so that nothing else gets its number
+            kinds[known] = one.measurement, arrange(one.measurement.sequences, sharing)
+        return kinds[known][1]
+
+    def _of_rate(self, one: Lacking, of: ArrangedSequences) -> tuple:
+        return "rates", self._base(), one.measurement.name, self._way(one, of)
 
     def _tasks(self, lacking: Sequence[Lacking], changes: Changes | None) -> list[Task]:
         """What is to be done of a sweep: pieces, or all of it where that is a small one."""
         if self._is_small(lacking):
             return [self._whole(one, changes) for one in lacking if self._left(one)]
-        kind = self._kind()
-        arranged = [(one, arrange(one.measurement.sequences, kind.sharing)) for one in lacking]
-        ways = [self._way(one, of, kind) for one, of in arranged]
-        rates = self._rates([(one, of, way) for (one, of), way in zip(arranged, ways, strict=True)], kind)
-        tasks: list[Task] = []
+        kind, tasks = self._kind(), list[Task]()
         seconds = max(self.cutting.seconds, LOADS * kind.load_seconds) * (OF_CHANGES if changes else 1)
         # Several measurements share the workers: cut for all of them each, they would lose more sharing than need be.
         workers = math.ceil((self.cutting.workers or max(1, len(self.pool.alive()))) / len(lacking))
-        for (one, of), way, rate in zip(arranged, ways, rates, strict=True):
-            missing = one.missing(of)
-            pieces = cutting.cut(missing, rate, kind.batch_tokens, seconds, workers)
-            tasks += [self._piece(one, of, piece, way, kind, changes) for piece in pieces]
+        for one in lacking:
+            of = self._arranged(one)
+            missing, rates = one.missing(of), self.cutting.rates or self.pool.kinds[self._of_rate(one, of)]
+            pieces = cutting.cut(missing, rates, kind.batch_tokens, seconds, workers)
+            tasks += [self._piece(one, of, piece, changes) for piece in pieces]
             if len(pieces) > 1:
                 logger.info(
                     f"{self.notebook or self.identity.name}: {one.measurement.name} of {len(one.keys)} variants in "
@@ -295,60 +339,28 @@ class DistributedStudy(Sent):
     def _whole(self, one: Lacking, changes: Changes | None) -> Task:
         """A measurement on the variants that lack something of it, in one go."""
         tokens, chosen = _block_tokens(one), list(one.keys)
+        what = ["sweep", *(key.values() for key in one.keys.values())]
         return self._task(
             f"{one.measurement.name} of {self.identity.name}",
-            ["sweep", self.identity.fingerprint, one.measurement.name, *sorted(map(variants.name, chosen))],
+            what,
             partial(_swept, self, chosen, one.measurement, changes),
             seconds=self._seconds(tokens),
             block_tokens=tokens,
-            claims=[json.dumps(["sweep", key_of(*(key.values() for key in one.keys.values()))])],
+            claims=[key_of(*what)],
             there=lambda store: all(store.get(key) is not None for key in one.keys.values()),
-            covers=self._covers(one, chosen, [s.digest for s in one.measurement.sequences]),
+            makes=[(self.identity.fingerprint, variants.name(v)) for v in chosen],
+            sequences=frozenset(s.digest for s in one.measurement.sequences),
         )
 
-    def _covers(
-        self, one: Lacking, chosen: Sequence[Variant], digests: Sequence[bytes]
-    ) -> list[tuple[str, str, bytes]]:
-        return [(self.identity.fingerprint, variants.name(v), digest) for v in chosen for digest in digests]
-
-    def _kind(self) -> Kind:
-        """What has to be known of the model before its sweep is cut, from a worker."""
-        known = ("kind", self._base(), self.num_blocks, self.profile.batch_tokens)
-        if known not in self.pool.kinds:
-            act = partial(worker.kind, self)
-            task = self._task(f"a look at {self.identity.name}", [*known], act)
-            self.pool.run([task])
-            self.pool.kinds[known] = task.value
-        return self.pool.kinds[known]
-
-    def _way(self, one: Lacking, of: ArrangedSequences, kind: Kind) -> bool:
+    def _way(self, one: Lacking, of: ArrangedSequences) -> bool:
         """Whether a measurement runs compiled blocks."""
         if one.compiled is not None:
             return one.compiled
-        return kind.compiled_from is not None and of.num_tokens() >= kind.compiled_from
+        least = self._kind().compiled_from
+        return least is not None and of.num_tokens() >= least
 
-    def _rates(
-        self, measured: Sequence[tuple[Lacking, ArrangedSequences, bool]], kind: Kind
-    ) -> list[tuple[float, float]]:
-        """Block-tokens and head-tokens a second of each measurement, timed on a worker."""
-        if self.cutting.rates is not None:
-            return [self.cutting.rates] * len(measured)
-        base, known = self._base(), self.pool.kinds
-        new = [(one, of, way) for one, of, way in measured if (base, one.measurement.name, way) not in known]
-        if new:
-            samples = [([of.sequences[i] for i in of.order[:SAMPLE]], way) for _, of, way in new]
-            names = [one.measurement.name for one, _, _ in new]
-            act = partial(worker.rates, self, samples, kind.batch_tokens)
-            task = self._task(f"rates of {self.identity.name}", ["rates", base, *names], act)
-            self.pool.run([task])
-            for (one, _, way), found in zip(new, task.value, strict=True):
-                known[base, one.measurement.name, way] = found
-                known.setdefault(("rate", base), found[0])
-        return [known[base, one.measurement.name, way] for one, _, way in measured]
-
-    def _piece(
-        self, one: Lacking, of: ArrangedSequences, piece: Piece, way: bool, kind: Kind, changes: Changes | None
-    ) -> Task:
+    def _piece(self, one: Lacking, of: ArrangedSequences, piece: Piece, changes: Changes | None) -> Task:
+        way, kind = self._way(one, of), self._kind()
         part = Part(
             one.measurement.name,
             ArrangedSequences(
@@ -377,7 +389,8 @@ class DistributedStudy(Sent):
             producers=producers,
             claims=[json.dumps([model, way, chosen, first, last])],
             there=partial(_has_outputs, list(producers.values()), digests),
-            covers=self._covers(one, piece.variants, digests),
+            makes=[(model, name) for name in names],
+            sequences=frozenset(digests),
         )
 
     def continuations(self, chosen: Sequence[Variant], lengths: PromptLengths) -> dict[Variant, Result]:
@@ -439,7 +452,7 @@ class DistributedStudy(Sent):
             if self._is_there(read, variant, self.store):
                 continue
             tokens = sum(one.block_tokens for one in work(variant))
-            key = [what, self.identity.fingerprint, variants.name(variant), settings]
+            key = [what, self.identity.fingerprint, variants.name(variant), settings, repr(self.profile.text)]
             task = self._task(
                 f"{what} of {self.identity.name}",
                 key,

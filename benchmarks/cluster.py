@@ -11,11 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -200,6 +202,15 @@ def idle(spans: Sequence[tuple[float, float]], number: int, start: float) -> tup
     return until(ends[full - 1], full), until(ends[-1], len(spans))
 
 
+def spans_of(told: Sequence[tuple[Task, Answer]]) -> list[list[tuple[float, float]]]:
+    """When the tasks of each worker began and ended, in their order."""
+    found = defaultdict(list)
+    for _, answer in told:
+        outputs = next(iter(answer.value[0].values()))
+        found[answer.worker].append(cluster_workers.TIMES.unpack_from(next(iter(outputs.values()))))
+    return [sorted(spans) for spans in found.values()]
+
+
 def overhead(profile: Profile, load: Load, numbers: Sequence[int], seconds: float) -> Measured:
     """What passes between two tasks of a worker, for several numbers of workers."""
     sweeps = sweeps_of(profile)
@@ -217,14 +228,16 @@ def overhead(profile: Profile, load: Load, numbers: Sequence[int], seconds: floa
             with pool.lock:
                 pool.run(tasks)
             processor = time.process_time() - processor
-            spans = [
-                cluster_workers.TIMES.unpack_from(next(iter(next(iter(answer.value[0].values())).values())))
-                for _, answer in pool.told
-            ]
+            of_workers = spans_of(pool.told)
+        spans = [span for of_worker in of_workers for span in of_worker]
         steady, whole = idle(spans, number, start)
         what = counted(number, "worker")
         yield f"a task, {what}", steady, "s"
         yield f"a task, {what}, with the last that some wait for", whole, "s"
+        gaps = [later[0] - earlier[1] for of_worker in of_workers for earlier, later in pairwise(of_worker)]
+        yield f"between two tasks of a worker, {what}, median", statistics.median(gaps), "s"
+        yield f"between two tasks of a worker, {what}, 95%", float(np.quantile(gaps, 0.95)), "s"
+        yield f"before the first of a worker, {what}", statistics.fmean(one[0][0] - start for one in of_workers), "s"
         yield f"of the driver's processor a task, {what}", processor / len(tasks), "s"
         yield f"tasks, {what}", len(tasks), ""
         yield f"a task sleeps, {what}", statistics.fmean(end - began for began, end in spans), "s"

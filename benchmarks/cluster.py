@@ -29,7 +29,7 @@ from distributed import Client, Scheduler, SpecCluster
 from tqdm import tqdm
 
 from benchmarks import cluster_workers
-from layer_redundancy.cluster import files, workers
+from layer_redundancy.cluster import files, worker, workers
 from layer_redundancy.cluster.pool import Pool, Task
 from layer_redundancy.cluster.study import Cutting, DistributedStudy
 from layer_redundancy.cluster.tasks import Answer, Order
@@ -52,9 +52,10 @@ NOTEBOOKS = ("02", "03", "06")  # whose sweeps are cut for the tasks' lengths
 RATES = (40e3, 4e3)  # block-tokens and head-tokens a second of about one core, for the cut
 BATCH_TOKENS = 2048
 WORKERS = (1, 4, 16, 64)
-SHORTEST, MEAN, LONGEST = 0.2, 1.0, 2.0  # seconds that tasks sleep
-SECONDS = 25.0  # of each number of workers
-BLOCKS = 8  # of text, for the sweep
+SHORTEST, MEAN, LONGEST = 0.6, 3.0, 6.0  # seconds that tasks sleep
+SECONDS = 50.0  # of each number of workers
+BLOCKS = 32  # of text, for the sweep: four batches
+DEPTHS = 8  # for the sweep
 ROUNDS = 3
 MEGABYTES = 100  # of the folder that is sent
 
@@ -183,19 +184,19 @@ def sleeping(seconds: Sequence[float], load: Load) -> list[Task]:
     return tasks
 
 
-def idle(spans: Sequence[tuple[float, float]], number: int, start: float) -> tuple[float, float]:
+def idle(spans: Sequence[tuple[float, float]], starts: Sequence[float]) -> tuple[float, float]:
     """Seconds a task in which a worker does not sleep: while no fewer tasks are left than workers, and until all end.
 
     Args:
         spans: when each task began and ended.
-        number: of workers.
-        start: when the tasks were handed over.
+        starts: when each worker began its first one.
     """
+    number = len(starts)
     ends = sorted(end for _, end in spans)
 
     def until(last: float, count: int) -> float:
         slept = sum(max(0.0, min(end, last) - began) for began, end in spans)
-        return (number * (last - start) - slept) / count
+        return (sum(last - start for start in starts) - slept) / count
 
     # From this one on there is nothing left to begin for the worker that has ended.
     full = len(spans) - number
@@ -230,7 +231,7 @@ def overhead(profile: Profile, load: Load, numbers: Sequence[int], seconds: floa
             processor = time.process_time() - processor
             of_workers = spans_of(pool.told)
         spans = [span for of_worker in of_workers for span in of_worker]
-        steady, whole = idle(spans, number, start)
+        steady, whole = idle(spans, [of_worker[0][0] for of_worker in of_workers])
         what = counted(number, "worker")
         yield f"a task, {what}", steady, "s"
         yield f"a task, {what}, with the last that some wait for", whole, "s"
@@ -249,10 +250,10 @@ def overhead(profile: Profile, load: Load, numbers: Sequence[int], seconds: floa
 
 
 def chosen(num_blocks: int) -> list[Variant]:
-    """Removal of every block alone, and of more and more in an order that has been published."""
+    """The whole model, and removal of more and more blocks in an order that has been published."""
     order = [b for b in stand_ins.order("meta-llama/Llama-2-7b-hf", max(num_blocks, 32)) if b < num_blocks]
     ladder = variants.cumulative_removal(num_blocks, order)
-    return list(dict.fromkeys([*variants.single_removal(num_blocks), *ladder]))
+    return list(ladder)[: DEPTHS + 1]
 
 
 def _alone(study: Study, plan: Sequence[Variant]) -> tuple[float, dict[Variant, Result]]:
@@ -287,6 +288,15 @@ def _shared(
         return time.perf_counter() - begun, found[study.perplexity.name], pool
 
 
+def _warm(study: Study, client: Client, number: int) -> None:
+    """Has each of so many workers load the model."""
+    with Watched.of(client, number) as pool, Store(pool.store_path) as store, pool.lock:
+        on_cluster = DistributedStudy.on(replace(study, store=store), pool, threads=1)
+        look = partial(worker.kind, on_cluster)
+        pool.run([on_cluster._task("a look", ["look", place], look) for place in range(number)])
+        assert len({answer.worker for _, answer in pool.told}) == number
+
+
 def two_workers(profile: Profile, blocks: int, rounds: int) -> Iterator[tuple[str, float, str] | Load]:
     """The same sweep by two workers of one thread and by one process of two, in turns; and what a piece of it is."""
     profile = replace(profile, text=replace(profile.text, evaluation_blocks=blocks), threads=None)
@@ -301,10 +311,7 @@ def two_workers(profile: Profile, blocks: int, rounds: int) -> Iterator[tuple[st
         known, name = pool.kinds, study.perplexity.name
         # Those that were timed, so that the cut is the same in each turn, and is one, however fast the model is.
         cut = Cutting(rates=next(rates for what, rates in known.items() if name in what), workers=number)
-        warm = {answer.worker for _, answer in pool.told}
-        while len(warm) < number:  # until each has the model in memory
-            *_, pool = _shared(study, plan[:4], client, number, known, cut)
-            warm |= {answer.worker for _, answer in pool.told}
+        _warm(study, client, number)
         alone, shared, ratios, apart = [], [], [], 0.0
         for turn in range(rounds):
             sides: dict[str, tuple[float, dict[Variant, Result]]] = {}

@@ -50,7 +50,7 @@ ELEMENT = 2  # bytes of a weight in bfloat16
 WRITTEN_BLOCK_SECONDS = 1e-3
 PRODUCT_RATE = 5e13
 UNCOUNTED = Amount(50, 200, 9000, 5000, 200)  # of the two small tasks that no one has counted
-OVERHEAD = "overhead a task, seconds"
+OVERHEAD = "a task, 64 workers"  # in figures/bench/cluster.csv, seconds
 
 # What is run -> its colour, marker and line.
 ALL, SIDE_BY_SIDE, SWEEPS = "all, as the notebooks ask for it", "all, trainings side by side", "sweeps alone"

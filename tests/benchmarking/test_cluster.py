@@ -21,7 +21,7 @@ LOAD = cluster.Load(order=500, variants=3, sequences=2, size=40)
 def test_idle_seconds_are_those_in_which_workers_do_not_sleep():
     # Two workers; one waits for 0.1 s before each task, the other never, and there is nothing for it after 2 s.
     spans = [(0.1, 1.0), (1.1, 2.0), (2.1, 3.0), (0.0, 1.0), (1.0, 2.0)]
-    steady, whole = cluster.idle([(10 + begun, 10 + end) for begun, end in spans], 2, start=10.0)
+    steady, whole = cluster.idle([(10 + begun, 10 + end) for begun, end in spans], [10.0, 10.0])
     assert steady == pytest.approx(0.2 / 3)  # of the three that ended while the other two were left
     assert whole == pytest.approx(1.3 / 5)
 

@@ -388,7 +388,7 @@ def test_trainings_that_were_stopped(study, monkeypatch):
         assert folder.name == "training-25b3b2130850a4d5"
     asked = []
 
-    def tuned(study, run, prompts, folder, label):
+    def tuned(study, run, prompts, folder, label, weights):
         asked.append(folder.name)
         return Result({})
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from distributed import Client, Future, KilledWorker
+from distributed.client import FutureCancelledError
+from distributed.comm import CommClosedError
 from tqdm import tqdm
 
 from layer_redundancy.cluster import files, worker
@@ -42,6 +44,9 @@ SLOW = 3.0  # times the expected seconds after which an idle worker is given the
 LEAST_SLOW = 30.0  # seconds before which nothing is slow
 LONG = 2.0  # orders of so many pieces' length cannot be cut, and go first
 PIECE = 60.0  # seconds that a piece of a sweep should take
+
+# What distributed raises where a worker or the scheduler went away while a result was fetched.
+LOST = (KilledWorker, FutureCancelledError, CancelledError, CommClosedError, TimeoutError)
 
 _number = count()
 
@@ -87,7 +92,7 @@ class Task:
     error: BaseException | None = None
     tries: int = 0
     started: float = 0.0
-    futures: list[Future] = field(default_factory=list)
+    at: dict[Future, str] = field(default_factory=dict)  # the workers that are at it
 
     def __lt__(self, other: "Task") -> bool:
         return self._order() < other._order()
@@ -126,6 +131,7 @@ class Pool:
         self._makes: dict[tuple[str, str], list[Task]] = defaultdict(list)
         self.bytes_sent = 0
         self._ranks: dict[str, int] = {}
+        self._ranks_at: dict[str, int] = {}  # of the model that a worker was last given an order of
         self._events: queue.Queue[tuple] = queue.Queue()
         self._waiting: list[Task] = []  # a heap
         self._running: dict[str, Task] = {}
@@ -255,13 +261,11 @@ class Pool:
             heapq.heappush(self._waiting, task)
 
     def _on_answer(self, task: Task, future: Future, found: Answer | BaseException) -> None:
-        if future in task.futures:
-            task.futures.remove(future)
-        if task.done.is_set():
-            return
+        if task.at.pop(future, None) is None or task.done.is_set():
+            return  # it was given up meanwhile
         if isinstance(found, Answer):
             self._answered(task, found)
-        elif isinstance(found, KilledWorker) or type(found).__name__ in LOST:
+        elif isinstance(found, LOST):
             self._on_lost(task)
         else:
             self._finish(task, error=_told(found, task))
@@ -338,7 +342,7 @@ class Pool:
             outputs, value = {task.producers[name]: of for name, of in found.items()}, None
             error = error or failed
         stored = answer.stored if not task.producers else Contents(work=answer.stored.work)
-        self._store.take_over(stored, outputs)
+        self._store.take_over(stored, outputs, task.claims)
         done = self.workers[answer.worker]
         done.orders, done.seconds = done.orders + 1, done.seconds + answer.seconds
         done.block_tokens += task.block_tokens
@@ -348,6 +352,7 @@ class Pool:
         self._bar.set_postfix_str(self._rates(), refresh=False)
         if error is None:
             self._finished[task.key] = value
+        task.claims = ()  # taken back with that
         self._finish(task, value=value, error=error)
 
     def _rates(self) -> str:
@@ -355,6 +360,19 @@ class Pool:
         rates = [one.block_tokens / one.seconds for one in self.workers.values() if one.seconds and one.block_tokens]
         shown = [f"{rate / 1e3:.3g}k" for rate in sorted(rates)]
         return f"{' '.join(shown)}/s" if len(shown) <= 8 else f"{len(shown)} workers, {shown[0]} to {shown[-1]}/s"
+
+    def _forget_lost(self, task: Task, known: Mapping[str, Any]) -> None:
+        """Lets go of the workers at a task that are no more; where none is left it is handed out anew.
+
+        Dask would keep an order for a worker of that very address.
+        """
+        for future, address in list(task.at.items()):
+            if address not in known:
+                del task.at[future]
+                with suppress(Exception):
+                    future.cancel(force=True)
+                if not task.at:
+                    self._on_lost(task)
 
     def _on_lost(self, task: Task) -> None:
         """Hands a task out anew whose worker was lost, a number of times."""
@@ -372,10 +390,10 @@ class Pool:
     def _finish(self, task: Task, value: Any = None, error: BaseException | None = None) -> None:
         task.value, task.error = value, error
         self._running.pop(task.key, None)
-        for future in task.futures:
+        for future in task.at:
             with suppress(Exception):
                 future.cancel(force=True)
-        task.futures.clear()
+        task.at.clear()
         for claim in task.claims:
             with suppress(StudyError):
                 self._store.release(claim)
@@ -413,6 +431,8 @@ class Pool:
         with_gpu = {address: one for address, one in known.items() if one.get("resources", {}).get("GPU")}
         self._resources = {"GPU": 1} if with_gpu else None
         self._alive = {address: 1 for address in (with_gpu or known)}
+        for task in list(self._running.values()):
+            self._forget_lost(task, known)
         if not self._usable() and (self._waiting or self._running):
             self._idle = self._idle or Wait()
             if self._refused and set(self._alive) <= set(self._refused) and self._alive:
@@ -457,8 +477,23 @@ class Pool:
         return True
 
     def _hand_out(self) -> None:
+        """Gives each worker that has fewer than AHEAD orders the next ones.
+
+        Dask itself would leave some workers without any, where others have several waiting.
+        """
+        if not self._waiting:
+            return
         usable = self._usable()
-        while self._waiting and len(self._running) < AHEAD * len(usable):
+        load = dict.fromkeys(usable, 0)
+        for task in self._running.values():
+            for address in task.at.values():
+                if address in load:
+                    load[address] += 1
+        while self._waiting:
+            # The last ones go to whoever is free first.
+            most = AHEAD if len(self._waiting) > len(usable) else 1
+            if min(load.values(), default=most) >= most:
+                return
             task = heapq.heappop(self._waiting)
             if task.done.is_set():
                 continue
@@ -469,7 +504,11 @@ class Pool:
             elif not self._claim(task):
                 self._held.append(task)
             else:
-                self._submit(task, usable if len(usable) < len(self._alive) else None)
+                # With a worker that has the model, of those that have least to do.
+                address = min(load, key=lambda one: (load[one], self._ranks_at.get(one) != task.rank))
+                load[address] += 1
+                self._ranks_at[address] = task.rank
+                self._submit(task, address)
 
     def _follow(self, task: Task, same: Task) -> None:
         """Lets a task end with another of its key."""
@@ -485,7 +524,7 @@ class Pool:
             task.value, task.error = same.value, same.error
             task.done.set()
 
-    def _submit(self, task: Task, workers: list[str] | None) -> None:
+    def _submit(self, task: Task, address: str) -> None:
         try:
             future = self.client.submit(
                 worker.run,
@@ -494,13 +533,13 @@ class Pool:
                 pure=False,
                 priority=task.seconds,
                 resources=self._resources,
-                workers=workers,
+                workers=[address],
             )
         except Exception as error:
             if not self._scheduler_gone():
                 self._finish(task, error=_told(error, task))
             return
-        task.futures.append(future)
+        task.at[future] = address
         task.started = task.started or time.monotonic()
         self._running[task.key] = task
 
@@ -518,28 +557,19 @@ class Pool:
 
         Of nothing else is it known so well beforehand how long it takes.
         """
-        usable = self._usable()
-        if self._waiting or len(self._running) >= len(usable):
+        busy = {address for task in self._running.values() for address in task.at.values()}
+        idle = [address for address in self._usable() if address not in busy]
+        if self._waiting or not idle:
             return
         now = time.monotonic()
         slow = [
             task
             for task in self._running.values()
-            if task.producers and len(task.futures) == 1 and now - task.started > max(LEAST_SLOW, SLOW * task.seconds)
+            if task.producers and len(task.at) == 1 and now - task.started > max(LEAST_SLOW, SLOW * task.seconds)
         ]
-        if not slow:
-            return
-        with suppress(Exception):
-            busy = {key: address for address, keys in self.client.processing().items() for key in keys}
-            for task in slow:
-                others = [address for address in usable if address != busy.get(task.futures[0].key)]
-                if others:
-                    logger.info(f"{task.what} takes long on its worker; another one tries as well")
-                    self._submit(task, others)
-
-
-# What distributed raises where a worker or the scheduler went away while a result was fetched.
-LOST = ("CancelledError", "FutureCancelledError", "CommClosedError", "FuturesCancelledError", "TimeoutError")
+        for task, address in zip(slow, idle, strict=False):
+            logger.info(f"{task.what} takes long on its worker; another one tries as well")
+            self._submit(task, address)
 
 
 def _told(error: BaseException, task: Task) -> BaseException:

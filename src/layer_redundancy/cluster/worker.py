@@ -19,7 +19,7 @@ import torch
 from layer_redundancy.cluster import code
 from layer_redundancy.cluster.tasks import TOKENS, Answer, Lacks, Order, OtherModel, Place, TextPlace
 from layer_redundancy.config.profiles import Profile
-from layer_redundancy.core import cache, devices, log, paths
+from layer_redundancy.core import cache, devices, flags, log, paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import IN_MEMORY, Store, packed
 from layer_redundancy.core.variants import Variant, name
@@ -334,6 +334,7 @@ def rates(
     return found
 
 
+@flags.checked
 def run_piece(
     study: Study,
     part: Part,

@@ -3,13 +3,14 @@
 import ipaddress
 from urllib.parse import urlparse
 
-from layer_redundancy.core import doors
+from layer_redundancy.core import doors, flags
 from layer_redundancy.core.errors import StudyError
 
 FROM_STORE = "LAYER_REDUNDANCY_FROM_STORE"  # set where somebody else has measured: studies that are opened only read
 MOST = 256  # processes of one machine
 
 
+@flags.checked
 def check_given(workers: str, scheduler: str, trust_network: bool = False) -> None:
     """Raises StudyError for workers or a scheduler that make no sense as they were written; "" for none."""
     if workers and scheduler:
@@ -29,6 +30,7 @@ def check_number(workers: int) -> None:
         raise StudyError(f"{doors.setting('workers', str(workers))}: give the number of processes, from 1 to {MOST}")
 
 
+@flags.checked
 def check_address(address: str, trust_network: bool) -> None:
     """Raises StudyError for an address that is none, or to which code would go in the clear.
 

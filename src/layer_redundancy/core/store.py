@@ -407,8 +407,13 @@ class Store:
             self._fetched(f"SELECT {_PRODUCER}, sequence, outputs FROM outputs JOIN producers ON producer = id"),
         )
 
-    def take_over(self, other: "Contents", outputs: Mapping[Producer, Mapping[bytes, bytes]] | None = None) -> None:
-        """Stores what another store held, and outputs as `packed` has them, in one transaction."""
+    def take_over(
+        self,
+        other: "Contents",
+        outputs: Mapping[Producer, Mapping[bytes, bytes]] | None = None,
+        released: Iterable[str] = (),
+    ) -> None:
+        """Stores what another store held, and outputs as `packed` has them, and takes back claims: one transaction."""
         columns, made = (*KEY, *COLUMNS[:-1]), {one: dict(of) for one, of in (outputs or {}).items()}
         for model, variant, compiled, version, sequence, content in other.outputs:
             made.setdefault(Producer(model, variant, bool(compiled), version), {})[sequence] = content
@@ -422,6 +427,7 @@ class Store:
                     marks = ", ".join("?" * len(row))
                     db.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))
             self._insert_outputs(db, made)
+            self._take_back(db, released)
 
     # ------------------------------------------------------------------------------------------------ unfinished ones
 
@@ -534,7 +540,11 @@ class Store:
     def release(self, work: str) -> None:
         """Takes back this process's claim."""
         with self._transaction() as db:
-            db.execute("DELETE FROM claims WHERE work = ? AND owner = ?", (work, processes.this()))
+            self._take_back(db, [work])
+
+    def _take_back(self, db: sqlite3.Connection, works: Iterable[str]) -> None:
+        owner = processes.this()
+        db.executemany("DELETE FROM claims WHERE work = ? AND owner = ?", [(work, owner) for work in works])
 
     def changed(self) -> bool:
         """Whether anyone else has written since the last call."""

@@ -161,7 +161,7 @@ def test_the_scheduler_is_killed_which_is_one_line_and_loses_nothing(folder, und
 
 def test_twenty_random_kills_end_with_the_same_table(folder, undisturbed, tmp_path):
     store, chance, kills, done = tmp_path / "store", random.Random(0), [], threading.Event()
-    cluster, slowly = Cluster(tmp_path, workers=0), partial(cases.slow, 0.4)
+    cluster, slowly = Cluster(tmp_path, workers=0), partial(cases.slow, 0.8)
     cluster.add(3, slowly)
 
     def kill():

@@ -56,10 +56,8 @@ def execute(name: str, root: Path, model: Path) -> subprocess.CompletedProcess:
         ("01_layer_importance", "mamba"),
         ("02_single_layer_removal", "gpt2"),
         ("04_metric_comparison", "gpt2"),
-        ("05_width_vs_depth", "llama"),
         ("06_rwkv_redundancy", "llama"),
         ("07_quantization", "llama"),
-        ("10_block_pruning", "gpt2"),
         ("11_healing", "mamba"),
     ],
 )

@@ -171,7 +171,7 @@ def lengths(sweeps: Sequence[Sweep], number: int, seconds: float) -> list[float]
     return np.quantile(scaled, (np.arange(count) + 0.5) / count).tolist()
 
 
-def sleeping(seconds: Sequence[float], load: Load) -> list[Task]:
+def sleeping(seconds: Sequence[float], load: Load, title: str = "piece") -> list[Task]:
     """Tasks that sleep, each as large as a piece of a sweep, there and back."""
     names = [f"variant {n}" for n in range(load.variants)]
     digests = [n.to_bytes(32, "big") for n in range(load.sequences)]
@@ -179,8 +179,8 @@ def sleeping(seconds: Sequence[float], load: Load) -> list[Task]:
     for number, length in enumerate(seconds):
         act = partial(cluster_workers.sleep, length, names, digests, load.size, os.urandom(load.order))
         producers = {name: Producer(f"model {number}", name) for name in names}
-        order, claims = Order(act).packed(), [f"piece {number}"]
-        tasks.append(Task(f"piece {number}", str(number), order, length, producers=producers, claims=claims))
+        order, key = Order(act).packed(), f"{title} {number}"
+        tasks.append(Task(key, key, order, length, producers=producers, claims=[key]))
     return tasks
 
 
@@ -222,7 +222,7 @@ def overhead(profile: Profile, load: Load, numbers: Sequence[int], seconds: floa
             Watched.of(client, number) as pool,
         ):
             with pool.lock:  # the first task of a worker imports what the others find
-                pool.run(sleeping([0.0] * 2 * number, replace(load, order=0, variants=1, sequences=1)))
+                pool.run(sleeping([0.0] * 2 * number, replace(load, order=0, variants=1, sequences=1), "first"))
             pool.told.clear()
             tasks = sleeping(lengths(sweeps, number, seconds), load)
             start, processor = time.time(), time.process_time()

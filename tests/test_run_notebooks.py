@@ -107,7 +107,7 @@ def test_one_that_is_killed_takes_its_kernel_with_it_and_no_other(tmp_path):
     ],
 )
 def test_cores_decide_how_many_run_at_a_time_unless_the_user_does(monkeypatch, cores, given, chosen):
-    monkeypatch.setattr(run_notebooks, "_cores", lambda: cores)
+    monkeypatch.setattr(run_notebooks.processes, "cores", lambda: cores)
     monkeypatch.setattr(run_notebooks, "BYTES_EACH", 1)
     asked = {"runs": 12, "jobs": None, "threads": None, "small": True} | given
     assert run_notebooks.jobs_and_threads(**asked) == chosen

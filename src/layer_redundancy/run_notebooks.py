@@ -36,7 +36,7 @@ import psutil
 from layer_redundancy.config import cluster, profiles
 from layer_redundancy.config.cluster import FROM_STORE
 from layer_redundancy.config.notebooks import number
-from layer_redundancy.core import doors, flags
+from layer_redundancy.core import doors, flags, processes
 from layer_redundancy.core.errors import StudyError
 
 FORKS = sys.platform == "linux"
@@ -87,18 +87,12 @@ def jobs_and_threads(runs: int, jobs: int | None, threads: int | None, small: bo
         jobs, threads: what the user asked for; None to choose.
         small: whether it is known that the model takes no more than `BYTES_EACH`; others run one at a time.
     """
-    cores = _cores()
+    cores = processes.cores()
     if jobs is None:
         jobs = max((most for least, most in SEVERAL.items() if cores >= least), default=1) if small else 1
         jobs = min(jobs, psutil.virtual_memory().available // BYTES_EACH, cores // (threads or 1))
     jobs = max(1, min(jobs, runs))
     return jobs, threads or max(1, cores // jobs)
-
-
-def _cores() -> int:
-    """Cores that this process may use; two threads of one core count as one."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, psutil.cpu_count(logical=False) or usable)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def test_what_does_not_depend_on_results_is_foreseen(folder, tmp_path):
 def test_workers_of_this_machine_start_anew_when_they_are_killed(folder, tmp_path):
     with workers.local(2) as client:
         workers.wait_for_one(client)
-        assert workers.dashboard(client).startswith("http://127.0.0.1:")
+        assert client.dashboard_link.startswith("http://127.0.0.1:")
         client.wait_for_workers(2, timeout=60)
         pids = set(client.run(os.getpid).values())
         os.kill(min(pids), signal.SIGKILL)

@@ -10,9 +10,9 @@ import contextlib
 import io
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -112,12 +112,7 @@ class Foreseen(Sent, DryStudy):
         return dry(self, *arguments, **more)
 
     def _made(self, name: str, key: Key, blocks: int) -> "Foreseen":
-        return _invented(super()._made(name, key, blocks))
-
-
-def _invented(study: Any) -> Foreseen:
-    own = {one.name: getattr(study, one.name) for one in fields(Foreseen)}
-    return Foreseen(**own | {"invented": True})
+        return replace(cast(Foreseen, super()._made(name, key, blocks)), invented=True)
 
 
 @flags.checked

@@ -222,7 +222,7 @@ def main() -> int:
         threads = None if options.scheduler else profile.threads or workers.threads_of(int(options.workers))
         with _cluster(options) as client:
             workers.wait_for_one(client)
-            print(f"dashboard: {workers.dashboard(client)}", file=sys.stderr)
+            print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
             pool = Pool(client, store)
             try:
                 opener = Opener(options.profile, options.revision, options.trust_remote_code, store)

@@ -223,25 +223,31 @@ class Pool:
 
     def _loop(self) -> None:
         with Store(self.store_path) as self._store:
-            renewed = looked = time.monotonic()
-            while True:
-                with suppress(queue.Empty):
-                    event, *arguments = self._events.get(timeout=TICK)
-                    if event == "close":
-                        return
-                    try:
-                        getattr(self, f"_on_{event}")(*arguments)
-                    except Exception as error:  # such as a store that cannot be written
-                        self._give_up(error)
-                now = time.monotonic()
-                if now - looked > TICK:
-                    looked = now
-                    self._look()
-                if now - renewed > RENEW:
-                    renewed = now
-                    for task in list(self._running.values()):
-                        self._claim(task)
-                self._hand_out()
+            self._renewed = self._looked = time.monotonic()
+            going = True
+            while going:
+                try:
+                    going = self._turn()
+                except Exception as error:  # such as a store that cannot be written
+                    self._give_up(error)
+
+    def _turn(self) -> bool:
+        """Takes note of what has happened, looks at what does not report itself, hands out orders; False at the end."""
+        with suppress(queue.Empty):
+            event, *arguments = self._events.get(timeout=TICK)
+            if event == "close":
+                return False
+            getattr(self, f"_on_{event}")(*arguments)
+        now = time.monotonic()
+        if now - self._looked > TICK:
+            self._looked = now
+            self._look()
+        if now - self._renewed > RENEW:
+            self._renewed = now
+            for task in self._running.values():
+                self._claim(task)
+        self._hand_out()
+        return True
 
     def _on_expect(self, block_tokens: int) -> None:
         self._bar.total = max(self._bar.total or 0, self._bar.n + block_tokens)
@@ -315,11 +321,11 @@ class Pool:
 
     def _transfer(self, task: Task, address: str, name: str, work: Callable[[], None]) -> None:
         """Sends a worker what it lacks, once, and hands the task out anew."""
-        if (address, name) not in self._transfers:
-            self._transfers[address, name] = self._helpers.submit(work)
+        known = address, name
+        if known not in self._transfers:
+            self._transfers[known] = self._helpers.submit(work)
 
         def after(future: Any) -> None:
-            self._transfers.pop((address, name), None)
             error = future.exception()
             if isinstance(error, OSError) and error.errno is not None:  # of a disk, there or here
                 error = StudyError(f"{name} cannot be sent to worker {address}: {error.strerror}")
@@ -329,8 +335,13 @@ class Pool:
                 self._events.put(("lost", task))
             else:
                 self._events.put(("again", task))
+            self._events.put(("transferred", known, future))
 
-        self._transfers[address, name].add_done_callback(after)
+        self._transfers[known].add_done_callback(after)
+
+    def _on_transferred(self, known: tuple[str, str], transfer: Any) -> None:
+        if self._transfers.get(known) is transfer:
+            del self._transfers[known]
 
     def _on_failed(self, task: Task, error: StudyError) -> None:
         self._finish(task, error=error)

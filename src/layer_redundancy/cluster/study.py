@@ -92,9 +92,13 @@ class Sent(Study):
         """A worker's own study of the same model is what it becomes there."""
         return worker.opened, (self._spec(),)
 
+    @property
+    def _on_disk(self) -> ModelIdentity:
+        """The model whose weights are read: this one, or that which it is made of in memory."""
+        return next((one.identity for one in (self.healing, self.making) if one is not None), self.identity)
+
     def _spec(self) -> Spec:
-        base = next((one.identity for one in (self.healing, self.making) if one is not None), self.identity)
-        trained = None
+        base, trained = self._on_disk, None
         if self.healing is not None and self.healing.recipe.method != "nf4":
             folder = cache.made_folder("healed", self.healing.settings)
             trained = Place(folder=str(folder), name=folder.name) if folder.is_dir() else None
@@ -147,8 +151,7 @@ class Sent(Study):
     def _base(self, of_method: bool = True) -> str:
         """What models have in common that may share as much, and run as fast."""
         made = self.making.method if self.making is not None and of_method else ""
-        base = next((one.identity for one in (self.healing, self.making) if one is not None), self.identity)
-        return f"{base.fingerprint} {made}"
+        return f"{self._on_disk.fingerprint} {made}"
 
     def _result_task(
         self, key: Key, compute: Callable[[], Result], work: Callable[[], Sequence[Work]] = lambda: ()
@@ -371,7 +374,7 @@ class DistributedStudy(Sent):
                 alike_up_to=of.alike_up_to,
             ),
         )
-        digests = [s.digest for s in part.sequences]
+        digests = [s.digest for s in part.arranged.sequences]
         producers = {
             variants.name(v): sweep.producer(sweep.key(self.identity, v, one.measurement, way), way)
             for v in piece.variants

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dask
-import psutil
 from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.security import Security
 from distributed.utils import get_mp_context
 
 from layer_redundancy.config import cluster
-from layer_redundancy.core import devices, doors
+from layer_redundancy.core import devices, doors, processes
 from layer_redundancy.core.errors import StudyError
 
 logger = logging.getLogger(__name__)
@@ -109,9 +108,7 @@ def local(workers: int, memory_limit: int | None = None) -> Iterator[Client]:
 
 def threads_of(workers: int) -> int:
     """Threads of the processor of each of so many workers of this machine."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = min(usable, psutil.cpu_count(logical=False) or usable)
-    return max(1, cores // workers)
+    return max(1, processes.cores() // workers)
 
 
 def _gpus(workers: int) -> list[str]:
@@ -152,8 +149,3 @@ def wait_for_one(client: Client, seconds: float = WAIT) -> None:
         raise StudyError(
             f"the scheduler {client.scheduler.address} has no workers: start some with `dask worker` (docs/clusters.md)"
         ) from error
-
-
-def dashboard(client: Client) -> str:
-    """Where the cluster's dashboard is."""
-    return client.dashboard_link

@@ -15,6 +15,12 @@ def this() -> str:
     return _named(os.getpid())
 
 
+def cores() -> int:
+    """Cores that this process may use; two threads of one core count as one."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, psutil.cpu_count(logical=False) or usable)
+
+
 @cache
 def _named(pid: int) -> str:  # by the number: a fork is another process
     return f"{platform.node()} {psutil.Process(pid).create_time():.2f} {pid}"

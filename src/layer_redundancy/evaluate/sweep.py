@@ -32,7 +32,7 @@ from layer_redundancy.evaluate.batches import ArrangedSequences, arrange
 from layer_redundancy.evaluate.changes import Apply, Prepare
 from layer_redundancy.evaluate.prefixes import shared_prefixes
 from layer_redundancy.evaluate.ragged_batches import batch_of
-from layer_redundancy.evaluate.scoring import Measurement, ScoredSequence
+from layer_redundancy.evaluate.scoring import Measurement
 from layer_redundancy.evaluate.sweep_estimate import Missing
 from layer_redundancy.evaluate.trie import depth_first, num_block_runs, trie
 from layer_redundancy.models import architectures, rotary, throughput
@@ -239,18 +239,6 @@ class Part:
 
     name: str
     arranged: ArrangedSequences
-    data: str = ""
-    settings: str = "{}"
-    version: int = 1
-
-    @property
-    def sequences(self) -> Sequence[ScoredSequence]:
-        """The sequences, in the order in which they run."""
-        return self.arranged.sequences
-
-    def result(self, outputs: Sequence[Outputs]) -> Result:
-        """None: it takes the whole measurement's outputs to make one."""
-        raise NotImplementedError(f"{self.name}: a part of a measurement has no result")
 
 
 @flags.checked
@@ -281,11 +269,12 @@ def run_part(
     """
     with Store(Path(IN_MEMORY)) as store:
         run_by = compiled_blocks.compiled(stack) if compiled else stack
-        lacking = Lacking(part, compiled, {v: key(identity, v, part, compiled) for v in variants})
-        running = _MeasurementRun(_Shared(identity, run_by, store, batch_tokens, apply), lacking, part.arranged)
+        shared = _Shared(identity, run_by, store, batch_tokens, apply)
+        producers = {v: Producer(identity.fingerprint, name(v), compiled) for v in variants}
+        running = _Batches(shared, part.name, part.arranged, producers, {v: {} for v in variants})
         with tqdm(disable=True) as bar:
             try:
-                running.run_batches(bar)
+                running.run(bar)
             except StudyError as error:
                 return running.outputs, error
     return running.outputs, None
@@ -312,9 +301,9 @@ class Lacking:
     keys: dict[Variant, Key]
     outputs: dict[Variant, dict[bytes, Outputs]] = field(default_factory=dict)
 
-    def missing(self, arranged: ArrangedSequences, places: "Places | None" = None) -> Missing:
-        """What is left to run, of all sequences or of a batch."""
-        return _missing(arranged, list(self.keys), self.outputs, places)
+    def missing(self, arranged: ArrangedSequences) -> Missing:
+        """What is left to run."""
+        return _missing(arranged, list(self.keys), self.outputs)
 
     def made(self, identity: ModelIdentity, store: Store) -> dict[Variant, Result]:
         """The results for which the store has all outputs; they are stored and no longer lacking."""
@@ -355,10 +344,11 @@ def _run(
     ran: list[Missing] = []
     with tqdm(total=total, unit="block-token", unit_scale=True, disable=not progress, mininterval=1.0) as bar:
         for one in runs:
-            bar.set_description(one.measurement.name)
+            bar.set_description(one.name)
             one.read_store()  # what an earlier one of these sequences has left there
             ran.append(one.missing())
-            found[one.measurement.name] = one.run(bar)
+            one.run(bar)
+            found[one.name] = one.results()
     amounts = sweep_estimate.amounts(ran)
     del amounts["head_tokens_naive"]
     store.log_sweep(
@@ -412,8 +402,15 @@ def _missing(
     return Missing(arranged, [([low + k for k in gaps.places(part)], chosen) for part, chosen in parts])
 
 
-class _MeasurementRun:
-    """One measurement on the variants that lack something of it: what its batches share, and how far they are.
+class _Batches:
+    """Batches of sequences on the variants that lack something of them: what they share, and how far they are.
+
+    Args:
+        shared: what measurements of a sweep share.
+        name: the measurement's, for messages.
+        arranged: the sequences.
+        producers: the variants, and what makes their outputs.
+        outputs: of each variant what there is.
 
     Attributes:
         variants: these variants.
@@ -424,32 +421,26 @@ class _MeasurementRun:
 
     bar: tqdm
 
-    def __init__(self, shared: _Shared, lacking: Lacking, arranged: ArrangedSequences):
-        self.shared, self.measurement, self.arranged = shared, lacking.measurement, arranged
-        self.variants = list(lacking.keys)
-        self.compiled = isinstance(shared.stack, CompiledStack)
-        self.keys = {v: key(shared.identity, v, self.measurement, self.compiled) for v in self.variants}
-        self.producers = {v: producer(of, self.compiled) for v, of in self.keys.items()}
+    def __init__(
+        self,
+        shared: _Shared,
+        name: str,
+        arranged: ArrangedSequences,
+        producers: dict[Variant, Producer],
+        outputs: dict[Variant, dict[bytes, Outputs]],
+    ):
+        self.shared, self.name, self.arranged = shared, name, arranged
+        self.variants, self.producers, self.outputs = list(producers), producers, outputs
         self.digests = [arranged.sequences[i].digest for i in arranged.order]
-        self.outputs = {v: lacking.outputs.get(v, {}) for v in self.variants}
         self.batch_tokens = sweep_estimate.fitting_batch(shared.stack, trie(self.variants), shared.batch_tokens)
-        self._digest = hashlib.sha256(" ".join(sorted(map(name, self.variants))).encode()).hexdigest()[:16]
+        names = sorted(producer.variant for producer in producers.values())
+        self._digest = hashlib.sha256(" ".join(names).encode()).hexdigest()[:16]
 
     def missing(self, places: Places | None = None) -> Missing:
         """What is left to run, of all sequences or of a batch."""
         return _missing(self.arranged, self.variants, self.outputs, places)
 
-    def run(self, bar: tqdm) -> dict[Variant, Result]:
-        """Runs every batch, and stores the results."""
-        self.run_batches(bar)
-        results = {}
-        for v in self.variants:
-            outputs = self.outputs[v]
-            results[v] = self.measurement.result([outputs[digest] for digest in _digests(self.measurement)])
-            self.shared.store.put(self.keys[v], self.shared.identity.name, results[v])
-        return results
-
-    def run_batches(self, bar: tqdm) -> None:
+    def run(self, bar: tqdm) -> None:
         """Runs every batch, first those that no other process is at.
 
         Where others are at all that is left, it runs beside them what they do for other variants, and waits for those
@@ -506,7 +497,7 @@ class _MeasurementRun:
     def _waiting(self, pending: Sequence[Places]) -> str:
         """For whom the last batches wait."""
         whom = self.shared.store.claimant(self._claim_names(pending[0])[1])
-        return f"{self.measurement.name}: waiting for {whom}"
+        return f"{self.name}: waiting for {whom}"
 
     def _claim_names(self, places: Places) -> tuple[str, str]:
         """Names of what a process claims: the batch that begins with this sequence, and the same for its variants."""
@@ -526,7 +517,7 @@ class _MeasurementRun:
                 _BatchRun(self, places, part, variants).run()
         except (MemoryError, RuntimeError) as e:
             length = len(self.arranged.sequences[self.arranged.order[low]].input_ids)
-            middle = low + halved(high - low, e, f"{self.measurement.name}: one sequence of {length} tokens")
+            middle = low + halved(high - low, e, f"{self.name}: one sequence of {length} tokens")
             return [(low, middle), (middle, high)]
         else:
             return []
@@ -535,10 +526,29 @@ class _MeasurementRun:
                 self.shared.store.release(name)
 
 
+class _MeasurementRun(_Batches):
+    """One measurement on the variants that lack something of it."""
+
+    def __init__(self, shared: _Shared, lacking: Lacking, arranged: ArrangedSequences):
+        self.measurement, compiled = lacking.measurement, isinstance(shared.stack, CompiledStack)
+        self.keys = {v: key(shared.identity, v, self.measurement, compiled) for v in lacking.keys}
+        producers = {v: producer(of, compiled) for v, of in self.keys.items()}
+        outputs = {v: lacking.outputs.get(v, {}) for v in self.keys}
+        super().__init__(shared, self.measurement.name, arranged, producers, outputs)
+
+    def results(self) -> dict[Variant, Result]:
+        """The results of a run, which are stored."""
+        found, digests = {}, list(_digests(self.measurement))
+        for v, of in self.keys.items():
+            found[v] = self.measurement.result([self.outputs[v][digest] for digest in digests])
+            self.shared.store.put(of, self.shared.identity.name, found[v])
+        return found
+
+
 class _BatchRun:
     """Some sequences of a batch on the variants that lack them; outputs go to the measurement's and to the store."""
 
-    def __init__(self, measuring: _MeasurementRun, places: Places, chosen: Sequence[int], variants: Sequence[Variant]):
+    def __init__(self, measuring: _Batches, places: Places, chosen: Sequence[int], variants: Sequence[Variant]):
         self._measuring, self._places, self._variants = measuring, places, variants
         arranged = measuring.arranged
         sequences = [arranged.sequences[arranged.order[k]] for k in chosen]
@@ -607,5 +617,5 @@ class _BatchRun:
         measuring.shared.store.put_outputs(fresh)
         self._kept = time.monotonic()
         if refused:
-            what = f"{measuring.measurement.name}, {describe(len(measuring.shared.stack), refused[0])}"
+            what = f"{measuring.name}, {describe(len(measuring.shared.stack), refused[0])}"
             raise StudyError(f"{what}: logits are NaN or infinite; use dtype float32 or check the weights")

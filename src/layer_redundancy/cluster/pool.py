@@ -460,15 +460,11 @@ class Pool:
         if self._held and self._store.changed():
             for task in [one for one in self._held if one.there(self._store)]:
                 self._held.remove(task)
-                self._bar.update(task.block_tokens)
-                self._finish(task)
+                self._done_elsewhere(task)
         for task in list(self._held):
             if self._claim(task):
                 self._held.remove(task)
-                if task.there(self._store):  # finished between two looks
-                    self._finish(task)
-                else:
-                    heapq.heappush(self._waiting, task)
+                heapq.heappush(self._waiting, task)
         self._help_the_slow()
 
     _resources: dict[str, int] | None = None
@@ -514,12 +510,18 @@ class Pool:
                 self._follow(task, same)
             elif not self._claim(task):
                 self._held.append(task)
+            elif task.there(self._store):  # another driver has finished it since it was asked for
+                self._done_elsewhere(task)
             else:
                 # With a worker that has the model, of those that have least to do.
                 address = min(load, key=lambda one: (load[one], self._ranks_at.get(one) != task.rank))
                 load[address] += 1
                 self._ranks_at[address] = task.rank
                 self._submit(task, address)
+
+    def _done_elsewhere(self, task: Task) -> None:
+        self._bar.update(task.block_tokens)
+        self._finish(task)
 
     def _follow(self, task: Task, same: Task) -> None:
         """Lets a task end with another of its key."""

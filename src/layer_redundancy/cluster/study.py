@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -397,8 +398,8 @@ class DistributedStudy(Sent):
         )
 
     def continuations(self, chosen: Sequence[Variant], lengths: PromptLengths) -> dict[Variant, Result]:
-        def read(study: Study, variant: Variant) -> None:
-            Study.continuations(study, [variant], lengths)
+        def read(variant: Variant) -> None:
+            Study.continuations(self, [variant], lengths)
 
         def ask(some: Sequence[Variant], **given: Any) -> None:
             self._each(
@@ -417,8 +418,8 @@ class DistributedStudy(Sent):
     def generative_task(
         self, budget: TaskBudget, chosen: Sequence[Variant], run_generated_code: bool = False
     ) -> dict[Variant, Result]:
-        def read(study: Study, variant: Variant) -> None:
-            Study.generative_task(study, budget, [variant], run_generated_code=run_generated_code)
+        def read(variant: Variant) -> None:
+            Study.generative_task(self, budget, [variant], run_generated_code=run_generated_code)
 
         self._each(
             variants.plan(self.num_blocks, chosen),
@@ -433,7 +434,7 @@ class DistributedStudy(Sent):
     def _each(
         self,
         chosen: Sequence[Variant],
-        read: Callable[[Study, Variant], None],
+        read: Callable[[Variant], None],
         act: Callable[[Variant], Callable[[], Any]],
         what: str,
         settings: str,
@@ -444,7 +445,7 @@ class DistributedStudy(Sent):
 
         Args:
             chosen: the variants.
-            read: reads it from the store of a study; raises NotStored where it lacks it.
+            read: reads it from the store; raises NotStored where it lacks it.
             act: what a worker does for a variant.
             what, settings: name it.
             work: what it takes.
@@ -452,7 +453,8 @@ class DistributedStudy(Sent):
         """
         tasks = []
         for variant in chosen:
-            if self._is_there(read, variant, self.store):
+            with suppress(NotStored):
+                read(variant)
                 continue
             tokens = sum(one.block_tokens for one in work(variant))
             key = [what, self.identity.fingerprint, variants.name(variant), settings, repr(self.profile.text)]
@@ -464,17 +466,9 @@ class DistributedStudy(Sent):
                 seconds=self._seconds(tokens),
                 block_tokens=tokens,
                 claims=[json.dumps(key)],
-                there=partial(self._is_there, read, variant),
             )
             tasks.append(task)
         self.pool.run(tasks)
-
-    def _is_there(self, read: Callable[[Study, Variant], None], variant: Variant, store: Store) -> bool:
-        try:
-            read(replace(self, store=store), variant)
-        except NotStored:
-            return False
-        return True
 
 
 def _placed(text: TokenBlocks) -> TextPlace:

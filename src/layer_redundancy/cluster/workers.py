@@ -76,6 +76,8 @@ def local(workers: int, memory_limit: int | None = None) -> Iterator[Client]:
     threads = threads_of(workers)
     dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
     dask.config.set({"distributed.scheduler.allowed-failures": 1000})
+    # It looks a hundred times a second where a worker's Python is, for a page of the dashboard that says little here.
+    dask.config.set({"distributed.worker.profile.enabled": False})
     get_mp_context().set_forkserver_preload(list(PRELOAD))
     with tempfile.TemporaryDirectory(prefix="layer-redundancy-workers-") as folder:
         specs = {}

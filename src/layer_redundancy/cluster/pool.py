@@ -35,7 +35,8 @@ from layer_redundancy.core.wording import counted
 
 logger = logging.getLogger(__name__)
 
-TICK = 0.2  # seconds between two looks at what does not report itself
+TICK = 0.2  # seconds after which the pool's thread goes on although nothing has happened
+LOOK = 1.0  # seconds between two looks at what does not report itself
 RENEW = 15.0  # seconds after which claims are renewed
 AHEAD = 2  # orders that a worker has or is about to get
 TRIES = 20  # times that an order is handed out anew after its worker was lost
@@ -223,7 +224,7 @@ class Pool:
 
     def _loop(self) -> None:
         with Store(self.store_path) as self._store:
-            self._renewed = self._looked = time.monotonic()
+            self._renewed, self._looked = time.monotonic(), -LOOK
             going = True
             while going:
                 try:
@@ -239,7 +240,7 @@ class Pool:
                 return False
             getattr(self, f"_on_{event}")(*arguments)
         now = time.monotonic()
-        if now - self._looked > TICK:
+        if now - self._looked > LOOK:
             self._looked = now
             self._look()
         if now - self._renewed > RENEW:

@@ -26,6 +26,14 @@ PRELOAD = (
     "transformers.models.llama.modeling_llama",
 )
 
+# How often Dask looks at itself, for pages of the dashboard that say little here: every 10, 20 and 500 ms in each
+# process otherwise, which is a percent or two of a small machine.
+QUIET = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "2s",
+}
+
 
 @contextlib.contextmanager
 def connected(address: str, trust_network: bool = False) -> Iterator[Client]:
@@ -76,8 +84,7 @@ def local(workers: int, memory_limit: int | None = None) -> Iterator[Client]:
     threads = threads_of(workers)
     dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
     dask.config.set({"distributed.scheduler.allowed-failures": 1000})
-    # It looks a hundred times a second where a worker's Python is, for a page of the dashboard that says little here.
-    dask.config.set({"distributed.worker.profile.enabled": False})
+    dask.config.set(QUIET)
     get_mp_context().set_forkserver_preload(list(PRELOAD))
     with tempfile.TemporaryDirectory(prefix="layer-redundancy-workers-") as folder:
         specs = {}

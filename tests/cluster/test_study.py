@@ -8,6 +8,7 @@ import pytest
 
 from cluster import cases
 from cluster.processes import Cluster
+from layer_redundancy.cluster import pool as of_pool
 from layer_redundancy.cluster.pool import Pool
 from layer_redundancy.cluster.study import DistributedStudy
 from layer_redundancy.core.store import Store
@@ -85,3 +86,13 @@ def test_experiments_that_ask_for_the_same_at_once_have_it_done_once(folder, poo
         lacking = sweep.from_store(again.identity, chosen, [whole], again.store)[1]
         tasks = again._tasks(lacking, None)
     assert once == sum(task.block_tokens for task in tasks)
+
+
+def test_workers_are_asked_of_the_scheduler_itself(folder, pool, tmp_path, remarks, monkeypatch):
+    """The client keeps a copy of what is known of them, and now and then one that names none."""
+    monkeypatch.setattr(pool.client, "scheduler_info", lambda **_: {"workers": {}})
+    monkeypatch.setattr(of_pool, "LOOK", 0.01)
+    with pool.lock:
+        study = cases.on_cluster(cases.study(folder, tmp_path / "store"), pool)
+        study.sweep(cases.every(study.num_blocks), [cases.text()])
+    assert len(pool.workers) == 2 and "was lost" not in remarks()

@@ -437,7 +437,8 @@ class Pool:
         if self._scheduler_gone():
             return
         try:
-            known = self.client.scheduler_info(n_workers=-1)["workers"]
+            # Not `scheduler_info`: what that returns another thread of the client may just have replaced, without workers.
+            known = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
         except Exception:
             return
         with_gpu = {address: one for address, one in known.items() if one.get("resources", {}).get("GPU")}

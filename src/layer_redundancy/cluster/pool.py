@@ -437,7 +437,7 @@ class Pool:
         if self._scheduler_gone():
             return
         try:
-            # Not `scheduler_info`: what that returns another thread of the client may just have replaced, without workers.
+            # Not `scheduler_info`: another thread of the client may just have replaced what that returns, by none.
             known = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
         except Exception:
             return

@@ -341,7 +341,8 @@ def main(
     caption = (
         f"Simulated, not run: the paper profile's notebooks on each model, bfloat16, {GPU_BYTES / 1e9:.0f} GB a GPU. "
         f"Rates of Llama-2-7B's shape measured on one {measured.device}; other shapes at as many operations a second. "
-        f"Pieces of about a minute, {seconds:.2g} s of overhead each; weights are read at {DISK_RATE / 1e9:g} GB a second"
+        f"Pieces of about a minute, {seconds:.2g} s of overhead each; "
+        f"weights are read at {DISK_RATE / 1e9:g} GB a second"
     )
     saving.save(time_by_gpus(rows), rows, out, "scaling", caption)
     shown = rows[["model", "plan", "gpus", "pieces", "seconds", "efficiency", "lost", "chain_seconds", "limit"]]

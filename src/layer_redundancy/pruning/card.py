@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from layer_redundancy.config import sources
-from layer_redundancy.config.profiles import EMBEDDED_MODEL, EMBEDDED_RWKV
 from layer_redundancy.methods import registry
-from layer_redundancy.models import smollm2
+from layer_redundancy.models import embedded
 from layer_redundancy.study import Study
 
 UNKNOWN = "not named"
-HUB_IDS = {EMBEDDED_MODEL: "HuggingFaceTB/SmolLM2-135M-Instruct"}  # where what comes with a package comes from
 # Licences by the identifiers that the hub knows; others are "other", with their name beside it.
 IDENTIFIERS = (
     "apache-2.0",
@@ -29,10 +27,8 @@ IDENTIFIERS = (
 def licence(study: Study) -> str:
     """The licence of a study's model, as its publisher names it; "not named" where nothing is known of it."""
     model = study.profile.model
-    if model == EMBEDDED_MODEL:
-        return smollm2.MODEL_LICENSE
-    if model == EMBEDDED_RWKV:
-        return "MIT"
+    if model in embedded.MODELS:
+        return embedded.MODELS[model].licence
     if model in sources.MODELS:
         return sources.MODELS[model].licence
     return _of_card(study.identity.source, study.identity.hub_revision) or UNKNOWN
@@ -64,9 +60,10 @@ def text(found: Mapping[str, Any]) -> str:
     from huggingface_hub import ModelCardData
 
     base, named = found["base_model"], found["base_licence"]
+    ours = embedded.MODELS.get(base, embedded.Embedded())
     known = named.lower() in IDENTIFIERS
     head = ModelCardData(
-        base_model=None if Path(base).exists() else HUB_IDS.get(base, base),
+        base_model=None if Path(base).exists() else ours.hub_id or base,
         library_name="transformers",
         pipeline_tag="text-generation",
         license=named.lower() if known else "other",
@@ -109,6 +106,7 @@ def text(found: Mapping[str, Any]) -> str:
         if named != UNKNOWN
         else "That of the base model, which names none where it was read: look for it before you pass this on."
     ]
+    lines += ["", ours.terms] if ours.terms else []
     return f"---\n{head.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,58 @@
+"""The models that need no hub, by the names that profiles have for them: where each comes from, under which licence."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from layer_redundancy.config import profiles
+from layer_redundancy.core import paths
+from layer_redundancy.models import gemma3, smollm2
+
+MIT = "MIT"  # of the models that were trained for this study, as of the study
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A model that comes with the study, or with packages.
+
+    Attributes:
+        module: fetches and converts what comes with packages; None for a model that comes with the study.
+        licence: its licence, as its publisher names it.
+        hub_id: the same model on the hub; "" where it is not there.
+        terms: what is to be known before it is fetched; "" for a licence that asks nothing of who uses it.
+        megabytes: what is downloaded (10^6 bytes).
+        converted_megabytes: what the converted copy takes on disk.
+    """
+
+    module: ModuleType | None = None
+    licence: str = MIT
+    hub_id: str = ""
+    terms: str = ""
+    megabytes: float = 0.0
+    converted_megabytes: float = 0.0
+
+
+MODELS = {
+    profiles.EMBEDDED_MODEL: Embedded(
+        smollm2, smollm2.MODEL_LICENSE, smollm2.HUB_ID, "", smollm2.MEGABYTES, smollm2.CONVERTED_MEGABYTES
+    ),
+    profiles.EMBEDDED_GEMMA: Embedded(
+        gemma3, gemma3.MODEL_LICENSE, gemma3.HUB_ID, gemma3.TERMS, gemma3.MEGABYTES, gemma3.CONVERTED_MEGABYTES
+    ),
+} | {name: Embedded() for name in profiles.TRAINED_HERE}
+
+
+def folder(name: str) -> Path:
+    """The checkpoint folder of an embedded model, fetched and converted if it is not there.
+
+    Raises:
+        StudyError: it cannot be.
+    """
+    module = MODELS[name].module
+    return paths.MODELS / name if module is None else module.folder()
+
+
+def is_here(name: str) -> bool:
+    """Whether nothing would have to be fetched or converted."""
+    module = MODELS[name].module
+    return module is None or module.is_here()

@@ -13,6 +13,7 @@ $(if $(wildcard src/layer_redundancy),,$(error the study is not in this folder: 
 PROFILE ?= embedded## what to run: embedded (laptop, no hub), smoke (seconds), paper (one 80 GB GPU), or your own file
 DEVICE ?=## cpu, cuda or auto (a GPU where there is one) instead of the profile's
 MODEL ?=## hub id or local folder to study instead of the profile's model
+MODELS ?=## study several models and compare them: "smollm2 gemma3-270m", or hub ids and folders
 REVISION ?=## hub revision of MODEL
 TRUST_REMOTE_CODE ?=## yes or no: run code that comes with MODEL, or with a task of your own
 PARAMS ?=## values for the notebooks' own parameters: "limit=20 export_to='a folder'"
@@ -31,7 +32,7 @@ help: ## show this
 
 # --- What the user gives ---------------------------------------------------------------------------------------------
 
-OURS := PROFILE DEVICE MODEL REVISION TRUST_REMOTE_CODE PARAMS WORKERS SCHEDULER TRUST_NETWORK NOTEBOOKS VENV PYTHON
+OURS := PROFILE DEVICE MODEL MODELS REVISION TRUST_REMOTE_CODE PARAMS WORKERS SCHEDULER TRUST_NETWORK NOTEBOOKS VENV PYTHON
 # On the command line, but none of ours: a slip of the pen, or meant for the environment.
 OTHERS := $(strip $(foreach name,$(filter-out $(OURS),$(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),$(name))))
 GIVEN := $(foreach name,$(OURS),$(if $(findstring command line,$(origin $(name))),$(name)))
@@ -98,9 +99,13 @@ export JUPYTER_PREFER_ENV_PATH := 1
 ifneq ($(DEVICE),)
 export LAYER_REDUNDANCY_DEVICE := $(DEVICE)
 endif
+ifneq ($(MODELS),)
+export LAYER_REDUNDANCY_MODELS := $(MODELS)
+endif
 
 # The embedded model and its texts come from packages: looking for news on a hub would only need a network.
-OFFLINE := $(if $(MODEL)$(filter-out smoke embedded,$(PROFILE)),,HF_HUB_OFFLINE=1)
+EMBEDDED := smollm2 smollm2-135m-instruct gemma3-270m rwkv5-6.6m llama-6.6m
+OFFLINE := $(if $(MODEL)$(filter-out $(EMBEDDED),$(MODELS))$(filter-out smoke embedded,$(PROFILE)),,HF_HUB_OFFLINE=1)
 # Whatever speaks to the user: its messages name variables of make. Without a shell between, that make's own end reaches
 # it too.
 SPEAKING := LAYER_REDUNDANCY_DOOR=make
@@ -115,7 +120,7 @@ figures: ## execute the notebooks; their figures and tables go to figures/<PROFI
 # What these goals would not look at.
 unused = $(if $(filter $(1),$(MAKECMDGOALS)),$(if $(filter $(2),$(GIVEN)),$(error make $(firstword $(filter $(1),\
   $(MAKECMDGOALS))) does not know $(firstword $(filter $(2),$(GIVEN)))=: leave it out, or use make figures)))
-$(call unused,smoke rehearse test,PROFILE)$(call unused,rehearse,MODEL REVISION PARAMS)$(call unused,expect,NOTEBOOKS PARAMS)
+$(call unused,smoke rehearse test,PROFILE)$(call unused,smoke test expect,MODELS)$(call unused,rehearse,MODEL MODELS REVISION PARAMS)$(call unused,expect,NOTEBOOKS PARAMS)
 $(call unused,smoke rehearse test verify expect prefetch,WORKERS SCHEDULER TRUST_NETWORK)$(call unused,plan,SCHEDULER TRUST_NETWORK)
 
 # Whatever runs or plans notebooks: variables are checked, and the folder of the run is asked for, before a minute is
@@ -137,7 +142,7 @@ ASKED := $(call answered,run)
 RUNS := $(foreach run,$(ASKED),data/runs/$(firstword $(subst :, ,$(run))).ipynb)
 CODE := $(shell find src/layer_redundancy -type f ! -name "*.pyc" ! -path "* *" 2>/dev/null)
 # What the run should have given, where that is known: the profile's own model and parameters.
-EXPECTED := $(if $(PARAMS),,$(wildcard data/expected/$(call answered,folder)))
+EXPECTED := $(if $(PARAMS),,$(if $(filter data/runs/$(call answered,folder)/%,$(RUNS)),$(wildcard data/expected/$(call answered,folder))))
 # Figures were made also where another processor gives other numbers.
 NO_FAIL = --no-fail
 # Deleted figures are drawn again, although the executed notebooks are there.

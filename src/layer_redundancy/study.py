@@ -78,6 +78,7 @@ class Study:
         calibration_blocks: the calibration text is the first so many blocks of the inputs'; None for all.
         calibration_text: the calibration text, in the place of the inputs'; None for theirs.
         measures: whether what the store lacks is measured; else the study is read from the store alone.
+        beside: the models that its figures show, for their captions; empty for its own alone.
     """
 
     profile: Profile
@@ -90,6 +91,7 @@ class Study:
     calibration_blocks: int | None = None
     calibration_text: TokenBlocks | None = None
     measures: bool = True
+    beside: tuple[ModelIdentity, ...] = ()
 
     @classmethod
     @flags.checked
@@ -857,8 +859,11 @@ class Study:
 
     def caption(self, *parts: str) -> str:
         """A figure's caption: the model, then what belongs to this figure."""
-        model = f"{self.identity.name} ({self.identity.revision}; {self.profile.dtype}, {self.num_blocks} blocks)"
-        return ". ".join([model, *map(str, parts)]) + "."
+        shown = [
+            f"{one.name} ({one.revision}; {self.profile.dtype}, {one.num_hidden_layers} blocks)"
+            for one in self.beside or (self.identity,)
+        ]
+        return ". ".join([" and ".join(shown), *map(str, parts)]) + "."
 
     def calibration_note(self) -> str:
         """The calibration text in a caption."""

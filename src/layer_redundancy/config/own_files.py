@@ -44,6 +44,17 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def absolute_model(model: str) -> str:
+    """A local folder or file by its absolute path, since a notebook's kernel starts elsewhere; other names as they are.
+
+    A relative path starts at the working directory or, if nothing is there, at the project's root.
+    """
+    for path in (place(model), paths.ROOT / model):
+        if model and is_there(path) and (path.is_dir() or path.is_file()):
+            return str(path.resolve())
+    return model
+
+
 def _found(name: str, folder: Path | None) -> Path | None:
     """The file or folder of that name, absolute; None where there is none."""
     for base in (folder, paths.ROOT):

@@ -11,9 +11,10 @@ Standard library only: the Makefile asks for a profile before there is an enviro
 import difflib
 import hashlib
 import os
+import shlex
 import tomllib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from math import ceil
@@ -47,6 +48,11 @@ EMBEDDED_GEMMA = "gemma3-270m"  # inside five wheels, under terms of its own: st
 EMBEDDED_RWKV = "rwkv5-6.6m"  # the RWKV-5 in data/models, trained for this study
 TRAINED_HERE = (EMBEDDED_RWKV,)
 EMBEDDED = (EMBEDDED_MODEL, EMBEDDED_GEMMA, *TRAINED_HERE)  # models that need no hub
+SHORT = {"smollm2": EMBEDDED_MODEL}  # what may be written for a model where several are named
+ACROSS = "14"  # number of the notebook that compares models
+BEFORE_ACROSS = ("01", "02", "03", "04")  # notebooks of each of these whose measurements it compares
+# Keys that are the same for all models of a profile.
+OF_RUN = ("name", "model", "own_model", "revision", "further", "models", "max_items", "device", "seed")
 KEPT = ("bench",)  # folders below figures/ that are committed and no profile's
 LONGEST_NAME = 200  # bytes; file systems take 255, and there is more in the names of tables and figures
 NOTHING = ("all", "auto", "none")  # how a file writes None, which TOML does not have
@@ -172,12 +178,16 @@ class FurtherModel:
     """Another model of a profile, with the notebooks whose figures and tables the paper has of it.
 
     Attributes:
-        model: hub id.
+        model: hub id, or an embedded name.
         notebooks: numbers of these notebooks.
+        asked: whether it is studied only where it is named (MODELS=, or the profile's key `models`).
+        changes: what of the profile is otherwise for this model, as in a file that extends it.
     """
 
     model: Annotated[str, given()]
     notebooks: tuple[Annotated[str, Check(lambda value: value.isdigit() and len(value) == 2, "two digits")], ...]
+    asked: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -190,6 +200,8 @@ class Profile:
         own_model: the profile's own model, where `model` is the user's.
         revision: hub revision (branch, tag or commit); None for a local model or the hub's default.
         further: models that are studied after it, each in a folder below the profile's.
+        models: the models that are studied and compared; empty for the profile's own and those further ones that are
+            studied unasked.
         dtype: weights' and activations' dtype ("float32", "bfloat16", "float16"); statistics are float32 or wider.
         device: "cpu", "cuda", or "auto" (cuda where there is one).
         threads: threads of the processor that torch computes on; None ("auto") for as many as it takes by itself. They
@@ -224,6 +236,7 @@ class Profile:
     own_model: Annotated[str, NotInFiles("set model")] = ""
     revision: str | None = None
     further: tuple[FurtherModel, ...] = ()
+    models: tuple[Annotated[str, given()], ...] = ()
     dtype: Annotated[str, one_of("float32", "bfloat16", "float16")] = "float32"
     device: Annotated[str, one_of(*device_names.CHOICES)] = "cpu"
     # OpenMP ends the program where it is given more threads than a system has.
@@ -250,6 +263,20 @@ class Profile:
     def is_own_model(self) -> bool:
         """Whether `model` is the profile's own, and not the user's or a further one."""
         return self.model == self.own_model
+
+    @property
+    def studied(self) -> dict[str, tuple[str, ...] | None]:
+        """The models that are studied, each with the numbers of its notebooks; None for all of them.
+
+        The notebook that compares them is none of theirs.
+        """
+        further = {one.model: one.notebooks for one in self.further}
+        named = self.models or (self.own_model, *(one.model for one in self.further if not one.asked))
+        return {name: None if name == self.own_model else further.get(name, BEFORE_ACROSS) for name in named}
+
+    def declares(self, model: str) -> bool:
+        """Whether a model is the profile's own or a further one, whose figures lie in the profile's folder."""
+        return model == self.own_model or any(model == one.model for one in self.further)
 
     def budget(self, kind: type[B]) -> B:
         """The budget of one experiment: its class's defaults with what the profile says.
@@ -516,6 +543,18 @@ def _checked_file(file: Path, table: Mapping[str, Any]) -> dict[str, Any]:
             if one in table and isinstance(reason, NotInFiles):
                 instead = reason.instead or f"give {doors.setting(reason.setting, True)}"
                 raise place.at(one).error(f"is not set in a file: {instead}")
+    found = _checked_table(table, place)
+    of_models = []
+    for number, one in enumerate(found.get("further", ())):
+        below = replace(place.at("further").at(number).at("changes"), partial=True)
+        if fixed := [name for name in one.changes if name in OF_RUN]:
+            raise below.at(fixed[0]).error("is the same for all models of a profile")
+        of_models.append(replace(one, changes=_checked_table(one.changes, below)))
+    return found | {"further": tuple(of_models)} if of_models else found
+
+
+def _checked_table(table: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    """A profile's values in their types, those of the budgets too."""
     found = checked(Profile, table, place)
     classes, below = _budget_classes(), place.at("budgets")
     for name, values in found.get("budgets", {}).items():
@@ -592,7 +631,9 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 @flags.checked
-def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bool = False) -> Profile:
+def get(
+    name: str, *, model: str = "", revision: str = "", trust_remote_code: bool = False, models: Sequence[str] = ()
+) -> Profile:
     """The profile of that name, with the user's own model put in its place if one is given.
 
     Args:
@@ -600,8 +641,10 @@ def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bo
         model: hub id, local folder or the embedded name; "" keeps the profile's.
         revision: hub revision of `model`; "" for the one that is pinned in `sources`, or the hub's default.
         trust_remote_code: run code that comes with the model, or with a task of the user's own.
+        models: the models that are studied and compared; none keeps the profile's.
 
-    The variable LAYER_REDUNDANCY_DEVICE (make's DEVICE) names another device than the profile's.
+    The variable LAYER_REDUNDANCY_DEVICE (make's DEVICE) names another device than the profile's, and
+    LAYER_REDUNDANCY_MODELS (make's MODELS) other models to study and compare.
 
     Raises:
         StudyError: unknown profile or device, or a revision without a model.
@@ -612,8 +655,43 @@ def get(name: str, *, model: str = "", revision: str = "", trust_remote_code: bo
     if model in ("", profile.model):
         model, revision = profile.model, revision or profile.revision or ""
     revision = revision or sources.pinned(model) or ""
-    chosen = replace(profile, model=model, revision=revision or None)
+    models = tuple(models) or named_models(os.environ.get("LAYER_REDUNDANCY_MODELS", "")) or profile.models
+    chosen = replace(profile, models=models)
+    chosen = replace(for_model(chosen, model), revision=revision or None)
     return on_users_device(trusting(chosen, trust_remote_code))
+
+
+def for_model(profile: Profile, model: str) -> Profile:
+    """A profile with another model, and what it says is otherwise for that one."""
+    changes = {name: value for one in profile.further if one.model == model for name, value in one.changes.items()}
+    for name, value in changes.items():
+        old = getattr(profile, name)
+        if is_dataclass(old) and not isinstance(old, type):
+            changes[name] = replace(old, **value)
+        elif isinstance(old, Mapping):
+            changes[name] = _merged(old, value)
+    return replace(profile, model=model, **limited_tasks(changes, profile.max_items))
+
+
+def limited_tasks(changes: Mapping[str, Any], max_items: int | None) -> dict[str, Any]:
+    """Changes of a profile with at most so many items of each task in them."""
+    return {name: limited(value, max_items) if name == "tasks" else value for name, value in changes.items()}
+
+
+def named_models(text: str) -> tuple[str, ...]:
+    """The models in a text such as `smollm2 gemma3-270m 'a folder'`, quoted as for a shell, each once.
+
+    Raises:
+        StudyError: a quote that is not closed; a single model.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise StudyError(f"{doors.setting('models')} {text!r}: {error}") from None
+    found = tuple(dict.fromkeys(own_files.absolute_model(SHORT.get(word, word)) for word in words))
+    if len(found) == 1:
+        raise StudyError(f"{doors.setting('models')} names several models with spaces between them, not {found[0]!r}")
+    return found
 
 
 @flags.checked
@@ -635,7 +713,7 @@ def on_users_device(profile: Profile) -> Profile:
 
 def with_model(profile: Profile, model: str) -> Profile:
     """A profile with another model beside the user's or its own; code that comes with that one is not run."""
-    return replace(profile, model=model, revision=sources.pinned(model), trust_remote_code=False)
+    return replace(for_model(profile, model), revision=sources.pinned(model), trust_remote_code=False)
 
 
 def artifact_folder(profile: Profile) -> str:
@@ -646,9 +724,16 @@ def artifact_folder(profile: Profile) -> str:
     """
     if profile.is_own_model:
         return profile.name
-    if any(profile.model == further.model for further in profile.further):
+    if profile.declares(profile.model):
         return f"{profile.name}/{slug(profile.model)}"
     return _short(f"{profile.name}-{slug(profile.model)}", f"{profile.name}/{profile.model}")
+
+
+def across_folder(profile: Profile) -> str:
+    """Name of the folder of what compares the models that are studied: the profile's, where it declares all of them."""
+    if all(map(profile.declares, profile.studied)):
+        return profile.name
+    return _short(f"{profile.name}-{'+'.join(map(slug, profile.studied))}", f"{profile.name}/{profile.models}")
 
 
 def slug(model: str) -> str:

@@ -13,12 +13,13 @@ import difflib
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from layer_redundancy.config import cluster, own_files, parameters, profiles
 from layer_redundancy.config.notebooks import chosen_notebooks, number
+from layer_redundancy.config.own_files import absolute_model
 from layer_redundancy.config.profiles import Profile
 from layer_redundancy.core import device_names, paths
 from layer_redundancy.core.errors import StudyError
@@ -28,6 +29,7 @@ VARIABLES = (
     "PROFILE",
     "DEVICE",
     "MODEL",
+    "MODELS",
     "REVISION",
     "TRUST_REMOTE_CODE",
     "PARAMS",
@@ -39,17 +41,6 @@ VARIABLES = (
     "PYTHON",
 )
 NEAR = 0.75  # how like a name must be to be taken for a slip of the pen; the highest is 1
-
-
-def absolute_model(model: str) -> str:
-    """A local folder or file by its absolute path, since a notebook's kernel starts elsewhere; other names as they are.
-
-    A relative path starts at the working directory or, if nothing is there, at the project's root.
-    """
-    for path in (own_files.place(model), paths.ROOT / model):
-        if model and own_files.is_there(path) and (path.is_dir() or path.is_file()):
-            return str(path.resolve())
-    return model
 
 
 def placed(values: Mapping[str, Any], model: str = "") -> dict[str, Any]:
@@ -103,7 +94,8 @@ def answer(given: Mapping[str, str]) -> Iterator[str]:
 
     `folder=NAME`, that of the profile with the user's model; `run=FOLDER/NOTEBOOK:DIGEST` of each notebook that is run,
     with a text that changes when something does that decides its results and that make does not see; and
-    `of=FOLDER:MODEL` of each further model, with %20 for a space.
+    `of=FOLDER:MODEL` of each further model, with %20 for a space. The notebook that compares models comes last, and
+    only where there are two at least.
 
     Args:
         given: make's variables; those that are missing are empty.
@@ -128,14 +120,21 @@ def answer(given: Mapping[str, str]) -> Iterator[str]:
     if not notebooks:
         raise StudyError(f"no notebooks in {paths.NOTEBOOKS.name}/")
     model = absolute_model(value["MODEL"])
-    if model and not Path(model).is_absolute() and (model.startswith((".", "~")) or model.count("/") > 1):
-        raise StudyError(f"MODEL={model}: no such folder or file")
-    if Path(model).is_absolute() and not own_files.is_there(Path(model)):
-        raise StudyError(f"MODEL={model}: no such folder or file")
-    chosen = profiles.get(value["PROFILE"], model=model, revision=value["REVISION"])
+    _check_there("MODEL", model)
+    models = profiles.named_models(value["MODELS"])
+    for one in models:
+        _check_there("MODELS", one)
+    if model and models:
+        raise StudyError("MODEL= is one model in the profile's place, MODELS= are several: give one of the two")
+    chosen = profiles.get(value["PROFILE"], model=model, revision=value["REVISION"], models=models)
     taken = parameters.by_notebook(value["PARAMS"], notebooks)
     trusted = value["TRUST_REMOTE_CODE"] == "yes"
     decides = (profiles.digest(value["PROFILE"]), chosen.revision, trusted)
+    studied = {} if model else chosen.studied
+    across = [notebook for notebook in notebooks if number(notebook) == profiles.ACROSS]
+    if len(studied) < 2 and across == notebooks:
+        raise StudyError(f'{across[0].stem} compares models: name two or more of them, MODELS="smollm2 gemma3-270m"')
+    notebooks = [notebook for notebook in notebooks if notebook not in across]
 
     def run(folder: str, notebook: Path, model: str) -> str:
         if odd := [c for c in notebook.stem if not (c.isalnum() or c in "-._")]:
@@ -149,12 +148,25 @@ def answer(given: Mapping[str, str]) -> Iterator[str]:
 
     folder = profiles.artifact_folder(chosen)
     yield f"folder={folder}"
-    yield from (run(folder, notebook, model) for notebook in notebooks)
-    for further in chosen.further if not model else ():
-        own = [notebook for notebook in notebooks if number(notebook) in further.notebooks]
-        beside = f"{folder}/{profiles.slug(further.model)}"
-        yield from (run(beside, notebook, absolute_model(further.model)) for notebook in own)
-        yield f"of={beside}:{further.model.replace('%', '%25').replace(' ', '%20')}"
+    if model or chosen.own_model in studied:
+        yield from (run(folder, notebook, model) for notebook in notebooks)
+    for other, its in studied.items():
+        if other == chosen.own_model:
+            continue
+        own = [notebook for notebook in notebooks if its is None or number(notebook) in its]
+        beside = profiles.artifact_folder(replace(chosen, model=absolute_model(other)))
+        yield from (run(beside, notebook, absolute_model(other)) for notebook in own)
+        yield f"of={beside}:{other.replace('%', '%25').replace(' ', '%20')}"
+    if len(studied) > 1:
+        whole = profiles.across_folder(chosen)
+        yield from (run(whole, notebook, " ".join(studied)) for notebook in across)
+
+
+def _check_there(variable: str, model: str) -> None:
+    """Raises StudyError for a path of a model where nothing is."""
+    is_path = model.startswith((".", "~")) or model.count("/") > 1
+    if model and ((Path(model).is_absolute() and not own_files.is_there(Path(model))) or (is_path and model[0] != "/")):
+        raise StudyError(f"{variable}={model}: no such folder or file")
 
 
 def main(*words: str) -> None:

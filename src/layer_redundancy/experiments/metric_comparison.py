@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
-from layer_redundancy.config.checks import Count
+from layer_redundancy.config.checks import Count, Whole
 from layer_redundancy.core import stats, verdicts
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.variants import Variant
@@ -51,12 +51,12 @@ class Budget:
     Attributes:
         evaluation_blocks: number of first blocks of the profile's evaluation text that are used.
         calibration_resamples: resamples of the calibration text whose removal orders are evaluated too; many give the
-            same, which is measured once.
+            same, which is measured once. With none, intervals are over evaluation text alone.
         depth_step: losses are measured at every depth_step-th number of removed blocks.
     """
 
     evaluation_blocks: Count = 128
-    calibration_resamples: Count = 20
+    calibration_resamples: Whole = 20
     depth_step: Count = 1
 
 
@@ -156,7 +156,7 @@ def gaps(study: Study, found: Measured) -> pd.DataFrame:
             def gap(curves: Curves, name: str = group[0], place: int = place) -> float:
                 return float(curves[name][place] - curves["greedy"][place])
 
-            losses = [curves[group[0]][place] for curves in draws.of_calibration]
+            losses = [curves[group[0]][place] for curves in draws.of_calibration or [draws.whole]]
             value, low, high = draws.interval(gap)
             rows.append(
                 {
@@ -199,13 +199,19 @@ class _Draws:
     def interval(self, figure: Callable[[Curves], float]) -> tuple[float, float, float]:
         """A figure of the mean curves, and the ends of its 95 % interval."""
         value = figure(self.whole)
-        kinds = [[figure(curves) for curves in kind] for kind in (self.of_calibration, self.of_text)]
-        return value, *stats.interval_over_kinds(value, list(map(np.array, kinds)), self.units)
+        kinds = [np.array([figure(curves) for curves in kind]) for kind, _ in self._kinds]
+        return value, *stats.interval_over_kinds(value, kinds, [units for _, units in self._kinds])
 
     def judged(self, statements: Callable[[Curves], list[Statement]]) -> pd.DataFrame:
         """What `verdicts.verdicts` decides about statements on mean curves."""
-        kinds = [[statements(curves) for curves in kind] for kind in (self.of_calibration, self.of_text)]
-        return verdicts.judged_draws(statements(self.whole), kinds, self.units)
+        kinds = [[statements(curves) for curves in kind] for kind, _ in self._kinds]
+        return verdicts.judged_draws(statements(self.whole), kinds, [units for _, units in self._kinds])
+
+    @property
+    def _kinds(self) -> list[tuple[list[Curves], int]]:
+        """Resamples of each kind of unit, and how many units: of evaluation text alone where no other was redrawn."""
+        draws: list[list[Curves]] = [[*self.of_calibration], [*self.of_text]]
+        return [(of, units) for of, units in zip(draws, self.units, strict=True) if of]
 
 
 def capabilities(study: Study, found: Measured) -> pd.DataFrame:

@@ -229,7 +229,9 @@ def claim(study: Study, found: Measured) -> pd.DataFrame:
     return verdicts.verdicts(parts, PRIMARY)
 
 
-def depth_claim(costs: np.ndarray, resamples: int, seed: int, on: str) -> pd.DataFrame:
+def depth_claim(
+    costs: np.ndarray, resamples: int, seed: int, on: str, matter: tuple[float, float] = (CRITICAL, MATTERS)
+) -> pd.DataFrame:
     """Does ShortGPT's reading of figure 3 hold: middle-to-late blocks redundant, the first and the last critical?
 
     Args:
@@ -237,6 +239,7 @@ def depth_claim(costs: np.ndarray, resamples: int, seed: int, on: str) -> pd.Dat
         resamples: bootstrap resamples of the N.
         seed: seed of the resampling.
         on: the measurement.
+        matter: how much above the median is critical, and what matters between others, in the unit of the costs.
 
     Returns:
         Statements for `verdicts.verdicts`. "Middle to late" are the blocks from a third of the depth on, without the
@@ -246,11 +249,11 @@ def depth_claim(costs: np.ndarray, resamples: int, seed: int, on: str) -> pd.Dat
 
     def statements(cost: np.ndarray) -> list[Statement]:
         middle, early = middle_to_late(len(cost)), early_blocks(len(cost))
-        out = [*_critical("first", cost, CRITICAL), *_critical("last", cost, CRITICAL)]
+        out = [*_critical("first", cost, matter[0]), *_critical("last", cost, matter[0])]
         if len(middle) and len(early):
             name = "the median middle-to-late block costs less than the median early one"
             ends = float(np.median(cost[middle])), float(np.median(cost[early]))
-            out.append(Statement(name, *ends, "below", MATTERS))
+            out.append(Statement(name, *ends, "below", matter[1]))
         return out
 
     return verdicts.judge(statements, costs, resamples, seed, on)

@@ -19,6 +19,7 @@ class Embedded:
         module: fetches and converts what comes with packages; None for a model that comes with the study.
         licence: its licence, as its publisher names it.
         hub_id: the same model on the hub; "" where it is not there.
+        form: what was done to its weights, for captions that set it beside others.
         terms: what is to be known before it is fetched; "" for a licence that asks nothing of who uses it.
         megabytes: what is downloaded (10^6 bytes).
         converted_megabytes: what the converted copy takes on disk.
@@ -27,6 +28,7 @@ class Embedded:
     module: ModuleType | None = None
     licence: str = MIT
     hub_id: str = ""
+    form: str = ""
     terms: str = ""
     megabytes: float = 0.0
     converted_megabytes: float = 0.0
@@ -34,12 +36,24 @@ class Embedded:
 
 MODELS = {
     profiles.EMBEDDED_MODEL: Embedded(
-        smollm2, smollm2.MODEL_LICENSE, smollm2.HUB_ID, "", smollm2.MEGABYTES, smollm2.CONVERTED_MEGABYTES
+        smollm2,
+        smollm2.MODEL_LICENSE,
+        smollm2.HUB_ID,
+        "instruct, from 4-bit weights (Q4_1)",
+        "",
+        smollm2.MEGABYTES,
+        smollm2.CONVERTED_MEGABYTES,
     ),
     profiles.EMBEDDED_GEMMA: Embedded(
-        gemma3, gemma3.MODEL_LICENSE, gemma3.HUB_ID, gemma3.TERMS, gemma3.MEGABYTES, gemma3.CONVERTED_MEGABYTES
+        gemma3,
+        gemma3.MODEL_LICENSE,
+        gemma3.HUB_ID,
+        "base, from weights of 4 to 8 bits (Q4_K_M)",
+        gemma3.TERMS,
+        gemma3.MEGABYTES,
+        gemma3.CONVERTED_MEGABYTES,
     ),
-} | {name: Embedded() for name in profiles.TRAINED_HERE}
+} | {name: Embedded(form="trained here on 10 MB of text") for name in profiles.TRAINED_HERE}
 
 
 def folder(name: str) -> Path:

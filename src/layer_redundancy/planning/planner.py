@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from layer_redundancy.config import own_files, profiles, sources
-from layer_redundancy.config.profiles import Profile, TaskBudget
+from layer_redundancy.config.profiles import ACROSS, Profile, TaskBudget
 from layer_redundancy.config.sources import Amount
 from layer_redundancy.core import flags
 from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
@@ -64,7 +64,8 @@ class Planner:
 
     def study(self, model: str, profile: Profile | None = None, ledger: Ledger | None = None) -> DryStudy:
         """A dry study of a model: the profile's own or a further one, or the one beside it on its own profile."""
-        profile = profile or replace(self.profile, model=model, revision=counts.revision(self.profile, model))
+        changed = self.profile if model == self.profile.model else profiles.for_model(self.profile, model)
+        profile = profile or replace(changed, model=model, revision=counts.revision(self.profile, model))
         config = config_of(model, profile.revision, profile.trust_remote_code)
         identity = checkpoints.identity_of(
             config, profile, model, profile.revision or "", f"{model}@{profile.revision}"
@@ -90,8 +91,10 @@ class Planner:
 
     def models(self) -> dict[str, tuple[str, ...]]:
         """The models that the profile's notebooks run on, each with the numbers of those that it has."""
-        further = self.profile.further if self.profile.is_own_model else ()
-        return {self.profile.model: registry.numbers()} | {one.model: one.notebooks for one in further}
+        every = tuple(one for one in registry.numbers() if one != ACROSS or len(self.profile.studied) > 1)
+        if not self.profile.is_own_model:
+            return {self.profile.model: every}
+        return {model: every if of is None else of for model, of in self.profile.studied.items()}
 
     def pages(self, model: str, notebooks: Sequence[str]) -> Iterator[tuple[str, DryStudy]]:
         """A notebook's number and its dry study, whose ledger lists what the notebook asks for.

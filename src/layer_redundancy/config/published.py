@@ -47,9 +47,9 @@ def influence() -> pd.DataFrame:
 def windows() -> pd.DataFrame:
     """MMLU accuracy without a window of neighbouring blocks, by its place.
 
-    The source's labels count blocks from 0: its three-block window 30 to 32 and its two-block window 30 to 31 of a model
-    of 32 blocks, whose last is 31, have the same accuracy to the last digit in each of its models. A window said to end
-    at 32 is therefore a block shorter than it says.
+    The source's labels count blocks from 0: its three-block window 30 to 32 and its two-block window 30 to 31 of a
+    model of 32 blocks, whose last is 31, have the same accuracy to the last digit in each of its models. A window said
+    to end at 32 is therefore a block shorter than it says.
 
     Returns:
         A row a (model, window): model, num_layers, length (as the source says), first_printed, last_printed, mmlu (0 to

@@ -348,7 +348,7 @@ def _cheaper(cost: np.ndarray, model: str, resamples: int, seed: int) -> pd.Data
         return pd.DataFrame()
 
     def statement(share: float) -> list[Statement]:
-        return [Statement(CHEAPER, share, 0.5, "above", OFTEN)]
+        return [Statement(CHEAPER, round(share, 12), 0.5, "above", OFTEN)]  # where all pairs agree, all draws do
 
     draws = [
         [statement(share) for share in stats.bootstrap_means(wins.mean(1), resamples, seed)],

@@ -66,7 +66,8 @@ def removals(table: pd.DataFrame, worst: float = 10.0) -> Figure:
         cost, ours = part["cost"].to_numpy(float), bool(part["ours"].iloc[0])
         _points(panel, part["depth"], np.where(cost > worst, np.nan, cost), ours)
         beyond = part["depth"][cost > worst]
-        panel.plot(beyond, [worst] * len(beyond), ls="", marker="^", color=VERMILLION, ms=6, clip_on=False)
+        if len(beyond):  # an empty line that is not clipped lies nowhere, and the layout with it
+            panel.plot(beyond, [worst] * len(beyond), ls="", marker="^", color=VERMILLION, ms=6, clip_on=False)
         panel.axhline(0, color=GREY, lw=0.9, zorder=1)
         panel.axhline(CRITICAL, color=GREY, lw=0.9, ls=":", zorder=1, gid="critical")
         panel.set_title(f"{model}\n{len(part)} blocks", size=8.5)
@@ -76,7 +77,7 @@ def removals(table: pd.DataFrame, worst: float = 10.0) -> Figure:
         panel.set_yticks([-LINEAR_TO, 0, LINEAR_TO, 0.5, 2, worst])
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_locator(NullLocator())
-    figure.supylabel("loss above that without the median inner block (nats a token)", size=10)
+    figure.supylabel("loss above the median inner block's (nats a token)", size=10)
     _legend(
         figure,
         Line2D([], [], ls="", marker="^", color=VERMILLION, label=f"more than {worst:g}"),

@@ -44,7 +44,7 @@ context: Any = multiprocessing.get_context("fork" if FORKS else "spawn")
 
 # The order in which several at a time end soonest on the embedded profile: those that train and quantize take longest,
 # and beside the longest run, one after the other, those that sweep the same texts and take over each other's results.
-ORDER = ("13", "11", "04", "02", "03", "08", "12", "10", "07", "05", "06", "09", "01")
+ORDER = ("13", "11", "04", "02", "03", "08", "12", "10", "07", "05", "06", "09", "01", "15")
 SEVERAL = {2: 2, 8: 4}  # from so many cores on, so many notebooks at a time
 KERNELS = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.debugger", "pdb")  # what every kernel imports
 # What the study's notebooks import later on, when they load a model.

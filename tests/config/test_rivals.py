@@ -1,4 +1,4 @@
-"""What others measured on Llama-2-7B is as its sources print it, and what contradicts what is found."""
+"""What others measured of pruning methods is as its sources print it, and what contradicts what is found."""
 
 import itertools
 
@@ -47,8 +47,8 @@ PRINTED = {
 }
 
 
-def rivals():
-    rows = paper_tables.table("rivals")
+def rivals(model="Llama-2-7B"):
+    rows = paper_tables.table("rivals").query("model == @model")
     return rows.assign(by=rows["copied_from"].fillna(rows["source"]))
 
 
@@ -184,3 +184,52 @@ def test_the_dense_model_says_what_settings_alone_do():
 def test_another_share_takes_the_numbers_nearest_to_it(share, values):
     words = side_by_side(share=share)["values"][("slice_gpt", WIKITEXT)].split(" | ")
     assert {float(part.split(" ")[0]) for part in words} == {*values, 30.74}
+
+
+# ------------------------------------------------------------------------------------------ other models
+
+# (model, method, metric, who measured) -> values, typed from the sources.
+OTHERS = {
+    ("Llama-2-13B", "shortgpt", WIKITEXT, BLOCK_PRUNER): [20.06],
+    ("Llama-2-13B", "shortgpt", WIKITEXT, TRSP): [6.79],
+    ("Llama-2-13B", "sleb", C4, SLEB): [9.42],
+    ("Llama-2-13B", "slice_gpt", C4, SLEB): [22.90, 29.86, 38.43],
+    ("Llama-3-8B", "shortgpt", WIKITEXT, LINEAR_PATCH): [57.76],
+    ("Llama-3-8B", "shortgpt", WIKITEXT, "nyunAI/PruneGPT"): [83.23],
+    ("Llama-3-8B", "sleb", WIKITEXT, LINEAR_PATCH): [13.12],
+    ("Llama-3-8B", "dense", WIKITEXT, TRSP): [5.76],
+}
+
+
+@pytest.mark.parametrize("key", OTHERS, ids=" ".join)
+def test_numbers_of_other_models_are_the_printed_ones(key):
+    rows = rivals(key[0]).set_index(["method", "metric", "by"]).sort_index()
+    assert sorted(rows.loc[[key[1:]], "value"]) == OTHERS[key]
+
+
+def test_rows_of_other_models_are_complete():
+    rows = paper_tables.table("rivals")
+    assert set(rows["model"]) == {"Llama-2-7B", "Llama-2-13B", "Llama-3-8B"}
+    assert not rows.duplicated(["model", "method", "metric", "share", "source", "copied_from", "setting"]).any()
+    assert rows["commit"].dropna().str.fullmatch("[0-9a-f]{40}").all()
+    others = rows[rows["model"] != "Llama-2-7B"]
+    assert others["share"].isin([0, 20, 21.52, 21.875, 24.37, 25, 30]).all()
+
+
+def test_each_value_that_has_others_beside_it_says_what_sets_it_apart():
+    rows = paper_tables.table("rivals")
+    of_three = rows["method"].isin(["dense", "shortgpt", "sleb", "slice_gpt"]) & rows["metric"].isin([WIKITEXT, C4])
+    assert rows.loc[~of_three, "apart"].isna().all()
+    kinds = rows["apart"].dropna().str.partition(":")[0]
+    assert set(kinds) == {"the others' value", "explained", "unexplained"}
+    for key, part in rows[of_three].groupby(["model", "method", "metric"]):
+        if len(part) > 1:
+            assert part["apart"].notna().all() and (part["apart"] == "the others' value").any(), key
+        else:
+            assert part["apart"].isna().all(), key
+
+
+def test_a_source_that_cannot_stand_beside_others_is_found_in_every_model():
+    for model in ("Llama-2-7B", "Llama-3-8B"):
+        found = side_by_side(model=model).loc[("shortgpt", WIKITEXT)]
+        assert found["impossible"] != ""

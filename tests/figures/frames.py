@@ -14,6 +14,7 @@ from layer_redundancy.figures import (
     metric_comparison,
     prompt_tuning,
     prune_ratio,
+    published,
     quantization,
     rivals,
     rwkv_redundancy,
@@ -508,8 +509,51 @@ FIGURES = {
     "rivals_at_ratio": lambda n: rivals.at_ratio(*rival_frames(), RIVALS),
     "rivals_by_share": lambda n: rivals.by_share(rival_shares_frame(), RIVALS),
     "rivals_runs": lambda n: rivals.runs(rival_runs_frame(n)),
+    "published_removals": lambda n: published.removals(published_frame(n)),
+    "published_influence": lambda n: published.influence(published_frame(n)),
+    "published_windows": lambda n: published.windows(published_windows_frame()),
+    "published_overlap": lambda n: published.overlap(published_overlap_frames(), 8),
     "influence_by_precision": lambda n: quantization.influence_by_precision(precision_frame(n)),
 }
+
+
+def _published_frames(n: int) -> list[pd.DataFrame]:
+    block = np.arange(n)
+    cost = np.where(block == 0, np.inf, 4.0 * (block / n - 0.5) ** 2 - 0.1)
+    states = np.where(block == n - 1, "after the final norm", "before the final norm")
+    rows = pd.DataFrame({"depth": 100 * (block + 0.5) / n, "cost": cost, "states": states, "measure": "1 - cosine"})
+    rows["relative"] = 0.4 + 6 * (block / n - 0.6) ** 2
+    names = [f"A-long-name-of-7B-Instruct-{i}" for i in range(8)]
+    parts = [rows.assign(model=name, source="somebody/something", ours=False) for name in names]
+    mine = rows.assign(cost=rows["cost"].clip(upper=3), states="before the final norm", source="measured here")
+    return [*parts, mine.assign(model="this model", ours=True)]
+
+
+def published_frame(n: int) -> pd.DataFrame:
+    """Notebook 15: losses and scores of nine models by depth, one of them measured here."""
+    return pd.concat(_published_frames(n), ignore_index=True)
+
+
+def published_windows_frame() -> pd.DataFrame:
+    """MMLU without windows at six places, of three lengths in three models; the last windows are shorter."""
+    rows = [
+        (model, length, 15.0 * place + 10, 0.3 + 0.04 * place + 0.01 * length, place < 5)
+        for model in ("one", "two", "three")
+        for length in (2, 3, 5)
+        for place in range(6)
+    ]
+    table = pd.DataFrame(rows, columns=["model", "length", "depth", "mmlu", "whole"])
+    return table.assign(low=table["mmlu"] - 0.01, high=table["mmlu"] + 0.01)
+
+
+def published_overlap_frames() -> dict[str, pd.DataFrame]:
+    """Shared blocks of the first eight, of six and of five papers."""
+    found = {}
+    for model, papers in (("one", 6), ("two", 5)):
+        names = [f"Somebody and others 2024 (A Name): method {i}" for i in range(papers)]
+        place = np.arange(papers)
+        found[model] = pd.DataFrame(8.0 - np.abs(place[:, None] - place), index=names, columns=names)
+    return found
 
 
 def drawn_boxes(figure: plt.Figure) -> tuple[list, object]:

@@ -12,7 +12,7 @@ from layer_redundancy.core.paths import PAPER
 TABLES = (
     "table1", "table2", "table3", "table4", "text", "rwkv", "unreasonable_transitions", "unreasonable_settings",
     "reassessing_selections", "reassessing_recipes", "reassessing_cost", "why_lift_accuracy", "why_lift_size", "claims",
-    "rivals",
+    "rivals", "published_removals", "published_influence", "published_windows", "published_orders",
 )  # fmt: skip
 
 # Table 1 spells models without the hyphen that tables 2 and 4 print; one spelling makes the tables joinable.
@@ -181,13 +181,14 @@ def share_removed() -> float:
     return float(1 - layers["ShortGPT"] / layers["Baseline"])
 
 
-def sources_of_methods(share: float = 100 * 7 / 32) -> pd.DataFrame:
-    """What different sources measured of one method on Llama-2-7B at about the same share; first who disagree most.
+def sources_of_methods(share: float = 100 * 7 / 32, model: str = "Llama-2-7B") -> pd.DataFrame:
+    """What different sources measured of one method on a model at about the same share; first who disagree most.
 
     Of each source and setting the number whose share is nearest to `share` is taken.
 
     Args:
         share: percent removed; by default that of 7 of 32 blocks, which most sources have.
+        model: one of table "rivals".
 
     Returns:
         A row a method and metric, of table "rivals":
@@ -203,6 +204,7 @@ def sources_of_methods(share: float = 100 * 7 / 32) -> pd.DataFrame:
         The rows of "dense" say how far settings alone lead apart (least, most); their ratio is 1.
     """
     rows = table("rivals")
+    rows = rows[rows["model"] == model].copy()
     rows["by"] = rows["copied_from"].fillna(rows["source"])
     found = []
     for (method, metric), part in rows.groupby(["method", "metric"], sort=False):

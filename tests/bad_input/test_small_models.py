@@ -120,7 +120,7 @@ def test_accuracy_beside_perplexity_needs_a_task(plan, number):
     assert "the smoke profile has no task" in refusal(lambda: registry.by_number(number).measure(one))
 
 
-@pytest.mark.parametrize("number", ["05", "06", "07", "09", "10", "11", "13"])
+@pytest.mark.parametrize("number", ["05", "06", "07", "09", "10", "11", "13", "15"])
 def test_what_needs_no_task_is_measured_without_one(plan, number):
     assert registry.by_number(number).measure(plan(3).with_profile(tasks=())) is not None
 
@@ -154,6 +154,8 @@ def test_what_needs_no_task_is_measured_without_one(plan, number):
         pytest.param("11", 3, [], id="11 on three blocks has nothing to remark"),
         pytest.param("12", 1, ["the whole model of 1 block is tuned, and no part of it"], id="12 on one tunes all"),
         pytest.param("12", 2, [], id="12 on two blocks has nothing to remark"),
+        pytest.param("15", 1, [SINGLE], id="15 on one block has activations alone"),
+        pytest.param("15", 2, [], id="15 on two blocks has nothing to remark"),
     ],
 )
 def test_what_a_small_model_cannot_tell_is_said(plan, remarks, number, blocks, said):

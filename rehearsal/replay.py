@@ -54,8 +54,9 @@ def table(profile: Profile, store: Store) -> pd.DataFrame:
     """Block-tokens by notebook, summed over models; columns as `make plan` names them."""
     planner = Replay(profile, store=store)
     rows = []
-    for model, notebooks in planner.models().items():
-        for number, study in planner.pages(model, notebooks):
+    before = Ledger()
+    for model, notebooks in planner.runs():
+        for number, study in planner.pages(model, notebooks, before):
             totals = {
                 column: sum(one.block_tokens for one in study.ledger.of(kind))
                 for column, kind in (

@@ -51,6 +51,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def runs(notebooks: Sequence[str]) -> list[list[tuple[str, Path]]]:
     """What is run: for each model of the profile, (model, notebook) in order; "" for the profile's own model.
 
+    Last, and when all others have run, comes the notebook that compares them.
+
     Args:
         notebooks: numbers of the notebooks; all if empty.
     """
@@ -58,8 +60,10 @@ def runs(notebooks: Sequence[str]) -> list[list[tuple[str, Path]]]:
     files = {path.name[:2]: path for path in sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))}
     if unknown := set(notebooks) - set(files):
         raise StudyError(f"no notebook {' '.join(sorted(unknown))}: choose from {' '.join(files)}")
-    chosen = {"": tuple(files)} | {further.model: further.notebooks for further in profile.further}
-    wanted = [[(model, files[n]) for n in own if not notebooks or n in notebooks] for model, own in chosen.items()]
+    own_notebooks = tuple(number for number in files if number != profiles.ACROSS)
+    chosen = [("", own_notebooks), *((further.model, further.notebooks) for further in profile.further)]
+    chosen.append(("", (profiles.ACROSS,)))
+    wanted = [[(model, files[n]) for n in own if not notebooks or n in notebooks] for model, own in chosen]
     return [of_model for of_model in wanted if of_model]
 
 
@@ -175,10 +179,12 @@ def rehearse(notebooks: Sequence[str] = (), folder: Path = FOLDER) -> pd.DataFra
         _call("cli", "plan", PROFILE, "--alone", "--notebooks", " ".join(notebooks), environment=_with_gptq(online))
     planned = pd.read_csv(folder / "data" / "results" / "plan-rehearsal.csv", dtype={"notebook": str})
     # Longest first, two models at a time: each has its own folder, and they share nothing in the store.
-    todo.sort(key=len, reverse=True)
-    with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-        for done in [pool.submit(_run, of_model, folder) for of_model in todo]:
-            done.result()
+    last = [of_model for of_model in todo if of_model[0][1].name.startswith(profiles.ACROSS)]
+    first = sorted((of_model for of_model in todo if of_model not in last), key=len, reverse=True)
+    for together in (first, last):
+        with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+            for done in [pool.submit(_run, of_model, folder) for of_model in together]:
+                done.result()
     for model, notebook in (run for of_model in todo for run in of_model):
         figures = folder / "figures" / profiles.artifact_folder(profiles.get(PROFILE, model=model))
         if not _output(model, notebook, folder).is_file() or not any(figures.glob("*.png")):

@@ -65,7 +65,7 @@ class Download:
 def needs(profile: Profile) -> dict[str, Needs]:
     """What each model of a profile reads: its experiments run dry, and what they ask for is written down."""
     planner = Planner(profile, count=lambda model, budget: ANY_AMOUNT)
-    for model, notebooks in planner.models().items():
+    for model, notebooks in planner.runs():
         for _ in planner.pages(model, notebooks):
             pass
     return planner.needs

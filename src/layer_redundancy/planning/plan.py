@@ -202,12 +202,13 @@ def _pages(
         fits=lambda model, training: speed_of(model).training_bytes(training) <= FITS * there,
         count=lambda model, budget: count_here(profile, model, budget),
     )
-    for model, own in planner.models().items():
+    before = Ledger()
+    for model, own in planner.runs():
         wanted = [n for n in own if n in notebooks]
         if not wanted:
             continue
         # All of them, since a later one is spared what an earlier one stores.
-        for number, study in planner.pages(model, wanted if alone else own):
+        for number, study in planner.pages(model, wanted if alone else own, before):
             if number in wanted:
                 page = study.ledger
                 for name in {model, *page.loads, *(name for name, _ in page.work)}:

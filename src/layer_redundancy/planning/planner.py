@@ -91,19 +91,28 @@ class Planner:
 
     def models(self) -> dict[str, tuple[str, ...]]:
         """The models that the profile's notebooks run on, each with the numbers of those that it has."""
-        every = tuple(one for one in registry.numbers() if one != ACROSS or len(self.profile.studied) > 1)
+        every = tuple(one for one in registry.numbers() if one != ACROSS)
         if not self.profile.is_own_model:
             return {self.profile.model: every}
         return {model: every if of is None else of for model, of in self.profile.studied.items()}
 
-    def pages(self, model: str, notebooks: Sequence[str]) -> Iterator[tuple[str, DryStudy]]:
+    def runs(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """A model and the numbers of notebooks that run on it, in order: last the notebook that compares models."""
+        yield from self.models().items()
+        if self.profile.is_own_model and len(self.profile.studied) > 1:
+            yield self.profile.model, (ACROSS,)
+
+    def pages(
+        self, model: str, notebooks: Sequence[str], after: Ledger | None = None
+    ) -> Iterator[tuple[str, DryStudy]]:
         """A notebook's number and its dry study, whose ledger lists what the notebook asks for.
 
         Args:
             model: one of `models`.
             notebooks: numbers of the notebooks, in order; each is spared what those before it have stored.
+            after: what notebooks of other models before them have stored.
         """
-        study = self.study(model)
+        study = self.study(model, ledger=after)
         page = study.ledger
         for number in notebooks:
             page = page.page()

@@ -264,7 +264,7 @@ test-architectures: $(READY) ## try every architecture that transformers has, an
 	$(PYTEST) --every-architecture tests/architectures
 
 # In one process: two of these models at once take more memory than a laptop has to spare.
-test-gemma: $(READY) ## compare Gemma-3-270m with llama.cpp on the same file; downloads and converts it if it is not there
+test-gemma: $(READY) ## compare Gemma-3-270m with llama.cpp on the same file; downloads and converts it if it is not there (two minutes on two cores)
 	$(PY) -m pytest --gemma tests/models/test_gemma3_whole.py
 
 lint: $(READY) ## style, types, which folder may import which; notebooks are committed without outputs

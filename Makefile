@@ -268,6 +268,10 @@ test-architectures: $(READY) ## try every architecture that transformers has, an
 	rm -rf build/architectures
 	$(PYTEST) --every-architecture tests/architectures
 
+# In one process: two of these models at once take more memory than a laptop has to spare.
+test-gemma: $(READY) ## compare Gemma-3-270m with llama.cpp on the same file; downloads and converts it if it is not there (two minutes on two cores)
+	$(PY) -m pytest --gemma tests/models/test_gemma3_whole.py
+
 lint: $(READY) ## style, types, which folder may import which; notebooks are committed without outputs
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -306,4 +310,4 @@ distclean: clean ## remove computed results, downloads and the environment too
 	rm -rf data/results data/cache build .venv
 
 FORCE:
-.PHONY: help setup figures verify expect plan prefetch rehearse smoke rwkv-train rates gptq bench bench-gpu test test-fast test-architectures lint format docs lab lock clean distclean FORCE
+.PHONY: help setup figures verify expect plan prefetch rehearse smoke rwkv-train rates gptq bench bench-gpu test test-fast test-architectures test-gemma lint format docs lab lock clean distclean FORCE

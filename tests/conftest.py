@@ -22,6 +22,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--every-architecture", action="store_true", help="try all architectures, and write docs/architectures.md anew"
     )
+    parser.addoption("--gemma", action="store_true", help="compare Gemma-3-270m, downloaded if need be, with llama.cpp")
     parser.addoption("--device", default="cpu", help="where sweeps are compared with plain forwards: cuda, or cpu")
 
 

@@ -151,6 +151,7 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
         "test",
         "test-fast",
         "test-architectures",
+        "test-gemma",
         "lint",
         "format",
         "docs",

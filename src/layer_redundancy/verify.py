@@ -380,6 +380,27 @@ def not_run(folder: str, of: Sequence[Path]) -> list[str]:
     return [number(path) for path in of if not (paths.RUNS / folder / path.name).exists()]
 
 
+def notebooks_of(profile: Profile, chosen: str = "") -> list[Path]:
+    """The notebooks that a profile's model has: a further model those that are named for it, any other all.
+
+    The one that compares models is among them only where it is chosen by name, or has several to compare.
+    """
+    its = profile.studied.get(profile.model) if profile.declares(profile.model) else None
+    further = {one.model: one.notebooks for one in profile.further}
+    its = further.get(profile.model, its)
+    across = bool(chosen.strip()) or (profile.is_own_model and len(profile.studied) > 1)
+    return [
+        path
+        for path in chosen_notebooks(chosen)
+        if (its is None or number(path) in its) and (across or number(path) != profiles.ACROSS)
+    ]
+
+
+def is_expected(profile: Profile, chosen: str = "") -> bool:
+    """Whether there are expected tables of a profile's model, and it has some of the chosen notebooks."""
+    return (paths.EXPECTED / profiles.artifact_folder(profile)).is_dir() and bool(notebooks_of(profile, chosen))
+
+
 def renewed(folder: Path, expected: Path, of: Sequence[Path]) -> str:
     """Makes a run's tables the expected ones.
 
@@ -421,7 +442,7 @@ def verify_run(
     Raises:
         StudyError: as `verify` and `chosen_notebooks`; nothing was run, or nothing is known of such a run.
     """
-    run, of = profiles.artifact_folder(profile), chosen_notebooks(notebooks)
+    run, of = profiles.artifact_folder(profile), notebooks_of(profile, notebooks)
     wanted = expected or paths.EXPECTED / run
     if not wanted.is_dir():
         known = ", ".join(sorted(path.name for path in paths.EXPECTED.glob("*") if path.is_dir())) or "none"
@@ -441,14 +462,15 @@ def expect_run(profile: Profile) -> str:
     """Makes the tables of a profile's run the expected ones; returns one line on what changed.
 
     Raises:
-        StudyError: not all notebooks were run, or not with the profile's own model.
+        StudyError: not all notebooks were run, or not with a model that the profile names.
     """
-    run, of = profiles.artifact_folder(profile), chosen_notebooks()
-    if not profile.is_own_model:
-        raise StudyError("what is expected is that of the profile's own model: leave out MODEL")
+    run, of = profiles.artifact_folder(profile), notebooks_of(profile)
+    if not profile.declares(profile.model):
+        raise StudyError("what is expected is that of the profile's own models: leave out MODEL")
     if skipped := not_run(run, of):
         raise StudyError(
             f"only a whole run can be what is expected, and {' '.join(skipped)} was not run here: "
             f"make figures PROFILE={profile.name}"
         )
-    return f"{run}: {renewed(paths.FIGURES / run, paths.EXPECTED / run, of)}"
+    every = chosen_notebooks() if profile.is_own_model else of  # what compares models may lie there from another run
+    return f"{run}: {renewed(paths.FIGURES / run, paths.EXPECTED / run, every)}"

@@ -219,7 +219,7 @@ smoke: ## every notebook in small: does it run, and give what it gave?
 	@exec env OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 figures PROFILE=smoke NO_FAIL=
 
 rwkv-train: $(READY) ## train the small RWKV anew (an hour on two cores; stopped, it goes on where it was)
-	@$(PY) -m tools.rwkv.train
+	@$(PY) -m tools.small_models.train rwkv
 
 rates: $(READY) ## look for learning rates on held-out training text and write the table that profiles take them from (hours; minutes on a GPU)
 	@$(OFFLINE) $(PY) -m tools.rates --profile $(call quoted,$(PROFILE)) --device $(call quoted,$(DEVICE)) $(if $(jobs),--jobs $(jobs))

@@ -165,7 +165,7 @@ def test_ci_runs_the_commands_of_the_readme():
 def test_drawing_needs_no_model_libraries():
     """Figures are for data that is there; whoever only draws should not wait for torch."""
     modules = [f"layer_redundancy.figures.{module.name}" for module in pkgutil.iter_modules(figures.__path__)]
-    modules += ["benchmarks.pictures", "tools.rwkv.training_curve", "tools.docs.make"]
+    modules += ["benchmarks.pictures", "tools.small_models.training_curve", "tools.docs.make"]
     assert {f"layer_redundancy.figures.{stem.split('_', 1)[1]}" for stem in NOTEBOOKS} <= set(modules)
     code = f"import sys, {', '.join(modules)}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)

@@ -22,7 +22,7 @@ from layer_redundancy.figures import (
     style,
     width_vs_depth,
 )
-from tools.rwkv import training_curve
+from tools.small_models import training_curve
 
 CAPTION = "a model at revision 12e5678, bfloat16, 32 x 512 tokens of text $x_1$; " * 8
 

@@ -1,7 +1,7 @@
 """The figures of benchmarks and of the training of the RWKV show what they are given."""
 
 from benchmarks import pictures
-from tools.rwkv import training_curve
+from tools.small_models import training_curve
 
 from .frames import prefill_frame, training_frame
 

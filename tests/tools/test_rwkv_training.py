@@ -17,10 +17,10 @@ from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data.corpora import articles
 from layer_redundancy.models import checkpoints, loading
-from tools.rwkv import compressors as compression
-from tools.rwkv import texts as rwkv_texts
-from tools.rwkv import train as rwkv_training
-from tools.rwkv.train import Settings
+from tools.small_models import compressors as compression
+from tools.small_models import texts as rwkv_texts
+from tools.small_models import train as rwkv_training
+from tools.small_models.train import Settings
 
 TINY = Settings(
     vocab_size=300,

@@ -9,12 +9,13 @@ import hashlib
 import itertools
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
@@ -27,12 +28,16 @@ from layer_redundancy.core import cache, paths
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data.corpora import articles
 from layer_redundancy.figures import saving
-from tools.rwkv import compressors as compression
-from tools.rwkv.texts import SHARES, training_texts, validation_texts
-from tools.rwkv.training_curve import training_curve
+from tools.small_models import compressors as compression
+from tools.small_models.texts import SHARES, training_texts, validation_texts
+from tools.small_models.training_curve import training_curve
 
+BLOCK = re.compile(r"\.(blocks|layers)\.\d")
 END = "<|endoftext|>"  # token 0; stands before every document
 CHECKPOINT_SECONDS = 120
+
+Kind = Literal["rwkv", "transformer"]
+NAMES: dict[Kind, str] = {"rwkv": profiles.EMBEDDED_RWKV, "transformer": "llama-6.6m"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Settings:
     """Everything that decides the trained weights but the texts.
 
     Attributes:
+        kind: "rwkv", an RWKV-5.2; or "transformer", its twin: a Llama whose blocks have as many weights in matrices.
         vocab_size: tokens of the byte-level BPE, the end of text among them; 257 is bytes alone.
         hidden_size, num_hidden_layers, head_size: sizes of the model.
         steps: optimizer steps.
@@ -54,6 +60,7 @@ class Settings:
         autocast: compute the matrix products in bfloat16.
     """
 
+    kind: Kind = "rwkv"
     vocab_size: int = 2048
     hidden_size: int = 192
     num_hidden_layers: int = 12
@@ -120,26 +127,41 @@ def windows(tokens: dict[str, Tensor], settings: Settings, step: int) -> Tensor:
 
 
 @torch.no_grad()
-def bits_per_byte(model: nn.Module, tokenizer: Any, texts: Sequence[str], context: int = 512) -> float:
-    """Mean bits that a byte of the texts costs the model, every token counted, the first of a text too.
+def bits_per_byte(
+    model: nn.Module, tokenizer: Any, texts: Sequence[str], context: int = 512, carry: bool | None = None
+) -> float:
+    """Mean bits that a byte of the texts costs the model; every token counts once, the first of a text too.
+
+    A model that carries a state reads each text from its beginning to its end. Any other sees no more than `context`
+    tokens at once: a text that is longer is read in windows, each half a window on from the one before, and a window
+    scores what those before it have not. So every token has all before it in the text, or half a window at least.
 
     Args:
-        model: an RWKV-5.
+        model: an RWKV-5 or a transformer.
         tokenizer: the model's tokenizer.
-        texts: each read from its beginning, the state carried along.
-        context: tokens a forward; of no influence on the result but rounding.
+        texts: each is read by itself, the end of text before it.
+        context: tokens a forward; where the state is carried, of no influence on the result but rounding.
+        carry: carry the state along; what the model can do if not given. False reads an RWKV in windows too.
     """
     end = tokenizer.convert_tokens_to_ids(END)
+    carry = is_recurrent(model) if carry is None else carry
     nats, size = 0.0, 0
     model.eval()
     for text in texts:
         ids = torch.tensor([[end, *tokenizer(text, verbose=False).input_ids]])
-        state = None
-        for start in range(0, ids.shape[1] - 1, context):
+        state, scored, last = None, 0, ids.shape[1] - 1
+        for start in range(0, last, context if carry else context // 2):
             piece = ids[:, start : start + context + 1]
-            out = model(piece[:, :-1], state=state, use_cache=True)
-            state = out.state
-            nats += F.cross_entropy(out.logits[0].float(), piece[0, 1:], reduction="sum").item()
+            if carry:
+                out = model(piece[:, :-1], state=state, use_cache=True)
+                state = out.state
+            else:
+                out = model(piece[:, :-1], use_cache=False)
+            new = scored - start
+            nats += F.cross_entropy(out.logits[0, new:].float(), piece[0, 1 + new :], reduction="sum").item()
+            scored = start + piece.shape[1] - 1
+            if scored == last:
+                break
         size += len(text.encode())
     return nats / math.log(2) / size
 
@@ -148,7 +170,7 @@ def optimizers(model: nn.Module, settings: Settings) -> list[torch.optim.Optimiz
     """Muon for the blocks' matrices, AdamW for what is left."""
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
-        is_matrix = parameter.ndim == 2 and ".blocks." in name and name.endswith(".weight")
+        is_matrix = parameter.ndim == 2 and BLOCK.search(name) and name.endswith(".weight")
         (matrices if is_matrix else rest).append(parameter)
     muon = torch.optim.Muon(
         matrices,
@@ -163,33 +185,78 @@ def optimizers(model: nn.Module, settings: Settings) -> list[torch.optim.Optimiz
     return [muon, adam]
 
 
+def is_recurrent(model: nn.Module) -> bool:
+    """Whether the model carries a state from one forward to the next."""
+    return bool(model.config.model_type == "rwkv5")
+
+
 def initial_model(settings: Settings) -> nn.Module:
     """Random weights of the settings' seed; what a block adds to the residual stream is zero at first."""
-    from layer_redundancy.models.rwkv5.model import Rwkv5Config, Rwkv5ForCausalLM
-
     torch.manual_seed(settings.seed)
-    config = Rwkv5Config(
-        vocab_size=settings.vocab_size,
-        hidden_size=settings.hidden_size,
-        num_hidden_layers=settings.num_hidden_layers,
-        head_size=settings.head_size,
-        context_length=settings.window_tokens,
-    )
-    model = Rwkv5ForCausalLM(config)
-    for block in model.rwkv.blocks:
-        nn.init.zeros_(block.attention.output.weight)
-        nn.init.zeros_(block.feed_forward.value.weight)
+    model = _rwkv(settings) if settings.kind == "rwkv" else _transformer(settings)
+    for half in _halves(model):
+        nn.init.zeros_(half[1].weight)
     return model
 
 
-def add_dropout(model: nn.Module, probability: float) -> None:
-    """Dropout, in training mode alone, after the embeddings' norm and after each time-mix and channel-mix."""
+def _rwkv(settings: Settings) -> nn.Module:
+    from layer_redundancy.models.rwkv5.model import Rwkv5Config, Rwkv5ForCausalLM
 
-    def drop(module: nn.Module, _: tuple, out: Tensor) -> Tensor:
+    return Rwkv5ForCausalLM(
+        Rwkv5Config(
+            vocab_size=settings.vocab_size,
+            hidden_size=settings.hidden_size,
+            num_hidden_layers=settings.num_hidden_layers,
+            head_size=settings.head_size,
+            context_length=settings.window_tokens,
+        )
+    )
+
+
+def _transformer(settings: Settings) -> nn.Module:
+    """Blocks of attention (4 h^2 weights) and a gated feed-forward of three hidden sizes (9 h^2).
+
+    At 192 channels an RWKV-5's blocks have just as many: 6 h^2 and a channel-mix of 7 h^2, 3.5 hidden sizes wide.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=settings.vocab_size,
+            hidden_size=settings.hidden_size,
+            intermediate_size=3 * settings.hidden_size,
+            num_hidden_layers=settings.num_hidden_layers,
+            num_attention_heads=settings.hidden_size // settings.head_size,
+            max_position_embeddings=settings.window_tokens,
+            bos_token_id=0,
+            eos_token_id=0,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def _halves(model: Any) -> list[tuple[nn.Module, Any]]:
+    """Both halves of each block, in order, and the matrix by which each writes to the residual stream."""
+    pairs: list[tuple[nn.Module, Any]] = []
+    if is_recurrent(model):
+        for block in model.rwkv.blocks:
+            pairs += [(block.attention, block.attention.output), (block.feed_forward, block.feed_forward.value)]
+    else:
+        for block in model.model.layers:
+            pairs += [(block.self_attn, block.self_attn.o_proj), (block.mlp, block.mlp.down_proj)]
+    return pairs
+
+
+def add_dropout(model: Any, probability: float) -> None:
+    """Dropout, in training mode alone, after the embeddings (an RWKV's norm of them) and after each half of a block."""
+
+    def drop(module: nn.Module, _: tuple, out: Any) -> Any:
+        if isinstance(out, tuple):  # attention gives its weights too
+            return F.dropout(out[0], probability, module.training), *out[1:]
         return F.dropout(out, probability, module.training)
 
-    halves = [half for block in model.rwkv.blocks for half in (block.attention, block.feed_forward)]
-    for module in (model.rwkv.pre_ln, *halves):
+    first = model.rwkv.pre_ln if is_recurrent(model) else model.model.embed_tokens
+    for module in (first, *(half for half, _ in _halves(model))):
         module.register_forward_hook(drop)
 
 
@@ -245,7 +312,7 @@ def train(
         torch.manual_seed(settings.seed * 1_000_003 + step)  # seed of the dropout
         model.train()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.autocast):
-            logits = model(batch[:, :-1]).logits
+            logits = model(batch[:, :-1], use_cache=False).logits
         loss = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -337,7 +404,7 @@ def deliver(
     """
     evaluation = articles("wikipedia", "evaluation")
     model = model.bfloat16()
-    with cache.scratch_folder("rwkv-model") as scratch:
+    with cache.scratch_folder("small-model") as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         rounded = type(model).from_pretrained(scratch, dtype=torch.float32).eval()
@@ -346,7 +413,7 @@ def deliver(
         table = pd.DataFrame(log).replace({"bits_per_byte": {"": float("nan")}})
         table["bits_per_byte"] = table["bits_per_byte"].astype(float)
         levels = {name: scores[name] for name in ("xz -9", "order-5 n-gram")}
-        caption = f"{profiles.EMBEDDED_RWKV}, {settings.steps} steps of {settings.windows} windows of "
+        caption = f"{model_name(settings)}, {settings.steps} steps of {settings.windows} windows of "
         caption += f"{settings.window_tokens} tokens. Held out: {len(validation_texts())} validation articles "
         caption += f"(points), which decide that the weights of step {kept_step(log)} are kept, and {len(evaluation)} "
         caption += "evaluation articles (lines), which decide nothing."
@@ -429,21 +496,43 @@ questions about as well as chance.
 """
 
 
+def model_name(settings: Settings) -> str:
+    """What the trained model is called; one without the recipe's dropout says so."""
+    name = NAMES[settings.kind]
+    return name if settings.dropout == Settings.dropout else f"{name}-dropout-{settings.dropout:g}"
+
+
+def home(settings: Settings) -> Path:
+    """Where a trained model belongs: with the shipped ones, or among what is made here if its dropout is another."""
+    shipped = settings.dropout == Settings.dropout
+    return (paths.MODELS if shipped else paths.CACHE / "small-models") / model_name(settings)
+
+
 def main(
+    only: Annotated[
+        Kind | None, typer.Argument(help="if not given: the transformer; with another dropout both")
+    ] = None,
+    dropout: Annotated[float, typer.Option(help="dropout rate", min=0, max=0.9)] = Settings.dropout,
     steps: Annotated[int, typer.Option(help="optimizer steps; fewer make a quicker, worse model")] = Settings.steps,
     seed: Annotated[int, typer.Option(help="of weights and windows")] = Settings.seed,
-    output: Annotated[Path | None, typer.Option(help="folder to write; data/models/<name> if not given")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder for the models' folders instead of their own")] = None,
 ) -> None:
-    """Train the small RWKV-5 of data/models anew; stopped, it goes on where it was."""
-    settings = Settings(steps=steps, seed=seed)
+    """Train small models of data/models anew; stopped, it goes on where it was.
+
+    With another dropout than the recipe's nothing that ships is touched: models go to data/cache/small-models.
+    """
+    every: tuple[Kind, ...] = ("transformer",) if dropout == Settings.dropout else ("rwkv", "transformer")
     try:
         sources = training_texts()
-        trained = train(settings, sources, validation_texts(), paths.CACHE / "rwkv-training")
-        scores = deliver(*trained, settings, sources, output or paths.MODELS / profiles.EMBEDDED_RWKV)
+        for kind in (only,) if only else every:
+            settings = Settings(kind=kind, dropout=dropout, steps=steps, seed=seed)
+            target = output / model_name(settings) if output else home(settings)
+            trained = train(settings, sources, validation_texts(), paths.CACHE / "small-models" / "training")
+            scores = deliver(*trained, settings, sources, target)
+            print(f"{target}: bits per byte:", ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    print("bits per byte:", ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pandas as pd
 
 from benchmarks import pictures
 from layer_redundancy.figures import (
+    across_models,
     benchmarks,
     block_pruning,
     generation,
@@ -489,6 +490,10 @@ FIGURES = {
     "method_accuracies": lambda n: benchmarks.method_accuracies(*method_frames()),
     "agreement_by_position": lambda n: generation.agreement_by_position(curve_frame(n)),
     "prefill_rates": lambda n: pictures.prefill_rates(prefill_frame()),
+    "across_damage": lambda n: across_models.damage(across_damage_frame()),
+    "across_depths": lambda n: across_models.depths(across_depths_frame(n)),
+    "across_ranks": lambda n: across_models.ranks(across_ranks_frame()),
+    "across_capabilities": lambda n: across_models.capabilities(across_left_frame()),
     "removal_beside": lambda n: rwkv_redundancy.removal_beside(beside_frame(n)),
     "single_blocks": lambda n: rwkv_redundancy.single_blocks(beside_frame(n)),
     "training_curve": lambda n: training_curve.training_curve(training_frame(n), {"xz -9": 2.4, "order-5 n-gram": 2.3}),
@@ -515,6 +520,56 @@ FIGURES = {
     "published_overlap": lambda n: published.overlap(published_overlap_frames(), 8),
     "influence_by_precision": lambda n: quantization.influence_by_precision(precision_frame(n)),
 }
+
+
+COMPARED = ["a-model-of-a-long-name-7b-instruct", "another-model-2b", "third", "fourth-of-somebody-else"]
+
+
+def across_damage_frame() -> pd.DataFrame:
+    """Notebook 14: what shares of the blocks and of the weights cost; half of the second's weights are out of reach."""
+    rows = [
+        (model, of, ratio, ratio * (1 + place), ratio * (0.8 + place), ratio * (1.2 + place), 8)
+        for place, model in enumerate(COMPARED)
+        for of in ("blocks", "weights")
+        for ratio in (10.0, 25.0, 50.0)
+    ]
+    frame = pd.DataFrame(rows, columns=["model", "of", "ratio", "rise", "low", "high", "n"])
+    out_of_reach = (frame["model"] == COMPARED[1]) & (frame["of"] == "weights") & (frame["ratio"] == 50)
+    return frame.assign(**{name: frame[name].mask(out_of_reach) for name in ("rise", "low", "high")})
+
+
+def across_depths_frame(n: int) -> pd.DataFrame:
+    """A quarter of the blocks by each of some measures."""
+    rows = [
+        (model, measure, 100 * (block + 0.5) / n)
+        for model in COMPARED
+        for place, measure in enumerate(("block_influence", "hidden_norm", "reverse_order", "greedy", "angular_blocks"))
+        for block in range(place, place + max(1, n // 4))
+    ]
+    return pd.DataFrame(rows, columns=["model", "measure", "depth"])
+
+
+def across_ranks_frame() -> pd.DataFrame:
+    """Taus on text and tasks; the last model has no row for one task."""
+    rows = [
+        (model, on, 0.2 * place, 0.2 * place - 0.3, min(1, 0.2 * place + 0.3))
+        for place, model in enumerate(COMPARED)
+        for on in ("text", "agreement", "copying")
+        if (model, on) != (COMPARED[-1], "copying")
+    ]
+    return pd.DataFrame(rows, columns=["model", "on", "tau", "low", "high"])
+
+
+def across_left_frame() -> pd.DataFrame:
+    """What is left of tasks at three shares, of other numbers of items in one model."""
+    rows = [
+        (model, on, share, 90 - share - 5 * place, 80 - share, 100 - share, 200 + 200 * (place == 1))
+        for place, model in enumerate(COMPARED)
+        for on in ("agreement", "copying")
+        for share in (10.0, 25.0 + place, 50.0)
+    ]
+    frame = pd.DataFrame(rows, columns=["model", "on", "share", "left", "left_low", "left_high", "n"])
+    return frame.assign(left_low=frame["left"] - 10, left_high=frame["left"] + 10)
 
 
 def _published_frames(n: int) -> list[pd.DataFrame]:

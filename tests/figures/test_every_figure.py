@@ -10,6 +10,8 @@ from . import frames
 from .frames import CAPTION, FIGURES, drawn_boxes, score_frame
 
 NAMED_ROWS = {
+    "across_depths",
+    "across_ranks",
     "order_agreement",
     "recipes",
     "selections",

@@ -6,7 +6,6 @@ passages, each in its own tokens, so that the two are paired passage by passage.
 """
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from layer_redundancy.core.variants import Variant
 from layer_redundancy.core.verdicts import Statement, judge, verdicts
 from layer_redundancy.evaluate.scoring import Passages, Perplexity
 from layer_redundancy.experiments import depth_curves, few_blocks, result_tables
+from layer_redundancy.experiments.bits_per_byte import bits_per_byte, text_bytes
 from layer_redundancy.figures.style import title_of, words
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
@@ -80,8 +80,7 @@ class OneModel:
     @cached_property
     def costs(self) -> dict[str, np.ndarray]:
         """Bits per byte by passage: "dense" (N,), "single" (L, N), and "along" (K, N) the order of Block Influence."""
-        pieces = [(*piece.input_ids, piece.targets[0][-1]) for piece in self.text.sequences]
-        sizes = piece_bytes(pieces, self.study.tokenizer)
+        sizes = text_bytes(self.text, self.study.tokenizer)
         chosen = {"dense": [self.study.dense], "single": self.singles, "along": list(self.along.values())}
         found = {name: bits_per_byte(self.results, of, sizes) for name, of in chosen.items()}
         return found | {"dense": found["dense"][0]}
@@ -161,27 +160,6 @@ def _at_ratios(study: Study, along: Mapping[int, Variant]) -> list[Variant]:
     num = study.num_blocks
     counts = {depth_curves.at_ratio(num, ratio) for ratio in depth_curves.RATIOS}
     return [study.dense, *(along[k] for k in sorted(counts))]
-
-
-def piece_bytes(pieces: Sequence[Sequence[int]], tokenizer: Any) -> np.ndarray:
-    """Bytes of UTF-8 that the scored tokens of each piece of text stand for, (N,); all but the first token are.
-
-    Some tokenizers would else clean up what they decode, and drop spaces that the tokens hold.
-    """
-    return np.array(
-        [len(tokenizer.decode(list(ids[1:]), clean_up_tokenization_spaces=False).encode()) for ids in pieces]
-    )
-
-
-def bits_per_byte(results: Mapping[Variant, Result], chosen: Sequence[Variant], sizes: np.ndarray) -> np.ndarray:
-    """Bits that a byte of each piece of text costs each variant, (K, N).
-
-    Args:
-        results: results of the perplexity measurement.
-        chosen: the K variants.
-        sizes: bytes of each piece of text, from `piece_bytes`.
-    """
-    return np.stack([results[variant].arrays["nll"] / math.log(2) / sizes for variant in chosen])
 
 
 # ------------------------------------------------------------------------------------------------ tables

@@ -71,7 +71,8 @@ def damage(table: pd.DataFrame) -> Figure:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xticks(range(len(ratios)), [f"{ratio:g}" for ratio in ratios])
         axes.set_xlim(-0.5, len(ratios) - 0.5)
-        axes.set_xlabel(f"{'blocks' if kind == 'blocks' else 'weights (all, the embedding too)'} removed (%)")
+        axes.set_title("by share of the blocks" if kind == "blocks" else "by share of all weights, the embedding too")
+        axes.set_xlabel(f"{kind} removed (%)")
     both[0].set_ylabel("rise of the bits a byte\n(% of the whole model's)")
     _legend(figure, both[0], f"n = {table['n'].iloc[0]} passages, 95 % interval")
     return figure

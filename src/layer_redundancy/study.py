@@ -898,13 +898,18 @@ class Study:
         table_pictures.save_table(data, self.figures, name, self.caption(*caption), shown)
         return data if shown is None else shown
 
-    def save_reported(self, data: pd.DataFrame, name: str, caption: str) -> pd.DataFrame:
-        """Writes a table of numbers that papers report to the run's folder; returns it.
+    def save_reported(
+        self, data: pd.DataFrame, name: str, caption: str, figure: Figure | None = None
+    ) -> pd.DataFrame | Image:
+        """Writes a table of numbers that papers report to the run's folder, or a figure of them; returns it.
 
         No model was run for it, so its caption names none.
         """
-        table_pictures.save_table(data, self.figures, name, f"{caption}.")
-        return data
+        if figure is None:
+            table_pictures.save_table(data, self.figures, name, f"{caption}.")
+            return data
+        saving.save(figure, data, self.figures, name, f"{caption}.")
+        return Image(filename=self.figures / f"{name}.png", width=round(96 * figure.get_figwidth()))
 
     def save_data(self, data: pd.DataFrame, name: str) -> None:
         """Writes a table to the run's folder as CSV alone: one that is no picture, since it has too many rows."""

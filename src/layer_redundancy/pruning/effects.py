@@ -9,7 +9,8 @@ import pandas as pd
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result
-from layer_redundancy.experiments import benchmarks, layer_importance, result_tables, rwkv_redundancy
+from layer_redundancy.experiments import benchmarks, layer_importance, result_tables
+from layer_redundancy.experiments.bits_per_byte import bits_per_byte, piece_bytes
 from layer_redundancy.measures import importance, registry
 from layer_redundancy.pruning import choosing
 from layer_redundancy.study import Study
@@ -173,10 +174,10 @@ def comparison(first: Study, second: Study) -> pd.DataFrame:
         rows.append(("nats a token", a.mean(), b.mean(), (b - a).mean(), *stats.mean_interval(b - a), len(a)))
     else:
         a, b = (
-            rwkv_redundancy.bits_per_byte(
+            bits_per_byte(
                 {one.dense: result},
                 [one.dense],
-                rwkv_redundancy.piece_bytes(one.evaluation.input_ids.tolist(), one.tokenizer),
+                piece_bytes(one.evaluation.input_ids.tolist(), one.tokenizer),
             )[0]
             for one, result in zip((first, second), text, strict=True)
         )

@@ -15,7 +15,7 @@ from layer_redundancy import cli, verify
 from layer_redundancy.config.notebooks import chosen_notebooks
 from layer_redundancy.core import paths, verdicts
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.experiments import published
+from layer_redundancy.experiments import depth_ranks
 from layer_redundancy.verify import Columns, Rules, Tolerance
 
 TABLE = """block,loss,95 %,kept,seconds
@@ -368,6 +368,6 @@ def test_every_statement_could_have_been_decided(table):
     """One whose power is under 0.8 for what matters is no statement of the study."""
     claims = pd.read_csv(table)
     # Of single models that others measured there are no more numbers to be had: not testable is the answer.
-    claims = claims[(claims["statement"] != published.CHEAPER) | claims["on"].str.contains("families")]
+    claims = claims[(claims["statement"] != depth_ranks.CHEAPER) | claims["on"].str.contains("families")]
     assert (claims["power"] >= verdicts.POWER).all(), claims.loc[~(claims["power"] >= verdicts.POWER), "statement"]
     assert claims["role"].tolist().count("primary") == 1 and claims["role"][0] == "primary"

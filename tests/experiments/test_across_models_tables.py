@@ -12,6 +12,7 @@ from layer_redundancy.core.store import Result
 from layer_redundancy.core.verdicts import REFUTED, SUPPORTED
 from layer_redundancy.experiments import across_models, depth_curves, prune_ratio
 from layer_redundancy.experiments.across_models import PRIMARY, Measured, OneModel
+from layer_redundancy.experiments.depth_ranks import CHEAPER, FIRST, LAST
 from layer_redundancy.measures import activations
 from layer_redundancy.models.quantize import WeightBytes
 from layer_redundancy.study import Study
@@ -117,8 +118,9 @@ def test_verdicts_model_by_model():
     assert by[agrees, "cheap"] == SUPPORTED
     against = across_models.claim(measured(cheap, a_model("against", agrees=False)), 200, 0)
     assert against.set_index(["statement", "on"])["verdict"][agrees, "against"] == REFUTED
-    last = "a quarter by Block Influence costs less than the last quarter of the blocks (percent of bits a byte)"
+    last = "the last quarter of the blocks costs more than a quarter by Block Influence (in doublings)"
     assert by[last, "dear"] == SUPPORTED
+    assert by[LAST, "dear"] == SUPPORTED and by[FIRST, "dear"] == REFUTED and by[CHEAPER, "dear"] == REFUTED
 
 
 def test_one_model_alone_is_not_compared(monkeypatch):

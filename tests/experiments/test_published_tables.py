@@ -9,7 +9,8 @@ import pytest
 from layer_redundancy.config import published as reported
 from layer_redundancy.core.verdicts import NOT_TESTABLE, REFUTED, SUPPORTED, UNDECIDED
 from layer_redundancy.experiments import published
-from layer_redundancy.experiments.published import CHEAPER, MOST, OURS, PLACE, PRIMARY, Measured
+from layer_redundancy.experiments.depth_ranks import CHEAPER, LAST
+from layer_redundancy.experiments.published import OURS, PLACE, PRIMARY, Measured
 from layer_redundancy.measures import importance
 
 
@@ -145,7 +146,7 @@ def test_statements_of_what_is_reported():
     verdict = claim.set_index(["statement", "on"])["verdict"]
     assert claim["statement"][0] == PRIMARY and claim["role"].tolist() == ["primary", *[""] * (len(claim) - 1)]
     families = "6 families of models"
-    assert verdict[PRIMARY, families] == SUPPORTED and verdict[MOST, families] == SUPPORTED
+    assert verdict[PRIMARY, families] == SUPPORTED and verdict[LAST, families] == SUPPORTED
     assert (verdict[PLACE] == SUPPORTED).all() and len(verdict[PLACE]) == 9
     assert len(verdict[CHEAPER]) == 1 + 12 and verdict[CHEAPER, "a model"] == SUPPORTED
     assert claim[["p", "power"]].notna().all(axis=None)

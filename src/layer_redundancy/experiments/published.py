@@ -16,18 +16,16 @@ from scipy.stats import mannwhitneyu
 from layer_redundancy.config import paper_tables, published
 from layer_redundancy.core import stats, variants, verdicts
 from layer_redundancy.core.verdicts import Statement
-from layer_redundancy.experiments import few_blocks, result_tables, single_layer_removal
+from layer_redundancy.experiments import few_blocks, result_tables
+from layer_redundancy.experiments.depth_ranks import CHEAPER, FIRST, LAST, OFTEN, by_depth, dearer, wins
 from layer_redundancy.measures import importance
 from layer_redundancy.measures.activations import ActivationSums
 from layer_redundancy.study import Study
 
 NOTEBOOK = "15_published"
-PRIMARY = "the first block costs more than most inner ones"
-MOST = "the last block costs more than most inner ones"
-CHEAPER = "a middle-to-late block costs less than an early one, more often than not"
+PRIMARY = FIRST
 PLACE = "where a window of blocks goes changes MMLU by more than its noise"
 
-OFTEN = 0.25  # of a share of pairs or blocks, that matters; chance is a half
 ITEMS = 14042  # questions of MMLU's test set
 POINTS = 0.03  # of MMLU accuracy, that matter
 METHODS = {"dense": "the whole model", "shortgpt": "ShortGPT", "sleb": "SLEB", "slice_gpt": "SliceGPT"}
@@ -134,12 +132,12 @@ def ends(removed: pd.DataFrame) -> pd.DataFrame:
         cost, num = part.sort_values("block")["cost"].to_numpy(), len(part)
         row = {"model": model, "num_layers": num}
         for name, place in (("first", 0), ("last", -1)):
-            dearer = int((cost >= cost[place]).sum())
-            row |= {name: cost[place], f"{name}_place": dearer, f"{name}_chance": dearer / num}
-        middle, early = _groups(cost)
+            above = int((cost >= cost[place]).sum())
+            row |= {name: cost[place], f"{name}_place": above, f"{name}_chance": above / num}
+        middle, early = by_depth(cost)
         if len(middle) and len(early):
             row |= {
-                "cheaper": float(_wins(middle, early).mean()),
+                "cheaper": float(wins(cost).mean()),
                 "p": float(mannwhitneyu(middle, early, method="exact").pvalue),
             }
         rows.append({**row, "ours": bool(part["ours"].iloc[0])})
@@ -171,17 +169,6 @@ def ends_shown(table: pd.DataFrame, claim: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def _groups(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Costs of middle-to-late and of early blocks, as notebook 02 has them."""
-    num = len(cost)
-    return cost[single_layer_removal.middle_to_late(num)], cost[single_layer_removal.early_blocks(num)]
-
-
-def _wins(middle: np.ndarray, early: np.ndarray) -> np.ndarray:
-    """(M, E) 1 where a middle-to-late block costs less than an early one, a half where both cost the same."""
-    return (middle[:, None] < early) + 0.5 * (middle[:, None] == early)
 
 
 def windows() -> pd.DataFrame:
@@ -307,20 +294,15 @@ def _over_families(removed: pd.DataFrame, resamples: int, seed: int) -> pd.DataF
     rows = []
     for (family, _), part in removed.groupby(["family", "model"], sort=False):
         cost = part.sort_values("block")["cost"].to_numpy()
-        cheaper = _wins(*_groups(cost)).mean()
-        rows.append((family, _dearer(cost[0], cost[1:-1]), _dearer(cost[-1], cost[1:-1]), cheaper))
+        cheaper = wins(cost).mean()
+        rows.append((family, dearer(cost[0], cost[1:-1]), dearer(cost[-1], cost[1:-1]), cheaper))
     values = pd.DataFrame(rows).groupby(0, sort=False).mean().to_numpy()
 
     def statements(mean: np.ndarray) -> list[Statement]:
-        names = (PRIMARY, MOST, CHEAPER)
+        names = (FIRST, LAST, CHEAPER)
         return [Statement(name, round(share, 12), 0.5, "above", OFTEN) for name, share in zip(names, mean, strict=True)]
 
     return verdicts.judge(statements, values, resamples, seed, f"{len(values)} families of models")
-
-
-def _dearer(cost: float, others: np.ndarray) -> float:
-    """Share of the others that cost less than a block, ties counted as half."""
-    return float((others < cost).mean() + (others == cost).mean() / 2)
 
 
 def _cheaper(cost: np.ndarray, model: str, resamples: int, seed: int) -> pd.DataFrame:
@@ -328,18 +310,18 @@ def _cheaper(cost: np.ndarray, model: str, resamples: int, seed: int) -> pd.Data
 
     The share of pairs in which one costs less depends on ranks alone, so that no single dear block decides.
     """
-    wins = _wins(*_groups(cost))
-    if min(wins.shape) < 2:
+    won = wins(cost)
+    if min(won.shape) < 2:
         return pd.DataFrame()
 
     def statement(share: float) -> list[Statement]:
         return [Statement(CHEAPER, round(share, 12), 0.5, "above", OFTEN)]  # where all pairs agree, all draws do
 
     draws = [
-        [statement(share) for share in stats.bootstrap_means(wins.mean(1), resamples, seed)],
-        [statement(share) for share in stats.bootstrap_means(wins.mean(0), resamples, seed + 1)],
+        [statement(share) for share in stats.bootstrap_means(won.mean(1), resamples, seed)],
+        [statement(share) for share in stats.bootstrap_means(won.mean(0), resamples, seed + 1)],
     ]
-    return verdicts.judged_draws(statement(float(wins.mean())), draws, wins.shape, model, least=1 / wins.shape[1])
+    return verdicts.judged_draws(statement(float(won.mean())), draws, won.shape, model, least=1 / won.shape[1])
 
 
 def _place(mmlu: Sequence[float] | np.ndarray, on: str, resamples: int, seed: int) -> pd.DataFrame:

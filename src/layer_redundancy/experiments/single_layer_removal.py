@@ -229,9 +229,7 @@ def claim(study: Study, found: Measured) -> pd.DataFrame:
     return verdicts.verdicts(parts, PRIMARY)
 
 
-def depth_claim(
-    costs: np.ndarray, resamples: int, seed: int, on: str, matter: tuple[float, float] = (CRITICAL, MATTERS)
-) -> pd.DataFrame:
+def depth_claim(costs: np.ndarray, resamples: int, seed: int, on: str) -> pd.DataFrame:
     """Does ShortGPT's reading of figure 3 hold: middle-to-late blocks redundant, the first and the last critical?
 
     Args:
@@ -239,7 +237,6 @@ def depth_claim(
         resamples: bootstrap resamples of the N.
         seed: seed of the resampling.
         on: the measurement.
-        matter: how much above the median is critical, and what matters between others, in the unit of the costs.
 
     Returns:
         Statements for `verdicts.verdicts`. "Middle to late" are the blocks from a third of the depth on, without the
@@ -249,11 +246,11 @@ def depth_claim(
 
     def statements(cost: np.ndarray) -> list[Statement]:
         middle, early = middle_to_late(len(cost)), early_blocks(len(cost))
-        out = [*_critical("first", cost, matter[0]), *_critical("last", cost, matter[0])]
+        out = [*_critical("first", cost, CRITICAL), *_critical("last", cost, CRITICAL)]
         if len(middle) and len(early):
             name = "the median middle-to-late block costs less than the median early one"
             ends = float(np.median(cost[middle])), float(np.median(cost[early]))
-            out.append(Statement(name, *ends, "below", matter[1]))
+            out.append(Statement(name, *ends, "below", MATTERS))
         return out
 
     return verdicts.judge(statements, costs, resamples, seed, on)

@@ -146,7 +146,7 @@ def capabilities(table: pd.DataFrame) -> Figure:
         axes.axhline(100, color=GREY, lw=1.2, zorder=1)
         axes.axhline(0, color=GREY, lw=1.2, ls="--", zorder=1, gid="floor")
         axes.set_xlim(0, 60)
-        axes.set_xlabel("blocks removed by Block Influence (%)")
+        axes.set_xlabel("blocks removed (%)")
     every[0, 0].set_ylabel("left of the accuracy above that of\na model with one block (%), 95 % interval")
     _legend(figure, every[0, 0], "")
     return figure

@@ -1,8 +1,10 @@
 """The models that need no hub, by the names that profiles have for them: where each comes from, under which licence."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from layer_redundancy.config import profiles
 from layer_redundancy.core import paths
@@ -23,6 +25,7 @@ class Embedded:
         terms: what is to be known before it is fetched; "" for a licence that asks nothing of who uses it.
         megabytes: what is downloaded (10^6 bytes).
         converted_megabytes: what the converted copy takes on disk.
+        shape: the config's fields that a plan needs before it is fetched; empty for a model that is there.
     """
 
     module: ModuleType | None = None
@@ -32,26 +35,27 @@ class Embedded:
     terms: str = ""
     megabytes: float = 0.0
     converted_megabytes: float = 0.0
+    shape: Mapping[str, Any] = field(default_factory=dict)
 
 
 MODELS = {
     profiles.EMBEDDED_MODEL: Embedded(
-        smollm2,
-        smollm2.MODEL_LICENSE,
-        smollm2.HUB_ID,
-        "instruct, from 4-bit weights (Q4_1)",
-        "",
-        smollm2.MEGABYTES,
-        smollm2.CONVERTED_MEGABYTES,
+        module=smollm2,
+        licence=smollm2.MODEL_LICENSE,
+        hub_id=smollm2.HUB_ID,
+        form="instruct, from 4-bit weights (Q4_1)",
+        megabytes=smollm2.MEGABYTES,
+        converted_megabytes=smollm2.CONVERTED_MEGABYTES,
     ),
     profiles.EMBEDDED_GEMMA: Embedded(
-        gemma3,
-        gemma3.MODEL_LICENSE,
-        gemma3.HUB_ID,
-        "base, from weights of 4 to 8 bits (Q4_K_M)",
-        gemma3.TERMS,
-        gemma3.MEGABYTES,
-        gemma3.CONVERTED_MEGABYTES,
+        module=gemma3,
+        licence=gemma3.MODEL_LICENSE,
+        hub_id=gemma3.HUB_ID,
+        form="base, from weights of 4 to 8 bits (Q4_K_M)",
+        terms=gemma3.TERMS,
+        megabytes=gemma3.MEGABYTES,
+        converted_megabytes=gemma3.CONVERTED_MEGABYTES,
+        shape=gemma3.SHAPE,
     ),
 } | {name: Embedded(form="trained here on 10 MB of text") for name in profiles.TRAINED_HERE}
 

@@ -40,6 +40,12 @@ GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 WEIGHTS_SHA256 = "a9820429b8619fe6ddccf080b6da655bebb8bfe5ad3419afdec643b913637cd8"
 CONVERSION_VERSION = 1  # part of the copy's name: raise it when `write_checkpoint` writes something else
 TERMS_FILE = "GEMMA_TERMS.html"
+# The config's fields that decide how long it takes and how much memory, for a plan before anything is fetched.
+SHAPE = {
+    "model_type": "gemma3_text", "vocab_size": 262144, "hidden_size": 640, "intermediate_size": 2048,
+    "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256,
+    "max_position_embeddings": 32768,
+}  # fmt: skip
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # types of tokens, as GGUF has them
 
 

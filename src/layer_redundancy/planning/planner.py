@@ -15,7 +15,7 @@ from layer_redundancy.core.errors import DoesNotFit, NotApplicable, StudyError
 from layer_redundancy.data import hub, task_files
 from layer_redundancy.evaluate.amounts import Training
 from layer_redundancy.experiments import registry
-from layer_redundancy.models import architectures, checkpoints, loading
+from layer_redundancy.models import architectures, checkpoints, embedded, loading
 from layer_redundancy.models.stack import can_share_prefixes
 from layer_redundancy.planning import counts
 from layer_redundancy.planning.dry import DryStudy, Ledger, Needs, open_dry
@@ -24,6 +24,8 @@ from layer_redundancy.planning.dry import DryStudy, Ledger, Needs, open_dry
 @flags.checked
 def config_of(model: str, revision: str | None, trust_remote_code: bool = False) -> Any:
     """A model's config: from its folder, the hub or its cache; else from what `sources` knows of its shape.
+
+    Nothing is fetched for it but a config: of a model inside packages that is not here its shape is known.
 
     Raises:
         StudyError: none of these has it.
@@ -34,6 +36,9 @@ def config_of(model: str, revision: str | None, trust_remote_code: bool = False)
     if known is not None and known.shape and not hub.answers() and not hub.model_is_here(model, revision):
         architectures.register()
         return AutoConfig.for_model(**dict(known.shape))
+    packaged = embedded.MODELS.get(model)
+    if packaged is not None and packaged.shape and not embedded.is_here(model):
+        return AutoConfig.for_model(**dict(packaged.shape))
     try:
         identity = checkpoints.identify(
             replace(profiles.get("embedded", model=model), revision=revision, trust_remote_code=trust_remote_code)
@@ -132,7 +137,12 @@ def keeps_prefixes(config: Any) -> bool:
 
 
 def count_here(profile: Profile, model: str, budget: TaskBudget) -> Amount:
-    """What a benchmark that needs no hub puts through a model, counted now."""
+    """What a benchmark that needs no hub puts through a model, counted now.
+
+    Of a model inside packages that is not here it is about what the profile's own model takes.
+    """
+    if model in embedded.MODELS and not embedded.is_here(model):
+        model = profiles.EMBEDDED_MODEL
     identity = checkpoints.identify(replace(profile, model=model, revision=counts.revision(profile, model)))
     tokenizer = loading.load_tokenizer(identity)
     own = task_files.read(budget.name).config if own_files.is_own_task(budget.name) else {}

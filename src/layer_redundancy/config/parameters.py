@@ -15,7 +15,7 @@ from layer_redundancy.core import doors
 from layer_redundancy.core.errors import StudyError
 
 # Parameters that every notebook has, and that are given by settings of their own.
-VARIABLES = ("profile", "model", "revision", "trust_remote_code")
+VARIABLES = ("profile", "model", "models", "revision", "trust_remote_code")
 # Parameters that may name a folder or file: what is read, and what is written.
 READ, WRITTEN = ("beside", "ready"), ("export_to",)
 

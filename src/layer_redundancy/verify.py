@@ -355,7 +355,14 @@ def summary(verdicts: Sequence[Verdict], name: str) -> str:
 def saved_tables(notebook: Path) -> list[str]:
     """Names of the tables that a notebook hands to `Study.save` and its likes; "name*" where only the beginning is
     written there."""
-    places = {"save": 2, "save_table": 1, "save_verdicts": 1, "save_reported": 1, "save_data": 1}
+    places = {
+        "save": 2,
+        "save_reported_figure": 2,
+        "save_table": 1,
+        "save_verdicts": 1,
+        "save_reported": 1,
+        "save_data": 1,
+    }
     names = []
     for cell in json.loads(notebook.read_text())["cells"]:
         if cell["cell_type"] == "code":

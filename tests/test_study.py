@@ -97,7 +97,7 @@ def test_models_of_ones_own_are_compared_and_again_without_loading_them(root, tm
 def test_a_notebook_that_compares_leaves_itself_out_for_a_single_model(root, tmp_path, given, told):
     if given:
         given = {"model": str(checkpoint(tmp_path / "x"))}
-    code, said = notebook_cells.run("14_across_models", root, profile="smoke", **given)
+    _, said = notebook_cells.run("14_across_models", root, profile="smoke", **given)
     assert told in said and not (root / "figures").exists(), said
 
 

@@ -21,6 +21,7 @@ WORKERS ?=## measure in so many processes of this machine, one a GPU where there
 SCHEDULER ?=## measure on a Dask cluster that is there: tcp://HOST:PORT, or tls://HOST:PORT
 TRUST_NETWORK ?=## yes or no: go to a SCHEDULER on another machine without TLS
 NOTEBOOKS ?=## only these, by number or name: "01 02"; all if empty
+DROPOUT ?=## dropout rate of make twin-train instead of the recipe's 0.1: trains both small models, ships neither
 VENV ?= .venv## where the environment lies; empty: use (and install into) the Python that is active, e.g. conda's
 PYTHON ?=## Python 3.11 to 3.13 to build the environment with; the first one found if empty
 
@@ -32,7 +33,7 @@ help: ## show this
 
 # --- What the user gives ---------------------------------------------------------------------------------------------
 
-OURS := PROFILE DEVICE MODEL MODELS REVISION TRUST_REMOTE_CODE PARAMS WORKERS SCHEDULER TRUST_NETWORK NOTEBOOKS VENV PYTHON
+OURS := PROFILE DEVICE MODEL MODELS REVISION TRUST_REMOTE_CODE PARAMS WORKERS SCHEDULER TRUST_NETWORK NOTEBOOKS DROPOUT VENV PYTHON
 # On the command line, but none of ours: a slip of the pen, or meant for the environment.
 OTHERS := $(strip $(foreach name,$(filter-out $(OURS),$(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),$(name))))
 GIVEN := $(foreach name,$(OURS),$(if $(findstring command line,$(origin $(name))),$(name)))
@@ -123,9 +124,12 @@ unused = $(if $(filter $(1),$(MAKECMDGOALS)),$(if $(filter $(2),$(GIVEN)),$(erro
 $(call unused,smoke rehearse test,PROFILE)$(call unused,smoke test,MODELS)$(call unused,rehearse,MODEL MODELS REVISION PARAMS)$(call unused,expect,NOTEBOOKS PARAMS)
 $(call unused,smoke rehearse test verify expect prefetch,WORKERS SCHEDULER TRUST_NETWORK)$(call unused,plan,SCHEDULER TRUST_NETWORK)
 
+$(if $(filter DROPOUT,$(GIVEN)),$(foreach goal,$(or $(filter-out twin-train,$(MAKECMDGOALS)),$(if $(MAKECMDGOALS),,help)),$(error \
+  make $(goal) does not know DROPOUT=: leave it out, or use make twin-train)))
+
 # Whatever runs or plans notebooks: variables are checked, and the folder of the run is asked for, before a minute is
 # spent on setup. A variable that is none of ours is looked at whatever the goal.
-RUNNING := $(filter figures verify expect plan prefetch data/runs/%,$(MAKECMDGOALS))
+RUNNING := $(filter figures verify expect plan prefetch twin-train data/runs/%,$(MAKECMDGOALS))
 ifneq ($(RUNNING)$(OTHERS)$(filter-out yes no,$(TRUST_REMOTE_CODE)),)
 
 # The answer needs nothing but the standard library, so any Python can be asked.
@@ -221,6 +225,12 @@ smoke: ## every notebook in small: does it run, and give what it gave?
 rwkv-train: $(READY) ## train the small RWKV anew (an hour on two cores; stopped, it goes on where it was)
 	@$(PY) -m tools.small_models.train rwkv
 
+twin-train: $(READY) ## train the RWKV's transformer twin anew (an hour on two cores; stopped, it goes on where it was); DROPOUT=0: both without dropout
+	@$(PY) -m tools.small_models.train $(if $(DROPOUT),--dropout $(call quoted,$(DROPOUT)))
+
+twin-rates: $(READY) ## try learning rates for both small models and write data/rates/small_models.csv (an hour on two cores)
+	@$(PY) -m tools.small_models.rates
+
 rates: $(READY) ## look for learning rates on held-out training text and write the table that profiles take them from (hours; minutes on a GPU)
 	@$(OFFLINE) $(PY) -m tools.rates --profile $(call quoted,$(PROFILE)) --device $(call quoted,$(DEVICE)) $(if $(jobs),--jobs $(jobs))
 
@@ -310,4 +320,4 @@ distclean: clean ## remove computed results, downloads and the environment too
 	rm -rf data/results data/cache build .venv
 
 FORCE:
-.PHONY: help setup figures verify expect plan prefetch rehearse smoke rwkv-train rates gptq bench bench-gpu test test-fast test-architectures test-gemma lint format docs lab lock clean distclean FORCE
+.PHONY: help setup figures verify expect plan prefetch rehearse smoke rwkv-train twin-train twin-rates rates gptq bench bench-gpu test test-fast test-architectures test-gemma lint format docs lab lock clean distclean FORCE

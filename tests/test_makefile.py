@@ -142,6 +142,8 @@ def test_help_is_the_default_and_names_every_command_and_variable(study):
         "rehearse",
         "smoke",
         "rwkv-train",
+        "twin-train",
+        "twin-rates",
         "rates",
         "gptq",
         "bench",
@@ -292,6 +294,14 @@ def test_learning_rates_are_tried_as_many_at_a_time_as_make_is_told(ready):
         ready.calls()
 
 
+def test_the_twin_is_trained_by_its_recipe_or_without_dropout(ready):
+    log = ready.root / "calls"
+    for arguments, more in (((), ""), (("DROPOUT=0",), " --dropout 0")):
+        assert ready.make("twin-train", *arguments).returncode == 0
+        assert log.read_text().strip() == f"-m tools.small_models.train{more}"
+        ready.calls()
+
+
 def test_gptq_installs_what_ready_checkpoints_take(ready):
     assert ready.make("gptq").returncode == 0
     assert "--target" not in (ready.root / "calls").read_text()
@@ -353,6 +363,8 @@ def test_every_goal_that_takes_a_variable_looks_at_it_first(study, goal, argumen
         (["expect", "NOTEBOOKS=01"], "make expect does not know NOTEBOOKS="),
         (["smoke", "WORKERS=2"], "make smoke does not know WORKERS=: leave it out, or use make figures"),
         (["test", "SCHEDULER=tcp://127.0.0.1:1"], "make test does not know SCHEDULER="),
+        (["figures", "DROPOUT=0"], "make figures does not know DROPOUT=: leave it out, or use make twin-train"),
+        (["twin-train", "DROPOUT=none"], "DROPOUT=none is not understood: write a number from 0 to 0.9"),
         (["figures", "MODEL=a\nb"], "MODEL= has a line break in it"),
         (["setup", "VENV=my env"], "VENV=my env has a space in it or a character"),
         (["setup", "VENV=a'b"], "has a space in it or a character"),

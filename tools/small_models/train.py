@@ -1,4 +1,8 @@
-"""Trains the small RWKV-5 that ships in data/models/, from texts that come with packages; `make rwkv-train` runs it.
+"""Trains the small models that ship in data/models/, from texts that come with packages.
+
+`make rwkv-train` trains an RWKV-5, `make twin-train` its twin, a transformer that differs in nothing but what mixes
+tokens: texts, tokens, windows, steps, sizes and recipe are the same. `make twin-train DROPOUT=0` trains both without
+dropout, which is not shipped: it shows what dropout does.
 
 The same settings give the same windows of text in the same order, so a run that was killed goes on from its last
 checkpoint as if it had not been. There is little text, so it is read several times over: dropout keeps the model from
@@ -13,10 +17,11 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -37,7 +42,7 @@ END = "<|endoftext|>"  # token 0; stands before every document
 CHECKPOINT_SECONDS = 120
 
 Kind = Literal["rwkv", "transformer"]
-NAMES: dict[Kind, str] = {"rwkv": profiles.EMBEDDED_RWKV, "transformer": "llama-6.6m"}
+NAMES: dict[Kind, str] = {"rwkv": profiles.EMBEDDED_RWKV, "transformer": profiles.EMBEDDED_TWIN}
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,12 @@ class Settings:
     warmup: int = 50
     seed: int = 0
     autocast: bool = True
+
+
+# A kind's own, should the table of what was tried speak for other rates.
+RECIPES: dict[Kind, Settings] = {"rwkv": Settings(), "transformer": Settings(kind="transformer")}
+RATES = paths.DATA / "rates" / "small_models.csv"
+TRAINING = paths.CACHE / "small-models" / "training"
 
 
 def fingerprint(settings: Settings, sources: dict[str, list[str]], validation: Sequence[str]) -> str:
@@ -383,9 +394,77 @@ def rivals(training: Sequence[str], evaluation: Sequence[str]) -> dict[str, floa
     return found
 
 
+def at_equal_context(
+    model: nn.Module, tokenizer: Any, evaluation: Sequence[str], settings: Settings, target: Path
+) -> dict[str, float]:
+    """Bits per byte of the RWKV read in the windows in which a transformer is; of a transformer those of its twin.
+
+    Args:
+        model, tokenizer: the model itself.
+        evaluation: texts.
+        settings: settings of the training.
+        target: the model's folder; its twin's is looked for beside it.
+    """
+    if is_recurrent(model):
+        return {"this model, read in a transformer's windows": bits_per_byte(model, tokenizer, evaluation, carry=False)}
+    from layer_redundancy.models.rwkv5.model import Rwkv5ForCausalLM
+
+    name = model_name(replace(settings, kind="rwkv"))
+    folder = target.parent / name
+    if not (folder / "config.json").is_file():
+        return {}
+    twin = Rwkv5ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return {
+        f"{name}, its state carried": bits_per_byte(twin, tokenizer, evaluation),
+        f"{name}, in the same windows": bits_per_byte(twin, tokenizer, evaluation, carry=False),
+    }
+
+
+def check_tokenizer(sources: dict[str, list[str]], settings: Settings) -> None:
+    """Raises StudyError where the texts give another tokenizer than the shipped RWKV's: it would be no twin."""
+    from transformers import AutoTokenizer
+
+    trained = train_tokenizer([t for texts in sources.values() for t in texts], settings.vocab_size)
+    shipped = AutoTokenizer.from_pretrained(paths.MODELS / profiles.EMBEDDED_RWKV)
+    if trained.backend_tokenizer.to_str() != shipped.backend_tokenizer.to_str():
+        raise StudyError(
+            f"these texts give another tokenizer than {profiles.EMBEDDED_RWKV}'s, so that the two could not be "
+            "compared: make rwkv-train first, or install what requirements.lock names"
+        )
+
+
+def tried(kind: Kind) -> str:
+    """What was found of learning rates, in a sentence; "" where none were tried."""
+    if not RATES.is_file():
+        return ""
+    every = pd.read_csv(RATES)
+    table = every[every["kind"] == kind]
+    if table.empty:
+        return ""
+    best = table.loc[table["bits_per_byte"].idxmin()]
+    own = RECIPES[kind]
+    mine = table[
+        np.isclose(table["matrix_learning_rate"], own.matrix_learning_rate)
+        & np.isclose(table["learning_rate"], own.learning_rate)
+    ]
+    said = "; ".join(f"{row.bits_per_byte:.3f} for the recipe's" for row in mine.itertuples())
+    said = f" ({said})" if said else ""
+    return (
+        f"Rates: {len(table)} pairs of them were tried for {int(best['steps'])} steps, the recipe's and each a third "
+        f"and three times as high, for either kind of model alike (`make twin-rates`; `data/rates/small_models.csv`). "
+        f"The fewest bits per byte on the validation articles, {best['bits_per_byte']:.3f}, came of "
+        f"{best['matrix_learning_rate']:g} for matrices and {best['learning_rate']:g} for the rest{said}."
+    )
+
+
 def kept_step(log: Sequence[dict]) -> int:
     """The step whose weights `train` returns: that of the fewest bits per byte."""
     return min((row for row in log if row["bits_per_byte"] != ""), key=lambda row: row["bits_per_byte"])["step"]
+
+
+def kept_bits(log: Sequence[dict]) -> float:
+    """Bits per byte of the weights that `train` returns."""
+    return min(row["bits_per_byte"] for row in log if row["bits_per_byte"] != "")
 
 
 def deliver(
@@ -409,6 +488,7 @@ def deliver(
         tokenizer.save_pretrained(scratch)
         rounded = type(model).from_pretrained(scratch, dtype=torch.float32).eval()
         scores = {"this model": bits_per_byte(rounded, tokenizer, evaluation)}
+        scores |= at_equal_context(rounded, tokenizer, evaluation, settings, target)
         scores |= rivals([text for texts in sources.values() for text in texts], evaluation)
         table = pd.DataFrame(log).replace({"bits_per_byte": {"": float("nan")}})
         table["bits_per_byte"] = table["bits_per_byte"].astype(float)
@@ -442,24 +522,18 @@ def card(
     judged = "\n".join(f"| {name} | {value:.3f} |" for name, value in scores.items())
     written = "\n\n".join("> " + text.replace("\n", "\n> ") for text in samples(model, tokenizer))
     chosen = "\n".join(f"| `{name}` | {value} |" for name, value in asdict(settings).items())
-    return f"""# {profiles.EMBEDDED_RWKV}
+    rates = tried(settings.kind)
+    return f"""# {model_name(settings)}
 
-An RWKV-5.2 of {million:.2f} million parameters and {settings.num_hidden_layers} blocks, trained for this study by
-`make rwkv-train` so that notebook 06 has a model without attention where no hub can be reached. Weights are bfloat16.
-
-```python
-import layer_redundancy.models.rwkv5  # makes transformers know the architecture
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("src/layer_redundancy/data/models/{profiles.EMBEDDED_RWKV}")
-tokenizer = AutoTokenizer.from_pretrained("src/layer_redundancy/data/models/{profiles.EMBEDDED_RWKV}")
-```
+{_introduction(settings, million)}
 
 ## What it has learnt
 
 Bits per byte on the {len(articles("wikipedia", "evaluation"))} evaluation articles of the Wikipedia extract, none of
-which it was trained on or chosen by; every token counts, from the first of each article on. The n-gram models (bytes,
-interpolated Kneser-Ney) were counted in the same training texts; `xz -9` packs the evaluation articles as one file.
+which it was trained on or chosen by; every token counts, from the first of each article on. An RWKV carries its state
+from an article's beginning to its end; a transformer reads windows of {settings.window_tokens} tokens, each half a
+window on, and so knows half a window at least of what stands before a token. The n-gram models (bytes, interpolated
+Kneser-Ney) were counted in the same training texts; `xz -9` packs the evaluation articles as one file.
 
 | | bits per byte |
 | --- | --- |
@@ -483,7 +557,7 @@ News: the background corpus of Lee et al. (2005), in gensim. Britannica, drama a
 
 {log[-1]["tokens"] / 1e6:.1f} million tokens in {log[-1]["seconds"] / 60:.0f} minutes on
 {torch.get_num_threads()} CPU cores; `training_log.csv` has the loss. Kept are the weights of step {kept_step(log)},
-the best on the validation articles.
+the best on the validation articles.{" " + rates if rates else ""}
 
 | setting | value |
 | --- | --- |
@@ -494,6 +568,39 @@ the best on the validation articles.
 A model to be used for its text. It knows spelling, words and short phrases, no facts, and answers multiple-choice
 questions about as well as chance.
 """
+
+
+def _introduction(settings: Settings, million: float) -> str:
+    """What the model is, what made it and how it is loaded, Markdown."""
+    shipped, blocks = settings.dropout == Settings.dropout, settings.num_hidden_layers
+    folder = f"{'src/layer_redundancy/data/models' if shipped else 'data/cache/small-models'}/{model_name(settings)}"
+    if settings.kind == "rwkv":
+        what = f"An RWKV-5.2 of {million:.2f} million parameters and {blocks} blocks"
+        why = "so that notebook 06 has a model without attention where no hub can be reached"
+        knows = "import layer_redundancy.models.rwkv5  # makes transformers know the architecture\n"
+    else:
+        what = f"A Llama of {million:.2f} million parameters and {blocks} blocks"
+        why = (
+            f"as the twin of {model_name(replace(settings, kind='rwkv'))}: the same texts, tokens, windows, steps, "
+            "width, depth, head size, weights in a block's matrices and recipe, with attention"
+        )
+        knows = ""
+    made, more = f"`make {'rwkv' if settings.kind == 'rwkv' else 'twin'}-train`", ""
+    if not shipped:
+        made = f"`make twin-train DROPOUT={settings.dropout:g}`"
+        more = (
+            f" Its dropout is {settings.dropout:g} and not the recipe's {Settings.dropout:g}: it is not shipped, and "
+            "there to show what dropout does to depth redundancy (notebook 06, `pair=`)."
+        )
+    return f"""{what}, trained for this study by {made}
+{why}. Weights are bfloat16.{more}
+
+```python
+{knows}from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```"""
 
 
 def model_name(settings: Settings) -> str:
@@ -525,9 +632,11 @@ def main(
     try:
         sources = training_texts()
         for kind in (only,) if only else every:
-            settings = Settings(kind=kind, dropout=dropout, steps=steps, seed=seed)
+            settings = replace(RECIPES[kind], dropout=dropout, steps=steps, seed=seed)
+            if kind != "rwkv":
+                check_tokenizer(sources, settings)
             target = output / model_name(settings) if output else home(settings)
-            trained = train(settings, sources, validation_texts(), paths.CACHE / "small-models" / "training")
+            trained = train(settings, sources, validation_texts(), TRAINING)
             scores = deliver(*trained, settings, sources, target)
             print(f"{target}: bits per byte:", ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
     except StudyError as error:

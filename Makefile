@@ -168,13 +168,13 @@ execute = $(TALK) $(OFFLINE) $(PY) -m layer_redundancy.run_notebooks --profile $
 
 # A notebook that fails keeps none of the others from being run: they go on, and the summary ends it all.
 figures: $(RUNS)
-	@$(if $(STALE),$(call execute,$(STALE)))
+	@$(if $(STALE),$(call execute,$(filter $(STALE),$(RUNS))))
 	@$(if $(EXPECTED),$(VERIFY) --notebooks $(call quoted,$(NOTEBOOKS)) --brief $(NO_FAIL); )compared=$$?; \
 	  $(PY) -m layer_redundancy.run_summary $(RUNS) && exit $$compared
 ifneq ($(filter figures,$(MAKECMDGOALS)),)
 MAKEFLAGS += --keep-going
 KEEP_GOING := --keep-going
-# Put down here, and executed together: they share what they import.
+# Put down here, and executed together, since they share what they import; in the order of RUNS, whatever that of make -j.
 STALE :=
 stale = $(eval STALE += $@)
 endif

@@ -32,6 +32,7 @@ HUB_MODEL = re.compile(r"MODEL=([\w.-]+/[\w.-]+)")
 # Commands that are not run but by make -n, and why.
 LONG = {
     "make figures": "the embedded profile takes an hour; every notebook is run on smoke by `make test`",
+    'make figures MODELS="smollm2 gemma3-270m"': "it downloads a model; test_study.py compares tiny ones",
     "make test": "this is a part of it",
 }
 

@@ -213,6 +213,72 @@ def test_a_profiles_further_models_come_after_its_own(ready):
     assert len(ready.calls()) == 2  # its own model, and Baichuan2-7B
 
 
+@pytest.fixture
+def comparing(ready) -> Study:
+    """With a notebook that further models lack, and the one that compares models."""
+    for name in ("05_other", "14_across_models"):
+        path = ready.root / "notebooks" / f"{name}.ipynb"
+        path.write_text((ready.root / "notebooks" / "01_first.ipynb").read_text())
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    return ready
+
+
+def places(study: Study, *arguments: str) -> list[tuple[str, str, str]]:
+    """Folder, number and model ("" for the profile's own) of each notebook that make figures executes."""
+    study.calls()
+    done = study.make("figures", *arguments)
+    assert done.returncode == 0, done.stderr
+    found = []
+    for line in (study.root / "calls").read_text().splitlines():
+        if line.startswith("- run "):
+            copy, _, rest = line.removeprefix("- run ").partition(" ")[2].partition(" --model ")
+            folder, _, name = copy.removeprefix("data/runs/").rpartition("/")
+            found.append((folder, name[:2], rest.partition(" --profile")[0]))
+    return found
+
+
+@pytest.mark.parametrize("options", [[], ["-j2"]])
+def test_several_models_are_run_and_compared(comparing, options):
+    models = "MODELS=smollm2 gemma3-270m"
+    assert places(comparing, models, *options) == [
+        *(("embedded", n, "") for n in ("01", "02", "05")),
+        *(("embedded/gemma3-270m", n, "gemma3-270m") for n in ("01", "02")),
+        ("embedded", "14", ""),
+    ]
+    (comparing.root / "figures" / "embedded" / "gemma3-270m").mkdir()
+    (comparing.root / "figures" / "embedded" / "gemma3-270m" / "figure.png").touch()
+    assert places(comparing, models, *options) == [], "all of it is there"
+    assert places(comparing, "MODELS=smollm2 rwkv5-6.6m", "NOTEBOOKS=01 14", *options) == [
+        ("embedded-rwkv5-6.6m", "01", "rwkv5-6.6m"),
+        ("embedded-smollm2-135m-instruct+rwkv5-6.6m", "14", ""),
+    ]
+    assert places(comparing, *options) == [], "what was run of the profile's own model stays"
+    found = places(comparing, "MODELS=gemma3-270m smollm2", "NOTEBOOKS=14", *options)
+    assert found == [("embedded", "14", "")], "their order decides on whose text they are compared"
+
+
+def test_models_reach_whatever_is_run(ready):
+    """By a variable, since a notebook's kernel has no other way to know of them."""
+    stand_in = ready.root / ".venv" / "bin" / "python"
+    log = 'printf \'%s|%s\\n\' "$LAYER_REDUNDANCY_MODELS" "$HF_HUB_OFFLINE" >> told'
+    stand_in.write_text(stand_in.read_text().replace("#!/bin/sh", f"#!/bin/sh\n{log}"))
+    folder = ready.root / "my models"
+    folder.mkdir()
+    (folder / "config.json").touch()
+    for models, offline in (
+        ("smollm2 gemma3-270m", True),
+        ("smollm2 org/one", False),
+        ("smollm2 'my models'", False),
+    ):
+        for goal in ("figures", "plan", "prefetch"):
+            (ready.root / "told").unlink(missing_ok=True)
+            done = ready.make(goal, f"MODELS={models}", "NOTEBOOKS=01", HF_HUB_OFFLINE="")
+            assert done.returncode == 0, done.stderr
+            told = (ready.root / "told").read_text().splitlines()
+            assert told[-1].partition("|")[0] == models
+            assert (f"{models}|1" in told) == offline, (goal, models)
+
+
 def test_bench_installs_its_peer_apart_and_once(ready):
     parts = ["benchmarks.sweeps --peer", "benchmarks.rwkv_prefill", "benchmarks.cluster"]
     for expected in (["pip install", *parts], parts):

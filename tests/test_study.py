@@ -75,6 +75,33 @@ def test_notebook_runs_on_a_users_model_and_again_without_loading_it(root, tmp_p
 
 
 @pytest.mark.slow
+def test_models_of_ones_own_are_compared_and_again_without_loading_them(root, tmp_path, monkeypatch):
+    """A profile's own model is none of them; one folder has a space in its name."""
+    models = [checkpoint(tmp_path / "one model"), checkpoint(tmp_path / "other", "gpt2")]
+    monkeypatch.chdir(tmp_path)
+    named = "'one model' other"
+    code, said = notebook_cells.run("14_across_models", root, profile="smoke", models=named)
+    assert code == 0 and "loading" in said and profiles.EMBEDDED_MODEL not in said, said
+    of = profiles.get("smoke", models=tuple(map(str, models)))
+    figures = root / "figures" / profiles.across_folder(of)
+    made = {path.name: path.read_bytes() for path in figures.iterdir()}
+    assert {"across_damage.png", "across_damage.csv", "across_depths.csv", "across_claim.csv"} <= set(made)
+    assert [path.name for path in (root / "figures").iterdir()] == [figures.name], "nothing lies elsewhere"
+    code, said = notebook_cells.run("14_across_models", root, profile="smoke", models=named)
+    assert code == 0 and "loading" not in said, said
+    assert {path.name: path.read_bytes() for path in figures.iterdir()} == made, "not byte-reproducible"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("given", "told"), [({}, "name two models"), ({"model": "x"}, "name several instead")])
+def test_a_notebook_that_compares_leaves_itself_out_for_a_single_model(root, tmp_path, given, told):
+    if given:
+        given = {"model": str(checkpoint(tmp_path / "x"))}
+    _, said = notebook_cells.run("14_across_models", root, profile="smoke", **given)
+    assert told in said and not (root / "figures").exists(), said
+
+
+@pytest.mark.slow
 def test_a_model_without_heads_leaves_notebook_05_out(root, tmp_path):
     done = execute("05_width_vs_depth", root, checkpoint(tmp_path / "model", "mamba"))
     assert done.returncode == 0 and "left out" in done.stderr and "no attention heads" in done.stderr
@@ -291,6 +318,10 @@ def test_caption_names_model_revision_and_text(study):
     built = study()
     caption = built.caption(built.evaluation_note())
     assert "local folder, sha256" in caption and "5 blocks" in caption and "3 blocks of 64 tokens" in caption
+    other = replace(built.identity, name="org/other", num_hidden_layers=2)
+    both = replace(built, beside=(other, built.identity)).caption("What", "is shown")
+    assert both.startswith("org/other (") and both.endswith(", 5 blocks). What. is shown.")
+    assert both.count("blocks)") == 2 and ", 2 blocks) and " in both and "4 blocks" not in both
 
 
 @pytest.mark.slow

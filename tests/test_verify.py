@@ -356,6 +356,73 @@ def test_a_further_model_has_the_notebooks_that_are_named_for_it(monkeypatch):
         verify.expect_run(profiles.get("embedded", model="org/one"))
 
 
+GEMMA = "gemma3-270m"
+
+
+@pytest.fixture
+def several(study, monkeypatch) -> Path:
+    """With a further model that was run too, and with what compares it with the profile's own, which was not."""
+    for at in ("figures", "expected"):
+        folder = study / at / "embedded" / GEMMA
+        folder.mkdir()
+        for name in ("one", "two"):
+            (folder / f"{name}.csv").write_text(TABLE)
+        (study / at / "embedded" / "across.csv").write_text(TABLE)
+    (study / "runs" / "embedded" / GEMMA).mkdir()
+    for number in ("01_first", "02_second"):
+        (study / "runs" / "embedded" / GEMMA / f"{number}.ipynb").touch()
+    cell = '{"cell_type": "code", "source": ["study.save_table(t, \\"across\\")"]}'
+    (study / "notebooks" / "14_across_models.ipynb").write_text(f'{{"cells": [{cell}]}}')
+    monkeypatch.setenv("LAYER_REDUNDANCY_MODELS", f"smollm2 {GEMMA}")
+    return study
+
+
+def test_tables_of_all_named_models_are_compared(several, monkeypatch):
+    both = ["embedded: 3 of 3 tables as expected (not run here: 14)", f"embedded/{GEMMA}: 2 of 2 tables as expected"]
+    assert run("embedded", "--brief") == (0, both)
+    (several / "figures" / "embedded" / GEMMA / "two.csv").write_text(TABLE.replace("11.05", "12.05"))
+    status, lines = run("embedded", "--brief")
+    assert status == 1 and lines[-1] == f"embedded/{GEMMA}: 1 of 2 tables as expected; 1 differs (two)"
+    assert run("embedded", "--brief", "--model", GEMMA) == (1, [line for line in lines if line != both[0]])
+    assert run("embedded", "--notebooks", "01", "--brief")[0] == 0
+    (several / "runs" / "embedded" / "14_across_models.ipynb").touch()
+    assert run("embedded", "--notebooks", "14", "--brief") == (0, ["embedded: 1 of 1 tables as expected"])
+    monkeypatch.delenv("LAYER_REDUNDANCY_MODELS")
+    assert run("embedded", "--brief") == (0, ["embedded: 3 of 3 tables as expected"]), "it is asked for by name"
+
+
+def test_the_profiles_own_model_is_not_compared_where_it_is_not_named(several, monkeypatch):
+    shutil.rmtree(several / "runs" / "embedded")
+    (several / "runs" / "embedded" / GEMMA).mkdir(parents=True)
+    (several / "runs" / "embedded" / GEMMA / "01_first.ipynb").touch()
+    monkeypatch.setenv("LAYER_REDUNDANCY_MODELS", f"{GEMMA} org/one")
+    assert run("embedded", "--brief") == (0, [f"embedded/{GEMMA}: 2 of 2 tables as expected (not run here: 02)"])
+    monkeypatch.setenv("LAYER_REDUNDANCY_MODELS", f"smollm2 {GEMMA}")
+    status, lines = run("embedded")
+    assert status == 1 and lines[0].startswith("error: no notebook of embedded was run here")
+
+
+def test_what_compares_a_model_that_the_profile_lacks_is_none_of_its_tables(several, monkeypatch):
+    monkeypatch.setenv("LAYER_REDUNDANCY_MODELS", "smollm2 org/one")
+    assert run("embedded", "--brief") == (0, ["embedded: 3 of 3 tables as expected"]), "it lies in a folder of its own"
+    given = ["--tables", str(several / "figures" / "embedded"), "--expected", str(several / "expected" / "embedded")]
+    monkeypatch.setenv("LAYER_REDUNDANCY_MODELS", f"smollm2 {GEMMA}")
+    assert len(run("embedded", "--brief", *given)[1]) == 1, "folders that are given are compared once"
+
+
+def test_a_further_models_run_can_become_what_is_expected(several, monkeypatch):
+    monkeypatch.delenv("LAYER_REDUNDANCY_MODELS")
+    new = TABLE.replace("11.05", "12.05")
+    for folder in ("embedded", f"embedded/{GEMMA}"):
+        (several / "figures" / folder / "one.csv").write_text(new)
+    line = "2 tables are expected now (1 changed, 0 new, 0 gone)"
+    assert run("embedded", "--renew", "--model", GEMMA) == (0, [f"embedded/{GEMMA}: {line}"])
+    assert (several / "expected" / "embedded" / "one.csv").read_text() == TABLE, "of the profile's own nothing changes"
+    assert run("embedded", "--renew") == (0, ["embedded: 3 tables are expected now (1 changed, 0 new, 0 gone)"])
+    assert (several / "expected" / "embedded" / GEMMA / "one.csv").read_text() == new
+    assert (several / "expected" / "embedded" / "across.csv").read_text() == TABLE
+
+
 @pytest.mark.parametrize("table", ["figure3_claim", "figure2a_removal_order", "table1_measured", "reassessing_recipes"])
 def test_a_changed_number_of_a_committed_table_is_found(tmp_path, table):
     """By as much as another seed or a slip of a formula would change it: a third."""

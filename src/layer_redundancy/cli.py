@@ -377,13 +377,13 @@ def verify(
     if renew:
         typer.echo(comparing.expect_run(chosen))
         return
-    others = [] if model else [one for one in chosen.studied if one != chosen.own_model and chosen.declares(one)]
-    runs = [chosen, *(profiles.get(profile, model=one) for one in others)]
-    every = [
-        comparing.verify_run(one, notebooks, tables, expected)
-        for one in runs
-        if one is chosen or comparing.is_expected(one, notebooks)
-    ]
+    runs = [chosen]
+    if not (model or tables or expected):
+        named = {one: profiles.get(profile, model=one) for one in chosen.studied if chosen.declares(one)}
+        others = [one for name, one in named.items() if name != chosen.own_model]
+        own = runs if chosen.own_model in named else []
+        runs = [*own, *(one for one in others if comparing.is_expected(one, notebooks))] or runs
+    every = [comparing.verify_run(one, notebooks, tables, expected) for one in runs]
     verdicts, line = [one for of, _ in every for one in of], "\n".join(line for _, line in every)
     if as_json:
         found = [

@@ -898,16 +898,16 @@ class Study:
         table_pictures.save_table(data, self.figures, name, self.caption(*caption), shown)
         return data if shown is None else shown
 
-    def save_reported(
-        self, data: pd.DataFrame, name: str, caption: str, figure: Figure | None = None
-    ) -> pd.DataFrame | Image:
-        """Writes a table of numbers that papers report to the run's folder, or a figure of them; returns it.
+    def save_reported(self, data: pd.DataFrame, name: str, caption: str) -> pd.DataFrame:
+        """Writes a table of numbers that papers report to the run's folder; returns it.
 
         No model was run for it, so its caption names none.
         """
-        if figure is None:
-            table_pictures.save_table(data, self.figures, name, f"{caption}.")
-            return data
+        table_pictures.save_table(data, self.figures, name, f"{caption}.")
+        return data
+
+    def save_reported_figure(self, figure: Figure, data: pd.DataFrame, name: str, caption: str) -> Image:
+        """Writes a figure of numbers that papers report, as `save` does; its caption names no model either."""
         saving.save(figure, data, self.figures, name, f"{caption}.")
         return Image(filename=self.figures / f"{name}.png", width=round(96 * figure.get_figwidth()))
 

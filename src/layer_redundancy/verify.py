@@ -355,7 +355,14 @@ def summary(verdicts: Sequence[Verdict], name: str) -> str:
 def saved_tables(notebook: Path) -> list[str]:
     """Names of the tables that a notebook hands to `Study.save` and its likes; "name*" where only the beginning is
     written there."""
-    places = {"save": 2, "save_table": 1, "save_verdicts": 1, "save_reported": 1, "save_data": 1}
+    places = {
+        "save": 2,
+        "save_reported_figure": 2,
+        "save_table": 1,
+        "save_verdicts": 1,
+        "save_reported": 1,
+        "save_data": 1,
+    }
     names = []
     for cell in json.loads(notebook.read_text())["cells"]:
         if cell["cell_type"] == "code":
@@ -383,12 +390,14 @@ def not_run(folder: str, of: Sequence[Path]) -> list[str]:
 def notebooks_of(profile: Profile, chosen: str = "") -> list[Path]:
     """The notebooks that a profile's model has: a further model those that are named for it, any other all.
 
-    The one that compares models is among them only where it is chosen by name, or has several to compare.
+    The one that compares models is among them only where it is chosen by name, or has several to compare and writes
+    what it finds beside what is found of the profile's own.
     """
     its = profile.studied.get(profile.model) if profile.declares(profile.model) else None
     further = {one.model: one.notebooks for one in profile.further}
     its = further.get(profile.model, its)
-    across = bool(chosen.strip()) or (profile.is_own_model and len(profile.studied) > 1)
+    beside = profiles.across_folder(profile) == profiles.artifact_folder(profile)
+    across = bool(chosen.strip()) or (len(profile.studied) > 1 and beside)
     return [
         path
         for path in chosen_notebooks(chosen)

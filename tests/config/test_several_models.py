@@ -150,4 +150,5 @@ def test_models_that_the_profile_does_not_name_have_folders_of_their_own():
 
 def test_make_knows_which_models_need_no_hub():
     (line,) = re.findall(r"^EMBEDDED := (.*)$", (paths.ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(profiles.EMBEDDED) | set(profiles.SHORT) <= set(line.split())
+    trained = {"llama-6.6m"}  # whose weights may not be there yet
+    assert {*profiles.EMBEDDED, *profiles.SHORT} - trained == {*line.split()} - trained

@@ -123,6 +123,20 @@ def test_verdicts_model_by_model():
     assert by[LAST, "dear"] == SUPPORTED and by[FIRST, "dear"] == REFUTED and by[CHEAPER, "dear"] == REFUTED
 
 
+def test_removals_that_may_cost_nothing_have_verdicts_too():
+    """On some resamples a removal gains: what is divided by it stays a number."""
+    free = a_model("free", factor=1e-9)
+    nll = {
+        v: Result({}, {"nll": r.arrays["nll"] * np.linspace(0.99, 1.01, PASSAGES) ** len(v)})
+        for v, r in free.on_text.items()
+    }
+    vague = OneModel(free.study, None, free.sums, free.by_measure, free.ratios, nll, {}, free.along)
+    vars(vague)["_sizes"] = SIZES
+    claim = across_models.claim(measured(vague, a_model()), 200, 0)
+    assert claim["on"].value_counts()["free"] == claim["on"].value_counts()["one"] == 6
+    assert np.isfinite(claim["measured"]).all()
+
+
 def test_one_model_alone_is_not_compared(monkeypatch):
     study = Study.open("smoke")
     with pytest.raises(NotApplicable, match=r"name two models, such as models = \"smollm2"):

@@ -1,5 +1,6 @@
 """Notebook 04's tables on made-up losses, whose answers are known."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -82,6 +83,25 @@ def test_gaps_to_greedy_by_hand():
     # Four resamples of calibration text have three degrees of freedom.
     half = influence["high"][1] - influence["gap"][1]
     assert half == pytest.approx(3.1824 * 0.025 * np.sqrt(4 / 3 * 24 / 23), rel=1e-3)
+
+
+def test_without_other_calibration_texts_intervals_are_over_text_alone():
+    other = ORDERS | {"block_influence": order(6, 5, 4, 3)}
+    noisy = measured(ORDERS, [ORDERS, other] * 2)
+    noisy.losses.update({variant: loss(variant, noise=0.1) for variant in noisy.losses})
+    alone = replace(noisy, again=[])
+    table, whole = (metric_comparison.gaps(study(), found).set_index(["metric", "count"]) for found in (alone, noisy))
+    assert np.isfinite(table.to_numpy(float)).all() and (table["low"] <= table["gap"]).all()
+    assert (table["loss_low"] == table["loss"]).all() and (table["loss_high"] == table["loss"]).all()
+    widths = [of.loc["block_influence", "high"] - of.loc["block_influence", "low"] for of in (table, whole)]
+    assert 0 < widths[0][4] < widths[1][4], "the same text, and no calibration text redrawn"
+    curves = alone.curves()
+    gap = (curves["block_influence"] - curves["greedy"])[4]  # (N,), of a sample of six
+    half = 2.5706 * gap.std(ddof=1) / np.sqrt(len(gap))
+    assert widths[0][4] / 2 == pytest.approx(half, rel=0.25)
+    claim = metric_comparison.claim(study(), alone)
+    assert {"perplexity", "t"} == set(claim["on"])
+    assert np.isfinite(claim[["measured", "low", "high"]].to_numpy(float)).all()
 
 
 def test_area_by_hand():

@@ -56,6 +56,10 @@ def test_weights_are_those_that_were_converted_first(checkpoint):
     assert packaged.weights_digest(checkpoint) == gemma3.WEIGHTS_SHA256
 
 
+def test_the_shape_that_a_plan_knows_is_the_models(model):
+    assert gemma3.SHAPE.items() <= model.config.to_dict().items()
+
+
 def test_tokens_are_llama_cpps(tokenizer, other):
     assert llama_cpp.differing(tokenizer, other) == []
 

@@ -5,13 +5,15 @@ from transformers import AutoTokenizer
 
 from layer_redundancy.config import profiles, sources
 from layer_redundancy.config.profiles import TaskBudget
+from layer_redundancy.core import paths
 from layer_redundancy.core.errors import StudyError
-from layer_redundancy.data import benchmark_items, classification_sets, hub
+from layer_redundancy.data import benchmark_items, classification_sets, hub, wheels
 from layer_redundancy.evaluate.batches import arrange
 from layer_redundancy.evaluate.scoring import ChoiceTask
 from layer_redundancy.models import smollm2
 from layer_redundancy.models.checks import Sharing
-from layer_redundancy.planning import counts, downloads
+from layer_redundancy.planning import counts, downloads, planner
+from layer_redundancy.planning.dry import Needs
 from made_up import checkpoint
 
 PAPER = profiles.get("paper")
@@ -44,6 +46,19 @@ def test_the_paper_profiles_models_are_the_papers_with_pinned_revisions():
 def test_profiles_without_a_hub_download_nothing():
     for name in ("smoke", "embedded"):
         assert downloads.downloads(profiles.get(name)) == []
+
+
+def test_a_model_inside_packages_is_planned_before_anything_of_it_is_fetched(tmp_path, monkeypatch):
+    """Its shape is known, its terms are told, and nobody is asked for a wheel."""
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    monkeypatch.setattr(wheels, "fetch", lambda *_: pytest.fail("a wheel was fetched"))
+    gemma = planner.config_of(profiles.EMBEDDED_GEMMA, None)
+    assert (gemma.num_hidden_layers, gemma.hidden_size, gemma.vocab_size) == (18, 640, 262144)
+    needed = {profiles.EMBEDDED_GEMMA: Needs(), profiles.EMBEDDED_RWKV: Needs()}
+    (found,) = downloads.downloads(profiles.get("embedded"), needed)
+    assert (found.name, found.here, found.gigabytes, found.licence) == ("gemma3-270m", False, 0.238, "Gemma")
+    assert found.note.startswith("1.1 GB more when it is converted. ") and "ai.google.dev/gemma/terms" in found.note
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_users_model_is_downloaded_alone(tmp_path):

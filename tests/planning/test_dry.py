@@ -144,6 +144,8 @@ def test_the_measures_own_code_finds_the_order_in_the_stand_ins(blocks):
 @pytest.mark.parametrize("blocks", [2, 4, 30])
 def test_every_notebook_of_every_profile_can_be_planned(profile, blocks, monkeypatch):
     of = profiles.get(profile)
+    if len(of.studied) < 2:
+        of = profiles.get(profile, models=(of.model, profiles.EMBEDDED_RWKV))  # one notebook compares several
     planner = Planner(of, count=lambda model, budget: Amount(50, 200, 9000, 5000, 200))
     study = planner.study(of.model)
     config = replace(study.identity, num_hidden_layers=blocks).config
@@ -190,6 +192,61 @@ def test_two_models_are_planned_on_the_same_passages():
     assert recurrent["passages"].amount == transformer["perplexity"].amount
     assert len(recurrent["passages"].variants) == 1 + 12 + 10, "one less by Block Influence is a single removal"
     assert [len(of["task/agreement"].variants) for of in sweeps.values()] == [4, 4]
+
+
+SMALL, RECURRENT = profiles.EMBEDDED_MODEL, profiles.EMBEDDED_RWKV
+
+
+def planned_after_others(notebooks: set[str], **given) -> dict[tuple[str, str], dry.Ledger]:
+    """Model and number -> ledger, of some of the notebooks of all models on the smoke profile, in the plan's order."""
+    planner = Planner(profiles.get("smoke", **given), count=lambda model, budget: Amount(50, 200, 9000, 5000, 200))
+    before, found = dry.Ledger(), {}
+    for model, numbers in planner.runs():
+        for number, study in planner.pages(model, [n for n in numbers if n in notebooks], before):
+            found[model, number] = study.ledger
+    return found
+
+
+def test_models_are_compared_last_and_spared_what_others_stored():
+    both, before = (SMALL, RECURRENT), {"01", "02", "03", "04"}
+    found = planned_after_others({*before, "14"}, models=both)
+    assert list(found) == [(model, n) for model in both for n in sorted(before)] + [(SMALL, "14")]
+    last = found[SMALL, "14"]
+    # A quarter by five measures, of which notebook 04 reads two of three blocks of text.
+    (left,) = last.of(Sweep, SMALL)
+    assert (left.amount.tokens, {len(variant) for variant in left.variants}) == (63, {22})
+    # The other model reads the first one's passages: itself, single removals, two shares, and a quarter by measure.
+    (left,) = last.of(Sweep, RECURRENT)
+    assert (left.measurement, left.amount.tokens) == ("passages", 3 * 63)
+    assert sorted(map(len, left.variants)) == [6, *[9] * 5, *[11] * 12, 12]
+    alone = planned_after_others({"14"}, models=both)[SMALL, "14"]
+    assert sum(one.block_tokens for one in alone.of(Sweep)) > 10 * sum(one.block_tokens for one in last.of(Sweep))
+
+
+def test_a_single_model_is_compared_with_none():
+    assert [number for _, number in planned_after_others({"02", "14"})] == ["02"]
+    assert [number for _, number in planned_after_others({"02", "14"}, model=RECURRENT)] == ["02"]
+    without = Planner(profiles.get("embedded", models=(profiles.EMBEDDED_GEMMA, RECURRENT)))
+    assert [(model, of[-1]) for model, of in without.runs()] == [
+        (profiles.EMBEDDED_GEMMA, "04"),
+        (RECURRENT, profiles.BEFORE_ACROSS[-1]),
+        (SMALL, "14"),
+    ]
+
+
+def test_a_further_model_is_planned_on_what_the_profile_says_of_it():
+    of = profiles.get("embedded", models=(SMALL, profiles.EMBEDDED_GEMMA))
+    planner = Planner(of, count=lambda model, budget: Amount(50, 200, 9000, 5000, 200))
+    gemma, own = planner.study(profiles.EMBEDDED_GEMMA), planner.study(SMALL)
+    assert (len(gemma.evaluation.input_ids), gemma.num_blocks) == (8, 18)
+    assert len(own.evaluation.input_ids) == of.text.evaluation_blocks > 8
+
+    def depths(of: Profile) -> int:
+        planner = Planner(of, count=lambda model, budget: Amount(50, 200, 9000, 5000, 200))
+        ((_, study),) = planner.pages(profiles.EMBEDDED_GEMMA, ["04"])
+        return max(len(one.variants) for one in study.ledger.of(Sweep))
+
+    assert depths(of) < depths(replace(of, further=())), "orders from no other calibration text"
 
 
 def test_block_pruning_by_hand():
@@ -319,7 +376,7 @@ STAYS = {
     ("profile", "compiled"),  # takes a compiler
     ("profile", "own_model"), ("profile", "revision"), ("profile", "trust_remote_code"),  # the user's
     ("profile", "trust_tasks"), ("benchmarks", "ratio"), ("healing", "ratio"),  # likewise
-    ("profile", "name"),
+    ("profile", "name"), ("profile", "models"),  # its further models are compared all the same
     ("profile", "budgets"),
     ("quantization", "max_blocks"),  # fewer blocks would rule the ready checkpoint out
     ("prompt_tuning", "prompt_rate"), ("prompt_tuning", "demonstrations"), ("prompt_tuning", "seeds"),  # the paper's

@@ -239,10 +239,12 @@ def test_a_mistake_is_one_line(arguments):
 
 def test_a_rehearsal_runs_every_model_on_its_notebooks():
     wanted = run.runs([])
-    assert [model for (model, _), *_ in wanted] == ["", *(f.model for f in profiles.get("paper").further)]
+    assert [model for (model, _), *_ in wanted] == ["", *(f.model for f in profiles.get("paper").further), ""]
     files = sorted(path.name[:2] for path in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
-    assert [len(of) for of in wanted] == [len(files), 3, 5, 4] and files == list(registry.numbers())
+    assert [len(of) for of in wanted] == [len(files) - 1, 3, 5, 4, 1] and files == list(registry.numbers())
+    assert [path.stem for _, path in wanted[-1]] == ["14_across_models"] and wanted[-1][0] not in wanted[0]
     assert [[path.name[:2] for _, path in of] for of in run.runs(["09"])] == [["09"], ["09"]]
+    assert [[path.name[:2] for _, path in of] for of in run.runs(["14", "13"])] == [["13"], ["14"]]
     with pytest.raises(StudyError, match="no notebook 42"):
         run.runs(["42"])
     assert "rehearsal/baichuan-inc--Baichuan2-7B-Base" in str(

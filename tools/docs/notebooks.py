@@ -93,7 +93,7 @@ def saved(source: str) -> list[str]:
 
 
 def _is_save(function: ast.expr) -> bool:
-    return isinstance(function, ast.Attribute) and ast.unparse(function) == "study.save"
+    return isinstance(function, ast.Attribute) and ast.unparse(function) in ("study.save", "study.save_reported_figure")
 
 
 def _shown(output: NotebookNode, name: str, names: list[str]) -> Iterator[NotebookNode]:

@@ -96,6 +96,8 @@ def standard_error(draws: np.ndarray, units: int) -> float:
     """
     if min(units, len(draws)) < 2:
         return np.nan
+    if np.all(draws == draws[0]):
+        return 0.0  # of equal numbers numpy's has a rounding error
     return float(np.std(draws, ddof=1) * np.sqrt(units / (units - 1)))
 
 

@@ -63,7 +63,7 @@ Statements = Callable[[np.ndarray], list[Statement]]
 
 
 def judge(
-    statements: Statements, values: np.ndarray, resamples: int, seed: int, on: str = "perplexity"
+    statements: Statements, values: np.ndarray, resamples: int, seed: int, on: str = "perplexity", least: float = 0.0
 ) -> pd.DataFrame:
     """Statements about means over units, with the standard error of each; `verdicts` decides.
 
@@ -74,6 +74,7 @@ def judge(
         resamples: bootstrap resamples of each kind of unit.
         seed: the seed of the resampling.
         on: the measurement that the statements are about.
+        least: as in `judged_draws`.
 
     Returns:
         A row a statement that has numbers, for `verdicts`.
@@ -87,13 +88,13 @@ def judge(
     drawn = []
     for place, one in enumerate(kinds):
         # Where all units agree, resamples do too; of single units at 0 or 1 that would be too sure.
-        least = 1 / len(one) if np.isin(one, (-1, 0, 1)).all() else 0.0
-        drawn.append(([statements(mean) for mean in stats.bootstrap_means(one, resamples, seed + place)], least))
+        coarse = 1 / len(one) if np.isin(one, (-1, 0, 1)).all() else 0.0
+        drawn.append(([statements(mean) for mean in stats.bootstrap_means(one, resamples, seed + place)], coarse))
 
     def error(draws: np.ndarray, units: int, kind: int) -> float:
         return max(stats.standard_error(draws, units), drawn[kind][1])
 
-    return _raw(whole, [draws for draws, _ in drawn], list(map(len, kinds)), error, on)
+    return _raw(whole, [draws for draws, _ in drawn], list(map(len, kinds)), error, on, least)
 
 
 def judged_draws(

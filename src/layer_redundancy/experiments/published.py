@@ -302,7 +302,8 @@ def _over_families(removed: pd.DataFrame, resamples: int, seed: int) -> pd.DataF
         names = (FIRST, LAST, CHEAPER)
         return [Statement(name, round(share, 12), 0.5, "above", OFTEN) for name, share in zip(names, mean, strict=True)]
 
-    return verdicts.judge(statements, values, resamples, seed, f"{len(values)} families of models")
+    step = 1 / (removed.groupby("model").size().min() - 2) / len(values)
+    return verdicts.judge(statements, values, resamples, seed, f"{len(values)} families of models", least=step)
 
 
 def _cheaper(cost: np.ndarray, model: str, resamples: int, seed: int) -> pd.DataFrame:

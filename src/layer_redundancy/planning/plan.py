@@ -442,9 +442,10 @@ def report(chosen: Profile, notebooks: str = "", alone: bool = False, workers: i
     print(f"all: about {duration(frame['seconds'].sum())}; planned in {time.perf_counter() - start:.0f} s")
     if divided is not None:
         print(*divided.lines(frame["seconds"].sum()), sep="\n")
-    if found and not (counts.amounts(chosen.model)[1] and counts.read_record()):
+    of_hub = [one for one in found if one.name not in profiles.EMBEDDED]
+    if of_hub and not (counts.amounts(chosen.model)[1] and counts.read_record()):
         print("tokens of benchmarks are estimates; `make prefetch` counts them")
-    if found and not hub.answers():
+    if of_hub and not hub.answers():
         print("the hub was not asked (out of reach, or HF_HUB_OFFLINE): sizes are those this study knows")
     path = paths.RESULTS / f"plan-{profiles.artifact_folder(chosen).replace('/', '--')}.csv"
     write_whole({path: frame.to_csv(index=False).encode()})

@@ -1,5 +1,7 @@
 """Costs in bits per byte and what notebook 06 says of them; and the notebook's path on RWKV-4 and Mamba."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +29,7 @@ def units(damage, quarter=0.3):
     return recurrent.summary(np.stack([dense + d for d in damage]), dense, by_influence, COUNTS)
 
 
+WHAT = ("the cheapest block", "a quarter of the blocks", "half of the blocks")
 DAMAGE = (3.0, 0.01, 0.02, 0.03, 0.04, 0.6)
 
 
@@ -58,6 +61,21 @@ def test_claims_are_supported_and_refuted():
     }
     failed = recurrent.claim(units([0.2] * L, 0.4), units([0.2] * L, 0.3), 100, 0)
     assert failed["verdict"].tolist() == [REFUTED, UNDECIDED, REFUTED, REFUTED, REFUTED, REFUTED]
+
+
+def test_claims_about_the_twin_are_paired_with_the_recurrent_model():
+    cheap, dear = units((0.01, *[0.1] * (L - 1)), 0.2), units((0.06, *[0.1] * (L - 1)), 0.5)
+    plain = recurrent.claim(cheap, dear, 100, 0)
+    for twin, verdict in ((dear, SUPPORTED), (cheap, UNDECIDED)):
+        found = recurrent.claim(cheap, dear, 100, 0, twin)
+        assert found["statement"].tolist()[: len(plain)] == plain["statement"].tolist()
+        new = found.iloc[len(plain) :].set_index("statement")
+        quarter = (
+            "at equal everything, {} costs the transformer twin a greater share than the model without attention"
+        ).format
+        assert list(new.index) == [quarter(what) for what in WHAT]
+        assert new.loc[quarter(WHAT[0]), "verdict"] == new.loc[quarter(WHAT[1]), "verdict"] == verdict
+        assert new.loc[quarter(WHAT[1]), "difference"] == pytest.approx(30 if verdict == SUPPORTED else 0)
 
 
 def one_model(name, right):
@@ -99,7 +117,7 @@ def test_agreement_names_measures_in_words():
     damage = np.ones((L, N)) * np.array([5.0, 1, 3, 2, 4, 6])[:, None]
     values, text = np.column_stack([np.ones(N), damage.T, np.zeros((N, 3))]), sums(num_blocks=L)
     one, other = (SimpleNamespace(name=name, sums=text, summary=values) for name in ("r", "t"))
-    table = recurrent.agreement_table(SimpleNamespace(recurrent=one, transformer=other), 20, 0)
+    table = recurrent.agreement_table(SimpleNamespace(models=[one, other]), 20, 0)
     joined = "Block Influence, Reverse order, Angular distance, last token"  # the made-up text gives them one order
     assert table["measure"].iloc[0] == joined and len(table) == 4
     assert list(table)[1:] == [f"{model} {column}" for model in ("r", "t") for column in ("tau", "low", "high")]
@@ -169,3 +187,43 @@ def test_transformers_own_recurrent_models_are_measured_as_rwkv5_is(tmp_path, ow
         assert not all(a_block), "a tenth of four blocks is none"
         assert (np.isfinite(found.summary).sum(1) == found.summary.shape[1] - a_block.count(False)).all()
         assert study.deviation([study.dense, (0, 2, 3)]) < 1e-5
+
+
+@pytest.fixture
+def with_a_twin(tmp_path, own_results, monkeypatch):
+    """The smoke profile with a tiny Llama as the twin of a tiny Mamba, and their pair without dropout."""
+    recurrent_model, twin = checkpoint(tmp_path / "mamba", "mamba"), checkpoint(tmp_path / "twin", "llama")
+    for folder in (recurrent_model, twin):
+        shutil.copytree(folder, tmp_path / "pair" / (folder.name + recurrent.WITHOUT_DROPOUT))
+    profile = tmp_path / "own.toml"
+    budget = f"recurrent_model = {json.dumps(str(recurrent_model))}\ntwin = {json.dumps(str(twin))}"
+    profile.write_text(f'extends = "smoke"\n[budgets.rwkv_redundancy]\n{budget}\n')
+    return profile, checkpoint(tmp_path / "llama", "llama"), twin
+
+
+@pytest.mark.slow
+def test_a_twin_is_measured_beside_both(tmp_path, with_a_twin):
+    profile, transformer, twin = with_a_twin
+    found = recurrent.measure(Study.open(str(profile), str(transformer)))
+    names = [one.name for one in found.models]
+    assert names == [found.recurrent.name, str(transformer), str(twin)] == list(found.summaries)
+    assert found.twin.summary.shape[0] == found.transformer.summary.shape[0], "on the same passages"
+    assert list(recurrent.removals(found)["model"].unique()) == names
+    claim = recurrent.claim(*(one.summary for one in (found.recurrent, found.transformer)), 20, 0, found.twin.summary)
+    assert sum("at equal everything" in name for name in claim["statement"]) == 3
+    assert len(recurrent.agreement_table(found, 20, 0).columns) % 3 == 1
+    with pytest.raises(StudyError, match=r"has no .*-dropout-0: make twin-train DROPOUT=0"):
+        recurrent.without_dropout(found, str(tmp_path / "nothing"), 20, 0)
+    bare = recurrent.without_dropout(found, str(tmp_path / "pair"), 20, 0)
+    assert len(bare.summaries) == 4 and bare.claim["statement"].str.startswith("trained without dropout").all()
+    assert bare.claim["difference"].tolist() == pytest.approx([0] * len(bare.claim), abs=1e-6), "the same weights"
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_has_no_twin(tmp_path, with_a_twin):
+    profile, transformer, _ = with_a_twin
+    other = checkpoint(tmp_path / "other", "mamba")
+    found = recurrent.measure(Study.open(str(profile), str(other)), beside=str(transformer))
+    assert found.twin is None and len(found.models) == 2
+    with pytest.raises(StudyError, match="leave out MODEL= and beside="):
+        recurrent.without_dropout(found, str(tmp_path / "pair"), 20, 0)

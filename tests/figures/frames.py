@@ -282,10 +282,10 @@ def prefill_frame() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "prompt_tokens", "side", "tokens_per_second", "low", "high"])
 
 
-def beside_frame(n: int) -> pd.DataFrame:
-    """Two models, one of them twice as deep."""
+def beside_frame(n: int, twin: bool = True) -> pd.DataFrame:
+    """Two models, one of them twice as deep, and a twin of the other."""
     parts = []
-    for model, blocks in (("recurrent", n), ("transformer", 2 * n)):
+    for model, blocks in (("recurrent", n), ("transformer", 2 * n), *([("twin", n)] if twin else [])):
         place = 100 * np.arange(blocks) / blocks
         parts.append(pd.DataFrame({"model": model, "place": place, "rise": place, "low": place - 1, "high": place + 9}))
     return pd.concat(parts, ignore_index=True)

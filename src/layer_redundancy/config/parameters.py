@@ -17,7 +17,7 @@ from layer_redundancy.core.errors import StudyError
 # Parameters that every notebook has, and that are given by settings of their own.
 VARIABLES = ("profile", "model", "models", "revision", "trust_remote_code")
 # Parameters that may name a folder or file: what is read, and what is written.
-READ, WRITTEN = ("beside", "ready"), ("export_to",)
+READ, WRITTEN = ("beside", "ready", "pair"), ("export_to",)
 
 
 def known(notebook: Path) -> dict[str, str]:

@@ -3,18 +3,22 @@
 Perplexity a token cannot be compared between models that cut text into other tokens, and the loss of one block cannot
 between models of other depths; bits a byte of the same text, at a share of the blocks, can. Both models read the same
 passages, each in its own tokens, so that the two are paired passage by passage.
+
+Two such models differ in more than attention. Where the profile has a twin of its recurrent model, a transformer of the
+same size, tokens, texts and training, it is measured on the same passages too, and set against the recurrent model.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from layer_redundancy.config.checks import Model
+from layer_redundancy.config.checks import Model, ModelOrNone
 from layer_redundancy.core import stats, variants
 from layer_redundancy.core.errors import StudyError
 from layer_redundancy.core.store import Result
@@ -36,6 +40,12 @@ NOTEBOOK = "06_rwkv_redundancy"
 PRIMARY = "a quarter of the blocks costs the transformer a greater share of its bits per byte than the other model"
 CHEAP, USEFUL = 5, 25  # percent of the dense model's bits per byte: "hardly costs anything" and "is of use"
 A_BLOCK, A_QUARTER, HALF = 2, 10, 20  # percent of them that matter when so much is removed
+WITHOUT_DROPOUT = "-dropout-0"  # behind the names of the models of `make twin-train DROPOUT=0`
+PRIMARY_DROPOUT = "trained without dropout, a quarter of the blocks costs the model without attention a greater share"
+UNDECIDED_DROPOUT = (
+    "What dropout does to depth redundancy is left undecided: it takes both small models trained without it "
+    '(make twin-train DROPOUT=0), and their folder as PARAMS="pair=data/cache/small-models"'
+)
 
 
 @dataclass(frozen=True)
@@ -45,14 +55,16 @@ class Budget:
     Attributes:
         recurrent_model: the model without attention that is set beside the profile's own: the embedded name, a hub id,
             or a local folder.
+        twin: a transformer that differs from it in nothing but attention; "" where there is none.
     """
 
     recurrent_model: Model
+    twin: ModelOrNone = ""
 
 
 @dataclass(frozen=True, eq=False)
 class OneModel:
-    """What is measured of one of the two models.
+    """What is measured of one of the models.
 
     Attributes:
         study: the study of the model.
@@ -93,11 +105,12 @@ class OneModel:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The two models that are compared.
+    """The models that are compared.
 
     Attributes:
         recurrent: the model without attention.
         transformer: the transformer.
+        twin: the recurrent model's twin; None where the profile has none, or the model is another than the profile's.
         checked: the recurrent model's variants that were also run by plain forwards.
         deviation: largest difference between these plain forwards and the sweep, nats a token.
     """
@@ -106,10 +119,21 @@ class Measured:
     transformer: OneModel
     checked: list[Variant]
     deviation: float
+    twin: OneModel | None = None
+
+    @property
+    def models(self) -> list[OneModel]:
+        """All that was measured: the model without attention, the transformer, and the twin if there is one."""
+        return [self.recurrent, self.transformer, *([self.twin] if self.twin else [])]
+
+    @property
+    def summaries(self) -> dict[str, np.ndarray]:
+        """Each model's `summary`, by its name."""
+        return {one.name: one.summary for one in self.models}
 
 
 def measure(study: Study, beside: str = "") -> Measured:
-    """Measures a model without attention and a transformer alike, on the transformer's evaluation text.
+    """Measures a model without attention, a transformer, and a twin alike, on the transformer's evaluation text.
 
     Args:
         study: the study of a model of either kind.
@@ -128,7 +152,17 @@ def measure(study: Study, beside: str = "") -> Measured:
     mine = _one_model(recurrent, recurrent.inputs.same_text(transformer.inputs))
     other = _one_model(transformer, transformer.perplexity)
     checked = _at_ratios(mine.study, mine.along)
-    return Measured(mine, other, checked, recurrent.deviation(checked))
+    budget = study.profile.budget(Budget)
+    twin = None
+    if budget.twin and recurrent.identity.name == budget.recurrent_model:
+        twin = beside_them(transformer, budget.twin)
+    return Measured(mine, other, checked, recurrent.deviation(checked), twin)
+
+
+def beside_them(transformer: Study, model: str) -> OneModel:
+    """A further model, measured as the other two are, on the passages of the transformer."""
+    study = transformer.of_model(model)
+    return _one_model(study, study.inputs.same_text(transformer.inputs))
 
 
 def pair(study: Study, beside: str = "") -> tuple[Study, Study]:
@@ -166,7 +200,7 @@ def _at_ratios(study: Study, along: Mapping[int, Variant]) -> list[Variant]:
 
 
 def removals(found: Measured) -> pd.DataFrame:
-    """What removals cost either model, in percent of the dense model's bits per byte.
+    """What removals cost each model, in percent of the dense model's bits per byte.
 
     Returns:
         model, removed ("one block" or "by Block Influence"), block (of single ones; else NaN), count, place (percent
@@ -174,7 +208,7 @@ def removals(found: Measured) -> pd.DataFrame:
         high (percent; 95 % t interval over passages, paired with the dense model).
     """
     rows = []
-    for one in (found.recurrent, found.transformer):
+    for one in found.models:
         num, dense = one.study.num_blocks, one.costs["dense"]
         singles = [(("one block", i, 1, 100 * (i + 0.5) / num), cost) for i, cost in enumerate(one.costs["single"])]
         orders = [
@@ -241,20 +275,94 @@ def redundancy(values: Mapping[str, np.ndarray], resamples: int, seed: int) -> p
     return pd.concat(parts, axis=1).rename_axis("quantity").reset_index()
 
 
-def claim(recurrent: np.ndarray, transformer: np.ndarray, resamples: int, seed: int) -> pd.DataFrame:
+def claim(
+    recurrent: np.ndarray, transformer: np.ndarray, resamples: int, seed: int, twin: np.ndarray | None = None
+) -> pd.DataFrame:
     """ShortGPT 4.3 on RWKV: "also exhibits a high level of redundancy", so redundancy "is universal"; as `verdicts`.
 
     Args:
-        recurrent, transformer: each model's `summary` on the same passages, which are resampled for both at once.
+        recurrent, transformer: each model's `summary` on the same passages, which are resampled for all at once.
         resamples: bootstrap resamples of the passages.
         seed: seed of the resampling.
+        twin: the `summary` of the recurrent model's twin, for further statements; None where there is none.
     """
-    width = recurrent.shape[1]
+    units = [recurrent, transformer, *([] if twin is None else [twin])]
+    ends = np.cumsum([one.shape[1] for one in units])[:-1]
 
     def statements(means: np.ndarray) -> list[Statement]:
-        return _statements(_figures(means[:width]), _figures(means[width:]))
+        mine, other, *twins = map(_figures, np.split(means, ends))
+        return [*_statements(mine, other), *(one for of in twins for one in _at_equal_everything(mine, of))]
 
-    return verdicts([judge(statements, np.hstack([recurrent, transformer]), resamples, seed, "bits per byte")], PRIMARY)
+    return verdicts([judge(statements, np.hstack(units), resamples, seed, "bits per byte")], PRIMARY)
+
+
+def _at_equal_everything(recurrent: Mapping[str, float], twin: Mapping[str, float]) -> list[Statement]:
+    """With attention against without, of two models that differ in nothing else; units as `_statements`."""
+    quarter, half = (f"{ratio:.0%} removed, %" for ratio in depth_curves.RATIOS[1:])
+    compared = (("the cheapest block", "cheapest block, %", A_BLOCK), ("a quarter of the blocks", quarter, A_QUARTER))
+    return [
+        Statement(
+            f"at equal everything, {what} costs the transformer twin a greater share than the model without attention",
+            twin[row],
+            recurrent[row],
+            "above",
+            matters,
+        )
+        for what, row, matters in (*compared, ("half of the blocks", half, HALF))
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class WithoutDropout:
+    """What dropout does to depth redundancy: the small models beside the same two trained without it.
+
+    Attributes:
+        summaries: model -> `summary`, with dropout and then without it.
+        claim: as `verdicts`.
+    """
+
+    summaries: Mapping[str, np.ndarray]
+    claim: pd.DataFrame
+
+
+def without_dropout(found: Measured, pair: str, resamples: int, seed: int) -> WithoutDropout:
+    """Measures the pair that was trained without dropout on the same passages.
+
+    Args:
+        found: what was measured, a twin with it.
+        pair: the folder in which the two are, under the names of the others with `WITHOUT_DROPOUT` behind.
+        resamples: bootstrap resamples of the passages.
+        seed: seed of the resampling.
+
+    Raises:
+        StudyError: one of the two is not there; or there is no twin, so that nothing can be said of the pair.
+    """
+    if found.twin is None:
+        raise StudyError("pair= is about the profile's small RWKV and its twin: leave out MODEL= and beside=")
+    names = [Path(one.name).name + WITHOUT_DROPOUT for one in (found.recurrent, found.twin)]
+    if missing := [name for name in names if not (Path(pair) / name).is_dir()]:
+        raise StudyError(f"{pair} has no {missing[0]}: make twin-train DROPOUT=0")
+    without = {name: beside_them(found.transformer.study, str(Path(pair) / name)).summary for name in names}
+    with_it = {one.name: one.summary for one in (found.recurrent, found.twin)}
+    units = [*with_it.values(), *without.values()]
+    ends = np.cumsum([one.shape[1] for one in units])[:-1]
+
+    def statements(means: np.ndarray) -> list[Statement]:
+        recurrent, twin, *bare = map(_figures, np.split(means, ends))
+        kinds = ("the model without attention", "the transformer twin")
+        quarter, half = (f"{ratio:.0%} removed, %" for ratio in depth_curves.RATIOS[1:])
+        return [
+            Statement(
+                f"trained without dropout, {what} costs {kind} a greater share", none[row], of[row], "above", size
+            )
+            for what, row, size in (("a quarter of the blocks", quarter, A_QUARTER), ("half of the blocks", half, HALF))
+            for kind, of, none in zip(kinds, (recurrent, twin), bare, strict=True)
+        ]
+
+    return WithoutDropout(
+        with_it | without,
+        verdicts([judge(statements, np.hstack(units), resamples, seed, "bits per byte")], PRIMARY_DROPOUT),
+    )
 
 
 def _statements(recurrent: Mapping[str, float], transformer: Mapping[str, float]) -> list[Statement]:
@@ -291,7 +399,7 @@ def kept(found: Measured, printed: pd.DataFrame) -> pd.DataFrame:
     for row in printed.itertuples():
         unknown = (np.nan, np.nan, row.average, np.nan, np.nan, np.nan)
         rows.append(("paper, later version", row.model, "average", row.ratio_percent, *unknown))
-    for one in (found.recurrent, found.transformer):
+    for one in found.models:
         num = one.study.num_blocks
         quarter = one.along[depth_curves.at_ratio(num, depth_curves.RATIOS[1])]
         for task, results in one.tasks.items():
@@ -345,13 +453,13 @@ def agreement(sums: ActivationSums, summary: np.ndarray, resamples: int, seed: i
 
 
 def agreement_table(found: Measured, resamples: int, seed: int) -> pd.DataFrame:
-    """`agreement` of both models side by side: measure, and tau, low, high of each that has enough blocks.
+    """`agreement` of the models side by side: measure, and tau, low, high of each that has enough blocks.
 
-    Measures are named in words; those that give the same order of both models stand together.
+    Measures are named in words; those that give the same order of every model stand together.
     """
     parts: list[pd.DataFrame] = []
     orders: dict[str, list[int]] = {name: [] for name in importance.MEASURES}
-    for one in (found.recurrent, found.transformer):
+    for one in found.models:
         table = agreement(one.sums, one.summary, resamples, seed).set_index("measure")
         if len(table):
             parts.append(table.add_prefix(f"{one.name} "))

@@ -1,4 +1,4 @@
-"""The figures of notebook 06: removals from two models, in percent of what each spends on a byte of text."""
+"""The figures of notebook 06: removals from two models or three, in percent of what each spends on a byte of text."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from layer_redundancy.figures.parts import interval, legend_above, share_axis
-from layer_redundancy.figures.style import BLUE, GREY, VERMILLION, WIDTH, styled
+from layer_redundancy.figures.style import BLUE, GREEN, GREY, VERMILLION, WIDTH, styled
 
-_KINDS = ((VERMILLION, "D", "without attention"), (BLUE, "o", "transformer"))
+_KINDS = ((VERMILLION, "D", "without attention"), (BLUE, "o", "transformer"), (GREEN, "^", "its transformer twin"))
 
 
 @styled
 def single_blocks(table: pd.DataFrame) -> Figure:
-    """What the removal of each single block costs two models (figure 7).
+    """What the removal of each single block costs two models or three (figure 7).
 
     Args:
-        table: one row a (model, block), the model without attention first: model, place (percent of the depth), rise,
-            low, high (percent of the dense model's bits per byte; 95 % interval).
+        table: one row a (model, block), the model without attention first, its twin last if there is one: model, place
+            (percent of the depth), rise, low, high (percent of the dense model's bits per byte; 95 % interval).
     """
     figure, axes = plt.subplots(figsize=(WIDTH, 4.0), layout="constrained")
     _draw(axes, table, line=False)
@@ -30,7 +30,7 @@ def single_blocks(table: pd.DataFrame) -> Figure:
 
 @styled
 def removal_beside(table: pd.DataFrame) -> Figure:
-    """What removal by Block Influence costs two models at equal shares of their blocks.
+    """What removal by Block Influence costs two models or three at equal shares of their blocks.
 
     Args:
         table: one row a (model, depth), as in `single_blocks`; place is the share of the blocks removed, percent.
@@ -44,7 +44,7 @@ def removal_beside(table: pd.DataFrame) -> Figure:
 def _draw(axes: Axes, table: pd.DataFrame, line: bool) -> None:
     handles: list[Any] = []
     labels = []
-    for (model, rows), (colour, marker, kind) in zip(table.groupby("model", sort=False), _KINDS, strict=True):
+    for (model, rows), (colour, marker, kind) in zip(table.groupby("model", sort=False), _KINDS, strict=False):
         rows = rows.sort_values("place")
         style: dict[str, Any] = {"color": colour, "marker": marker, "ls": "-" if line else ""}
         handles.append(axes.errorbar(rows["place"], rows["rise"], interval(rows, "rise"), elinewidth=0.9, **style))

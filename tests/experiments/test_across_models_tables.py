@@ -10,7 +10,7 @@ from layer_redundancy.core import variants
 from layer_redundancy.core.errors import NotApplicable
 from layer_redundancy.core.store import Result
 from layer_redundancy.core.verdicts import REFUTED, SUPPORTED
-from layer_redundancy.experiments import across_models, depth_curves, prune_ratio
+from layer_redundancy.experiments import across_models, depth_curves, prune_ratio, published
 from layer_redundancy.experiments.across_models import PRIMARY, Measured, OneModel
 from layer_redundancy.experiments.depth_ranks import CHEAPER, FIRST, LAST
 from layer_redundancy.measures import activations
@@ -52,7 +52,7 @@ def a_model(name="one", factor=1.0, rest=0, num=NUM, agrees=True):
     chosen = [study.dense, *variants.single_removal(num), *removals.values(), *by_measure.values()]
     on_text = {v: Result({}, {"nll": bits(v) * SIZES * math.log(2), "tokens": np.ones(PASSAGES)}) for v in chosen}
     along = prune_ratio.Measured(order, removals, [], {})
-    found = OneModel(study, None, sums, by_measure, removals, on_text, {}, along)
+    found = OneModel(study, None, sums, by_measure, removals, on_text, {}, along, 3 + costs)
     vars(found)["_sizes"] = SIZES
     return found
 
@@ -130,11 +130,21 @@ def test_removals_that_may_cost_nothing_have_verdicts_too():
         v: Result({}, {"nll": r.arrays["nll"] * np.linspace(0.99, 1.01, PASSAGES) ** len(v)})
         for v, r in free.on_text.items()
     }
-    vague = OneModel(free.study, None, free.sums, free.by_measure, free.ratios, nll, {}, free.along)
+    vague = OneModel(free.study, None, free.sums, free.by_measure, free.ratios, nll, {}, free.along, free.nats)
     vars(vague)["_sizes"] = SIZES
     claim = across_models.claim(measured(vague, a_model()), 200, 0)
     assert claim["on"].value_counts()["free"] == claim["on"].value_counts()["one"] == 6
     assert np.isfinite(claim["measured"]).all()
+
+
+def test_models_stand_beside_those_that_others_measured():
+    others = across_models.beside_published(measured(a_model(), a_model("two", factor=2.0, num=4)))
+    removed = published.removals(others)
+    mine = removed[removed["ours"]].set_index("model")["cost"]
+    assert removed["model"].nunique() == 11 + 2 and len(mine["one"]) == NUM and len(mine["two"]) == 4
+    np.testing.assert_allclose(mine["one"], np.linspace(0.01, 0.12, NUM) - 0.065)
+    influence = published.influence(others)
+    np.testing.assert_allclose(influence[influence["model"] == "two"]["relative"], np.array([1, 2, 3, 4]) / 2.5)
 
 
 def test_one_model_alone_is_not_compared(monkeypatch):

@@ -13,14 +13,13 @@ from layer_redundancy.experiments.depth_ranks import CHEAPER, LAST
 from layer_redundancy.experiments.published import OURS, PLACE, PRIMARY, Measured
 from layer_redundancy.measures import importance
 
-
-def a_study(num_blocks=30, name="a model"):
-    profile = SimpleNamespace(bootstrap_resamples=200, seed=0)
-    return SimpleNamespace(profile=profile, num_blocks=num_blocks, identity=SimpleNamespace(name=name))
+A_STUDY = SimpleNamespace(profile=SimpleNamespace(bootstrap_resamples=200, seed=0))
 
 
-def measured(nats):
-    return Measured(None, None if nats is None else np.asarray(nats, float))
+def measured(nats=None, **further):
+    """What is measured of a model, nats a token without each block, and of further ones; of none, nothing."""
+    every = {"a model": nats, **further} if nats is not None else {}
+    return Measured({}, {name: np.asarray(one, float) for name, one in every.items()})
 
 
 def bowl(num=30):
@@ -35,7 +34,7 @@ def ours(table):
 
 
 def test_costs_are_above_the_median_inner_block_whatever_a_source_gives():
-    table = published.removals(a_study(), measured(bowl()))
+    table = published.removals(measured(bowl()))
     assert table.groupby("model", sort=False)["ours"].first().tolist() == [False] * 11 + [True]
     rows = reported.removals().set_index(["model", "block"])
     cost = table.set_index(["model", "block"])["cost"]
@@ -48,15 +47,17 @@ def test_costs_are_above_the_median_inner_block_whatever_a_source_gives():
     np.testing.assert_allclose(mine["cost"], bowl() - np.median(bowl()[1:-1]))
     assert mine["depth"].tolist() == pytest.approx([100 * (i + 0.5) / 30 for i in range(30)])
     assert (mine["source"] == OURS).all() and table["cost"].notna().all()
+    two = ours(published.removals(measured(bowl(), another=1 + bowl(12))))
+    assert two["model"].value_counts().to_dict() == {"a model": 30, "another": 12}
+    np.testing.assert_allclose(two["cost"][30:], bowl(12) - np.median(bowl(12)[1:-1]))
 
 
 @pytest.mark.parametrize("num", [1, 2, 3])
 def test_small_models_stand_beside_the_others(num):
     found = measured(None if num == 1 else bowl(num))
-    study = a_study(num)
-    table = published.removals(study, found)
+    table = published.removals(found)
     assert len(ours(table)) == (0 if num == 1 else num)
-    claim = published.claim(study, table, published.windows())
+    claim = published.claim(A_STUDY, table, published.windows())
     assert "a model" not in set(claim["on"]) and claim["statement"][0] == PRIMARY
     ends = published.ends(table)
     assert len(published.ends_shown(ends, claim)) == len(ends) == (11 if num == 1 else 12)
@@ -64,17 +65,20 @@ def test_small_models_stand_beside_the_others(num):
 
 def test_scores_are_over_their_own_median(monkeypatch):
     scores = np.linspace(0.5, 0.1, 31)
-    monkeypatch.setattr(importance, "scores", lambda sums, measure: scores)
-    table = published.influence(a_study(31), measured(None))
-    np.testing.assert_allclose(ours(table)["relative"], scores / np.median(scores))
-    assert table.groupby(["model", "source"])["relative"].median().tolist() == pytest.approx([1.0] * 8)
+    monkeypatch.setattr(importance, "scores", lambda sums, measure: scores[sums:])
+    table = published.influence(Measured({"a model": 0, "a shorter one": 20}, {}))
+    assert ours(table)["model"].tolist() == ["a model"] * 31 + ["a shorter one"] * 11
+    both = [scores / np.median(scores), scores[20:] / np.median(scores[20:])]
+    np.testing.assert_allclose(ours(table)["relative"], np.concatenate(both))
+    assert ours(table)["depth"].max() == pytest.approx(100 * 30.5 / 31)
+    assert table.groupby(["model", "source"])["relative"].median().tolist() == pytest.approx([1.0] * 9)
     sums = table[table["source"] == "sramshetty/ShortGPT"]["relative"].to_numpy()
     means = table[(table["source"] == "Wolfskonigs/CAP6614_ShortGPT") & (table["model"] == "Llama-2-7B")]["relative"]
     np.testing.assert_allclose(sums[:-1], means.to_numpy()[:-1], rtol=0.25)  # one model, whatever the source sums
 
 
 def test_first_and_last_have_places_and_no_verdict():
-    ends = published.ends(published.removals(a_study(), measured(bowl()))).set_index("model")
+    ends = published.ends(published.removals(measured(bowl()))).set_index("model")
     assert (ends["first_place"] == 1).all() and ends["last_place"].max() == 4
     assert ends.loc["Llama-2-7B", "first_chance"] == 1 / 32 and ends.loc["Llama-2-7B", "last_chance"] == 3 / 32
     assert ends.loc["a model", "cheaper"] == 1 and ends.loc["a model", "p"] < 1e-6
@@ -137,8 +141,8 @@ def test_sources_say_what_sets_values_apart_and_where_there_is_none():
 
 
 def claim_of(nats=None, mmlu=None):
-    table = published.removals(a_study(), measured(bowl() if nats is None else nats))
-    return published.claim(a_study(), table, published.windows() if mmlu is None else mmlu)
+    table = published.removals(measured(bowl() if nats is None else nats))
+    return published.claim(A_STUDY, table, published.windows() if mmlu is None else mmlu)
 
 
 def test_statements_of_what_is_reported():

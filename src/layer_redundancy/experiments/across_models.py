@@ -20,7 +20,7 @@ from layer_redundancy.core.variants import Variant
 from layer_redundancy.core.verdicts import Statement
 from layer_redundancy.data.corpora import TokenBlocks
 from layer_redundancy.evaluate.scoring import Passages, Perplexity
-from layer_redundancy.experiments import capabilities, depth_curves, few_blocks, prune_ratio
+from layer_redundancy.experiments import capabilities, depth_curves, few_blocks, prune_ratio, published
 from layer_redundancy.experiments.bits_per_byte import bits_per_byte, text_bytes
 from layer_redundancy.experiments.capabilities import ACCURACY, AGREEMENT, COPYING, NATS, TEXT
 from layer_redundancy.experiments.depth_ranks import CHEAPER, FIRST, LAST, OFTEN, dearer, wins
@@ -53,6 +53,7 @@ class OneModel:
         on_text: variant -> result on the passages: the whole model, single removals, and the two above.
         singles: measurement -> variant -> result of the profile's tasks, without each block.
         along: notebook 03's removals by Block Influence, with tasks.
+        nats: (L,) loss of its own evaluation text without each block, nats a token.
     """
 
     study: Study
@@ -63,6 +64,7 @@ class OneModel:
     on_text: Mapping[Variant, Result]
     singles: Mapping[str, Mapping[Variant, Result]]
     along: prune_ratio.Measured
+    nats: np.ndarray
 
     @property
     def name(self) -> str:
@@ -181,7 +183,7 @@ def _one_model(study: Study, text: Perplexity | Passages) -> OneModel:
     chosen = [study.dense, *singles, *ratios.values(), *by_measure.values()]
     on_text = study.sweep(chosen, [text])[text.name]
     tasks = study.sweep([study.dense, *singles], study.tasks) if study.tasks else {}
-    return OneModel(study, text, sums, by_measure, ratios, on_text, tasks, along)
+    return OneModel(study, text, sums, by_measure, ratios, on_text, tasks, along, published.losses(study))
 
 
 def _of_weights(study: Study, along: prune_ratio.Measured) -> dict[float, int]:
@@ -219,6 +221,12 @@ def described(found: Measured) -> list[str]:
 def named(study: Study, found: Measured) -> Study:
     """The study with captions that name all models."""
     return replace(study, beside=tuple(one.study.identity for one in found.models))
+
+
+def beside_published(found: Measured) -> published.Measured:
+    """The models as notebook 15 sets them beside those that others measured."""
+    models = found.models
+    return published.Measured({one.name: one.sums for one in models}, {one.name: one.nats for one in models})
 
 
 def damage(found: Measured) -> pd.DataFrame:

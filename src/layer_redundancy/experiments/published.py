@@ -35,26 +35,29 @@ OURS = "measured here"
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What this model adds.
+    """What models that were measured here add.
 
     Attributes:
-        sums: activations, from which Block Influence follows.
-        nats: (L,) loss without each block, nats a token; None for a single block, which cannot be removed.
+        sums: model -> activations, from which Block Influence follows.
+        nats: model -> (L,) loss without each block, nats a token; none of a single block, which cannot be removed.
     """
 
-    sums: ActivationSums
-    nats: np.ndarray | None
+    sums: Mapping[str, ActivationSums]
+    nats: Mapping[str, np.ndarray]
 
 
 def measure(study: Study) -> Measured:
     """Asks for what notebooks 01 and 02 measure too: activations, and text without each block."""
     few_blocks.say_if_single(study)
-    sums = study.activation_sums()
-    if study.num_blocks < 2:
-        return Measured(sums, None)
+    sums = {study.identity.name: study.activation_sums()}
+    return Measured(sums, {study.identity.name: losses(study)} if study.num_blocks > 1 else {})
+
+
+def losses(study: Study) -> np.ndarray:
+    """(L,) loss of the evaluation text without each block, nats a token."""
     single = variants.single_removal(study.num_blocks)
     results = study.sweep([study.dense, *single], [study.perplexity])[study.perplexity.name]
-    return Measured(sums, np.array([result_tables.cost(results[one]).mean() for one in single]))
+    return np.array([result_tables.cost(results[one]).mean() for one in single])
 
 
 def depth(block: int | np.ndarray, num_layers: int) -> np.ndarray:
@@ -65,7 +68,7 @@ def depth(block: int | np.ndarray, num_layers: int) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------- tables
 
 
-def removals(study: Study, found: Measured) -> pd.DataFrame:
+def removals(found: Measured) -> pd.DataFrame:
     """What the removal of each block costs, others' models first.
 
     Sources give perplexities without a dense value, increases of perplexity, or increases of loss. What follows from
@@ -77,10 +80,9 @@ def removals(study: Study, found: Measured) -> pd.DataFrame:
     """
     columns = ["model", "family", "source", "num_layers", "block", "nats"]
     parts = [published.removals()[columns].assign(ours=False)]
-    if found.nats is not None:
-        name, num = study.identity.name, study.num_blocks
-        mine = {"model": name, "family": name, "source": OURS, "num_layers": num, "block": np.arange(num)}
-        parts.append(pd.DataFrame({**mine, "nats": found.nats, "ours": True}))
+    for name, nats in found.nats.items():
+        mine = {"model": name, "family": name, "source": OURS, "num_layers": len(nats), "block": np.arange(len(nats))}
+        parts.append(pd.DataFrame({**mine, "nats": nats, "ours": True}))
     rows = []
     for _, part in (pair for table in parts for pair in table.groupby("model", sort=False)):
         part = part.sort_values("block")
@@ -90,23 +92,21 @@ def removals(study: Study, found: Measured) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)[[*columns[:-1], "depth", "cost", "ours"]]
 
 
-def influence(study: Study, found: Measured) -> pd.DataFrame:
+def influence(found: Measured) -> pd.DataFrame:
     """Block Influence by block and source, over the median block's, since some sources give sums.
 
     Returns:
         A row a (model, source, block): model, source, num_layers, block, depth (percent), relative (times the median
         block's), states ("before the final norm" or "after the final norm"), measure, ours.
     """
+    parts = []
+    for name, sums in found.sums.items():
+        scores = importance.scores(sums, "block_influence")
+        common = {"model": name, "source": OURS, "num_layers": len(scores), "block": np.arange(len(scores))}
+        states = {"states": "before the final norm", "measure": "1 - cosine", "ours": True}
+        parts.append(pd.DataFrame({**common, "score": scores, **states}))
     theirs = published.influence().assign(ours=False)
-    num = study.num_blocks
-    mine = pd.DataFrame(
-        {
-            "model": study.identity.name, "source": OURS, "num_layers": num, "block": np.arange(num),
-            "score": importance.scores(found.sums, "block_influence"), "states": "before the final norm",
-            "measure": "1 - cosine", "ours": True,
-        }
-    )  # fmt: skip
-    rows = pd.concat([theirs[mine.columns], mine], ignore_index=True)
+    rows = pd.concat([theirs[parts[0].columns], *parts], ignore_index=True)
     rows["depth"] = depth(rows["block"].to_numpy(), rows["num_layers"].to_numpy())
     rows["relative"] = rows["score"] / rows.groupby(["model", "source"])["score"].transform("median")
     return rows[["model", "source", "num_layers", "block", "depth", "relative", "states", "measure", "ours"]]

@@ -229,6 +229,11 @@ def beside_published(found: Measured) -> published.Measured:
     return published.Measured({one.name: one.sums for one in models}, {one.name: one.nats for one in models})
 
 
+def each(found: Measured, note: Callable[[Study], str]) -> list[str]:
+    """What a note on its text, such as `Study.evaluation_note`, says of each model."""
+    return [f"{one.name}: {note(one.study)}" for one in found.models]
+
+
 def damage(found: Measured) -> pd.DataFrame:
     """What Block Influence's removals cost at a few shares of the blocks, and of the weights.
 

@@ -225,10 +225,10 @@ smoke: ## every notebook in small: does it run, and give what it gave?
 rwkv-train: $(READY) ## train the small RWKV anew (an hour on two cores; stopped, it goes on where it was)
 	@$(PY) -m tools.small_models.train rwkv
 
-twin-train: $(READY) ## train the RWKV's transformer twin anew (an hour on two cores; stopped, it goes on where it was); DROPOUT=0: both without dropout
+twin-train: $(READY) ## train the RWKV's transformer twin anew (40 minutes on two cores; stopped, it goes on where it was); DROPOUT=0: both without dropout
 	@$(PY) -m tools.small_models.train $(if $(DROPOUT),--dropout $(call quoted,$(DROPOUT)))
 
-twin-rates: $(READY) ## try learning rates for both small models and write data/rates/small_models.csv (an hour on two cores)
+twin-rates: $(READY) ## try learning rates for both small models and write data/rates/small_models.csv (half an hour on two cores)
 	@$(PY) -m tools.small_models.rates
 
 rates: $(READY) ## look for learning rates on held-out training text and write the table that profiles take them from (hours; minutes on a GPU)

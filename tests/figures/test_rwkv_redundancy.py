@@ -17,4 +17,4 @@ def test_each_model_has_its_points_and_the_dense_level(draw, twin):
     assert axes.get_yscale() == "symlog", "costs may be below 0"
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert sum("recurrent (without attention)" in label for label in labels) == 1
-    assert sum("twin (its transformer twin)" in label for label in labels) == twin
+    assert sum("twin (transformer twin of recurrent)" in label for label in labels) == twin

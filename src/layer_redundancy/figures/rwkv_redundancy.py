@@ -11,7 +11,7 @@ from matplotlib.ticker import NullLocator, StrMethodFormatter
 from layer_redundancy.figures.parts import interval, legend_above, share_axis
 from layer_redundancy.figures.style import BLUE, GREEN, GREY, VERMILLION, WIDTH, styled
 
-_KINDS = ((VERMILLION, "D", "without attention"), (BLUE, "o", "transformer"), (GREEN, "^", "its transformer twin"))
+_KINDS = ((VERMILLION, "D", "without attention"), (BLUE, "o", "transformer"), (GREEN, "^", "transformer twin of {}"))
 
 
 @styled
@@ -48,7 +48,7 @@ def _draw(axes: Axes, table: pd.DataFrame, line: bool) -> None:
         rows = rows.sort_values("place")
         style: dict[str, Any] = {"color": colour, "marker": marker, "ls": "-" if line else ""}
         handles.append(axes.errorbar(rows["place"], rows["rise"], interval(rows, "rise"), elinewidth=0.9, **style))
-        labels.append(f"{model} ({kind}), 95 % interval")
+        labels.append(f"{model} ({kind.format(table['model'].iloc[0])}), 95 % interval")
     handles.append(axes.axhline(0, color=GREY, lw=1.6, zorder=1, gid="dense"))
     axes.set_yscale("symlog", linthresh=1, linscale=0.5)
     axes.set_ylim(min(1.2 * table["low"].min(), -0.3), 1.6 * max(table["high"].max(), 1))

@@ -53,7 +53,6 @@ def execute(name: str, root: Path, model: Path) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     "name, kind",
     [
-        ("01_layer_importance", "mamba"),
         ("02_single_layer_removal", "gpt2"),
         ("04_metric_comparison", "gpt2"),
         ("06_rwkv_redundancy", "llama"),

@@ -96,7 +96,7 @@ def test_what_is_trained_on_and_classified_is_downloaded_too(record):
 
 @pytest.mark.slow
 def test_all_of_it_is_fetched_once(record, monkeypatch, tmp_path):
-    asked = []
+    asked, needed = [], downloads.needs(PAPER)
     corpora_of = {name: (lambda name=name: asked.append(name) or tmp_path, ("*.txt",)) for name in downloads.CORPORA}
     monkeypatch.setattr(downloads, "CORPORA", corpora_of)
     for function in ("fetch_model", "fetch_task", "fetch_texts"):
@@ -104,18 +104,16 @@ def test_all_of_it_is_fetched_once(record, monkeypatch, tmp_path):
     downloads.prefetch(profiles.get("paper"), lambda _: None)
     of_paper = {d.name for d in downloads.downloads(profiles.get("paper"))}
     assert len(asked) == len(set(asked)) and set(asked) == of_paper and {"c4", "alpaca", "trec"} < of_paper
-    assert set(counts.read_record()) == of_paper - set(downloads.needs(PAPER))
+    assert set(counts.read_record()) == of_paper - set(needed)
     asked.clear()
     downloads.prefetch(profiles.get("paper"), lambda _: None)
-    assert (
-        not set(downloads.datasets(downloads.needs(PAPER))) & set(asked) and "mmlu" not in asked
-    )  # it goes on where it was
+    assert not set(downloads.datasets(needed)) & set(asked) and "mmlu" not in asked  # it goes on where it was
     with pytest.raises(
         StudyError, match=r"^corpus 'pg19' has no \*.txt in the hub's cache: run `make prefetch` again$"
     ):
-        downloads.check_texts(downloads.texts(downloads.needs(PAPER)))
+        downloads.check_texts(downloads.texts(needed))
     (tmp_path / "a.txt").touch()
-    downloads.check_texts(downloads.texts(downloads.needs(PAPER)))
+    downloads.check_texts(downloads.texts(needed))
 
 
 def test_texts_to_classify_are_counted(record, tokenizer, monkeypatch):

@@ -120,7 +120,7 @@ def test_a_pruned_folder_is_what_it_says(run, model, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--heal", "partial"), ("--quantize", 8), ("--heal", "lora", "--quantize", 8)])
+@pytest.mark.parametrize("more", [(), ("--heal", "lora", "--quantize", 8)])
 def test_pruning_json_makes_the_same_again(run, model, tmp_path, more):
     """Trained and quantized too, with nothing left of the first time: compared tensor by tensor."""
     run("prune", model, "--ratio", 0.4, *more, "--out", tmp_path / "first")

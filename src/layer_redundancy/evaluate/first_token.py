@@ -145,16 +145,19 @@ def attention_to_first(stack: DecoderStack, input_ids: Tensor, removed: Sequence
     except StudyError:  # no attention
         return out
     own = model.config._attn_implementation
+    shares = []  # and nothing else of the texts: their logits together take gigabytes where the vocabulary is large
     with plain_forwards.applied(stack, kept) as whole:
         try:
             whole.set_attn_implementation("eager")  # the others do not tell their weights
-            texts = [whole(input_ids=row[None].to(stack.device), output_attentions=True, use_cache=False)
-                     for row in input_ids]  # fmt: skip
+            for row in input_ids:
+                said = whole(input_ids=row[None].to(stack.device), output_attentions=True, use_cache=False)
+                weights = getattr(said, "attentions", None) or ()
+                if len(weights) != len(kept) or any(one is None for one in weights):
+                    return out
+                shares.append([float(one[0, :, 1:, 0].float().mean()) for one in weights])
         finally:
             whole.set_attn_implementation(own)
-    weights = [getattr(text, "attentions", None) or () for text in texts]
-    if all(len(of) == len(kept) and all(one is not None for one in of) for of in weights):
-        out[list(kept)] = np.mean([[float(one[0, :, 1:, 0].float().mean()) for one in of] for of in weights], axis=0)
+    out[list(kept)] = np.mean(shares, axis=0)
     return out
 
 

@@ -278,10 +278,6 @@ def test_shipped_model_beats_xz_on_text_it_has_not_seen(shipped):
 
 def test_shipped_twin_is_as_good_as_the_rwkv_within_a_twentieth():
     folder = paths.MODELS / profiles.EMBEDDED_TWIN
-    if not folder.is_dir():
-        with pytest.raises(StudyError, match=r"llama-6\.6m is not there: make twin-train"):
-            checkpoints.identify(profiles.get("smoke", model=profiles.EMBEDDED_TWIN))
-        pytest.skip("the twin is not there")
     identity = checkpoints.identify(profiles.get("smoke", model=profiles.EMBEDDED_TWIN))
     assert (identity.num_hidden_layers, identity.num_attention_heads, identity.max_length) == (12, 6, 512)
     assert (folder / "model.safetensors").stat().st_size <= 16e6
@@ -296,8 +292,6 @@ def test_shipped_twin_is_as_good_as_the_rwkv_within_a_twentieth():
 
 @pytest.mark.parametrize("name", profiles.TRAINED_HERE)
 def test_shipped_log_is_of_a_whole_run(name):
-    if not (paths.MODELS / name).is_dir():
-        pytest.skip(f"{name} is not there")
     log = pd.read_csv(paths.MODELS / name / "training_log.csv")
     assert log.step.iloc[-1] == Settings().steps and log.loss.iloc[-1] < 0.7 * log.loss.iloc[0]
     judged = log.bits_per_byte.dropna()
